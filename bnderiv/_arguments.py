@@ -1,0 +1,176 @@
+"""Checks and normal forms of arguments, shared by every layer: what is wrong is said at trace time, by name."""
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Pair = tuple[int, int]
+Padding = tuple[Pair, Pair]
+
+
+def float_array(name: str, value: Any) -> jax.Array:
+    """`value` as a JAX array of floating dtype.
+
+    Raises:
+      TypeError: it is no array, or an integer, boolean or complex one.
+    """
+    if not hasattr(value, "dtype") and not isinstance(value, (float, int)):
+        raise TypeError(f"{name} must be an array of floating dtype, got {type(value).__name__}")
+    value = jnp.asarray(value)
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        raise TypeError(f"{name} must have a floating dtype (real, not integer), got {_describe(value)}")
+    return value
+
+
+def nonempty(name: str, x: jax.Array) -> None:
+    """Raises ValueError where `x` has no elements."""
+    if x.size == 0:
+        raise ValueError(f"{name} must not be empty, got {_describe(x)}")
+
+
+def shape_is(name: str, x: jax.Array, shape: tuple[int, ...], meaning: str) -> None:
+    """Raises ValueError unless `x.shape == shape`; `meaning` says where that shape comes from."""
+    if x.shape != shape:
+        raise ValueError(f"{name} must have shape {shape} ({meaning}), got {_describe(x)}")
+
+
+def rank_is(name: str, x: jax.Array, rank: int, meaning: str) -> None:
+    """Raises ValueError unless `x` has this rank."""
+    if x.ndim != rank:
+        raise ValueError(f"{name} must have rank {rank} ({meaning}), got {_describe(x)}")
+
+
+def rank_at_least(name: str, x: jax.Array, rank: int, meaning: str) -> None:
+    """Raises ValueError where `x` has a smaller rank."""
+    if x.ndim < rank:
+        raise ValueError(f"{name} must have rank {rank} or more ({meaning}), got {_describe(x)}")
+
+
+def integer(name: str, value: Any, *, at_least: int | None = None) -> int:
+    """`value` as an int.
+
+    Raises:
+      TypeError: not an integer (booleans and floats are not).
+      ValueError: smaller than `at_least`.
+    """
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {value!r}") from None
+    if at_least is not None and number < at_least:
+        raise ValueError(f"{name} must be at least {at_least}, got {number}")
+    return number
+
+
+def axis(name: str, value: Any, ndim: int) -> int:
+    """The axis `value` counted from the front.
+
+    Raises:
+      TypeError: not an integer.
+      ValueError: out of range.
+    """
+    number = integer(name, value)
+    if not -ndim <= number < ndim:
+        raise ValueError(f"{name} must lie in [{-ndim}, {ndim}) for an array of rank {ndim}, got {number}")
+    return number % ndim
+
+
+def image_axes(channel_axis: Any, batch_axis: Any) -> tuple[int, Pair, int]:
+    """The batch axis, the two spatial axes and the channel axis of a rank-4 array, counted from the front.
+
+    Raises:
+      ValueError: an axis out of range, or the two equal.
+    """
+    channel = axis("channel_axis", channel_axis, 4)
+    batch = axis("batch_axis", batch_axis, 4)
+    if channel == batch:
+        raise ValueError(f"channel_axis and batch_axis must differ, got {channel_axis} and {batch_axis}")
+    rows, columns = (a for a in range(4) if a not in (batch, channel))
+    return batch, (rows, columns), channel
+
+
+def pair(name: str, value: Any, *, at_least: int = 1) -> Pair:
+    """An int, or a pair of ints (vertical, horizontal), as a pair.
+
+    Raises:
+      TypeError: something else.
+      ValueError: an entry below `at_least`, or not two of them.
+    """
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        number = integer(name, value, at_least=at_least)
+        return number, number
+    if len(value) != 2:
+        raise ValueError(f"{name} must be an integer or a pair of integers, got {value!r}")
+    first, second = (integer(f"{name}[{i}]", v, at_least=at_least) for i, v in enumerate(value))
+    return first, second
+
+
+def padding_pairs(padding: Any, sizes: Pair, window: Pair, strides: Pair, dilation: Pair) -> Padding:
+    """`padding` as ((top, bottom), (left, right)).
+
+    "VALID" pads nothing; "SAME" pads so that ⌈size/stride⌉ outputs fit, the odd cell at the bottom and right; an int
+    pads all four sides.
+
+    Raises:
+      TypeError: none of those.
+      ValueError: another string, negative padding, or a dilated window larger than the padded input.
+    """
+    reach = tuple((w - 1) * d + 1 for w, d in zip(window, dilation, strict=True))
+    if isinstance(padding, str):
+        name = padding.upper()
+        if name not in ("SAME", "VALID"):
+            raise ValueError(f'padding must be "SAME", "VALID", an integer or two pairs, got {padding!r}')
+        totals = (
+            max((-(-size // stride) - 1) * stride + r - size, 0) if name == "SAME" else 0
+            for size, stride, r in zip(sizes, strides, reach, strict=True)
+        )
+        first, second = ((total // 2, total - total // 2) for total in totals)
+    elif isinstance(padding, Sequence):
+        if len(padding) != 2 or not all(isinstance(p, Sequence) and not isinstance(p, str) for p in padding):
+            raise ValueError(f"padding must be ((top, bottom), (left, right)), got {padding!r}")
+        first, second = (pair(f"padding[{i}]", p, at_least=0) for i, p in enumerate(padding))
+    else:
+        number = integer("padding", padding, at_least=0)
+        first = second = (number, number)
+    for size, (before, after), r, side in zip(sizes, (first, second), reach, ("rows", "columns"), strict=True):
+        if r > size + before + after:
+            raise ValueError(
+                f"the window must fit into the padded input: it spans {r} {side}, "
+                f"the input has {size} with padding ({before}, {after})"
+            )
+    return first, second
+
+
+def along(vector: jax.Array, axis: int, ndim: int) -> jax.Array:
+    """A vector laid along `axis` of an array of rank `ndim`, to broadcast against it explicitly."""
+    return lax.expand_dims(vector, tuple(a for a in range(ndim) if a != axis))
+
+
+def same_varying(*arrays: Any) -> tuple[Any, ...]:
+    """The arrays, made to vary over the union of their manual mesh axes (None passes through).
+
+    Under `shard_map(check_vma=True)` a rule must return each cotangent with its primal's varying axes. Joined before
+    the rule, they are all alike; the transpose of the cast is the sum over devices that a shared argument needs.
+    """
+    present = [a for a in arrays if a is not None]
+    joined = frozenset().union(*(_varying_axes(a) for a in present)) if present else frozenset()
+
+    def cast(a: Any) -> Any:
+        missing = tuple(sorted(joined - _varying_axes(a))) if a is not None else ()
+        return lax.pcast(a, missing, to="varying") if missing else a
+
+    return tuple(cast(a) for a in arrays)
+
+
+def _varying_axes(a: Any) -> frozenset[str]:
+    return frozenset(jax.typeof(a).manual_axis_type.varying)
+
+
+def _describe(x: jax.Array) -> str:
+    return f"{x.dtype.name}{list(x.shape)}"

@@ -1,0 +1,75 @@
+"""The one attachment of a hand-derived rule: `jax.custom_vjp`, or both modes on request.
+
+A layer file writes plain `jax.custom_vjp` idiom — core, `_fwd`, `_bwd`, `defvjp` — with `closed_form` as the decorator.
+By itself a `closed_form` *is* the `jax.custom_vjp` it inherits from. Inside `both_modes()` (which `bnderiv.forward_mode`
+enters around each call) the same `_fwd` and `_bwd` are attached as a `jax.custom_jvp` instead.
+
+Why this works. `_bwd(residuals, ·)` is the linear map Jᵀ; its transpose is J, which is all that forward mode needs:
+
+    ẏ = J ẋ = (Jᵀ)ᵀ ẋ = linear_transpose(ct ↦ _bwd(residuals, ct))(ẋ)
+
+Reverse mode over that transposes once more and runs `_bwd` itself. So a rule must be *linear in the cotangent in the
+eyes of JAX*: it may multiply, add, select by residuals and sum, never compare a cotangent with anything.
+"""
+
+import contextlib
+import contextvars
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+_both_modes: contextvars.ContextVar[bool] = contextvars.ContextVar("bnderiv_both_modes", default=False)
+
+
+@contextlib.contextmanager
+def both_modes() -> Iterator[None]:
+    """Within it, every closed form attaches itself for forward and reverse mode alike."""
+    token = _both_modes.set(True)
+    try:
+        yield
+    finally:
+        _both_modes.reset(token)
+
+
+class closed_form(jax.custom_vjp):
+    """`jax.custom_vjp` whose `(fwd, bwd)` pair `both_modes` can attach as a `jax.custom_jvp` as well.
+
+    The non-differentiable arguments, where there are any, come first (as `nondiff_argnums=(0, 1, ...)`).
+    """
+
+    def __call__(self, *args: Any) -> Any:
+        if not _both_modes.get():
+            return super().__call__(*args)
+        static = args[: len(self.nondiff_argnums)]
+        return _attach_both_modes(self.fwd, self.bwd, static)(*args[len(static) :])
+
+
+def _attach_both_modes(fwd: Any, bwd: Any, static: tuple[Any, ...]) -> Any:
+    def pull_back(residuals: Any, cotangents: Any, like: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Jᵀ; the cotangent of an argument without a derivative (integers, booleans, None) is left out."""
+        grads = bwd(*static, residuals, cotangents)
+        return tuple(g for g, a in zip(grads, like, strict=True) if _is_float(a))
+
+    def push_forward(args: tuple[Any, ...], tangents: tuple[Any, ...]) -> Any:
+        out, residuals = fwd(*static, *args)
+        transpose = jax.linear_transpose(lambda ct: pull_back(residuals, ct, args), out)
+        return transpose(tangents)[0]
+
+    @jax.custom_jvp
+    def core(*args: Any) -> Any:
+        return fwd(*static, *args)[0]
+
+    @core.defjvp
+    def _(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
+        floats = tuple(t for a, t in zip(primals, tangents, strict=True) if _is_float(a))
+        # The checkpoint keeps the residual at the arguments: without it, reverse mode would save the intermediates
+        # of the transposed map.
+        return core(*primals), jax.checkpoint(push_forward)(primals, floats)
+
+    return core
+
+
+def _is_float(a: Any) -> bool:
+    return a is not None and jnp.issubdtype(jnp.result_type(a), jnp.floating)

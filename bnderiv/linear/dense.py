@@ -1,0 +1,71 @@
+"""Fully connected layer, z = a W + b, with its gradient in closed form (derivation.md, L1–L4)."""
+
+import jax
+import jax.numpy as jnp
+
+from bnderiv import _arguments
+from bnderiv._closed_form import closed_form
+from bnderiv._precision import accumulator
+
+
+def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+    """Affine map of the last axis: `x @ kernel + bias`.
+
+    The gradient is δW = aᵀδ, δa = δWᵀ, δb = Σδ (derivation.md, L2–L4). Half precision is accumulated in float32.
+
+    Args:
+      x: input, shape (..., D), floating dtype.
+      kernel: weights, shape (D, H).
+      bias: optional, shape (H,). Leave it out before batch norm, which cancels it.
+
+    Returns:
+      Array of shape (..., H) and dtype `jnp.result_type(x, kernel, bias)`.
+
+    Raises:
+      TypeError: an argument has no floating dtype.
+      ValueError: an empty array, or shapes that do not fit.
+    """
+    x = _arguments.float_array("x", x)
+    kernel = _arguments.float_array("kernel", kernel)
+    _arguments.rank_at_least("x", x, 1, "(..., D)")
+    _arguments.rank_is("kernel", kernel, 2, "(D, H)")
+    _arguments.nonempty("x", x)
+    _arguments.nonempty("kernel", kernel)
+    _arguments.shape_is("kernel", kernel, (x.shape[-1], kernel.shape[1]), "(D, H), D the last axis of x")
+    if bias is not None:
+        bias = _arguments.float_array("bias", bias)
+        _arguments.shape_is("bias", bias, (kernel.shape[1],), "(H,), H the columns of kernel")
+    return _dense(*_arguments.same_varying(x, kernel, bias))
+
+
+@closed_form
+def _dense(x, kernel, bias):
+    return _affine(x, kernel, bias)
+
+
+def _affine(x, kernel, bias):
+    dtype = jnp.result_type(*(a for a in (x, kernel, bias) if a is not None))
+    z = _matmul(x.astype(dtype), kernel.astype(dtype))  # (L1)
+    if bias is not None:
+        z = z + _arguments.along(bias, z.ndim - 1, z.ndim).astype(z.dtype)
+    return z.astype(dtype)
+
+
+def _dense_fwd(x, kernel, bias):
+    return _affine(x, kernel, bias), (x, kernel, bias)
+
+
+def _dense_bwd(residuals, delta):
+    x, kernel, bias = residuals
+    dx = _matmul(delta, kernel.astype(delta.dtype).T)  # (L3)
+    rows = delta.reshape(-1, delta.shape[-1])
+    dkernel = _matmul(x.astype(delta.dtype).reshape(-1, x.shape[-1]).T, rows)  # (L2)
+    dbias = None if bias is None else rows.sum(0, dtype=accumulator(delta.dtype)).astype(bias.dtype)  # (L4)
+    return dx.astype(x.dtype), dkernel.astype(kernel.dtype), dbias
+
+
+_dense.defvjp(_dense_fwd, _dense_bwd)
+
+
+def _matmul(a, b):
+    return jnp.matmul(a, b, preferred_element_type=accumulator(a.dtype))

@@ -1,0 +1,8 @@
+"""The plain forward of every layer, differentiated by JAX: what the closed forms must equal."""
+
+from bnderiv.linear.reference import dense, flatten
+
+__all__ = [
+    "dense",
+    "flatten",
+]

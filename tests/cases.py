@@ -1,0 +1,8 @@
+"""The table of cases: every room's rows, and every room's slips, under one name."""
+
+from tests.linear import cases as linear
+
+ROOMS = (linear,)
+
+CASES = tuple(case for room in ROOMS for case in room.CASES)
+SLIPS = tuple(slip for room in ROOMS for slip in room.SLIPS)
