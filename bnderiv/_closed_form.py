@@ -1,8 +1,8 @@
 """The one attachment of a hand-derived rule: `jax.custom_vjp`, or both modes on request.
 
 A layer file writes plain `jax.custom_vjp` idiom — core, `_fwd`, `_bwd`, `defvjp` — with `closed_form` as the decorator.
-By itself a `closed_form` *is* the `jax.custom_vjp` it inherits from. Inside `both_modes()` (which `bnderiv.forward_mode`
-enters around each call) the same `_fwd` and `_bwd` are attached as a `jax.custom_jvp` instead.
+By itself a `closed_form` *is* the `jax.custom_vjp` it inherits from. Inside `both_modes()`, which
+`bnderiv.forward_mode` enters around each call, the same `_fwd` and `_bwd` are attached as a `jax.custom_jvp` instead.
 
 Why this works. `_bwd(residuals, ·)` is the linear map Jᵀ; its transpose is J, which is all that forward mode needs:
 

@@ -44,7 +44,7 @@ class Case:
 def random_like(tree: Any, seed: int) -> Any:
     """Standard normal numbers in the shapes and dtypes of `tree`: cotangents, tangents and directions.
 
-    Random, never ones: the gradient of a plain sum through batch norm is zero, and a rule that returns zeros would pass.
+    Random, never ones: the gradient of a plain sum through batch norm is zero, and a rule that returns zeros passes.
     """
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda a: jnp.asarray(rng.standard_normal(a.shape), a.dtype), tree)
