@@ -1,0 +1,1 @@
+"""Two-dimensional convolution: its closed form, its reference, its derivation."""

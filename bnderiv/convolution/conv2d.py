@@ -1,0 +1,198 @@
+"""Two-dimensional convolution with its gradient in closed form: three correlations (derivation.md, C1–C13)."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from bnderiv import _arguments
+from bnderiv._arguments import Padding, Pair
+from bnderiv._closed_form import closed_form
+from bnderiv._precision import accumulator
+
+_HWIO = (3, 2, 0, 1)  # where a kernel (kh, kw, C_in/groups, C_out) keeps (out, in, rows, columns), as lax asks for it
+
+
+def conv2d(
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None = None,
+    *,
+    strides: int | Sequence[int] = 1,
+    padding: str | int | Sequence[Sequence[int]] = "VALID",
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    channel_axis: int = -1,
+    batch_axis: int = 0,
+) -> jax.Array:
+    """What networks call convolution: z_ij = Σ_xy w_xy a_{si+dx−p, sj+dy−p} + b, summed over the input channels.
+
+    It is the cross-correlation: the kernel is not turned. The gradient (derivation.md): ∂J/∂w correlates the input
+    with δ (C7), ∂J/∂b sums δ (C8), and δ goes back through a full correlation with the turned kernel (C11). Half
+    precision is accumulated in float32.
+
+    Args:
+      x: input of rank 4 and floating dtype, channels last (N, H, W, C_in) unless the axes say otherwise.
+      kernel: weights, shape (kh, kw, C_in / groups, C_out) whatever the layout of x.
+      bias: optional, shape (C_out,). Leave it out before batch norm, which cancels it.
+      strides: steps of the window, an int or (vertical, horizontal).
+      padding: zeros around the input: "VALID" (none), "SAME" (⌈size / stride⌉ outputs, the odd zero at the bottom and
+        right), an int, or ((top, bottom), (left, right)), of any non-negative size.
+      dilation: distance between the cells of the input that neighboring weights meet, an int or a pair.
+      groups: the channels are cut into this many parts, each with outputs of its own; C_in of them is the depthwise
+        convolution.
+      channel_axis: axis of the channels, 1 for (N, C, H, W).
+      batch_axis: axis of the examples. The other two are the rows and the columns, in order.
+
+    Returns:
+      Array in the layout of x with C_out channels, ⌊(H + padding − dilation·(kh − 1) − 1) / stride⌋ + 1 rows and
+      columns likewise; its dtype is `jnp.result_type(x, kernel, bias)`.
+
+    Raises:
+      TypeError: an array without floating dtype, or an option that is no integer.
+      ValueError: an empty array, shapes or groups that do not fit, an axis out of range, `channel_axis` and
+        `batch_axis` equal, negative padding, or a dilated kernel larger than the padded input.
+    """
+    x = _arguments.float_array("x", x)
+    kernel = _arguments.float_array("kernel", kernel)
+    _arguments.rank_is("x", x, 4, "batch, rows, columns, channels")
+    _arguments.rank_is("kernel", kernel, 4, "(rows, columns, C_in / groups, C_out)")
+    _arguments.nonempty("x", x)
+    _arguments.nonempty("kernel", kernel)
+    batch, (rows, columns), channel = _arguments.image_axes(channel_axis, batch_axis)
+    groups = _arguments.integer("groups", groups, at_least=1)
+    kh, kw, _, c_out = kernel.shape
+    c_in = x.shape[channel]
+    if c_in % groups or c_out % groups:
+        raise ValueError(
+            f"groups must divide the input channels of x and the output channels of kernel, "
+            f"got {groups} groups for {c_in} and {c_out} channels"
+        )
+    meaning = f"(rows, columns, C_in / groups, C_out), x has {c_in} channels in {groups} group(s)"
+    _arguments.shape_is("kernel", kernel, (kh, kw, c_in // groups, c_out), meaning)
+    if bias is not None:
+        bias = _arguments.float_array("bias", bias)
+        _arguments.shape_is("bias", bias, (c_out,), "(C_out,), the last axis of kernel")
+    strides = _arguments.pair("strides", strides)
+    dilation = _arguments.pair("dilation", dilation)
+    padding = _arguments.padding_pairs(padding, (x.shape[rows], x.shape[columns]), (kh, kw), strides, dilation)
+    geometry = _Geometry(strides, padding, dilation, groups, (batch, channel, rows, columns))
+    return _conv2d(geometry, *_arguments.same_varying(x, kernel, bias))
+
+
+class _Geometry(NamedTuple):
+    """All of a convolution that is no array; `layout` is where x and z keep (batch, channel, rows, columns)."""
+
+    strides: Pair
+    padding: Padding
+    dilation: Pair
+    groups: int
+    layout: tuple[int, int, int, int]
+
+
+@partial(closed_form, nondiff_argnums=(0,))
+def _conv2d(geometry, x, kernel, bias):
+    return _convolve(geometry, x, kernel, bias)
+
+
+def _convolve(geometry, x, kernel, bias):
+    dtype = jnp.result_type(*(a for a in (x, kernel, bias) if a is not None))
+    z = _correlation(geometry, x.astype(dtype), kernel.astype(dtype))
+    if bias is not None:
+        z = z + _arguments.along(bias, geometry.layout[1], 4).astype(z.dtype)
+    return z.astype(dtype)
+
+
+def _conv2d_fwd(geometry, x, kernel, bias):
+    like_bias = None if bias is None else bias[:0]  # of the bias its dtype is wanted, in no bytes
+    return _convolve(geometry, x, kernel, bias), (x, kernel, like_bias)
+
+
+def _conv2d_bwd(geometry, residuals, delta):
+    x, kernel, like_bias = residuals
+    batch, _, rows, columns = geometry.layout
+    dx = _input_gradient(geometry, x.shape, kernel.astype(delta.dtype), delta)
+    dkernel = _kernel_gradient(geometry, kernel.shape, x.astype(delta.dtype), delta)
+    dbias = None
+    if like_bias is not None:
+        dbias = delta.sum((batch, rows, columns), dtype=accumulator(delta.dtype)).astype(like_bias.dtype)  # (C8)
+    return dx.astype(x.dtype), dkernel.astype(kernel.dtype), dbias
+
+
+_conv2d.defvjp(_conv2d_fwd, _conv2d_bwd)
+
+
+# The three products. Each is a sum over the same triples (output i, weight x, input p = s·i + d·x − t), (C5); what
+# differs is which two of the arrays meet and which index stays.
+
+
+def _correlation(geometry, x, kernel):
+    """z_i = Σ_x w_x a_{s·i + d·x − t}  (C6)."""
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=geometry.strides,
+        padding=geometry.padding,
+        rhs_dilation=geometry.dilation,
+        dimension_numbers=lax.ConvDimensionNumbers(geometry.layout, _HWIO, geometry.layout),
+        feature_group_count=geometry.groups,
+        preferred_element_type=accumulator(x.dtype),
+    )
+
+
+def _input_gradient(geometry, x_shape, kernel, delta):
+    """∂J/∂a_p = Σ_x w_x δ_i, i such that s·i + d·x − t = p: δ spread by the stride, the kernel turned  (C11, C12)."""
+    kh, kw, c_in, c_out = kernel.shape
+    g = geometry.groups
+    turned = lax.rev(kernel, (0, 1)).reshape(kh, kw, c_in, g, c_out // g)
+    exchanged = turned.swapaxes(2, 4).reshape(kh, kw, c_out // g, g * c_in)  # within each group
+    # Before: d·(k − 1) − t zeros, so that the turned kernel first meets input cell 0; after: as many as its last cell
+    # needs. A negative number crops, where the padding was wider than the kernel reaches.
+    padding = [
+        (d * (k - 1) - before, size - 1 - s * (delta.shape[axis] - 1) + before)
+        for k, d, s, (before, _), axis, size in _sides(geometry, (kh, kw), x_shape)
+    ]
+    return lax.conv_general_dilated(
+        delta,
+        exchanged,
+        window_strides=(1, 1),
+        padding=padding,
+        lhs_dilation=geometry.strides,
+        rhs_dilation=geometry.dilation,
+        dimension_numbers=lax.ConvDimensionNumbers(geometry.layout, _HWIO, geometry.layout),
+        feature_group_count=g,
+        preferred_element_type=accumulator(delta.dtype),
+    )
+
+
+def _kernel_gradient(geometry, kernel_shape, x, delta):
+    """∂J/∂w_x = Σ_i δ_i a_{s·i + d·x − t}: the input correlated with δ, stride and dilation exchanged  (C7)."""
+    batch, channel, *spatial = geometry.layout
+    # The channels of x stand where a convolution has its batch, the examples where it sums over channels.
+    x_spec, delta_spec, kernel_spec = (channel, batch, *spatial), (channel, batch, *spatial), (2, 3, 0, 1)
+    # The same zeros before; after, what lets δ slide to the last weight and no further: negative where rows or
+    # columns were left over that no window reached.
+    padding = [
+        (before, s * (delta.shape[axis] - 1) + d * (k - 1) + 1 - size - before)
+        for k, d, s, (before, _), axis, size in _sides(geometry, kernel_shape[:2], x.shape)
+    ]
+    return lax.conv_general_dilated(
+        x,
+        delta,
+        window_strides=geometry.dilation,
+        padding=padding,
+        rhs_dilation=geometry.strides,
+        dimension_numbers=lax.ConvDimensionNumbers(x_spec, delta_spec, kernel_spec),
+        batch_group_count=geometry.groups,
+        preferred_element_type=accumulator(x.dtype),
+    )
+
+
+def _sides(geometry, window, x_shape):
+    """Rows, then columns: (kernel size k, dilation d, stride s, padding, axis, input size)."""
+    axes = geometry.layout[2:]
+    sizes = [x_shape[a] for a in axes]
+    return zip(window, geometry.dilation, geometry.strides, geometry.padding, axes, sizes, strict=True)

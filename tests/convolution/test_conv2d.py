@@ -1,0 +1,243 @@
+"""The convolution: hand-worked numbers, two oracles that know no JAX, dtypes, residuals, errors."""
+
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.signal import convolve2d, correlate2d
+
+import bnderiv
+
+
+def _images(rows):
+    """One image with one channel, or a kernel with one input and one output."""
+    return jnp.asarray(rows, jnp.float32)
+
+
+def test_numbers_worked_by_hand():
+    # The example of derivation.md: a 3×3 image, a 2×2 kernel, δ = [[1, −1], [2, 0]].
+    x = _images([[1, 2, 3], [4, 5, 6], [7, 8, 9]]).reshape(1, 3, 3, 1)
+    kernel = _images([[1, 2], [3, 4]]).reshape(2, 2, 1, 1)
+    z, pull_back = jax.vjp(bnderiv.conv2d, x, kernel, jnp.array([1.0], jnp.float32))
+    dx, dkernel, dbias = pull_back(_images([[1, -1], [2, 0]]).reshape(1, 2, 2, 1))
+    np.testing.assert_array_equal(z[0, :, :, 0], [[38, 48], [68, 78]])
+    np.testing.assert_array_equal(dx[0, :, :, 0], [[1, 1, -2], [5, 5, -4], [6, 8, 0]])
+    np.testing.assert_array_equal(dkernel[:, :, 0, 0], [[7, 9], [13, 15]])
+    np.testing.assert_array_equal(dbias, [2])
+
+
+def test_a_cell_that_no_window_reaches_has_no_gradient():
+    # Stride 2 over five cells: windows (1, 2) and (3, 4); the fifth cell is left over.
+    x, kernel = _images([1, 2, 3, 4, 5]).reshape(1, 1, 5, 1), _images([1, 10]).reshape(1, 2, 1, 1)
+    z, pull_back = jax.vjp(lambda *a: bnderiv.conv2d(*a, strides=2), x, kernel)
+    dx, dkernel = pull_back(_images([1, 2]).reshape(1, 1, 2, 1))
+    np.testing.assert_array_equal(z.ravel(), [21, 43])
+    np.testing.assert_array_equal(dx.ravel(), [1, 10, 2, 20, 0])
+    np.testing.assert_array_equal(dkernel.ravel(), [1 * 1 + 2 * 3, 1 * 2 + 2 * 4])
+
+
+def test_the_jacobian_is_the_banded_matrix_of_the_kernel():
+    kernel = _images([1, 2, 3]).reshape(1, 3, 1, 1)
+    jacobian = jax.jacrev(lambda row: bnderiv.conv2d(row.reshape(1, 1, 5, 1), kernel).ravel())(jnp.ones(5, jnp.float32))
+    np.testing.assert_array_equal(jacobian, [[1, 2, 3, 0, 0], [0, 1, 2, 3, 0], [0, 0, 1, 2, 3]])
+
+
+def _pair(values):
+    return st.tuples(values, values)
+
+
+@st.composite
+def _convolutions(draw):
+    """Shapes of (N, H, W, C) and HWIO arrays that fit, and the options, padding written out."""
+    (kh, kw), strides, dilation = (draw(_pair(st.integers(1, 3))) for _ in range(3))
+    groups, ins, outs = draw(st.integers(1, 3)), draw(st.integers(1, 2)), draw(st.integers(1, 2))
+    reach = ((kh - 1) * dilation[0] + 1, (kw - 1) * dilation[1] + 1)
+    sizes = draw(_pair(st.integers(1, 6)))
+    padding = draw(st.sampled_from(["SAME", "VALID"]) | st.integers(0, 3) | _pair(_pair(st.integers(0, 4))))
+    if padding == "SAME":
+        out = [-(-size // s) for size, s in zip(sizes, strides, strict=True)]
+        total = [max((o - 1) * s + r - size, 0) for o, s, r, size in zip(out, strides, reach, sizes, strict=True)]
+        zeros = tuple((t // 2, t - t // 2) for t in total)
+    else:
+        zeros = {"VALID": ((0, 0), (0, 0))}.get(padding) or (
+            ((padding,) * 2,) * 2 if np.ndim(padding) == 0 else padding
+        )
+    # Where the window does not fit, the image grows.
+    sizes = tuple(max(size, r - sum(z)) for size, r, z in zip(sizes, reach, zeros, strict=True))
+    batch_axis, channel_axis = draw(st.permutations(range(4)))[:2]
+    options = {"strides": strides, "padding": padding, "dilation": dilation, "groups": groups}
+    options |= {"batch_axis": batch_axis - draw(st.sampled_from([0, 4])), "channel_axis": channel_axis}
+    x_shape = (draw(st.integers(1, 2)), *sizes, groups * ins)
+    return x_shape, (kh, kw, ins, groups * outs), draw(st.booleans()), options, zeros
+
+
+def _terms(x_shape, kernel_shape, options, zeros):
+    """Every product z[out] += kernel[weight] · x[cell], by loops; the sizes of z come first."""
+    batch, *sizes, _ = x_shape
+    *window, ins, outs = kernel_shape
+    strides, dilation = options["strides"], options["dilation"]
+    # As many steps as the window can make before it leaves the padded image.
+    steps = [
+        len(range(0, size + sum(pad) - d * (k - 1), s))
+        for size, pad, k, s, d in zip(sizes, zeros, window, strides, dilation, strict=True)
+    ]
+    terms = []
+    for n, i, j, o in itertools.product(range(batch), *map(range, steps), range(outs)):
+        first = ins * (o // (outs // options["groups"]))  # the first input channel of the group of o
+        for u, v, c in itertools.product(*map(range, window), range(ins)):
+            p = strides[0] * i + dilation[0] * u - zeros[0][0]
+            q = strides[1] * j + dilation[1] * v - zeros[1][0]
+            if 0 <= p < sizes[0] and 0 <= q < sizes[1]:
+                terms.append(((n, i, j, o), (u, v, c, o), (n, p, q, first + c)))
+    return (batch, *steps, outs), terms
+
+
+@settings(max_examples=30)
+@given(_convolutions(), st.integers(0, 2**32 - 1))
+def test_value_and_gradients_equal_loops(convolution, seed):
+    x_shape, kernel_shape, with_bias, options, zeros = convolution
+    rng = np.random.default_rng(seed)
+    x, kernel = rng.standard_normal(x_shape), rng.standard_normal(kernel_shape)
+    bias = rng.standard_normal(kernel_shape[-1]) if with_bias else None
+    z_shape, terms = _terms(x_shape, kernel_shape, options, zeros)
+    delta = rng.standard_normal(z_shape)
+
+    # ⟨δ, z⟩ is a sum of products δ · w · a: each gradient collects the two factors that are not its own.
+    z = np.zeros(z_shape) if bias is None else np.tile(bias, (*z_shape[:3], 1))
+    dx, dkernel = np.zeros(x_shape), np.zeros(kernel_shape)
+    for out, weight, cell in terms:
+        z[out] += kernel[weight] * x[cell]
+        dx[cell] += kernel[weight] * delta[out]
+        dkernel[weight] += x[cell] * delta[out]
+
+    spatial = iter("HW")
+    names = {options["batch_axis"] % 4: "N", options["channel_axis"]: "C"}
+    layout = "".join(names.get(a) or next(spatial) for a in range(4))
+
+    def lay(array):
+        return np.einsum(f"NHWC->{layout}", array)
+
+    arguments = (lay(x), kernel) if bias is None else (lay(x), kernel, bias)
+    ours, pull_back = jax.vjp(lambda *a: bnderiv.conv2d(*a, **options), *map(jnp.asarray, arguments))
+    grads = pull_back(jnp.asarray(lay(delta)))
+    expected = (lay(dx), dkernel) if bias is None else (lay(dx), dkernel, delta.sum((0, 1, 2)))
+    np.testing.assert_allclose(ours, lay(z), rtol=1e-12, atol=1e-12)
+    for actual, wanted in zip(grads, expected, strict=True):
+        np.testing.assert_allclose(actual, wanted, rtol=1e-12, atol=1e-12)
+
+
+@settings(max_examples=12)
+@given(_pair(st.integers(1, 4)), _pair(st.integers(0, 4)), st.integers(0, 2**32 - 1))
+def test_one_channel_equals_scipy(window, more, seed):
+    rng = np.random.default_rng(seed)
+    x, kernel = rng.standard_normal(np.add(window, more)), rng.standard_normal(window)
+    z, pull_back = jax.vjp(bnderiv.conv2d, jnp.asarray(x)[None, ..., None], jnp.asarray(kernel)[..., None, None])
+    delta = rng.standard_normal(z.shape[1:3])
+    dx, dkernel = pull_back(jnp.asarray(delta)[None, ..., None])
+    np.testing.assert_allclose(z[0, ..., 0], correlate2d(x, kernel, "valid"), rtol=1e-12, atol=1e-12)
+    # correlate2d swaps its arguments where the second is the larger in "valid" mode; δ never is.
+    np.testing.assert_allclose(dkernel[..., 0, 0], correlate2d(x, delta, "valid"), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(dx[0, ..., 0], convolve2d(delta, kernel, "full"), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_half_precision_is_accumulated_in_float32(dtype):
+    # A sum of 4000 ones in float16 stops at 2048, in bfloat16 at 256.
+    ones = [
+        (jnp.ones((1, 1, 1, 4000), dtype), jnp.ones((1, 1, 4000, 1), dtype), "value"),
+        (jnp.ones((1, 1, 1, 1), dtype), jnp.ones((1, 1, 1, 4000), dtype), "input gradient"),
+        (jnp.ones((4, 50, 20, 1), dtype), jnp.ones((1, 1, 1, 1), dtype), "kernel and bias gradient"),
+    ]
+    truth = float(jnp.asarray(4000, dtype))
+    for (x, kernel, what), index in zip(ones, ((0,), (1,), (2, 3)), strict=True):
+        z, pull_back = jax.vjp(bnderiv.conv2d, x, kernel, jnp.zeros(kernel.shape[-1:], dtype))
+        results = (z, *pull_back(jnp.ones_like(z)))
+        for i in index:
+            assert results[i].dtype == dtype
+            assert results[i].size == 1
+            assert float(results[i].ravel()[0]) == truth, what
+
+
+def test_result_type_of_mixed_arguments():
+    with jax.numpy_dtype_promotion("standard"):
+        x, kernel, bias = jnp.ones((2, 3, 3, 1), jnp.bfloat16), jnp.ones((2, 2, 1, 2), jnp.float32), jnp.ones(2)
+        z, pull_back = jax.vjp(bnderiv.conv2d, x, kernel, bias)
+        assert z.dtype == bias.dtype == jnp.float64
+        assert [g.dtype for g in pull_back(z)] == [jnp.bfloat16, jnp.float32, jnp.float64]
+        assert bnderiv.conv2d(x, kernel.astype(jnp.float16)).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_residuals_are_the_input_and_the_kernel(bias):
+    arrays = [jnp.ones((2, 6, 6, 4)), jnp.ones((3, 3, 2, 8)), jnp.ones(8)][: 2 + bias]
+    residuals = jax.eval_shape(lambda *a: jax.vjp(lambda *b: bnderiv.conv2d(*b, groups=2), *a)[1], *arrays)
+    assert sum(r.size * r.dtype.itemsize for r in jax.tree.leaves(residuals)) == arrays[0].nbytes + arrays[1].nbytes
+
+
+def test_options_as_integers_pairs_and_lists():
+    x, kernel = jnp.arange(2 * 7 * 7 * 2.0).reshape(2, 7, 7, 2), jnp.ones((2, 2, 2, 3))
+    wanted = bnderiv.conv2d(x, kernel, strides=(2, 2), padding=((1, 1), (1, 1)), dilation=(3, 3))
+    spellings: list[dict[str, Any]] = [
+        {"strides": 2, "padding": 1, "dilation": 3},
+        {"strides": [2, 2], "padding": [[1, 1], [1, 1]], "dilation": [3, 3]},
+        {"strides": np.int64(2), "padding": np.int64(1), "dilation": (np.int32(3), 3)},
+    ]
+    for options in spellings:
+        np.testing.assert_array_equal(bnderiv.conv2d(x, kernel, **options), wanted)
+    np.testing.assert_array_equal(bnderiv.conv2d(x, kernel), bnderiv.conv2d(x, kernel, padding="VALID"))
+    assert bnderiv.conv2d(x, kernel, strides=2, padding="SAME").shape == (2, 4, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "options", "names"),
+    [
+        (((2, 5, 5), (3, 3, 5, 1)), {}, [r"^x must have rank 4", r"\[2, 5, 5\]"]),
+        (((2, 5, 5, 1), (3, 3, 1)), {}, [r"^kernel must have rank 4", r"\[3, 3, 1\]"]),
+        (((0, 5, 5, 1), (3, 3, 1, 1)), {}, ["^x must not be empty"]),
+        (((2, 5, 5, 1), (3, 3, 1, 0)), {}, ["^kernel must not be empty"]),
+        (((2, 5, 5, 2), (3, 3, 3, 4)), {}, [r"^kernel must have shape \(3, 3, 2, 4\)", r"\[3, 3, 3, 4\]"]),
+        (((2, 5, 5, 4), (3, 3, 4, 4)), {"groups": 2}, [r"^kernel must have shape \(3, 3, 2, 4\)", "2 group"]),
+        (((2, 2, 5, 5), (3, 3, 5, 4)), {"channel_axis": 1}, [r"^kernel must have shape \(3, 3, 2, 4\)"]),
+        (((2, 5, 5, 3), (3, 3, 1, 4)), {"groups": 2}, ["^groups must divide", "2 groups for 3 and 4"]),
+        (((2, 5, 5, 4), (3, 3, 2, 3)), {"groups": 2}, ["^groups must divide", "2 groups for 4 and 3"]),
+        (((2, 5, 5, 2), (3, 3, 2, 4)), {"groups": 0}, ["^groups must be at least 1, got 0"]),
+        (((2, 5, 5, 1), (3, 3, 1, 2), (1,)), {}, [r"^bias must have shape \(2,\)", r"\[1\]"]),
+        (((2, 5, 5, 1), (6, 3, 1, 1)), {}, ["window must fit", "6 rows", "has 5 with padding"]),
+        (((2, 5, 5, 1), (3, 3, 1, 1)), {"dilation": (1, 4), "padding": 1}, ["9 columns", r"5 with padding \(1, 1\)"]),
+        (((2, 5, 5, 1), (3, 3, 1, 1)), {"channel_axis": 0}, ["^channel_axis and batch_axis must differ"]),
+        (((2, 5, 5, 1), (3, 3, 1, 1)), {"batch_axis": 3}, ["^channel_axis and batch_axis must differ, got -1 and 3"]),
+        (((2, 5, 5, 1), (3, 3, 1, 1)), {"channel_axis": 4}, [r"^channel_axis must lie in \[-4, 4\)"]),
+        (((2, 5, 5, 1), (3, 3, 1, 1)), {"batch_axis": -5}, [r"^batch_axis must lie in \[-4, 4\)"]),
+        (((2, 5, 5, 1), (3, 3, 1, 1)), {"strides": 0}, ["^strides must be at least 1, got 0"]),
+        (((2, 5, 5, 1), (3, 3, 1, 1)), {"strides": (1, 1, 1)}, ["^strides must be an integer or a pair"]),
+        (((2, 5, 5, 1), (3, 3, 1, 1)), {"dilation": (1, 0)}, [r"^dilation\[1\] must be at least 1, got 0"]),
+        (((2, 5, 5, 1), (3, 3, 1, 1)), {"padding": -1}, ["^padding must be at least 0, got -1"]),
+        (((2, 5, 5, 1), (3, 3, 1, 1)), {"padding": "FULL"}, ['^padding must be "SAME", "VALID"', "'FULL'"]),
+        (((2, 5, 5, 1), (3, 3, 1, 1)), {"padding": (1, 1)}, [r"^padding must be \(\(top, bottom\), \(left, right\)\)"]),
+    ],
+)
+def test_values_that_do_not_fit(shapes, options, names):
+    for name in names:
+        with pytest.raises(ValueError, match=name):
+            bnderiv.conv2d(*(jnp.ones(s) for s in shapes), **options)
+
+
+@pytest.mark.parametrize("name", ["strides", "dilation", "groups", "channel_axis", "batch_axis", "padding"])
+@pytest.mark.parametrize("value", [1.0, True, None])
+def test_options_that_are_no_integers(name, value):
+    with pytest.raises(TypeError, match=name):
+        bnderiv.conv2d(jnp.ones((2, 5, 5, 1)), jnp.ones((3, 3, 1, 1)), **{name: value})
+
+
+@pytest.mark.parametrize("argument", [0, 1, 2])
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.complex64, jnp.bool_])
+def test_dtypes_that_have_no_gradient(argument, dtype):
+    arrays = [jnp.ones((2, 5, 5, 1)), jnp.ones((3, 3, 1, 2)), jnp.ones((2,))]
+    arrays[argument] = arrays[argument].astype(dtype)
+    with pytest.raises(TypeError, match=("x", "kernel", "bias")[argument]):
+        bnderiv.conv2d(*arrays)
