@@ -1,0 +1,134 @@
+"""Mean and variance per channel that neither cancel nor overflow, and their gradient (derivation.md, N1, N2, N13, N25).
+
+A float32 mean of 1e4 is itself off by up to 5e-4, and the square of 1e20 is no float32. So a channel's moments are
+taken in units of its own, u = (x − K)·s, and travel like that from the statistics to the centring, backward included:
+
+    K   the mean, rounded to a float          m = mean(u)             →  μ  = K + m/s
+    s   a power of two, so exact, ≈ 1/|x|     v = mean(u²) − m²       →  σ² = v/s²
+
+K and s are constants chosen near the data; whatever they are, μ and σ² are the same, so they carry no gradient.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from bnderiv._arguments import along
+from bnderiv._closed_form import closed_form
+from bnderiv._precision import accumulator
+from bnderiv.normalization.running_stats import BatchStats
+
+
+class Moments(NamedTuple):
+    """Moments of each channel in its own units; (C,) each, in the accumulator's dtype."""
+
+    count: jax.Array  # n
+    shift: jax.Array  # K
+    scale: jax.Array  # s
+    mean: jax.Array  # m
+    var: jax.Array  # v
+
+
+def measure(axis: int, x: jax.Array, where: jax.Array | None, eps: jax.Array) -> Moments:
+    """The moments of the True elements of `x` along every axis but `axis`; all 0 for a channel without any."""
+    n = _count(axis, x, where)
+    shift, scale = _units(axis, lax.stop_gradient(x), where, n, lax.stop_gradient(eps))
+    mean, var = _moments(axis, x, where, n, shift, scale)
+    return recentre(Moments(n, shift, scale, mean, var))
+
+
+def recentre(moments: Moments) -> Moments:
+    """The same moments about K' = μ rounded, so that equal elements are told to have no deviation at all.
+
+    Where all x are equal, K' is that x exactly while K may be some roundings off; what is left of m then, and of v
+    before, is smaller than their own rounding errors, and is zero.
+    """
+    n, shift, scale, mean, var = moments
+    noise = 16 * jnp.finfo(mean.dtype).eps
+    nearer = lax.stop_gradient(shift + mean / scale)
+    left = mean + (shift - nearer) * scale
+    left = left - lax.stop_gradient(jnp.where(jnp.abs(left) <= noise * jnp.abs(mean), left, 0))
+    var = var - lax.stop_gradient(jnp.where(var <= noise * mean**2, var, 0))
+    return Moments(n, nearer, scale, left, var)
+
+
+def batch_stats(moments: Moments) -> BatchStats:
+    """The moments in the units of x."""
+    n, shift, scale, mean, var = moments
+    # Dividing twice: 1/s² may overflow where the variance does, and inf times a zero cotangent would be NaN.
+    return BatchStats(shift + mean / scale, var / scale / scale, lax.stop_gradient(n))
+
+
+def masked(where: jax.Array | None, values: jax.Array) -> jax.Array:
+    """`values` where True, else exactly zero, whatever stood there."""
+    return values if where is None else jnp.where(where, values, 0)
+
+
+def _count(axis: int, x: jax.Array, where: jax.Array | None) -> jax.Array:
+    channels, dtype = x.shape[axis], accumulator(x.dtype)
+    if where is None:
+        return jnp.full((channels,), x.size // channels, dtype)
+    return jnp.broadcast_to(where, x.shape).sum(_others(axis, x), dtype=jnp.int32).astype(dtype)
+
+
+def _units(axis, x, where, n, eps):
+    """K, the mean rounded, and s, the power of two that brings the larger of mean |x| and √ε to about 1.
+
+    The sums are of x·2⁻ᵏ with 2ᵏ above the number of elements, so they cannot overflow. What s is taken from bounds the
+    squares: (Σu)² ≥ Σu², and √ε·s ≤ 1.
+    """
+    dtype = accumulator(x.dtype)
+    small = 2.0 ** -(x.size // x.shape[axis]).bit_length()
+    to_mean = 1 / (small * jnp.maximum(n, 1))
+    wide = x.astype(dtype)
+    shift = masked(where, wide * small).sum(_others(axis, x)) * to_mean
+    size = masked(where, jnp.abs(wide) * small).sum(_others(axis, x)) * to_mean
+    _, exponent = jnp.frexp(jnp.maximum(size, jnp.sqrt(eps)))
+    largest = -jnp.finfo(dtype).minexp
+    return shift, jnp.ldexp(jnp.ones_like(n), jnp.clip(-exponent, -largest, largest))
+
+
+def _others(axis: int, x: jax.Array) -> tuple[int, ...]:
+    return tuple(a for a in range(x.ndim) if a != axis)
+
+
+def in_units(axis: int, x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
+    """u = (x − K)·s, written so that neither difference overflows; s is a power of two, so both forms are equal."""
+    scale_ = along(scale, axis, x.ndim)
+    return x.astype(scale.dtype) * scale_ - along(shift * scale, axis, x.ndim)
+
+
+@partial(closed_form, nondiff_argnums=(0,))
+def _moments(axis, x, where, n, shift, scale):
+    return _mean_and_var(axis, x, where, n, shift, scale)
+
+
+def _mean_and_var(axis, x, where, n, shift, scale):
+    n = jnp.maximum(n, 1)
+    # Two expressions for u: each sum then reads x in a loop of its own, rather than both reading a stored u.
+    deviation = (x.astype(scale.dtype) - along(shift, axis, x.ndim)) * along(scale, axis, x.ndim)
+    mean = masked(where, deviation).sum(_others(axis, x)) / n  # (N1)
+    square = masked(where, jnp.square(in_units(axis, x, shift, scale))).sum(_others(axis, x)) / n
+    return mean, jnp.maximum(square - mean**2, 0)  # (N2)
+
+
+def _moments_fwd(axis, x, where, n, shift, scale):
+    mean, var = _mean_and_var(axis, x, where, n, shift, scale)
+    return (mean, var), (x, where, n, shift, scale, mean)
+
+
+def _moments_bwd(axis, residuals, cotangents):
+    x, where, n, shift, scale, mean = residuals
+    d_mean, d_var = cotangents
+    n = jnp.maximum(n, 1)
+    u = in_units(axis, x, shift, scale) - along(mean, axis, x.ndim)
+    # (N13): ∂m/∂x = s/n and ∂v/∂x = 2 s (u − m)/n; (N9) is why the mean inside v adds nothing.
+    dx = along(d_mean / n, axis, x.ndim) + along(2 * d_var / n, axis, x.ndim) * u
+    dx = masked(where, dx * along(scale, axis, x.ndim))
+    return dx.astype(x.dtype), None, None, None, None
+
+
+_moments.defvjp(_moments_fwd, _moments_bwd)

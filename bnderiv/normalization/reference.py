@@ -1,0 +1,74 @@
+"""What the normalization layers must equal: the plain forward, differentiated by JAX."""
+
+import jax.numpy as jnp
+from jax import lax
+
+from bnderiv._precision import accumulator
+from bnderiv.normalization.running_stats import BatchStats, RunningStats
+
+
+def batch_norm(x, gamma, beta, *, channel_axis=-1, eps=1e-5, where=None, axis_name=None, axis_index_groups=None):
+    """Two-pass batch norm, as one would write it; see `bnderiv.batch_norm`."""
+    wide = x.astype(accumulator(x.dtype))
+    channels_last = jnp.moveaxis(wide, channel_axis, -1)
+    axes = tuple(range(x.ndim - 1))
+    if where is None:
+        included = jnp.ones(channels_last.shape, wide.dtype)
+    else:
+        included = jnp.moveaxis(jnp.broadcast_to(where, x.shape), channel_axis, -1).astype(wide.dtype)
+    counted = jnp.where(included > 0, channels_last, 0)
+
+    def total(values):
+        local = jnp.sum(values, axes)
+        return local if axis_name is None else lax.psum(local, axis_name, axis_index_groups=axis_index_groups)
+
+    count = total(included)
+    mean = total(counted) / jnp.maximum(count, 1)
+    var = total(jnp.where(included > 0, jnp.square(counted - _row(mean, x)), 0)) / jnp.maximum(count, 1)
+    y = _scale_and_shift(channels_last, gamma, beta, mean, var, eps)
+    return jnp.moveaxis(y, -1, channel_axis).astype(x.dtype), BatchStats(mean, var, lax.stop_gradient(count))
+
+
+def batch_norm_relu(x, gamma, beta, *, channel_axis=-1, eps=1e-5, where=None, axis_name=None, axis_index_groups=None):
+    """Batch norm, then relu; see `bnderiv.batch_norm_relu`."""
+    y, stats = batch_norm(
+        x, gamma, beta, channel_axis=channel_axis, eps=eps, where=where, axis_name=axis_name,
+        axis_index_groups=axis_index_groups,
+    )  # fmt: skip
+    return jnp.where(y > 0, y, jnp.where(jnp.isnan(y), y, 0)), stats
+
+
+def batch_norm_inference(x, gamma, beta, mean, var, *, channel_axis=-1, eps=1e-5):
+    """The affine map by given statistics; see `bnderiv.batch_norm_inference`."""
+    dtype = accumulator(x.dtype)
+    channels_last = jnp.moveaxis(x.astype(dtype), channel_axis, -1)
+    y = _scale_and_shift(channels_last, gamma, beta, mean.astype(dtype), var.astype(dtype), eps)
+    return jnp.moveaxis(y, -1, channel_axis).astype(x.dtype)
+
+
+def init_running_stats(channels, dtype=jnp.float32):
+    """Mean 0, variance 1, no batch seen; see `bnderiv.init_running_stats`."""
+    return RunningStats(jnp.zeros(channels, dtype), jnp.ones(channels, dtype), jnp.int32(0))
+
+
+def update_running_stats(running, batch, *, momentum=0.9, unbiased=True):
+    """Exponential average, the momentum on the old value; see `bnderiv.update_running_stats`."""
+    var = batch.var * batch.count / jnp.maximum(batch.count - 1, 1) if unbiased else batch.var
+    mean = running.mean + (1 - momentum) * (batch.mean - running.mean)
+    var = running.var + (1 - momentum) * (var - running.var)
+    seen = batch.count > 0
+    return RunningStats(
+        jnp.where(seen, mean, running.mean).astype(running.mean.dtype),
+        jnp.where(seen, var, running.var).astype(running.var.dtype),
+        running.count + jnp.any(seen).astype(jnp.int32),
+    )
+
+
+def _scale_and_shift(channels_last, gamma, beta, mean, var, eps):
+    x_hat = (channels_last - _row(mean, channels_last)) / jnp.sqrt(_row(var, channels_last) + eps)
+    gamma, beta = (_row(a.astype(x_hat.dtype), x_hat) for a in (gamma, beta))
+    return gamma * x_hat + beta
+
+
+def _row(vector, like):
+    return vector.reshape((1,) * (like.ndim - 1) + vector.shape)
