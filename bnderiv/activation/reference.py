@@ -1,0 +1,28 @@
+"""What the activations must equal: the plain forward, differentiated by JAX."""
+
+import jax
+import jax.numpy as jnp
+
+from bnderiv._precision import accumulator
+
+
+def relu(x):
+    """`max(x, 0)`; see `bnderiv.relu`."""
+    return jax.nn.relu(x)
+
+
+def tanh(x):
+    """`tanh(x)`; see `bnderiv.tanh`."""
+    return jnp.tanh(x.astype(accumulator(x.dtype))).astype(x.dtype)
+
+
+def sigmoid(x):
+    """`1 / (1 + exp(−x))`, written as (1 + tanh(x/2)) / 2; see `bnderiv.sigmoid`."""
+    half = x.astype(accumulator(x.dtype)) / 2
+    return ((1 + jnp.tanh(half)) / 2).astype(x.dtype)
+
+
+def softmax(x, axis=-1):
+    """`exp(x − log Σ exp(x))`; see `bnderiv.softmax`."""
+    wide = x.astype(accumulator(x.dtype))
+    return jnp.exp(wide - jax.nn.logsumexp(wide, axis, keepdims=True)).astype(x.dtype)

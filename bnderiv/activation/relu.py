@@ -1,0 +1,49 @@
+"""Rectified linear unit with its gradient in closed form (derivation.md, A2–A3)."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from bnderiv import _arguments
+from bnderiv._closed_form import closed_form
+
+
+def relu(x: jax.Array) -> jax.Array:
+    """`max(x, 0)`, elementwise.
+
+    The gradient passes where x > 0 and nowhere else: it is 0 at the kink, as in JAX and PyTorch (derivation.md, A3).
+    A NaN stays a NaN, with gradient 0. Only the output is saved.
+
+    Args:
+      x: any shape, floating dtype.
+
+    Returns:
+      Array of the same shape and dtype.
+
+    Raises:
+      TypeError: `x` has no floating dtype.
+      ValueError: `x` is empty.
+    """
+    x = _arguments.float_array("x", x)
+    _arguments.nonempty("x", x)
+    return _relu(x)
+
+
+def _rectify(x):
+    # (A2). The maximum alone would have the slope 1/2 at 0 when JAX differentiates this body (second derivatives).
+    return jnp.where(x > 0, x, lax.stop_gradient(jnp.maximum(x, 0)))
+
+
+_relu = closed_form(_rectify)
+
+
+def _relu_fwd(x):
+    y = _rectify(x)
+    return y, y
+
+
+def _relu_bwd(y, delta):
+    return (jnp.where(y > 0, delta, 0),)  # (A3): y > 0 exactly where x > 0
+
+
+_relu.defvjp(_relu_fwd, _relu_bwd)

@@ -1,0 +1,49 @@
+"""Logistic sigmoid with its gradient in closed form (derivation.md, A6–A7)."""
+
+import jax
+from jax import lax
+
+from bnderiv import _arguments
+from bnderiv._closed_form import closed_form
+from bnderiv._precision import accumulator
+
+
+def sigmoid(x: jax.Array) -> jax.Array:
+    """`1 / (1 + exp(−x))`, elementwise, for any x without overflow.
+
+    The gradient is δ s (1 − s) (derivation.md, A7). Only the output s is saved. Half precision is computed in float32.
+
+    Args:
+      x: any shape, floating dtype.
+
+    Returns:
+      Array of the same shape and dtype.
+
+    Raises:
+      TypeError: `x` has no floating dtype.
+      ValueError: `x` is empty.
+    """
+    x = _arguments.float_array("x", x)
+    _arguments.nonempty("x", x)
+    return _sigmoid(x)
+
+
+def _logistic(x):
+    return lax.logistic(x.astype(accumulator(x.dtype))).astype(x.dtype)  # (A6)
+
+
+_sigmoid = closed_form(_logistic)
+
+
+def _sigmoid_fwd(x):
+    s = _logistic(x)
+    return s, s
+
+
+def _sigmoid_bwd(s, delta):
+    wide = accumulator(s.dtype)
+    s, dtype = s.astype(wide), s.dtype
+    return ((delta.astype(wide) * s * (1 - s)).astype(dtype),)  # (A7)
+
+
+_sigmoid.defvjp(_sigmoid_fwd, _sigmoid_bwd)

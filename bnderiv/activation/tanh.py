@@ -1,0 +1,50 @@
+"""Hyperbolic tangent with its gradient in closed form (derivation.md, A4–A5)."""
+
+import jax
+import jax.numpy as jnp
+
+from bnderiv import _arguments
+from bnderiv._closed_form import closed_form
+from bnderiv._precision import accumulator
+
+
+def tanh(x: jax.Array) -> jax.Array:
+    """`tanh(x)`, elementwise.
+
+    The gradient is δ (1 − y²) (derivation.md, A5). Only the output y is saved. Half precision is computed in float32.
+
+    Args:
+      x: any shape, floating dtype.
+
+    Returns:
+      Array of the same shape and dtype.
+
+    Raises:
+      TypeError: `x` has no floating dtype.
+      ValueError: `x` is empty.
+    """
+    x = _arguments.float_array("x", x)
+    _arguments.nonempty("x", x)
+    return _tanh(x)
+
+
+def _squash(x):
+    return jnp.tanh(x.astype(accumulator(x.dtype))).astype(x.dtype)  # (A4)
+
+
+_tanh = closed_form(_squash)
+
+
+def _tanh_fwd(x):
+    y = _squash(x)
+    return y, y
+
+
+def _tanh_bwd(y, delta):
+    wide = accumulator(y.dtype)
+    y, dtype = y.astype(wide), y.dtype
+    # (A5) as (1 − y)(1 + y): 1 − y is exact near |y| = 1, where squaring first would round away what is left.
+    return ((delta.astype(wide) * (1 - y) * (1 + y)).astype(dtype),)
+
+
+_tanh.defvjp(_tanh_fwd, _tanh_bwd)

@@ -1,0 +1,58 @@
+"""Half the squared distance with its gradient in closed form (derivation.md, S1–S2)."""
+
+import jax
+import jax.numpy as jnp
+
+from bnderiv import _arguments
+from bnderiv._closed_form import closed_form
+from bnderiv._precision import accumulator
+
+
+def squared_error(predictions: jax.Array, targets: jax.Array) -> jax.Array:
+    """`½ Σ_k (y_k − a_k)²` over the last axis: one value per example (a mean over the batch is the caller's).
+
+    The gradient is −(y − a) = a − y for the predictions a and y − a for the targets y (derivation.md, S2). Only the
+    difference is saved. Half precision is squared and summed in float32.
+
+    Args:
+      predictions: a, shape (..., K), floating dtype.
+      targets: y, of the same shape (no broadcasting), floating dtype.
+
+    Returns:
+      Array of shape (...) and dtype `jnp.result_type(predictions, targets)`.
+
+    Raises:
+      TypeError: an argument has no floating dtype.
+      ValueError: scalars, empty arrays, or shapes that differ.
+    """
+    predictions = _arguments.float_array("predictions", predictions)
+    targets = _arguments.float_array("targets", targets)
+    _arguments.rank_at_least("predictions", predictions, 1, "(..., K)")
+    _arguments.nonempty("predictions", predictions)
+    _arguments.shape_is("targets", targets, predictions.shape, "that of predictions")
+    dtype = jnp.result_type(predictions, targets)  # cast out here, so that the difference alone says all in `_bwd`
+    return _squared_error(*_arguments.same_varying(predictions.astype(dtype), targets.astype(dtype)))
+
+
+@closed_form
+def _squared_error(a, y):
+    return _half_square(a, y)[0]
+
+
+def _half_square(a, y):
+    wide = accumulator(a.dtype)
+    difference = a.astype(wide) - y.astype(wide)
+    return (jnp.square(difference).sum(-1) / 2).astype(a.dtype), difference.astype(a.dtype)  # (S1)
+
+
+def _squared_error_fwd(a, y):
+    return _half_square(a, y)
+
+
+def _squared_error_bwd(difference, delta):
+    wide = accumulator(difference.dtype)
+    da = (delta[..., None].astype(wide) * difference.astype(wide)).astype(difference.dtype)  # (S2)
+    return da, -da
+
+
+_squared_error.defvjp(_squared_error_fwd, _squared_error_bwd)

@@ -1,0 +1,57 @@
+"""Cases and slips of the activation room."""
+
+import jax.numpy as jnp
+
+from bnderiv.activation import relu, sigmoid, softmax, tanh
+from tests.case import Case, spread
+from tests.slip import Slip, scaled
+
+
+def _normal(*shape, scale=1.0):
+    return lambda rng: (scale * rng.standard_normal(shape),)
+
+
+def _away_from_zero(*shape):
+    return lambda rng: (spread(rng, shape),)
+
+
+def _elementwise(layer, arrays):
+    return (
+        Case(layer, "images", arrays(2, 3, 2, 3)),
+        Case(layer, "number", arrays()),
+    )
+
+
+CASES = (
+    *(RELU := _elementwise("relu", _away_from_zero)),
+    *(TANH := _elementwise("tanh", _normal)),
+    *(SIGMOID := _elementwise("sigmoid", _normal)),
+    SOFTMAX := Case("softmax", "rows", _normal(3, 5)),
+    Case("softmax", "vector", _normal(6)),
+    Case("softmax", "channels-second", _normal(2, 3, 4, scale=4.0), {"axis": -2}),
+    Case("softmax", "one-class", _normal(3, 1)),
+)
+
+
+def _backward(gradient):
+    """The rule δ ↦ gradient(y, δ) in place of the layer's own."""
+    return lambda bwd: lambda *args: (gradient(*args[-2:]),)
+
+
+SLIPS = (
+    Slip("passes-everything", RELU[0], relu._relu, _backward(lambda y, delta: delta)),
+    Slip("passes-the-negative-side", RELU[0], relu._relu, _backward(lambda y, delta: jnp.where(y > 0, 0, delta))),
+    Slip("1-y", TANH[0], tanh._tanh, _backward(lambda y, delta: delta * (1 - y))),
+    Slip("derivative-at-the-output", TANH[0], tanh._tanh, _backward(lambda y, delta: delta * (1 - jnp.tanh(y) ** 2))),
+    Slip("1-s²", SIGMOID[0], sigmoid._sigmoid, _backward(lambda s, delta: delta * (1 - s**2))),
+    Slip("sign", SIGMOID[0], sigmoid._sigmoid, scaled(-1)),
+    Slip("diagonal-only", SOFTMAX, softmax._softmax, _backward(lambda s, delta: delta * s * (1 - s))),
+    Slip("without-contraction", SOFTMAX, softmax._softmax, _backward(lambda s, delta: delta * s)),
+    # The off-diagonal case with the minus missing.
+    Slip(
+        "off-diagonal-sign",
+        SOFTMAX,
+        softmax._softmax,
+        _backward(lambda s, v: s * (v + (s * v).sum(-1, keepdims=True) - 2 * s * v)),
+    ),
+)

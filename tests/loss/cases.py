@@ -1,0 +1,82 @@
+"""Cases and slips of the loss room."""
+
+import jax
+import numpy as np
+
+from bnderiv.loss import softmax_cross_entropy, squared_error
+from tests.case import Case
+from tests.slip import Slip, scaled
+
+
+def _two(*shape):
+    return lambda rng: (rng.standard_normal(shape), rng.standard_normal(shape))
+
+
+def _probabilities(*shape, total=1.0):
+    def draw(rng):
+        labels = rng.uniform(0.1, 1, shape)
+        return rng.standard_normal(shape), total * labels / labels.sum(-1, keepdims=True)
+
+    return draw
+
+
+def _one_hot(classes):
+    return lambda rng: (rng.standard_normal(classes), np.eye(classes)[rng.integers(classes)])
+
+
+def _indices(*shape, dtype: type[np.integer] = np.int32, scale=1.0):
+    return lambda rng: (
+        scale * rng.standard_normal(shape),
+        np.asarray(rng.integers(shape[-1], size=shape[:-1]), dtype),
+    )
+
+
+CASES = (
+    PROBABILITIES := Case("softmax_cross_entropy", "probabilities", _probabilities(4, 5)),
+    Case("softmax_cross_entropy", "one-hot-one-example", _one_hot(5)),
+    WEIGHTED := Case("softmax_cross_entropy", "sum-3-extra-axes", _probabilities(2, 3, 4, total=3.0)),
+    Case("softmax_cross_entropy", "signed-weights", _two(3, 4)),
+    INDICES := Case("softmax_cross_entropy_with_integer_labels", "rows", _indices(4, 5)),
+    Case("softmax_cross_entropy_with_integer_labels", "one-example-far-apart", _indices(5, scale=4.0)),
+    Case("softmax_cross_entropy_with_integer_labels", "bytes-extra-axes", _indices(2, 3, 4, dtype=np.uint8)),
+    SQUARED := Case("squared_error", "rows", _two(4, 5)),
+    Case("squared_error", "one-example", _two(5)),
+    Case("squared_error", "one-output-extra-axes", _two(2, 3, 1)),
+)
+
+
+def _labels_sum_to_one(bwd):
+    """softmax(z) − y whatever the labels sum to."""
+
+    def broken(residuals, delta):
+        logits, labels = residuals
+        return (jax.nn.softmax(logits) - labels) * delta[..., None], bwd(residuals, delta)[1]
+
+    return broken
+
+
+def _without_one_hot(bwd):
+    """The case y ≠ j for every class."""
+    return lambda residuals, delta: (jax.nn.softmax(residuals[0]) * delta[..., None], None)
+
+
+def _without_cotangent(bwd):
+    """Every example weighs 1, whatever comes from above."""
+    return lambda residuals, delta: bwd(residuals, 0 * delta + 1)
+
+
+SLIPS = (
+    Slip("labels-sum-to-one", WEIGHTED, softmax_cross_entropy._weighted, _labels_sum_to_one),
+    Slip("sign", PROBABILITIES, softmax_cross_entropy._weighted, scaled(-1, 1)),
+    Slip("divided-by-classes", PROBABILITIES, softmax_cross_entropy._weighted, scaled(1 / 5, 1)),
+    Slip("labels-sign", PROBABILITIES, softmax_cross_entropy._weighted, scaled(1, -1)),
+    Slip("labels-without-gradient", PROBABILITIES, softmax_cross_entropy._weighted, scaled(1, 0)),
+    Slip("integer-sign", INDICES, softmax_cross_entropy._indexed, scaled(-1, 1)),
+    Slip("integer-divided-by-batch", INDICES, softmax_cross_entropy._indexed, scaled(1 / 4, 1)),
+    Slip("integer-without-one-hot", INDICES, softmax_cross_entropy._indexed, _without_one_hot),
+    Slip("factor-2", SQUARED, squared_error._squared_error, scaled(2, 2)),
+    Slip("sign", SQUARED, squared_error._squared_error, scaled(-1, -1)),
+    Slip("targets-without-gradient", SQUARED, squared_error._squared_error, scaled(1, 0)),
+    Slip("targets-like-predictions", SQUARED, squared_error._squared_error, scaled(1, -1)),
+    Slip("without-cotangent", SQUARED, squared_error._squared_error, _without_cotangent),
+)

@@ -1,0 +1,80 @@
+"""Half the squared distance: hand-worked numbers, the documents' output layer, and errors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import bnderiv
+
+
+def test_numbers_worked_by_hand():
+    # y = (1, 2), a = (2, 1): ½((1 − 2)² + (2 − 1)²) = 1; −(y − a) = (1, −1), and y − a for the targets.
+    loss, pull_back = jax.vjp(bnderiv.squared_error, jnp.array([[2.0, 1.0]]), jnp.array([[1.0, 2.0]]))
+    da, dy = pull_back(jnp.array([10.0]))
+    np.testing.assert_array_equal(loss, [1])
+    np.testing.assert_array_equal(da, [[10, -10]])
+    np.testing.assert_array_equal(dy, [[-10, 10]])
+
+
+@given(st.integers(1, 4), st.integers(1, 6), st.integers(0, 99))
+def test_delta_through_tanh(examples, outputs, seed):
+    """The output layer of the documents: δ_j = (a_j − y_j)(1 − a_j²)."""
+    z, y = np.random.default_rng(seed).standard_normal((2, examples, outputs))
+    delta = jax.grad(lambda z: bnderiv.squared_error(bnderiv.tanh(z), jnp.asarray(y)).sum())(jnp.asarray(z))
+    a = np.tanh(z)
+    np.testing.assert_allclose(delta, (a - y) * (1 - a**2), rtol=1e-12, atol=1e-15)
+
+
+def test_half_precision_is_summed_in_float32():
+    a, y = jnp.full((1, 4000), 1.0, jnp.float16), jnp.full((1, 4000), 0.5, jnp.float16)
+    loss, pull_back = jax.vjp(bnderiv.squared_error, a, y)  # ½ · 4000 · ¼ = 500; a running float16 sum stops growing
+    np.testing.assert_array_equal(loss, [500])
+    np.testing.assert_array_equal(pull_back(jnp.ones(1, jnp.float16))[0], np.full((1, 4000), 0.5))
+
+
+def test_saves_the_difference_alone():
+    a = jax.ShapeDtypeStruct((8, 16), jnp.bfloat16)
+    saved = jax.tree.leaves(jax.eval_shape(lambda *args: jax.vjp(bnderiv.squared_error, *args)[1], a, a))
+    assert [(s.shape, s.dtype) for s in saved] == [(a.shape, a.dtype)]
+
+
+def test_result_type_of_mixed_arguments():
+    with jax.numpy_dtype_promotion("standard"):
+        loss, pull_back = jax.vjp(bnderiv.squared_error, jnp.ones((2, 3), jnp.bfloat16), jnp.ones((2, 3), jnp.float32))
+        assert loss.dtype == jnp.float32
+        assert [g.dtype for g in pull_back(loss)] == [jnp.bfloat16, jnp.float32]
+
+
+def test_an_example_that_is_not_finite_stays_alone():
+    a = jnp.array([[1.0, 2.0], [np.nan, 1.0], [np.inf, 1.0]])
+    loss, pull_back = jax.vjp(bnderiv.squared_error, a, jnp.zeros((3, 2)))
+    np.testing.assert_array_equal(loss, [2.5, np.nan, np.inf])
+    np.testing.assert_array_equal(pull_back(jnp.ones(3))[0][0], [1, 2])
+
+
+@pytest.mark.parametrize(
+    ("shapes", "names"),
+    [
+        (((2, 3), (2, 1)), ["targets", r"\(2, 3\)", r"\[2, 1\]"]),
+        (((2, 3), (3,)), ["targets", r"\(2, 3\)", r"\[3\]"]),
+        (((3,), (2, 3)), ["targets", r"\(3,\)", r"\[2, 3\]"]),
+        (((), ()), ["predictions", "rank 1"]),
+        (((2, 0), (2, 0)), ["predictions", "empty"]),
+    ],
+)
+def test_shapes_that_do_not_fit(shapes, names):
+    for name in names:
+        with pytest.raises(ValueError, match=name):
+            bnderiv.squared_error(*(jnp.ones(s) for s in shapes))
+
+
+@pytest.mark.parametrize("argument", [0, 1])
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.complex64, jnp.bool_])
+def test_dtypes_that_have_no_gradient(argument, dtype):
+    arrays = [jnp.ones((2, 3)), jnp.ones((2, 3))]
+    arrays[argument] = arrays[argument].astype(dtype)
+    with pytest.raises(TypeError, match=("predictions", "targets")[argument]):
+        bnderiv.squared_error(*arrays)
