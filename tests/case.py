@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """One layer at one point: `layer(*arrays(rng), **options)`.
 
