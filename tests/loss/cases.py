@@ -35,7 +35,6 @@ CASES = (
     PROBABILITIES := Case("softmax_cross_entropy", "probabilities", _probabilities(4, 5)),
     Case("softmax_cross_entropy", "one-hot-one-example", _one_hot(5)),
     WEIGHTED := Case("softmax_cross_entropy", "sum-3-extra-axes", _probabilities(2, 3, 4, total=3.0)),
-    Case("softmax_cross_entropy", "signed-weights", _two(3, 4)),
     INDICES := Case("softmax_cross_entropy_with_integer_labels", "rows", _indices(4, 5)),
     Case("softmax_cross_entropy_with_integer_labels", "one-example-far-apart", _indices(5, scale=4.0)),
     Case("softmax_cross_entropy_with_integer_labels", "bytes-extra-axes", _indices(2, 3, 4, dtype=np.uint8)),
