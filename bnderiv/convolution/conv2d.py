@@ -28,11 +28,11 @@ def conv2d(
     channel_axis: int = -1,
     batch_axis: int = 0,
 ) -> jax.Array:
-    """What networks call convolution: z_ij = Σ_xy w_xy a_{si+dx−p, sj+dy−p} + b, summed over the input channels.
+    """What networks call convolution: z_ij = Σ_xy w_xy a_{si+dx−t, sj+dy−t} + b, summed over the input channels (C6).
 
-    It is the cross-correlation: the kernel is not turned. The gradient (derivation.md): ∂J/∂w correlates the input
-    with δ (C7), ∂J/∂b sums δ (C8), and δ goes back through a full correlation with the turned kernel (C11). Half
-    precision is accumulated in float32.
+    Stride s, dilation d, padding t at the top and left. It is the cross-correlation: the kernel is not turned. The
+    gradient (derivation.md): ∂J/∂w correlates the input with δ (C7), ∂J/∂b sums δ (C8), and δ goes back through a
+    full correlation with the turned kernel (C9, C11). Half precision is accumulated in float32.
 
     Args:
       x: input of rank 4 and floating dtype, channels last (N, H, W, C_in) unless the axes say otherwise.
@@ -148,9 +148,9 @@ def _input_gradient(geometry, x_shape, kernel, delta):
     kh, kw, c_in, c_out = kernel.shape
     g = geometry.groups
     turned = lax.rev(kernel, (0, 1)).reshape(kh, kw, c_in, g, c_out // g)
-    exchanged = turned.swapaxes(2, 4).reshape(kh, kw, c_out // g, g * c_in)  # within each group
+    exchanged = turned.swapaxes(2, 4).reshape(kh, kw, c_out // g, g * c_in)  # within each group (C13)
     # Before: d·(k − 1) − t zeros, so that the turned kernel first meets input cell 0; after: as many as its last cell
-    # needs. A negative number crops, where the padding was wider than the kernel reaches.
+    # needs (C12). A negative number crops, where the padding was wider than the kernel reaches.
     padding = [
         (d * (k - 1) - before, size - 1 - s * (delta.shape[axis] - 1) + before)
         for k, d, s, (before, _), axis, size in _sides(geometry, (kh, kw), x_shape)
@@ -174,7 +174,7 @@ def _kernel_gradient(geometry, kernel_shape, x, delta):
     # The channels of x stand where a convolution has its batch, the examples where it sums over channels.
     x_spec, delta_spec, kernel_spec = (channel, batch, *spatial), (channel, batch, *spatial), (2, 3, 0, 1)
     # The same zeros before; after, what lets δ slide to the last weight and no further: negative where rows or
-    # columns were left over that no window reached.
+    # columns were left over that no window reached (C10).
     padding = [
         (before, s * (delta.shape[axis] - 1) + d * (k - 1) + 1 - size - before)
         for k, d, s, (before, _), axis, size in _sides(geometry, kernel_shape[:2], x.shape)

@@ -31,14 +31,15 @@ def test_numbers_worked_by_hand():
     np.testing.assert_array_equal(dbias, [2])
 
 
-def test_a_cell_that_no_window_reaches_has_no_gradient():
-    # Stride 2 over five cells: windows (1, 2) and (3, 4); the fifth cell is left over.
-    x, kernel = _images([1, 2, 3, 4, 5]).reshape(1, 1, 5, 1), _images([1, 10]).reshape(1, 2, 1, 1)
-    z, pull_back = jax.vjp(lambda *a: bnderiv.conv2d(*a, strides=2), x, kernel)
+def test_numbers_worked_by_hand_with_a_stride_and_padding():
+    # The example of derivation.md, C.4: windows over (0, a0, a1) and (a1, a2, a3); no window reaches a4.
+    x, kernel = _images([1, 2, 3, 4, 5]).reshape(1, 1, 5, 1), _images([1, 10, 100]).reshape(1, 3, 1, 1)
+    options = {"strides": (1, 2), "padding": ((0, 0), (1, 0))}
+    z, pull_back = jax.vjp(lambda *a: bnderiv.conv2d(*a, **options), x, kernel)
     dx, dkernel = pull_back(_images([1, 2]).reshape(1, 1, 2, 1))
-    np.testing.assert_array_equal(z.ravel(), [21, 43])
-    np.testing.assert_array_equal(dx.ravel(), [1, 10, 2, 20, 0])
-    np.testing.assert_array_equal(dkernel.ravel(), [1 * 1 + 2 * 3, 1 * 2 + 2 * 4])
+    np.testing.assert_array_equal(z.ravel(), [210, 432])
+    np.testing.assert_array_equal(dx.ravel(), [10, 102, 20, 200, 0])
+    np.testing.assert_array_equal(dkernel.ravel(), [4, 7, 10])
 
 
 def test_the_jacobian_is_the_banded_matrix_of_the_kernel():
@@ -161,6 +162,23 @@ def test_half_precision_is_accumulated_in_float32(dtype):
             assert results[i].dtype == dtype
             assert results[i].size == 1
             assert float(results[i].ravel()[0]) == truth, what
+
+
+def test_float32_is_asked_for_in_all_three_products_whatever_the_platform_would_do():
+    def value_and_gradients(x, kernel, delta):
+        z, pull_back = jax.vjp(bnderiv.conv2d, x, kernel)
+        return z, pull_back(delta)
+
+    half = [jnp.ones(shape, jnp.float16) for shape in ((2, 5, 5, 2), (3, 3, 2, 4), (2, 3, 3, 4))]
+    assert str(jax.make_jaxpr(value_and_gradients)(*half)).count("preferred_element_type=float32") == 3
+
+
+def test_the_bias_is_added_before_the_rounding():
+    # 60000 + 60000 is infinite in float16; 60000 + 60000 − 60000 is not.
+    big = jnp.full((1, 1, 1, 2), 60000, jnp.float16)
+    z = bnderiv.conv2d(big, jnp.ones((1, 1, 2, 1), jnp.float16), jnp.full(1, -60000, jnp.float16))
+    assert z.dtype == jnp.float16
+    assert float(z.ravel()[0]) == float(big[0, 0, 0, 0])
 
 
 def test_result_type_of_mixed_arguments():
