@@ -1,0 +1,165 @@
+"""The multilayer perceptron: its parameters, what it computes, what it refuses."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bnderiv
+from bnderiv.models import mlp
+from tests.case import random_like
+from tests.contract import near
+
+SMALL = mlp.Config(hidden=(7, 5), features=12, classes=3, dtype=jnp.float64)
+
+
+def _shapes(config):
+    return jax.eval_shape(lambda: mlp.init(jax.random.key(0), config))
+
+
+def _network(config):
+    """Random parameters: none hides behind a 0 or a 1."""
+    params, state = _shapes(config)
+    fresh = {name: bnderiv.init_running_stats(running.mean.size, running.mean.dtype) for name, running in state.items()}
+    return random_like(params, 1), fresh
+
+
+def _rows(count=6, features=12):
+    return jnp.asarray(np.random.default_rng(3).standard_normal((count, features)))
+
+
+def test_parameters():
+    params, state = _shapes(mlp.Config())
+    assert jax.tree.map(lambda a: a.shape, params) == {
+        "dense1": {"kernel": (784, 500)},
+        "bn1": {"gamma": (500,), "beta": (500,)},
+        "dense2": {"kernel": (500, 150)},
+        "bn2": {"gamma": (150,), "beta": (150,)},
+        "output": {"kernel": (150, 10), "bias": (10,)},
+    }
+    assert {name: running.var.shape for name, running in state.items()} == {"bn1": (500,), "bn2": (150,)}
+    params, state = _shapes(mlp.Config(batch_norm=False))
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 784 * 500 + 500 + 500 * 150 + 150 + 150 * 10 + 10
+    assert state == {}
+
+
+def test_initial_values():
+    """Glorot & Bengio's before tanh and sigmoid: uniform, variance 2 / (fan in + fan out)."""
+    params, _ = mlp.init(jax.random.key(0), mlp.Config(hidden=(300,), features=200, activation="tanh"))
+    kernel = params["dense1"]["kernel"]
+    np.testing.assert_allclose(kernel.var(), 2 / 500, rtol=0.05)
+    assert float(abs(kernel).max()) <= (6 / 500) ** 0.5
+
+
+def test_no_hidden_layer_is_a_linear_classifier():
+    config = dataclasses.replace(SMALL, hidden=())
+    params, state = _network(config)
+    logits, _ = mlp.apply(params, state, _rows(), config, train=True)
+    output = jax.tree.map(np.asarray, params["output"])
+    near(logits, np.asarray(_rows()) @ output["kernel"] + output["bias"], 1e-12)
+
+
+def test_numbers_against_numpy():
+    """Affine → batch norm → activation, twice, with the documents' biased variance."""
+    config = dataclasses.replace(SMALL, activation="sigmoid")
+    params, state = _network(config)
+    a = np.asarray(_rows())
+    for i in (1, 2):
+        z = a @ np.asarray(params[f"dense{i}"]["kernel"])
+        z_hat = (z - z.mean(0)) / np.sqrt(z.var(0) + 1e-5)
+        gamma, beta = (np.asarray(params[f"bn{i}"][name]) for name in ("gamma", "beta"))
+        a = 1 / (1 + np.exp(-(gamma * z_hat + beta)))
+    expected = a @ np.asarray(params["output"]["kernel"]) + np.asarray(params["output"]["bias"])
+    near(mlp.apply(params, state, _rows(), config, train=True)[0], expected, 1e-11)
+
+
+@pytest.mark.parametrize("batch_norm", [True, False])
+@pytest.mark.parametrize("activation", ["relu", "tanh", "sigmoid"])
+def test_gradient_equals_autodiff(activation, batch_norm):
+    config = dataclasses.replace(SMALL, activation=activation, batch_norm=batch_norm)
+    params, state = _network(config)
+
+    def vjp(gradients):
+        network = dataclasses.replace(config, gradients=gradients)
+
+        @jax.jit
+        def run(params, x):
+            out, pull_back = jax.vjp(lambda p, x: mlp.apply(p, state, x, network, train=True)[0], params, x)
+            return out, pull_back(random_like(out, 5))
+
+        return run(params, _rows())
+
+    near(vjp("closed_form"), vjp("autodiff"), 1e-10)
+
+
+def test_images_are_flattened_and_evaluation_leaves_the_state():
+    params, state = _network(SMALL)
+    rows = _rows()
+    logits, same = mlp.apply(params, state, rows.reshape(6, 2, 3, 2), SMALL, train=False)
+    near(logits, mlp.apply(params, state, rows, SMALL, train=False)[0], 0)
+    assert same is state
+    _, new = mlp.apply(params, state, rows, SMALL, train=True)
+    assert [int(running.count) for running in new.values()] == [1, 1]
+
+
+def test_learns():
+    config = dataclasses.replace(SMALL, dtype=jnp.float32)
+    params, state = mlp.init(jax.random.key(0), config)
+    labels = jnp.array([0, 1, 2, 0, 1, 2])
+
+    @jax.jit
+    def step(params, state):
+        def loss(params):
+            logits, new = mlp.apply(params, state, _rows(), config, train=True)
+            return bnderiv.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), new
+
+        (value, new), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+        return jax.tree.map(lambda p, g: p - 0.3 * g, params, gradient), new, value
+
+    losses = []
+    for _ in range(40):
+        params, state, value = step(params, state)
+        losses.append(float(value))
+    assert losses[-1] < 0.3 * losses[0]
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_an_ensemble_is_a_vmap(train):
+    """Over `init`'s keys and over `apply`'s parameters and statistics."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    params, state = jax.vmap(lambda key: mlp.init(key, SMALL))(keys)
+    together = jax.vmap(lambda p, s: mlp.apply(p, s, _rows(), SMALL, train=train))(params, state)
+    for i, key in enumerate(keys):
+        alone = mlp.init(key, SMALL)
+        near(jax.tree.map(lambda a, i=i: a[i], (params, state)), alone, 1e-14)
+        near(jax.tree.map(lambda a, i=i: a[i], together), mlp.apply(*alone, _rows(), SMALL, train=train), 1e-11)
+
+
+def test_config_is_a_value():
+    from_json = mlp.Config(**json.loads('{"hidden": [500, 150]}'))
+    assert from_json == mlp.Config()
+    assert hash(from_json) == hash(mlp.Config())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"hidden": (500, 0)}, r"hidden\[1\] must be at least 1, got 0"),
+        ({"hidden": 500}, "hidden must be a tuple of numbers of units, got 500"),
+        ({"features": 0}, "features must be at least 1, got 0"),
+        ({"activation": "max"}, "activation must be one of"),
+    ],
+)
+def test_refused_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        mlp.Config(**options)
+
+
+@pytest.mark.parametrize("shape", [(4, 11), (4, 3, 5), (12,)])
+def test_refused_examples(shape):
+    params, state = _network(SMALL)
+    with pytest.raises(ValueError, match=r"x must have (12 features an example|rank 2)"):
+        mlp.apply(params, state, jnp.zeros(shape), SMALL, train=False)
