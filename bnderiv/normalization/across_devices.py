@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from bnderiv import _arguments
 from bnderiv.normalization.moments import Moments, recentre
 
 AxisName = Any  # a hashable name, or a tuple of them
@@ -20,21 +21,25 @@ def merge(moments: Moments, axis_name: AxisName, axis_index_groups: Groups | Non
     Raises:
       ValueError: `axis_index_groups` where JAX's collectives do not take them.
     """
-    # n, K and s carry no gradient; m and v do.
-    n, shift, scale, mean, var = _gather(jnp.stack(moments), axis_name, axis_index_groups)
+    message = jnp.stack(_arguments.same_varying(*moments))
+    n, shift, scale, mean, var = _gather(message, axis_name, axis_index_groups)  # (devices, C) each
     n, shift, scale = (lax.stop_gradient(a) for a in (n, shift, scale))
-    total = jnp.maximum(n.sum(0), 1)
-    weight = n / total  # (devices, C)
+    total = n.sum(0, keepdims=True)
+    weight = n / jnp.maximum(total, 1)
 
-    common_scale = jnp.where(n > 0, scale, jnp.inf).min(0)
-    common_scale = jnp.where(jnp.isfinite(common_scale), common_scale, 1)
-    units = jnp.where(n > 0, common_scale / scale, 0)  # ≤ 1, a power of two: a device's own units in common ones
-    # The merged mean, rounded; then every device's mean about it, (K_i − K) first: near, so exact.
-    center = lax.stop_gradient((weight * (shift + mean / scale)).sum(0))
-    mean = (shift - center) * common_scale + mean * units
-    merged = (weight * mean).sum(0)
-    var = (weight * (var * units**2 + (mean - merged) ** 2)).sum(0)
-    return recentre(Moments(n.sum(0), center, common_scale, merged, var))
+    def average(values: jax.Array) -> jax.Array:
+        return (weight * values).sum(0, keepdims=True)
+
+    # The smallest scale of a device that has anything serves all; powers of two, so the ratios are exact and ≤ 1.
+    common = jnp.where(n > 0, scale, jnp.inf).min(0, keepdims=True)
+    common = jnp.where(jnp.isfinite(common), common, 1)
+    ratio = jnp.where(n > 0, common / scale, 0)
+    # Every device's mean about the merged one, rounded: (K_i − K) first, as these are near each other and so exact.
+    center = lax.stop_gradient(average(shift + mean / scale))
+    mean = (shift - center) * common + mean * ratio
+    merged = average(mean)
+    var = average(var * ratio**2 + (mean - merged) ** 2)  # (N26)
+    return recentre(Moments(*(a[0] for a in (total, center, common, merged, var))))
 
 
 def _gather(message: jax.Array, axis_name: AxisName, groups: Groups | None) -> jax.Array:
@@ -47,8 +52,8 @@ def _gather(message: jax.Array, axis_name: AxisName, groups: Groups | None) -> j
         position = np.zeros(sum(len(group) for group in groups), np.int32)
         for group in groups:
             position[list(group)] = np.arange(len(group))
-        index = jnp.asarray(position)[index]
-    mine = jnp.arange(size) == index
+        index = jnp.asarray(position)[index].astype(index.dtype)
+    mine = jnp.arange(size, dtype=index.dtype) == index
     slots = jnp.where(mine[:, None], message[:, None], 0)
     try:
         return lax.psum(slots, axis_name, axis_index_groups=groups)
