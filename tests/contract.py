@@ -117,7 +117,7 @@ def near(actual: Any, expected: Any, tolerance: float) -> None:
         np.testing.assert_array_equal(np.isnan(a), np.isnan(e))
         finite = np.isfinite(e)
         np.testing.assert_array_equal(a[~finite], e[~finite])
-        error, scale = np.linalg.norm((a - e)[finite]), np.linalg.norm(e[finite])
+        error, scale = np.linalg.norm(a[finite] - e[finite]), np.linalg.norm(e[finite])
         assert error <= tolerance * (scale + 1e-3), f"leaf {i}: off by {error:.3e} at norm {scale:.3e}"
 
 

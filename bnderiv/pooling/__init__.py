@@ -1,0 +1,1 @@
+"""Average and max pooling: their closed forms, their references, their derivation."""

@@ -1,0 +1,101 @@
+"""Where the windows of a pooling layer lie, and the moves between an input's axis and its windows' axis.
+
+One spatial axis at a time, on whatever axis it is (nothing is transposed), and all of it known at trace time.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from bnderiv import _arguments
+
+
+class Windows(NamedTuple):
+    """The windows along one axis: window i has its cell k at i·stride + k·dilation − before."""
+
+    axis: int
+    size: int
+    window: int
+    stride: int
+    dilation: int
+    before: int
+    after: int
+
+    @property
+    def reach(self) -> int:
+        """Cells from the first to the last of a window, the holes of the dilation included."""
+        return (self.window - 1) * self.dilation + 1
+
+    @property
+    def count(self) -> int:
+        """How many windows there are."""
+        return (self.size + self.before + self.after - self.reach) // self.stride + 1
+
+    @property
+    def tile(self) -> bool:
+        """Whether each window begins where the one before it ends."""
+        return self.stride == self.window and self.dilation == 1
+
+
+def windows(
+    x: jax.Array, window: Any, strides: Any, padding: Any, dilation: Any, channel_axis: Any, batch_axis: Any
+) -> tuple[Windows, Windows]:
+    """The windows along the rows and along the columns of `x`.
+
+    Raises:
+      TypeError: an argument of another type.
+      ValueError: `x` of another rank or empty, an argument out of range, a window larger than the padded input, or
+        padding as large as a window (which would then lie in the padding alone).
+    """
+    _arguments.rank_is("x", x, 4, "batch, two spatial axes and channel")
+    _arguments.nonempty("x", x)
+    _, axes, _ = _arguments.image_axes(channel_axis, batch_axis)
+    window = _arguments.pair("window", window)
+    strides = window if strides is None else _arguments.pair("strides", strides)
+    dilation = _arguments.pair("dilation", dilation)
+    sizes = x.shape[axes[0]], x.shape[axes[1]]
+    pads = _arguments.padding_pairs(padding, sizes, window, strides, dilation)
+    rows, columns = (
+        Windows(*arguments, *pad) for *arguments, pad in zip(axes, sizes, window, strides, dilation, pads, strict=True)
+    )
+    for w, sides in ((rows, "rows"), (columns, "columns")):
+        if max(w.before, w.after) >= w.reach:
+            raise ValueError(
+                f"padding on a side must be smaller than the window, which spans {w.reach} {sides}, "
+                f"got ({w.before}, {w.after})"
+            )
+    return rows, columns
+
+
+def pad(x: jax.Array, w: Windows, value: float) -> jax.Array:
+    """`x` with its padding along the axis of `w`."""
+    return _pad(x, w.axis, (w.before, w.after, 0), value)
+
+
+def take(x: jax.Array, w: Windows, start: int, stride: int, count: int) -> jax.Array:
+    """`count` cells along the axis of `w`, the first at `start`, `stride` apart."""
+    return lax.slice_in_dim(x, start, start + (count - 1) * stride + 1, stride, w.axis)
+
+
+def dilate(delta: jax.Array, w: Windows) -> jax.Array:
+    """δ with stride − 1 zeros between its entries and a margin: entry p + reach − 1 − k·dilation of the result is the δ
+    of the window that has x's cell p as its cell k, or zero where there is none (P5).
+    """
+    low, high = w.reach - 1 - w.before, w.size + w.before - 1 - (w.count - 1) * w.stride  # neither is negative
+    return _pad(delta, w.axis, (low, high, w.stride - 1), 0)
+
+
+def spread(delta: jax.Array, w: Windows) -> jax.Array:
+    """δ of the one window that covers each of x's cells, or zero where there is none; for windows that tile (P6)."""
+    shape = (*delta.shape[: w.axis], w.count, w.window, *delta.shape[w.axis + 1 :])
+    blocks = lax.broadcast_in_dim(delta, shape, tuple(a + (a > w.axis) for a in range(delta.ndim)))
+    blocks = lax.collapse(blocks, w.axis, w.axis + 2)
+    return _pad(blocks, w.axis, (-w.before, w.size + w.before - w.count * w.window, 0), 0)
+
+
+def _pad(x: jax.Array, axis: int, config: tuple[int, int, int], value: float) -> jax.Array:
+    if not any(config):
+        return x
+    return lax.pad(x, jnp.asarray(value, x.dtype), [config if a == axis else (0, 0, 0) for a in range(x.ndim)])

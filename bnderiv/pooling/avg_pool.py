@@ -1,0 +1,111 @@
+"""Average pooling with its gradient in closed form (derivation.md, P1–P6)."""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bnderiv import _arguments
+from bnderiv._closed_form import closed_form
+from bnderiv._precision import accumulator
+from bnderiv.pooling._windows import Windows, dilate, pad, spread, take, windows
+
+
+def avg_pool(
+    x: jax.Array,
+    window: Any,
+    *,
+    strides: Any = None,
+    padding: Any = "VALID",
+    count_include_pad: bool = True,
+    channel_axis: int = -1,
+    batch_axis: int = 0,
+) -> jax.Array:
+    """Mean over each window of each channel: z_ij = 1/(mn) Σ a_{si+x, sj+y}.
+
+    The gradient gives every cell its share of each window that covers it, δ_pq = 1/(mn) Σ δ_ij (derivation.md, P4).
+    Half precision is accumulated in float32. Nothing is saved for the backward.
+
+    Args:
+      x: images, rank 4, floating dtype: (N, H, W, C), or as `channel_axis` and `batch_axis` say.
+      window: (m, n), rows and columns of a window, or one integer for both.
+      strides: steps between windows, an integer or a pair; None means the window.
+      padding: "VALID" (none), "SAME" (⌈size/stride⌉ windows, the odd cell at the bottom and right), an integer, or
+        ((top, bottom), (left, right)); on each side smaller than the window.
+      count_include_pad: True divides by mn, the padding counting as zeros; False by the number of real cells.
+      channel_axis: the axis of the channels.
+      batch_axis: the axis of the examples; the two axes left are rows and columns, in order.
+
+    Returns:
+      Array of x's dtype, its rows and columns replaced by the windows' ones.
+
+    Raises:
+      TypeError: `x` has no floating dtype, `count_include_pad` is no boolean, or another argument no integers.
+      ValueError: `x` of another rank or empty, `channel_axis` equal to `batch_axis`, an argument out of range, or a
+        window larger than the padded input.
+    """
+    x = _arguments.float_array("x", x)
+    if not isinstance(count_include_pad, bool):
+        raise TypeError(f"count_include_pad must be a boolean, got {count_include_pad!r}")
+    both = windows(x, window, strides, padding, 1, channel_axis, batch_axis)
+    return _avg_pool(both, count_include_pad, x)
+
+
+# One program for each geometry: called outside of jit, a pool would else be dispatched as dozens of small ones.
+_compiled = functools.partial(jax.jit, static_argnums=(0, 1))
+
+
+@_compiled
+def _average(both, count_include_pad, x):
+    total = x.astype(accumulator(x.dtype))
+    for w in reversed(both):  # over the columns, then over the rows (P2)
+        total = _window_sums(pad(total, w, 0), w, w.window, w.stride, w.count)
+    return (total / _divisor(both, count_include_pad, total)).astype(x.dtype)  # (P1)
+
+
+_avg_pool = closed_form(_average, nondiff_argnums=(0, 1))
+
+
+def _avg_pool_fwd(both, count_include_pad, x):
+    return _average(both, count_include_pad, x), None
+
+
+@_compiled
+def _avg_pool_bwd(both, count_include_pad, _, delta):
+    share = delta.astype(accumulator(delta.dtype))
+    share = share / _divisor(both, count_include_pad, share)
+    for w in both:  # (P4): where windows tile the sum over the covering ones has one term (P6)
+        share = spread(share, w) if w.tile else _window_sums(dilate(share, w), w, w.window, 1, w.size)  # (P5)
+    return (share.astype(delta.dtype),)
+
+
+_avg_pool.defvjp(_avg_pool_fwd, _avg_pool_bwd)
+
+
+def _window_sums(x, w: Windows, cells, stride, count):
+    """The sums of `count` runs of `cells` cells each, their starts `stride` apart."""
+    if cells <= 8:
+        first, *others = (take(x, w, k, stride, count) for k in range(cells))
+        return sum(others, first)
+    # A long run is two runs of half the length: log(cells) additions, in place of one slice for each cell.
+    half = cells // 2
+    step = math.gcd(half, stride)
+    halves = _window_sums(x, w, half, step, ((count - 1) * stride + half) // step + 1)
+    total = take(halves, w, 0, stride // step, count) + take(halves, w, half // step, stride // step, count)
+    return total + take(x, w, cells - 1, stride, count) if cells % 2 else total
+
+
+def _divisor(both, count_include_pad, like):
+    """mn, or the number of real cells in each window (P3)."""
+    if count_include_pad:
+        return both[0].window * both[1].window
+
+    counts = []
+    for w in both:
+        first = np.arange(w.count) * w.stride - w.before
+        real = np.minimum(first + w.window, w.size) - np.maximum(first, 0)
+        counts.append(_arguments.along(jnp.asarray(real, like.dtype), w.axis, like.ndim))
+    return counts[0] * counts[1]

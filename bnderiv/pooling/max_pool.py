@@ -1,0 +1,133 @@
+"""Max pooling with its gradient in closed form (derivation.md, P7–P10)."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from bnderiv import _arguments
+from bnderiv._closed_form import closed_form
+from bnderiv._precision import accumulator
+from bnderiv.pooling._windows import dilate, pad, spread, take, windows
+
+
+def max_pool(
+    x: jax.Array,
+    window: Any,
+    *,
+    strides: Any = None,
+    padding: Any = "VALID",
+    dilation: Any = 1,
+    channel_axis: int = -1,
+    batch_axis: int = 0,
+) -> jax.Array:
+    """Maximum of each window of each channel: z_ij = max a_{si+dx, sj+dy}.
+
+    The gradient of a window goes to the cell that won it, δ_pq = Σ δ_ij over the windows (p, q) won (derivation.md,
+    P10): among equals the first in row-major order, as in PyTorch and XLA; a NaN is larger than any number and the
+    first NaN wins; padding never wins, not even a tie among −inf. Saved for the backward: the winner's number within
+    its window, one byte for windows of up to 256 cells.
+
+    Args:
+      x: images, rank 4, floating dtype: (N, H, W, C), or as `channel_axis` and `batch_axis` say.
+      window: (m, n), rows and columns of a window, or one integer for both.
+      strides: steps between windows, an integer or a pair; None means the window.
+      padding: "VALID" (none), "SAME" (⌈size/stride⌉ windows, the odd cell at the bottom and right), an integer, or
+        ((top, bottom), (left, right)); on each side smaller than the dilated window.
+      dilation: steps between the cells of a window, an integer or a pair.
+      channel_axis: the axis of the channels.
+      batch_axis: the axis of the examples; the two axes left are rows and columns, in order.
+
+    Returns:
+      Array of x's dtype, its rows and columns replaced by the windows' ones. Where all cells of a dilated window fall
+      on padding it is −inf.
+
+    Raises:
+      TypeError: `x` has no floating dtype, or another argument no integers.
+      ValueError: `x` of another rank or empty, `channel_axis` equal to `batch_axis`, an argument out of range, or a
+        dilated window larger than the padded input.
+    """
+    x = _arguments.float_array("x", x)
+    return _max_pool(windows(x, window, strides, padding, dilation, channel_axis, batch_axis), x)
+
+
+# One program for each geometry: called outside of jit, a pool would else be dispatched as dozens of small ones.
+_compiled = functools.partial(jax.jit, static_argnums=0)
+
+
+def _maxima(both, x):
+    return _winners(both, x)[0]
+
+
+_max_pool = closed_form(_maxima, nondiff_argnums=(0,))
+
+
+@_compiled
+def _winners(both, x):
+    """The maxima, and where each was found: row·n + column within the window of m rows and n columns."""
+    rows, columns = both
+    place = jnp.zeros(x.shape, np.min_scalar_type(rows.window * columns.window - 1))
+    # The first maximum of each row of a window, then the first of those (P8).
+    return _first_maxima(*_first_maxima(x, place, columns, 1), rows, columns.window)
+
+
+def _first_maxima(x, place, w, step):
+    """The first maximum of each window along one axis; its place grows by `step` with each cell."""
+    first_real = np.maximum(0, -((np.arange(w.count) * w.stride - w.before) // w.dilation))
+    x, place = pad(x, w, -jnp.inf), pad(place, w, 0)
+    for k in range(w.window):
+        candidate, its_place = (take(a, w, k * w.dilation, w.stride, w.count) for a in (x, place))
+        its_place = its_place + k * step
+        if k == 0:
+            best, winner = candidate, its_place
+            continue
+        wins = (best == best) & ~(candidate <= best)  # larger, or NaN where there was none (P7)
+        if k in first_real:  # all before it was padding, which never wins (P9)
+            wins |= _arguments.along(jnp.asarray(first_real == k), w.axis, x.ndim)
+        best, winner = jnp.where(wins, candidate, best), jnp.where(wins, its_place, winner)
+    return best, winner
+
+
+def _max_pool_fwd(both, x):
+    return _winners(both, x)
+
+
+@_compiled
+def _max_pool_bwd(both, winner, delta):
+    rows, columns = both
+    if rows.tile and columns.tile:  # each cell has but one window to win (P6)
+        for w in both:
+            winner, delta = spread(winner, w), spread(delta, w)
+        row, column = ((np.arange(w.size) + w.before) % w.window for w in both)
+        place = jnp.asarray(row[:, None] * columns.window + column, winner.dtype)
+        place = lax.expand_dims(place, [a for a in range(4) if a not in (rows.axis, columns.axis)])
+        return (jnp.where(winner == place, delta, 0),)
+
+    spaced = delta.astype(accumulator(delta.dtype))
+    for w in both:
+        winner, spaced = dilate(winner, w), dilate(spaced, w)  # (P5)
+
+    def won_in_row(k):  # (P10): the terms of those windows that have the cell in their row k
+        start = rows.reach - 1 - k * rows.dilation
+        by, share = (lax.dynamic_slice_in_dim(a, start, rows.size, rows.axis) for a in (winner, spaced))
+        terms = []
+        for c in range(columns.window):
+            start = columns.reach - 1 - c * columns.dilation
+            place = jnp.asarray(k * columns.window + c, winner.dtype)
+            won = take(by, columns, start, 1, columns.size) == place
+            terms.append(jnp.where(won, take(share, columns, start, 1, columns.size), 0))
+        return sum(terms[1:], terms[0])
+
+    total = won_in_row(0)
+    if rows.window * columns.window <= 64:
+        for k in range(1, rows.window):
+            total = total + won_in_row(k)
+    else:  # a loop keeps the program, and the time it takes to compile, small
+        total, _ = lax.scan(lambda t, k: (t + won_in_row(k), None), total, jnp.arange(1, rows.window))
+    return (total.astype(delta.dtype),)
+
+
+_max_pool.defvjp(_max_pool_fwd, _max_pool_bwd)
