@@ -50,7 +50,7 @@ def _attach_both_modes(fwd: Any, bwd: Any, static: tuple[Any, ...]) -> Any:
     def pull_back(residuals: Any, cotangents: Any, like: tuple[Any, ...]) -> tuple[Any, ...]:
         """Jᵀ; the cotangent of an argument without a derivative (integers, booleans, None) is left out."""
         grads = bwd(*static, residuals, cotangents)
-        return tuple(g for g, a in zip(grads, like, strict=True) if _is_float(a))
+        return tuple(jnp.zeros_like(a) if g is None else g for g, a in zip(grads, like, strict=True) if _is_float(a))
 
     def push_forward(args: tuple[Any, ...], tangents: tuple[Any, ...]) -> Any:
         out, residuals = fwd(*static, *args)
