@@ -78,12 +78,14 @@ def _first_maxima(x, place, w, step):
     """The first maximum of each window along one axis; its place grows by `step` with each cell."""
     first_real = np.maximum(0, -((np.arange(w.count) * w.stride - w.before) // w.dilation))
     x, place = pad(x, w, -jnp.inf), pad(place, w, 0)
-    for k in range(w.window):
-        candidate, its_place = (take(a, w, k * w.dilation, w.stride, w.count) for a in (x, place))
-        its_place = its_place + k * step
-        if k == 0:
-            best, winner = candidate, its_place
-            continue
+
+    def cell(k):
+        value, at = (take(a, w, k * w.dilation, w.stride, w.count) for a in (x, place))
+        return value, at + k * step
+
+    best, winner = cell(0)
+    for k in range(1, w.window):
+        candidate, its_place = cell(k)
         wins = (best == best) & ~(candidate <= best)  # larger, or NaN where there was none (P7)
         if k in first_real:  # all before it was padding, which never wins (P9)
             wins |= _arguments.along(jnp.asarray(first_real == k), w.axis, x.ndim)

@@ -1,5 +1,7 @@
 """What the pooling layers must equal: the plain forward, differentiated by JAX."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,12 +14,12 @@ def avg_pool(x, window, *, strides=None, padding="VALID", count_include_pad=True
     """`lax.reduce_window` with a sum, over the number of cells; see `bnderiv.avg_pool`."""
     axes, window, strides, _, pads = _geometry(x, window, strides, padding, 1, channel_axis, batch_axis)
 
-    def at_axes(values, others):
-        return tuple(values[axes.index(a)] if a in axes else others for a in range(4))
+    def at_axes(values: Any, others: Any) -> Any:
+        return [values[axes.index(a)] if a in axes else others for a in range(4)]
 
     def sums(a):
-        zero = np.zeros((), a.dtype)
-        return lax.reduce_window(a, zero, lax.add, at_axes(window, 1), at_axes(strides, 1), at_axes(pads, (0, 0)))
+        zero, around = np.zeros((), a.dtype), at_axes(pads, (0, 0))
+        return lax.reduce_window(a, zero, lax.add, at_axes(window, 1), at_axes(strides, 1), around)
 
     wide = x.astype(accumulator(x.dtype))
     count = window[0] * window[1] if count_include_pad else sums(jnp.ones_like(wide))

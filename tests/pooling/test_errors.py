@@ -1,0 +1,88 @@
+"""What both pools refuse, at trace time and by name."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import bnderiv
+
+IMAGES = jnp.ones((2, 5, 4, 3))
+POOLS = [bnderiv.avg_pool, bnderiv.max_pool]
+
+
+@pytest.fixture(params=POOLS, ids=lambda p: p.__name__)
+def pool(request):
+    """Under `jax.eval_shape`: errors must come before anything runs."""
+    return lambda x, *args, **options: jax.eval_shape(lambda x: request.param(x, *args, **options), x)
+
+
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.uint8, jnp.bool_, jnp.complex64])
+def test_dtypes_that_have_no_gradient(pool, dtype):
+    with pytest.raises(TypeError, match="x must have a floating dtype"):
+        pool(IMAGES.astype(dtype), 2)
+
+
+@pytest.mark.parametrize("shape", [(), (4,), (4, 4), (4, 4, 3), (1, 4, 4, 3, 1)])
+def test_rank(pool, shape):
+    with pytest.raises(ValueError, match="x must have rank 4"):
+        pool(jnp.ones(shape), 2)
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 4, 3), (2, 0, 4, 3), (2, 4, 4, 0)])
+def test_empty(pool, shape):
+    with pytest.raises(ValueError, match="x must not be empty"):
+        pool(jnp.ones(shape), 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"window": 0}, ValueError, "window must be at least 1, got 0"),
+        ({"window": (2, -1)}, ValueError, r"window\[1\] must be at least 1, got -1"),
+        ({"window": (2, 2, 2)}, ValueError, "window must be an integer or a pair"),
+        ({"window": 2.0}, TypeError, "window must be an integer, got 2.0"),
+        ({"window": True}, TypeError, "window must be an integer, got True"),
+        ({"window": None}, TypeError, "window must be an integer, got None"),
+        ({"window": 2, "strides": 0}, ValueError, "strides must be at least 1, got 0"),
+        ({"window": 2, "strides": (1, 0)}, ValueError, r"strides\[1\] must be at least 1, got 0"),
+        ({"window": 2, "strides": 1.5}, TypeError, "strides must be an integer, got 1.5"),
+        ({"window": 2, "padding": "FULL"}, ValueError, "padding must be .* got 'FULL'"),
+        ({"window": 2, "padding": -1}, ValueError, "padding must be at least 0, got -1"),
+        ({"window": 2, "padding": ((0, 0), (0, -1))}, ValueError, r"padding\[1\]\[1\] must be at least 0, got -1"),
+        ({"window": 2, "padding": (1, 1)}, ValueError, r"padding must be \(\(top, bottom\), \(left, right\)\)"),
+        ({"window": 2, "padding": 0.5}, TypeError, "padding must be an integer, got 0.5"),
+        ({"window": 2, "padding": 2}, ValueError, r"smaller than the window, which spans 2 rows, got \(2, 2\)"),
+        ({"window": 2, "padding": ((0, 0), (1, 2))}, ValueError, r"which spans 2 columns, got \(1, 2\)"),
+        ({"window": 6}, ValueError, "the window must fit into the padded input: it spans 6 rows"),
+        ({"window": (5, 5)}, ValueError, "it spans 5 columns, the input has 4"),
+        ({"window": (8, 4), "padding": ((1, 1), (0, 0))}, ValueError, r"spans 8 rows, .* 5 with padding \(1, 1\)"),
+        ({"window": 2, "channel_axis": 4}, ValueError, "channel_axis must lie in"),
+        ({"window": 2, "batch_axis": -5}, ValueError, "batch_axis must lie in"),
+        ({"window": 2, "channel_axis": 1.0}, TypeError, "channel_axis must be an integer"),
+        ({"window": 2, "channel_axis": 0}, ValueError, "channel_axis and batch_axis must differ"),
+        ({"window": 2, "channel_axis": -2, "batch_axis": 2}, ValueError, "channel_axis and batch_axis must differ"),
+    ],
+    ids=str,
+)
+def test_arguments(pool, options, error, message):
+    with pytest.raises(error, match=message):
+        pool(IMAGES, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"dilation": 0}, ValueError, "dilation must be at least 1, got 0"),
+        ({"dilation": "2"}, TypeError, "dilation must be an integer, got '2'"),
+        ({"dilation": (1, 4)}, ValueError, "it spans 5 columns, the input has 4"),
+        ({"dilation": (2, 1), "padding": 3}, ValueError, r"which spans 3 rows, got \(3, 3\)"),
+    ],
+    ids=str,
+)
+def test_dilation(options, error, message):
+    with pytest.raises(error, match=message):
+        bnderiv.max_pool(IMAGES, 2, **options)
+
+
+def test_padding_may_be_as_wide_as_the_dilated_window_less_one():
+    assert bnderiv.max_pool(IMAGES, 2, strides=1, dilation=(3, 2), padding=((3, 3), (2, 2))).shape == (2, 8, 6, 3)

@@ -1,0 +1,175 @@
+"""Max pooling: hand-worked numbers, loops as the oracle, ties, NaN, −inf, what is saved and compiled."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import bnderiv
+from tests.pooling import loops
+
+FEW = np.array([-np.inf, -1.0, -0.0, 0.0, 2.0, np.inf, np.nan])
+PALETTES = {"distinct": None, "ties": FEW[1:5], "extremes": FEW, "minus-infinity": FEW[:2], "nan": FEW[-2:]}
+
+
+@settings(max_examples=80)
+@given(loops.problems(dilated=True), st.sampled_from(sorted(PALETTES)))
+def test_equals_the_loops(problem, palette):
+    rng = np.random.default_rng(problem.seed)
+    values = PALETTES[palette]
+    x = rng.standard_normal(problem.shape) if values is None else rng.choice(values, problem.shape)
+    dy = rng.standard_normal(loops.outputs_like(problem, x).shape)
+    pool = functools.partial(bnderiv.max_pool, window=problem.window, dilation=problem.dilation, **problem.options())
+    y, pull_back = jax.vjp(pool, jnp.asarray(x))
+    expected_y, expected_dx = loops.maximum(problem, x, dy)
+    np.testing.assert_array_equal(y, expected_y)
+    chex.assert_trees_all_close(pull_back(jnp.asarray(dy))[0], expected_dx, rtol=1e-12, atol=1e-13)
+
+
+def image(rows, dtype=jnp.float64):
+    return jnp.array(rows, dtype)[None, :, :, None]
+
+
+def test_overlapping_windows_add():
+    # Four 2×2 windows over 3×3; the 9 in the middle wins them all.
+    x = image([[1, 2, 3], [4, 9, 6], [7, 8, 5]])
+    y, pull_back = jax.vjp(lambda x: bnderiv.max_pool(x, 2, strides=1), x)
+    np.testing.assert_array_equal(y, image([[9, 9], [9, 9]]))
+    np.testing.assert_array_equal(
+        pull_back(image([[1, 10], [100, 1000]]))[0], image([[0, 0, 0], [0, 1111, 0], [0, 0, 0]])
+    )
+
+
+def test_windows_that_tile():
+    x = image([[1, 2, 7, 4], [5, 3, 6, 0]])
+    y, pull_back = jax.vjp(lambda x: bnderiv.max_pool(x, 2), x)
+    np.testing.assert_array_equal(y, image([[5, 7]]))
+    np.testing.assert_array_equal(pull_back(image([[3, 4]]))[0], image([[0, 0, 4, 0], [3, 0, 0, 0]]))
+
+
+def test_dilation():
+    # Window 2×2, dilation 2, on 3×3: the four corners, of which the last wins.
+    x = image([[1, 9, 2], [9, 9, 9], [3, 9, 4]])
+    y, pull_back = jax.vjp(lambda x: bnderiv.max_pool(x, 2, dilation=2), x)
+    np.testing.assert_array_equal(y, image([[4]]))
+    np.testing.assert_array_equal(pull_back(image([[5]]))[0], image([[0, 0, 0], [0, 0, 0], [0, 0, 5]]))
+
+
+@pytest.mark.parametrize("strides", [(2, 3), (3, 3)], ids=["tiles", "general"])
+@pytest.mark.parametrize(
+    ("rows", "winner"),
+    [
+        ([[1, 1, 1], [1, 1, 1]], (0, 0)),
+        ([[0, 1, 1], [1, 1, 1]], (0, 1)),
+        ([[0, 0, 0], [0, 2, 2]], (1, 1)),
+        ([[0, 0, 2], [2, 2, 2]], (0, 2)),  # row-major, not column-major
+        ([[-0.0, 0.0, 0.0], [0, 0, 0]], (0, 0)),  # −0 equals 0
+        ([[np.inf, 0, np.inf], [np.inf, 1, 1]], (0, 0)),
+        ([[-np.inf, -np.inf, -np.inf], [-np.inf, -np.inf, -np.inf]], (0, 0)),
+        ([[1, 1, np.inf], [np.nan, 1, 1]], (1, 0)),  # a NaN is above infinity
+        ([[1, 1, 1], [1, np.nan, np.nan]], (1, 1)),
+        ([[1, np.nan, np.inf], [np.nan, 1, 1]], (0, 1)),
+    ],
+)
+def test_the_first_of_equals_takes_the_gradient(rows, winner, strides):
+    for dtype in (jnp.float64, jnp.float32, jnp.bfloat16, jnp.float16):
+        x = image(rows, dtype)
+        y, pull_back = jax.vjp(lambda x: bnderiv.max_pool(x, (2, 3), strides=strides), x)
+        np.testing.assert_array_equal(np.asarray(y[0, 0, 0, 0], np.float64), np.asarray(rows)[winner])
+        expected = np.zeros((2, 3))
+        expected[winner] = 3
+        np.testing.assert_array_equal(np.asarray(pull_back(jnp.full_like(y, 3))[0][0, :, :, 0], np.float64), expected)
+
+
+def test_padding_never_wins():
+    # Windows 2×2 with padding 1 on 2×2 of −inf: each has one real cell, which is not its first but for the last.
+    x = jnp.full((1, 2, 2, 1), -jnp.inf)
+    dy = image([[1, 2], [3, 4]])
+    y, pull_back = jax.vjp(lambda x: bnderiv.max_pool(x, 2, padding=1), x)
+    np.testing.assert_array_equal(y, x)
+    np.testing.assert_array_equal(pull_back(dy)[0], dy)
+
+
+def test_padding_never_wins_where_windows_overlap():
+    x = jnp.full((1, 1, 3, 1), -jnp.inf)
+    y, pull_back = jax.vjp(lambda x: bnderiv.max_pool(x, (2, 3), strides=1, padding=((1, 1), (2, 2))), x)
+    assert y.shape == (1, 2, 5, 1)
+    # Windows over columns −2..0, −1..1, 0..2, 1..3, 2..4; the first real ones are 0, 0, 0, 1, 2; two rows of windows.
+    np.testing.assert_array_equal(pull_back(image([[1, 10, 100, 1000, 10000]] * 2))[0], image([[222, 2000, 20000]]))
+
+
+def test_a_dilated_window_that_has_padding_alone():
+    # Cells at columns −2 and 1 of a single one: nothing is there to win.
+    x = image([[5]])
+    y, pull_back = jax.vjp(lambda x: bnderiv.max_pool(x, (1, 2), dilation=3, strides=1, padding=((0, 0), (2, 2))), x)
+    np.testing.assert_array_equal(y, image([[-np.inf, -np.inf]]))
+    np.testing.assert_array_equal(pull_back(image([[1, 1]]))[0], image([[0]]))
+
+
+def test_a_nan_cotangent_goes_to_the_winner_alone():
+    x = image([[1, 2, 3], [4, 9, 6], [7, 8, 5]])
+    for strides in (1, 2):
+        y, pull_back = jax.vjp(lambda x, s=strides: bnderiv.max_pool(x, 2, strides=s), x)
+        dx = pull_back(jnp.full_like(y, jnp.nan))[0]
+        np.testing.assert_array_equal(np.isnan(dx), x == 9)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_half_precision(dtype):
+    # The maximum is exact; the shares of the 729 windows that one cell wins are added in float32 (a float16 sum of
+    # ones would do, a bfloat16 one stops at 256).
+    x = jnp.zeros((1, 53, 53, 1), dtype).at[0, 26, 26, 0].set(1.5)
+    y, pull_back = jax.vjp(lambda x: bnderiv.max_pool(x, 27, strides=1), x)
+    np.testing.assert_array_equal(y.astype(jnp.float32), 1.5)
+    dx = pull_back(jnp.full_like(y, 1 / 729))[0]
+    assert dx.dtype == dtype
+    share = float(jnp.asarray(1 / 729, dtype))
+    assert float(dx[0, 26, 26, 0]) == pytest.approx(729 * share, rel=1e-2)
+    assert int((dx != 0).sum()) == 1
+
+
+@pytest.mark.parametrize("options", [{"window": 2}, {"window": 3, "strides": 1, "padding": 1}], ids=str)
+def test_second_order_has_the_same_ties(options):
+    """d²/dx² of Σ y³: 6 y where a cell won, once for each window it won, and nothing between cells."""
+    x = jnp.ones((1, 4, 4, 1)).at[0, 1, 2, 0].set(2.0)
+    first = jax.grad(lambda x: (bnderiv.max_pool(x, **options)).sum())(x)  # how many windows each cell won
+
+    def cube(x):
+        return (bnderiv.max_pool(x, **options) ** 3).sum()
+
+    expected = np.diag((6 * x * first).ravel())
+    np.testing.assert_array_equal(jax.hessian(cube)(x).reshape(16, 16), expected)
+    np.testing.assert_array_equal(jax.jacrev(jax.grad(cube))(x).reshape(16, 16), expected)
+
+
+@pytest.mark.parametrize(
+    ("window", "dtype"), [(2, "uint8"), (16, "uint8"), ((16, 17), "uint16"), ((1, 257), "uint16"), ((1, 256), "uint8")]
+)
+def test_saved_is_the_winners_place_alone(window, dtype):
+    x = jax.ShapeDtypeStruct((2, 32, 300, 3), jnp.float32)
+    pool = functools.partial(bnderiv.max_pool, window=window)
+    (saved,) = jax.tree.leaves(jax.eval_shape(lambda x: jax.vjp(pool, x)[1], x))
+    assert (saved.shape, saved.dtype) == (jax.eval_shape(pool, x).shape, dtype)
+
+
+@pytest.mark.parametrize("window", [(16, 16), (16, 17), (1, 257), (2, 150)])
+@pytest.mark.parametrize("strides", [None, 1])
+def test_the_winners_place_does_not_overflow(window, strides):
+    x = jnp.zeros((1, *window, 1)).at[0, -1, -1, 0].set(1.0)  # the last cell wins
+    dx = jax.grad(lambda x: bnderiv.max_pool(x, window, strides=strides).sum())(x)
+    np.testing.assert_array_equal(dx, x)
+
+
+@pytest.mark.parametrize("options", [{"window": 2}, {"window": 3, "strides": 2, "padding": 1}, {"window": 9}], ids=str)
+def test_without_x64(options):
+    with jax.enable_x64(False):
+        x = jnp.arange(81, dtype=jnp.float32).reshape(1, 9, 9, 1)
+        y, pull_back = jax.vjp(functools.partial(bnderiv.max_pool, **options), x)
+        (dx,) = pull_back(jnp.ones_like(y))
+        assert y.dtype == dx.dtype == jnp.float32
+        np.testing.assert_array_equal(x[dx > 0], y.ravel())  # the values rise, so each cell wins but one window
