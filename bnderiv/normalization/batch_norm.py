@@ -184,10 +184,12 @@ def _affine(axis, u, r, gamma, beta):
 
 def nonnegative(name: str, value: Any, dtype: Any) -> jax.Array:
     """A scalar of this dtype, at least 0 (a traced one is taken at its word)."""
-    number = jnp.asarray(value)
-    if number.ndim or not (jnp.issubdtype(number.dtype, jnp.floating) or jnp.issubdtype(number.dtype, jnp.integer)):
+    if not isinstance(value, (float, int, np.number, np.ndarray, jax.Array)) or jnp.ndim(value):
         raise TypeError(f"{name} must be a real number, got {value!r}")
-    if not isinstance(number, jax.core.Tracer) and not (0 <= float(number) < np.inf):
+    number = jnp.asarray(value)
+    if not (jnp.issubdtype(number.dtype, jnp.floating) or jnp.issubdtype(number.dtype, jnp.integer)):
+        raise TypeError(f"{name} must be a real number, got {value!r}")
+    if not isinstance(number, jax.core.Tracer) and not 0 <= float(number) < np.inf:
         raise ValueError(f"{name} must be finite and at least 0, got {value}")
     return number.astype(dtype)
 

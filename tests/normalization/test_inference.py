@@ -1,0 +1,56 @@
+"""Normalization by given statistics: numbers worked by hand, extremes, errors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bnderiv
+from tests.contract import near
+
+
+def test_numbers_worked_by_hand():
+    # σ² + ε = 4: y = γ (x − μ)/2 + β with x = (1, 5), μ = 3, γ = 6, β = 1; δ = (1, 2).
+    arrays = [jnp.array([[1.0], [5.0]]), *(jnp.array([a]) for a in (6.0, 1.0, 3.0, 3.0))]
+    y, pull_back = jax.vjp(lambda *a: bnderiv.batch_norm_inference(*a, eps=1), *arrays)
+    dx, d_gamma, d_beta, d_mean, d_var = pull_back(jnp.array([[1.0], [2.0]]))
+    np.testing.assert_array_equal(y.ravel(), [-5, 7])
+    np.testing.assert_array_equal(dx.ravel(), [3, 6])  # δ γ/2
+    assert (d_gamma[0], d_beta[0], d_mean[0]) == (1, 3, -9)  # Σ δ (x − μ)/2, Σ δ, −γ/2 Σ δ
+    assert d_var[0] == -0.5 * 6 / 8 * 2  # −½ γ (σ²+ε)^(−3/2) Σ δ (x − μ)
+
+
+def test_it_is_batch_norm_at_the_batch_statistics():
+    rng = np.random.default_rng(0)
+    x, gamma, beta = (jnp.asarray(rng.standard_normal(s)) for s in ((6, 3, 3, 4), 4, 4))
+    y, stats = bnderiv.batch_norm(x, gamma, beta)
+    near(bnderiv.batch_norm_inference(x, gamma, beta, stats.mean, stats.var), y, 1e-14)
+
+
+def test_an_infinite_variance_is_not_silently_beta():
+    ones = jnp.ones(2)
+    y = bnderiv.batch_norm_inference(jnp.ones((3, 2)), ones, ones, ones, jnp.array([1.0, jnp.inf]))
+    assert np.isfinite(y[:, 0]).all()
+    assert np.isnan(y[:, 1]).all()
+
+
+def test_statistics_at_1e18():
+    ones = jnp.ones(1, jnp.float32)
+    x = jnp.array([[1e18], [-1e18]], jnp.float32)
+    y, pull_back = jax.vjp(bnderiv.batch_norm_inference, x, ones, 0 * ones, 0 * ones, 1e36 * ones)
+    np.testing.assert_allclose(y, [[1], [-1]], rtol=3e-7)
+    *_, d_var = pull_back(jnp.array([[1.0], [-1.0]], jnp.float32))
+    np.testing.assert_allclose(d_var, [-1e-36], rtol=1e-6)
+
+
+@pytest.mark.parametrize("argument", ["gamma", "beta", "mean", "var"])
+def test_errors(argument):
+    arguments = {"x": jnp.ones((4, 3))} | {name: jnp.ones(3) for name in ("gamma", "beta", "mean", "var")}
+    with pytest.raises(ValueError, match=rf"{argument}.*\(3,\).*\[2\]"):
+        bnderiv.batch_norm_inference(**arguments | {argument: jnp.ones(2)})
+    with pytest.raises(TypeError, match=f"{argument}.*int32"):
+        bnderiv.batch_norm_inference(**arguments | {argument: jnp.ones(3, jnp.int32)})
+    with pytest.raises(ValueError, match="channel_axis"):
+        bnderiv.batch_norm_inference(**arguments, channel_axis=-3)
+    with pytest.raises(ValueError, match="eps"):
+        bnderiv.batch_norm_inference(**arguments, eps=-1)
