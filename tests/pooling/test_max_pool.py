@@ -45,6 +45,14 @@ def test_overlapping_windows_add():
     )
 
 
+def test_ties_where_windows_overlap():
+    x = image([[1, 2, 3], [4, 5, 5], [7, 5, 5]])
+    y, pull_back = jax.vjp(lambda x: bnderiv.max_pool(x, 2, strides=1), x)
+    np.testing.assert_array_equal(y, image([[5, 5], [7, 5]]))
+    dx = pull_back(image([[1, 10], [100, 1000]]))[0]
+    np.testing.assert_array_equal(dx, image([[0, 0, 0], [0, 1011, 0], [100, 0, 0]]))
+
+
 def test_windows_that_tile():
     x = image([[1, 2, 7, 4], [5, 3, 6, 0]])
     y, pull_back = jax.vjp(lambda x: bnderiv.max_pool(x, 2), x)
