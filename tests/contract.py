@@ -10,6 +10,7 @@ from typing import Any
 
 import chex
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 from jax.test_util import check_grads
@@ -51,7 +52,7 @@ def gradient_of_gradient(layers: Any, case: Case) -> None:
         direction = random_like(args, 3)
 
         def projected(*a: jax.Array) -> jax.Array:
-            return jnp.stack([jnp.vdot(s, d) for s, d in zip(_gradient(function, *a), direction, strict=True)]).sum()
+            return _dot(_gradient(function, *a), direction)
 
         return jax.jit(jax.grad(projected, tuple(range(len(args)))))(*args)
 
@@ -98,7 +99,87 @@ def dtypes(layers: Any, case: Case) -> None:
         near((out, grads), _oracle(case)(_wide(cotangent), *_wide(args)), tolerance)
 
 
+def checkpoint(layers: Any, case: Case) -> None:
+    """Recomputed in the backward, the same value and gradient."""
+    f, args = case.bind(layers)
+    cotangent = _cotangent(f, args)
+    close(_compiled(jax.checkpoint(f))(cotangent, *args), _oracle(case)(cotangent, *args))
+
+
+def scan(layers: Any, case: Case) -> None:
+    """The gradient through a loop of calls is the gradient of each."""
+    f, args = case.bind(layers)
+    cotangent = _cotangent(f, args)
+    calls = [case.bind(layers, seed=s)[1] for s in range(3)]
+
+    def total(stacked: Any) -> jax.Array:
+        def step(sum_: jax.Array, a: Any) -> tuple[jax.Array, None]:
+            return sum_ + _dot(f(*a), cotangent), None
+
+        return jax.lax.scan(step, jnp.zeros(()), stacked)[0]
+
+    stacked = jax.tree.map(lambda *a: jnp.stack(a), *calls)
+    grads = [_oracle(case)(cotangent, *a)[1] for a in calls]
+    close(jax.jit(jax.grad(total))(stacked), jax.tree.map(lambda *g: jnp.stack(g), *grads))
+
+
+def exported(layers: Any, case: Case) -> None:
+    """Serialized and read back, the same value, and the same gradient through the export's own vjp."""
+    f, args = case.bind(layers)
+    cotangent = _cotangent(f, args)
+    shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in args]
+    program = jax.export.deserialize(jax.export.export(jax.jit(f))(*shapes).serialize(vjp_order=1))
+    close(_compiled(program.call)(cotangent, *args), _oracle(case)(cotangent, *args))
+
+
+def jvp(layers: Any, case: Case) -> None:
+    """Forward mode equals the reference's, called directly and as the linear map of jax.linearize."""
+    f, args = case.bind(layers)
+    g, _ = case.bind(bnderiv.reference)
+    tangents = random_like(args, 5)
+    expected = jax.jit(lambda a, t: jax.jvp(g, a, t))(args, tangents)
+    close(jax.jit(lambda a, t: jax.jvp(f, a, t))(args, tangents), expected)
+    close(jax.jit(lambda a, t: (lambda out, push: (out, push(*t)))(*jax.linearize(f, *a)))(args, tangents), expected)
+
+
+def jacobians(layers: Any, case: Case) -> None:
+    """jacfwd and jacrev are the reference's Jacobian, mapped over a batch of points as well."""
+    f, args = case.bind(layers)
+    g, _ = case.bind(bnderiv.reference)
+    everything = tuple(range(len(args)))
+    expected = jax.jit(jax.jacrev(g, everything))(*args)
+    for jacobian in (jax.jacfwd, jax.jacrev):
+        close(jax.jit(jacobian(f, everything))(*args), expected)
+    points = [case.bind(layers, seed=s)[1] for s in range(2)]
+    batch = [jnp.stack(a) for a in zip(*points, strict=True)]
+    mapped = jax.jit(jax.vmap(jax.jacfwd(f, everything)))(*batch)
+    rows = [jax.jit(jax.jacrev(g, everything))(*a) for a in points]
+    close(mapped, jax.tree.map(lambda *r: jnp.stack(r), *rows))
+
+
+def hessians(layers: Any, case: Case) -> None:
+    """All four compositions of the two modes are the reference's Hessian."""
+    f, args = case.bind(layers)
+    g, _ = case.bind(bnderiv.reference)
+    everything = tuple(range(len(args)))
+    cotangent = _cotangent(f, args)
+
+    def hessian(function: Callable, outer: Callable, inner: Callable) -> Any:
+        def projected(*a: jax.Array) -> jax.Array:
+            return _dot(function(*a), cotangent)
+
+        return jax.jit(outer(inner(projected, everything), everything))(*args)
+
+    expected = hessian(g, jax.jacrev, jax.jacrev)
+    for outer in (jax.jacfwd, jax.jacrev):
+        for inner in (jax.jacfwd, jax.jacrev):
+            close(hessian(f, outer, inner), expected)
+
+
 PROMISES = (vjp, eager, finite_differences, gradient_of_gradient, jvp_of_gradient, vmap, dtypes)
+TRANSFORMS = (checkpoint, scan, exported)
+# Of the attachment for both modes; `vjp` and `jvp` of it are run at every case.
+EVERYTHING = (*PROMISES[1:], *TRANSFORMS, jacobians, hessians)
 
 
 def close(actual: Any, expected: Any) -> None:
@@ -141,6 +222,11 @@ def _cotangent(function: Callable, args: tuple[jax.Array, ...]) -> Any:
 
 def _gradient(function: Callable, *args: jax.Array) -> Any:
     return _value_and_gradient(function, _cotangent(function, args), *args)[1]
+
+
+def _dot(a: Any, b: Any) -> jax.Array:
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return jnp.stack([(x * y).sum() for x, y in pairs]).sum()
 
 
 def _wide(tree: Any) -> Any:

@@ -10,6 +10,7 @@ from tests import contract
 from tests.cases import CASES
 
 LAYERS = sorted({case.layer for case in CASES})
+FIRST = tuple(next(case for case in CASES if case.layer == layer) for layer in LAYERS)  # one case of each layer
 
 
 @pytest.mark.parametrize("promise", contract.PROMISES, ids=lambda p: p.__name__)
@@ -18,10 +19,36 @@ def test_promise(promise, case):
     promise(bnderiv, case)
 
 
+@pytest.mark.parametrize("promise", contract.TRANSFORMS, ids=lambda p: p.__name__)
+@pytest.mark.parametrize("case", FIRST, ids=str)
+def test_transform(promise, case):
+    promise(bnderiv, case)
+
+
+@pytest.mark.parametrize("promise", [contract.vjp, contract.jvp], ids=lambda p: p.__name__)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_both_modes_at_every_case(promise, case):
+    promise(bnderiv.forward_mode, case)
+
+
+@pytest.mark.parametrize("promise", contract.EVERYTHING, ids=lambda p: p.__name__)
+@pytest.mark.parametrize("case", FIRST, ids=str)
+def test_both_modes_under_every_transform(promise, case):
+    promise(bnderiv.forward_mode, case)
+
+
 @pytest.mark.parametrize("layer", LAYERS)
-def test_reference_has_the_same_signature(layer):
+def test_the_twins_have_the_same_signature(layer):
     ours = inspect.signature(getattr(bnderiv, layer)).parameters
-    oracle = inspect.signature(getattr(bnderiv.reference, layer)).parameters
-    assert [(p.name, p.default, p.kind) for p in ours.values()] == [
-        (p.name, p.default, p.kind) for p in oracle.values()
-    ]
+    for twin in (bnderiv.reference, bnderiv.forward_mode):
+        theirs = inspect.signature(getattr(twin, layer)).parameters
+        assert [(p.name, p.default, p.kind) for p in ours.values()] == [
+            (p.name, p.default, p.kind) for p in theirs.values()
+        ]
+
+
+def test_every_layer_has_its_twins_and_a_case():
+    layers = set(bnderiv.reference.__all__)
+    assert set(bnderiv.forward_mode.__all__) == layers
+    assert layers <= set(bnderiv.__all__)
+    assert layers - {"init_running_stats", "update_running_stats"} == set(LAYERS)

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import jax
+import jax.export
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
@@ -35,6 +36,11 @@ class RunningStats(NamedTuple):
     mean: jax.Array
     var: jax.Array
     count: jax.Array
+
+
+# So that a function that takes or returns them can be exported and serialized.
+jax.export.register_namedtuple_serialization(BatchStats, serialized_name="bnderiv.BatchStats")
+jax.export.register_namedtuple_serialization(RunningStats, serialized_name="bnderiv.RunningStats")
 
 
 def init_running_stats(channels: int, dtype: DTypeLike = jnp.float32) -> RunningStats:
