@@ -29,16 +29,16 @@ def relu(x: jax.Array) -> jax.Array:
     return _relu(x)
 
 
-def _rectify(x):
-    # (A2). The maximum alone would have the slope 1/2 at 0 when JAX differentiates this body (second derivatives).
+def rectify(x):
+    """(A2). The maximum alone would have the slope 1/2 at 0 when JAX differentiates this body (second derivatives)."""
     return jnp.where(x > 0, x, lax.stop_gradient(jnp.maximum(x, 0)))
 
 
-_relu = closed_form(_rectify)
+_relu = closed_form(rectify)
 
 
 def _relu_fwd(x):
-    y = _rectify(x)
+    y = rectify(x)
     return y, y
 
 

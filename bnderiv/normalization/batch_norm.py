@@ -12,6 +12,7 @@ from bnderiv import _arguments
 from bnderiv._arguments import along
 from bnderiv._closed_form import closed_form
 from bnderiv._precision import accumulator
+from bnderiv.activation.relu import rectify
 from bnderiv.normalization.across_devices import merge
 from bnderiv.normalization.moments import batch_stats, in_units, masked, measure
 from bnderiv.normalization.running_stats import BatchStats
@@ -116,7 +117,7 @@ def _normalize(axis, relu, own, x, where, gamma, beta, eps, count, shift, scale,
 def _scaled(axis, relu, x, gamma, beta, eps, shift, scale, mean, var):
     u, r = _centred(axis, x, shift, scale, mean), _inverse_deviation(var, eps, scale)
     y = _affine(axis, u, r, gamma, beta)
-    return (jnp.maximum(y, 0) if relu else y).astype(x.dtype)
+    return (rectify(y) if relu else y).astype(x.dtype)
 
 
 def _normalize_fwd(axis, relu, own, x, where, gamma, beta, eps, count, shift, scale, mean, var):
