@@ -145,7 +145,7 @@ def _times_surprise(weight, shifted, log_sum):
     ruled_out = shifted == -jnp.inf
     big = lax.optimization_barrier(jnp.finfo(shifted.dtype).max)
     finite = weight * (log_sum - jnp.where(ruled_out, 0, shifted))
-    return finite + jnp.where(ruled_out, weight * big * big, 0)
+    return finite + jnp.where(ruled_out, weight, 0) * big * big
 
 
 def _one_hot(labels, like):
