@@ -176,8 +176,18 @@ def hessians(layers: Any, case: Case) -> None:
             close(hessian(f, outer, inner), expected)
 
 
+def without_x64(layers: Any, case: Case) -> None:
+    """Where JAX has no float64 (its default), float32 in gives float32 out, near the truth."""
+    f, args = case.bind(layers, jnp.float32)
+    cotangent = _cotangent(f, args)
+    with jax.enable_x64(False):
+        result = _compiled(f)(cotangent, *args)
+    chex.assert_trees_all_equal_shapes_and_dtypes(result, (cotangent, args))
+    near(result, _oracle(case)(_wide(cotangent), *_wide(args)), HALF["float32"])
+
+
 PROMISES = (vjp, eager, finite_differences, gradient_of_gradient, jvp_of_gradient, vmap, dtypes)
-TRANSFORMS = (checkpoint, scan, exported)
+TRANSFORMS = (checkpoint, scan, exported, without_x64)
 # Of the attachment for both modes; `vjp` and `jvp` of it are run at every case.
 EVERYTHING = (*PROMISES[1:], *TRANSFORMS, jacobians, hessians)
 

@@ -98,9 +98,10 @@ def _public(relu, x, gamma, beta, channel_axis, eps, where, axis_name, groups):
 
     x, where, gamma, beta, eps = _arguments.same_varying(x, where, gamma, beta, eps)
     moments = measure(axis, x, where, eps)
-    if axis_name is not None:
+    own = axis_name is None or axis_name == ()
+    if not own:
         moments = merge(moments, axis_name, groups)
-    y = _normalize(axis, relu, axis_name is None, x, where, gamma, beta, eps, *_arguments.same_varying(x, *moments)[1:])
+    y = _normalize(axis, relu, own, x, where, gamma, beta, eps, *_arguments.same_varying(x, *moments)[1:])
     return y, batch_stats(moments)
 
 
