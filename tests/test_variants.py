@@ -1,0 +1,45 @@
+"""A small network of all kinds of layers, its gradient compiled or not, with arguments on the device or not."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import bnderiv
+from tests.contract import near
+
+
+def _loss(layers, params, x, labels):
+    a, batch = layers.batch_norm_relu(layers.conv2d(x, params["conv"], padding=1), params["gamma"], params["beta"])
+    a = layers.tanh(layers.avg_pool(layers.max_pool(a, 2), 2, strides=1))
+    logits = layers.dense(layers.flatten(a), params["dense"])
+    return layers.softmax_cross_entropy_with_integer_labels(logits, labels).mean() + (batch.mean * batch.var).sum()
+
+
+def _arguments():
+    rng = np.random.default_rng(0)
+    shapes = {"conv": (3, 3, 2, 4), "gamma": (4,), "beta": (4,), "dense": (2 * 2 * 4, 3)}
+    params = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
+    return params, rng.standard_normal((5, 6, 6, 2)), rng.integers(0, 3, 5)
+
+
+class TestNetwork(chex.TestCase):
+    @chex.variants(with_jit=True, without_jit=True, with_device=True, without_device=True)
+    def test_gradient_equals_the_reference(self):
+        def gradient(layers):
+            return lambda *arguments: jax.grad(lambda p, x, y: _loss(layers, p, x, y))(*arguments)
+
+        expected = jax.jit(gradient(bnderiv.reference))(*_arguments())
+        for layers in (bnderiv, bnderiv.forward_mode):
+            near(self.variant(gradient(layers))(*_arguments()), expected, 1e-12)
+
+
+def test_one_trace_serves_every_call_of_one_shape():
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def step(params, x, labels):
+        return jax.grad(lambda p: _loss(bnderiv, p, x, labels))(params)
+
+    params, x, labels = _arguments()
+    first, *others = (step(params, jnp.asarray(scale * x), labels) for scale in (1.0, 2.0, 3.0))
+    assert all((g["conv"] != first["conv"]).any() for g in others)
