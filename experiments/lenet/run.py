@@ -133,7 +133,12 @@ def train(config: lenet5.Config, recipe: Recipe, data: Data, seed: int, title: s
     optimizer = make_optimizer(recipe, recipe.epochs * batches)
     params, state = lenet5.init(jax.random.key(seed), config)
     optimizer_state = optimizer.init(params)
-    curves: dict[str, list[float]] = {"train_loss": [], "train_accuracy": [], "test_loss": [], "test_accuracy": []}
+    curves: dict[str, list[float]] = {
+        "training_loss": [],
+        "training_accuracy": [],
+        "test_loss": [],
+        "test_accuracy": [],
+    }
     with tqdm(total=recipe.epochs * batches, desc=title, unit="step", dynamic_ncols=True) as bar:
         for _ in range(recipe.epochs):
             for rows in rng.permutation(count)[: batches * size].reshape(batches, size):
@@ -142,12 +147,12 @@ def train(config: lenet5.Config, recipe: Recipe, data: Data, seed: int, title: s
                     params, state, optimizer_state, images, data.train_labels[rows], config, optimizer
                 )
                 bar.update()
-            for name, images, labels in (("train", *data[:2]), ("test", *data[2:])):
+            for name, images, labels in (("training", *data[:2]), ("test", *data[2:])):
                 loss, accuracy = compiled_evaluate(params, state, images, labels, config)
                 curves[f"{name}_loss"].append(float(loss))
                 curves[f"{name}_accuracy"].append(float(accuracy))
             last = {name: values[-1] for name, values in curves.items()}
-            shown = "loss {train_loss:.4f}, accuracy {train_accuracy:.1%}, test {test_accuracy:.1%}"
+            shown = "loss {training_loss:.4f}, accuracy {training_accuracy:.1%}, test {test_accuracy:.1%}"
             bar.set_postfix_str(shown.format(**last))
     return Result(params, state, curves, time.perf_counter() - start)
 
@@ -155,25 +160,27 @@ def train(config: lenet5.Config, recipe: Recipe, data: Data, seed: int, title: s
 def draw_curves(result: Result) -> bytes:
     """Loss and accuracy against the epoch, training and test images."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    epochs = range(1, len(result.curves["train_loss"]) + 1)
-    for name, style in (("train", "--"), ("test", "-")):
-        left.plot(epochs, result.curves[f"{name}_loss"], style, label=name)
-        right.plot(epochs, [100 * a for a in result.curves[f"{name}_accuracy"]], style, label=name)
+    epochs = range(1, len(result.curves["training_loss"]) + 1)
+    for name, style in (("training", "--"), ("test", "-")):
+        left.plot(epochs, result.curves[f"{name}_loss"], style, label=f"{name} images")
+        right.plot(epochs, [100 * a for a in result.curves[f"{name}_accuracy"]], style, label=f"{name} images")
     return finish(
         figure, left, right, f"LeNet-5 on held-out digits: {result.curves['test_accuracy'][-1]:.1%} recognized"
     )
 
 
 def draw_comparison(results: dict[str, list[Result]]) -> bytes:
-    """Test loss and accuracy against the epoch: the mean over the seeds in a band of one deviation."""
+    """Test loss and accuracy against the epoch: the mean over the seeds, in a band from the lowest to the highest."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for name, runs in results.items():
         for axes, curve, unit in ((left, "test_loss", 1), (right, "test_accuracy", 100)):
             values = unit * np.array([run.curves[curve] for run in runs])
-            epochs, mean, deviation = range(1, values.shape[1] + 1), values.mean(0), values.std(0, ddof=1)
-            (line,) = axes.plot(epochs, mean, label=name)
-            axes.fill_between(epochs, mean - deviation, mean + deviation, color=line.get_color(), alpha=0.2, lw=0)
-    return finish(figure, left, right, "LeNet-5 on held-out digits: mean of five seeds, band of one standard deviation")
+            epochs = range(1, values.shape[1] + 1)
+            (line,) = axes.plot(epochs, values.mean(0), label=name)
+            axes.fill_between(epochs, values.min(0), values.max(0), color=line.get_color(), alpha=0.2, lw=0)
+    return finish(
+        figure, left, right, "LeNet-5 on held-out digits: mean of five seeds, and band from the lowest to the highest"
+    )
 
 
 def finish(figure, left, right, title: str) -> bytes:
@@ -205,7 +212,7 @@ def as_json(content: dict[str, Any]) -> bytes:
     packages = ("jax", "jaxlib", "numpy", "optax", "scikit-learn")
     content["versions"] = {"python": platform.python_version()} | {name: version(name) for name in packages}
     content["device"] = f"{jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores"
-    return (json.dumps(content, indent=1) + "\n").encode()
+    return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
 
 
 def write(path: Path, content: bytes) -> None:
@@ -220,8 +227,9 @@ def write(path: Path, content: bytes) -> None:
             unfinished.unlink()
 
 
-def rounded(curves: dict[str, list[float]]) -> dict[str, list[float]]:
-    return {name: [round(v, 6) for v in values] for name, values in curves.items()}
+def rounded(curves: dict[str, list[float]]) -> dict[str, list[float | None]]:
+    """For JSON, which has no NaN: a loss that is no number any more becomes null."""
+    return {name: [round(v, 6) if np.isfinite(v) else None for v in values] for name, values in curves.items()}
 
 
 def run_once(config: lenet5.Config, recipe: Recipe, data: Data, seed: int, out: Path) -> None:
@@ -279,8 +287,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--learning-rate", type=float, default=0.1)
-    parser.add_argument("--shift", type=int, default=2, help="most pixels a training image is moved by; 0 for not")
+    parser.add_argument("--learning-rate", type=float, default=0.03)
+    parser.add_argument("--shift", type=int, default=3, help="most pixels a training image is moved by; 0 for not")
     parser.add_argument("--seed", type=int, default=0, help="draws the parameters and the order of the images")
     parser.add_argument("--no-batch-norm", dest="batch_norm", action="store_false")
     parser.add_argument("--pool", choices=("max", "avg"), default="max")

@@ -43,7 +43,7 @@ def test_the_command_learns_and_says_where_its_files_are(trained):
     assert "loss 0." in done.stderr  # the progress bar
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert {name: len(values) for name, values in metrics["curves"].items()} == dict.fromkeys(
-        ["train_loss", "train_accuracy", "test_loss", "test_accuracy"], 2
+        ["training_loss", "training_accuracy", "test_loss", "test_accuracy"], 2
     )
     assert metrics["versions"]["jax"] == jax.__version__
 
@@ -154,7 +154,7 @@ def test_the_comparison(tmp_path, monkeypatch, capsys):
     def train(config, recipe, data, seed, title):
         calls.append((config.pool, config.activation, config.batch_norm, seed))
         curve = [0.5, 0.9 + 0.01 * seed]
-        names = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
+        names = ("training_loss", "training_accuracy", "test_loss", "test_accuracy")
         return run.Result({}, {}, dict.fromkeys(names, curve), 1.0)
 
     monkeypatch.setattr(run, "train", train)
