@@ -1,0 +1,142 @@
+"""How far two arrays are apart, how far they may be, and what finite differences say."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# Against the truth, relative to the largest element: a few dozen roundings, so that a wrong formula shows and the
+# order of a summation does not. (ChainRulesTestUtils asks 1e-9 of float64 too, PyTorch's gradcheck 1e-3.)
+FORMULA = {"float64": 1e-9, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
+# The same program, run in another way.
+SAME = {"float64": 1e-11, "float32": 1e-5, "float16": 1e-2, "bfloat16": 6e-2}
+DIFFERENCES = {"float64": 1e-5, "float32": 5e-2, "float16": 2e-1, "bfloat16": 5e-1}
+ULPS = 32.0
+
+MANY = 512  # up to so many elements are differenced one by one, larger arrays along random directions
+
+
+class Distance(NamedTuple):
+    error: float
+    index: tuple[int, ...] | None
+
+
+def lookup(table: dict[str, float], dtypes: Sequence[Any]) -> float:
+    """The tolerance of the coarsest of the dtypes."""
+    return max((table.get(_real(d).name, table["bfloat16"]) for d in dtypes), default=table["float64"])
+
+
+def ulp(dtype: Any) -> float:
+    return float(jnp.finfo(dtype).eps)
+
+
+def scales(expected: Sequence[Any]) -> list[float]:
+    """What an error in each array is measured by: its largest element.
+
+    An array that should vanish, such as the gradient of a bias before batch norm, holds rounding errors of the
+    others; it is measured by a thousandth of those.
+    """
+    largest = [_largest(e) for e in expected]
+    floor = 1e-3 * max(largest, default=0.0)
+    return [max(one, floor) or 1.0 for one in largest]
+
+
+def distance(actual: Any, expected: Any, scale: float) -> Distance:
+    """The largest difference over `scale`, and where; NaN and infinity are far from all but themselves."""
+    a, e = wide(actual), wide(expected)
+    if a.shape != e.shape:
+        raise ValueError(f"shape {a.shape}, expected {e.shape}")
+    if a.size == 0:
+        return Distance(0.0, None)
+    with np.errstate(all="ignore"):
+        apart = np.where((a == e) | (np.isnan(a) & np.isnan(e)), 0.0, np.abs(a - e) / scale)
+    apart = np.where(np.isnan(apart), np.inf, apart)
+    index = tuple(int(i) for i in np.unravel_index(int(np.argmax(apart)), apart.shape))
+    return Distance(float(apart[index]), index if apart[index] > 0 else None)
+
+
+def wide(array: Any) -> np.ndarray:
+    array = np.asarray(array)
+    return array.astype(np.complex128 if np.issubdtype(array.dtype, np.complexfloating) else np.float64)
+
+
+def dot(a: Any, b: Any) -> jax.Array:
+    """Re Σ aᵢ bᵢ over all leaves (the pairing of tangents and cotangents, for complex numbers too)."""
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return jnp.stack([jnp.real(x.astype(y.dtype) * y).sum() for x, y in pairs]).sum()
+
+
+class Differences(NamedTuple):
+    """A claimed gradient beside differences of the function, a number per direction."""
+
+    claimed: np.ndarray
+    central: np.ndarray  # the nearer to the claim of two steps, so that a kink close by disturbs neither
+    kink: np.ndarray  # the two sides differ, however small the step, and the claim lies between them
+
+
+def unit_directions(x: Any, elements: Sequence[int]) -> tuple[list[np.ndarray], list[tuple[int, ...]]]:
+    """The direction of each of these elements (both of a complex one), and its index."""
+    x = wide(x)
+    directions, index = [], []
+    for j, unit in itertools.product(elements, (1, 1j) if np.iscomplexobj(x) else (1,)):
+        direction = np.zeros(x.size, x.dtype)
+        direction[j] = unit
+        directions.append(direction.reshape(x.shape))
+        index.append(tuple(int(k) for k in np.unravel_index(j, x.shape)))
+    return directions, index
+
+
+def random_directions(x: Any, rng: np.random.Generator) -> list[np.ndarray]:
+    x = wide(x)
+    units = (1, 1j) if np.iscomplexobj(x) else (1,)
+    return [np.sum([unit * rng.standard_normal(x.shape) for unit in units], axis=0) for _ in range(8)]
+
+
+def differences(
+    function: Callable[[Sequence[Any]], Sequence[Any]],
+    cotangent: Sequence[Any],
+    point: Sequence[Any],
+    gradient: Any,
+    i: int,
+    directions: Sequence[np.ndarray],
+) -> Differences:
+    """⟨gradient, v⟩ beside (⟨ct, f(x + h v)⟩ − ⟨ct, f(x − h v)⟩)/2h in argument `i`, for each direction v."""
+    x, g, own = wide(point[i]), wide(gradient), np.asarray(point[i]).dtype
+    step = (_largest(x) or 1.0) * ulp(own) ** (1 / 3)
+    here = [wide(o) for o in function(point)]
+
+    def along(direction: np.ndarray, h: float) -> tuple[float, float]:
+        """The derivative from the right and from the left; outputs are subtracted before they are summed."""
+        sides = []
+        for signed in (h, -h):
+            moved = (x + signed * direction).astype(own)
+            there = function((*point[:i], moved, *point[i + 1 :]))
+            pairs = zip(cotangent, there, here, strict=True)
+            sides.append(sum(float(np.real(wide(c) * (wide(t) - o)).sum()) for c, t, o in pairs) / signed)
+        return sides[0], sides[1]
+
+    claimed, central, kink = [], [], []
+    for direction in directions:
+        claim = float(np.real(g * direction).sum())
+        coarse, fine = along(direction, step), along(direction, step / 10)
+        slack = 1e-4 * max(*(abs(d) for d in fine), 1e-3 * _largest(g), 1e-30)
+        # The gap between the sides of a smooth function shrinks with the step.
+        gap, before = abs(fine[0] - fine[1]), abs(coarse[0] - coarse[1])
+        between = min(fine) - slack <= claim <= max(fine) + slack
+        claimed.append(claim)
+        central.append(min((sum(coarse) / 2, sum(fine) / 2), key=lambda value, claim=claim: abs(value - claim)))
+        kink.append(gap > 0.5 * before and gap > 10 * slack and between)
+    return Differences(np.array(claimed), np.array(central), np.array(kink, bool))
+
+
+def _largest(array: Any) -> float:
+    magnitudes = np.abs(wide(array))
+    finite = magnitudes[np.isfinite(magnitudes)]
+    return float(finite.max()) if finite.size else 0.0
+
+
+def _real(dtype: Any) -> Any:
+    return jnp.finfo(dtype).dtype

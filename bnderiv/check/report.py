@@ -1,0 +1,116 @@
+"""What a comparison found: a row per check and argument, as a table in a terminal and in a notebook."""
+
+import html
+import math
+import textwrap
+from dataclasses import dataclass
+
+OK, FAIL, KINK, NOT_AVAILABLE = "ok", "FAIL", "kink", "n/a"
+
+_HEADER = ("check", "argument", "verdict", "worst error", "tolerance", "at", "note")
+_COLORS = {OK: "#2e7d32", FAIL: "#c62828", KINK: "#b26a00", NOT_AVAILABLE: "#757575"}
+_NOTE_WIDTH = 72
+
+
+@dataclass(frozen=True)
+class Row:
+    """One check of one argument or output.
+
+    `verdict` is "ok", "FAIL", "kink" (the function has no derivative there and the rule's value is one of those in
+    between) or "n/a" (the check does not apply; `note` says why). `error` and `tolerance` are relative to the largest
+    element of the expected array, or in units of its last place where `unit` is "ulp". `index` is the worst element's.
+    """
+
+    mode: str
+    check: str
+    argument: str = ""
+    verdict: str = OK
+    error: float | None = None
+    tolerance: float | None = None
+    index: tuple[int, ...] | None = None
+    note: str = ""
+    unit: str = ""
+
+    def cells(self) -> tuple[str, ...]:
+        index = "" if self.index is None else str(self.index).replace(",)", ")")
+        return (
+            self.check,
+            self.argument,
+            self.verdict,
+            _number(self.error, self.unit),
+            _number(self.tolerance, self.unit),
+            index,
+            self.note,
+        )
+
+
+@dataclass(frozen=True)
+class Report:
+    """The rows of a comparison; `print` it, show it in a notebook, or `raise_if_failed()` in a test."""
+
+    title: str
+    rows: tuple[Row, ...]
+
+    @property
+    def failures(self) -> tuple[Row, ...]:
+        return tuple(row for row in self.rows if row.verdict == FAIL)
+
+    @property
+    def passed(self) -> bool:
+        """Nothing failed, and something was checked."""
+        return not self.failures and any(row.verdict in (OK, KINK) for row in self.rows)
+
+    def raise_if_failed(self) -> None:
+        """Raises AssertionError, with the table of the failures, unless `passed`."""
+        if not self.passed:
+            raise AssertionError(f"{self.summary()}\n{_table(self.failures or self.rows)}")
+
+    def summary(self) -> str:
+        counts = {v: sum(row.verdict == v for row in self.rows) for v in (FAIL, KINK, NOT_AVAILABLE)}
+        named = ((FAIL, "failed"), (KINK, "at a kink"), (NOT_AVAILABLE, "not available"))
+        parts = [f"{counts[v]} {name}" for v, name in named if counts[v]]
+        return (
+            f"{self.title}: {', '.join([f'{len(self.rows)} checks', *parts])} — {'passed' if self.passed else 'FAILED'}"
+        )
+
+    def __str__(self) -> str:
+        return f"{_table(self.rows)}\n{self.summary()}"
+
+    def _repr_html_(self) -> str:
+        cell = "<td style='text-align:left;vertical-align:top{style}'>{text}</td>".format
+        lines = []
+        for row in self.rows:
+            color = f";color:{_COLORS[row.verdict]};font-weight:bold"
+            texts = [
+                cell(style=color if i == _HEADER.index("verdict") else "", text=html.escape(text))
+                for i, text in enumerate(row.cells())
+            ]
+            lines.append(f"<tr>{''.join(texts)}</tr>")
+        header = "".join(f"<th style='text-align:left'>{name}</th>" for name in _HEADER)
+        return (
+            f"<table><thead><tr>{header}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+            f"<p>{html.escape(self.summary())}</p>"
+        )
+
+
+def _table(rows: tuple[Row, ...]) -> str:
+    """Aligned columns; a long note continues below itself."""
+    cells = [row.cells() for row in rows]
+    widths = [max(len(line[i]) for line in (_HEADER, *cells)) for i in range(len(_HEADER) - 1)]
+    indent = " " * (sum(widths) + 2 * len(widths))
+
+    def line(texts: tuple[str, ...]) -> list[str]:
+        front = "".join(f"{text:<{width}}  " for text, width in zip(texts, widths, strict=False))
+        first, *rest = textwrap.wrap(texts[-1], _NOTE_WIDTH) or [""]
+        return [(front + first).rstrip(), *(indent + more for more in rest)]
+
+    rule = "-" * (len(indent) + len(_HEADER[-1]))
+    return "\n".join([*line(_HEADER), rule, *(text for row in cells for text in line(row))])
+
+
+def _number(value: float | None, unit: str) -> str:
+    if value is None:
+        return ""
+    if unit:
+        return f"{value:.3g} {unit}"
+    return f"{value:.1e}" if value and math.isfinite(value) else f"{value:g}"
