@@ -1,0 +1,222 @@
+"""What people get wrong in batch norm, as lines to put in the place of the right ones.
+
+`RIGHT` is the derivation once more, a line a step (derivation.md, N1–N11). A slip replaces some of them, and everything
+after goes its way: so a slip is recognized in the step where it was made and in every later one.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+Line = Callable[[Any], Any]
+
+# v.sum() adds up a channel, v.M counts it, v.N counts the examples alone; vectors are laid along the channels' axis.
+RIGHT: dict[str, Line] = {
+    "m": lambda v: v.M,  # what the statistics are divided by
+    "m_back": lambda v: v.m,  # what the second and third part are divided by
+    "mu": lambda v: v.sum(v.x) / v.m,
+    "var": lambda v: v.sum((v.x - v.mu) ** 2) / v.m,
+    "inv_std": lambda v: 1 / np.sqrt(v.var + v.eps),
+    "x_hat": lambda v: (v.x - v.mu) * v.inv_std,
+    "y": lambda v: v.gamma * v.x_hat + v.beta,
+    "d_gamma": lambda v: v.sum(v.dy * v.x_hat),
+    "d_beta": lambda v: v.sum(v.dy),
+    "d_x_hat": lambda v: v.gamma * v.dy,
+    "d_var": lambda v: -0.5 * v.inv_std**3 * v.sum(v.d_x_hat * (v.x - v.mu)),
+    "d_mu": lambda v: -v.inv_std * v.sum(v.d_x_hat),
+    "dx_through_x_hat": lambda v: v.inv_std * v.d_x_hat,
+    "dx_through_mu": lambda v: v.d_mu / v.m_back + 0 * v.x,
+    "dx_through_var": lambda v: v.d_var * 2 / v.m_back * (v.x - v.mu),
+    "dx": lambda v: v.dx_through_x_hat + v.dx_through_mu + v.dx_through_var,
+}
+
+SLIPS: list[tuple[str, dict[str, Line]]] = [
+    ("a missing 1/m: the sum for μ is not divided by m = {M}", {"mu": lambda v: v.sum(v.x)}),
+    ("a missing 1/m: the sum for σ² is not divided by m = {M}", {"var": lambda v: v.sum((v.x - v.mu) ** 2)}),
+    (
+        "wrong m: the statistics are divided by N = {N}, must be N·H·W = {M}",
+        {"m": lambda v: v.N, "m_back": lambda v: v.M},
+    ),
+    ("wrong m: μ is divided by N = {N}, must be N·H·W = {M}", {"mu": lambda v: v.sum(v.x) / v.N}),
+    ("wrong m: σ² is divided by N = {N}, must be N·H·W = {M}", {"var": lambda v: v.sum((v.x - v.mu) ** 2) / v.N}),
+    ("wrong m: everything is divided by N = {N}, must be N·H·W = {M}", {"m": lambda v: v.N}),
+    (
+        "the unbiased variance, divided by m − 1 = {less}; batch norm normalizes by the biased one, m = {M}",
+        {"var": lambda v: v.sum((v.x - v.mu) ** 2) / (v.M - 1)},
+    ),
+    ("the standard deviation in place of the variance", {"var": lambda v: np.sqrt(v.sum((v.x - v.mu) ** 2) / v.m)}),
+    ("the mean of x² in place of the variance: μ² is not subtracted", {"var": lambda v: v.sum(v.x**2) / v.m}),
+    (
+        "ε is outside of the root, 1/(√σ² + ε); it belongs inside, 1/√(σ² + ε)",
+        {"inv_std": lambda v: 1 / (np.sqrt(v.var) + v.eps)},
+    ),
+    ("ε is missing: 1/√σ² in place of 1/√(σ² + ε)", {"inv_std": lambda v: 1 / np.sqrt(v.var)}),
+    ("ε is squared: 1/√(σ² + ε²) in place of 1/√(σ² + ε)", {"inv_std": lambda v: 1 / np.sqrt(v.var + v.eps**2)}),
+    ("the root is missing: 1/(σ² + ε) in place of 1/√(σ² + ε)", {"inv_std": lambda v: 1 / (v.var + v.eps)}),
+    ("not inverted: √(σ² + ε) in place of 1/√(σ² + ε)", {"inv_std": lambda v: np.sqrt(v.var + v.eps)}),
+    ("x for x̂: it is not normalized at all", {"x_hat": lambda v: v.x}),
+    ("x̂ is not centered: μ is not subtracted", {"x_hat": lambda v: v.x * v.inv_std}),
+    ("x̂ is centered, but not divided by √(σ² + ε)", {"x_hat": lambda v: v.x - v.mu}),
+    ("a missing γ: y = x̂ + β", {"y": lambda v: v.x_hat + v.beta}),
+    ("a missing β: y = γ x̂", {"y": lambda v: v.gamma * v.x_hat}),
+    ("x for x̂: Σ δ x in place of Σ δ x̂", {"d_gamma": lambda v: v.sum(v.dy * v.x)}),
+    ("x − μ for x̂: a missing 1/√(σ² + ε)", {"d_gamma": lambda v: v.sum(v.dy * (v.x - v.mu))}),
+    ("y for x̂: Σ δ y in place of Σ δ x̂", {"d_gamma": lambda v: v.sum(v.dy * v.y)}),
+    ("γ δ for δ: the gradient of the scale has no γ in it", {"d_gamma": lambda v: v.sum(v.gamma * v.dy * v.x_hat)}),
+    ("γ δ for δ: the gradient of the shift has no γ in it", {"d_beta": lambda v: v.sum(v.gamma * v.dy)}),
+    ("a mean where a sum belongs: divided by m = {M}", {"d_gamma": lambda v: v.sum(v.dy * v.x_hat) / v.M}),
+    ("a mean where a sum belongs: divided by m = {M}", {"d_beta": lambda v: v.sum(v.dy) / v.M}),
+    ("a missing γ: ∂J/∂x̂ is γ δ, not δ", {"d_x_hat": lambda v: v.dy}),
+    ("the sign of ∂J/∂σ²: the power −1/2 gives a minus", {"d_var": lambda v: -RIGHT["d_var"](v)}),
+    ("a missing 1/2 in ∂J/∂σ²", {"d_var": lambda v: 2 * RIGHT["d_var"](v)}),
+    ("the power −1/2 where −3/2 belongs in ∂J/∂σ²", {"d_var": lambda v: RIGHT["d_var"](v) / v.inv_std**2}),
+    ("the power −1 where −3/2 belongs in ∂J/∂σ²", {"d_var": lambda v: RIGHT["d_var"](v) / v.inv_std}),
+    ("x for x − μ in ∂J/∂σ²", {"d_var": lambda v: -0.5 * v.inv_std**3 * v.sum(v.d_x_hat * v.x)}),
+    ("x̂ for x − μ in ∂J/∂σ²", {"d_var": lambda v: -0.5 * v.inv_std**3 * v.sum(v.d_x_hat * v.x_hat)}),
+    ("the sign of ∂J/∂μ: ∂x̂/∂μ is −1/√(σ² + ε)", {"d_mu": lambda v: v.inv_std * v.sum(v.d_x_hat)}),
+    ("a missing 1/√(σ² + ε) in ∂J/∂μ", {"d_mu": lambda v: -v.sum(v.d_x_hat)}),
+    ("a missing 1/√(σ² + ε) in the part through x̂", {"dx_through_x_hat": lambda v: v.d_x_hat}),
+    ("a missing 1/m in the part through μ", {"dx_through_mu": lambda v: v.d_mu + 0 * v.x}),
+    (
+        "wrong m in the part through μ: N = {N}, must be N·H·W = {M}",
+        {"dx_through_mu": lambda v: v.d_mu / v.N + 0 * v.x},
+    ),
+    ("a missing 1/m in the part through σ²", {"dx_through_var": lambda v: v.d_var * 2 * (v.x - v.mu)}),
+    (
+        "wrong m in the part through σ²: N = {N}, must be N·H·W = {M}",
+        {"dx_through_var": lambda v: v.d_var * 2 / v.N * (v.x - v.mu)},
+    ),
+    ("a missing 2 in the part through σ²", {"dx_through_var": lambda v: v.d_var / v.m_back * (v.x - v.mu)}),
+    ("x for x − μ in the part through σ²", {"dx_through_var": lambda v: v.d_var * 2 / v.m_back * v.x}),
+    ("x̂ for x − μ in the part through σ²", {"dx_through_var": lambda v: v.d_var * 2 / v.m_back * v.x_hat}),
+    ("a missing 1/m in the parts through μ and σ²", {"m_back": lambda v: 1}),
+    ("wrong m in the parts through μ and σ²: N = {N}, must be N·H·W = {M}", {"m_back": lambda v: v.N}),
+    ("a missing term: the part through x̂", {"dx": lambda v: v.dx_through_mu + v.dx_through_var}),
+    ("a missing term: the part through μ", {"dx": lambda v: v.dx_through_x_hat + v.dx_through_var}),
+    ("a missing term: the part through σ²", {"dx": lambda v: v.dx_through_x_hat + v.dx_through_mu}),
+    ("two missing terms: the parts through μ and σ²", {"dx": lambda v: v.dx_through_x_hat}),
+    ("the sign of the part through x̂", {"dx": lambda v: RIGHT["dx"](v) - 2 * v.dx_through_x_hat}),
+    ("the sign of the part through μ", {"dx": lambda v: RIGHT["dx"](v) - 2 * v.dx_through_mu}),
+    ("the sign of the part through σ²", {"dx": lambda v: RIGHT["dx"](v) - 2 * v.dx_through_var}),
+    ("a missing γ in ∂J/∂x", {"dx": lambda v: RIGHT["dx"](v) / v.gamma}),
+    (
+        "x for x̂ in ∂J/∂x: the third term is x̂ Σ (∂J/∂x̂ x̂)",
+        {"dx": lambda v: v.dx_through_x_hat + v.dx_through_mu - v.inv_std / v.m_back * v.x * v.sum(v.d_x_hat * v.x)},
+    ),
+    (
+        "x for x̂ in ∂J/∂x: in the factor before the third term's sum",
+        {
+            "dx": lambda v: (
+                v.dx_through_x_hat + v.dx_through_mu - v.inv_std / v.m_back * v.x * v.sum(v.d_x_hat * v.x_hat)
+            )
+        },
+    ),
+    (
+        "x for x̂ in ∂J/∂x: in the third term's sum",
+        {
+            "dx": lambda v: (
+                v.dx_through_x_hat + v.dx_through_mu - v.inv_std / v.m_back * v.x_hat * v.sum(v.d_x_hat * v.x)
+            )
+        },
+    ),
+]
+
+# What each reduced step sums, and whether it is a mean: to see which axes somebody else summed over.
+_SUMMED: dict[str, tuple[Line, bool]] = {
+    "mu": (lambda v: v.x, True),
+    "var": (lambda v: (v.x - v.mu) ** 2, True),
+    "d_gamma": (lambda v: v.dy * v.x_hat, False),
+    "d_beta": (lambda v: v.dy, False),
+    "d_var": (lambda v: -0.5 * v.inv_std**3 * v.d_x_hat * (v.x - v.mu), False),
+    "d_mu": (lambda v: -v.inv_std * v.d_x_hat, False),
+}
+
+
+def of_batch_norm(steps: Any) -> Iterator[tuple[str, str, np.ndarray]]:
+    """(step, sentence, what the slip would have given) for every slip and every step after it.
+
+    Args:
+      steps: the right steps; any object with the fields of `BatchNorm` up to `dx` (the parts of dx are not needed).
+    """
+    inputs, axis = _inputs(steps)
+    others = tuple(a for a in range(inputs.x.ndim) if a != axis)
+    right = _run(inputs, {})
+    for step, (term, mean) in _SUMMED.items():
+        yield from _other_axes(step, term(right), others, mean)
+    for sentence, lines in SLIPS:
+        spoken = sentence.format(M=inputs.M, N=inputs.N, less=inputs.M - 1)
+        if "wrong m" in sentence and inputs.N == inputs.M:
+            continue
+        wrong = _run(inputs, lines)
+        for step in itertools.dropwhile(lambda name, lines=lines: name not in lines, RIGHT):
+            value = getattr(wrong, step)
+            if step not in ("m", "m_back"):
+                reduced = np.shape(getattr(right, step)) != inputs.x.shape
+                yield step, spoken, value.reshape(-1) if reduced else value
+
+
+def _run(inputs: SimpleNamespace, lines: dict[str, Line]) -> Any:
+    v = SimpleNamespace(**vars(inputs))
+    with np.errstate(all="ignore"):
+        for name, line in RIGHT.items():
+            setattr(v, name, lines.get(name, line)(v))
+    return v
+
+
+def _inputs(steps: Any) -> tuple[SimpleNamespace, int]:
+    """x, γ, β, δ and ε back from the steps: x = x̂/r + μ; y = γ x̂ + β and Σ x̂ = 0; δ = ∂J/∂x̂ / γ; ε = r⁻² − σ²."""
+    s = {name: np.asarray(value, np.float64) for name, value in _asdict(steps).items() if value is not None}
+    x_hat, axis = s["x_hat"], _channel_axis(s)
+    others = tuple(a for a in range(x_hat.ndim) if a != axis)
+
+    def lay(vector: np.ndarray) -> np.ndarray:
+        return np.expand_dims(vector, others)
+
+    def total(a: np.ndarray) -> np.ndarray:
+        return a.sum(others, keepdims=True)
+
+    M = math.prod(x_hat.shape[a] for a in others)
+    with np.errstate(all="ignore"):
+        x = x_hat / lay(s["inv_std"]) + lay(s["mu"])
+        gamma = total(s["y"] * x_hat) / total(x_hat**2)
+        dy = s["d_y"] if "d_y" in s else s["d_x_hat"] / gamma
+        eps = float(np.median(s["inv_std"] ** -2.0 - s["var"]))
+        rounded = float(
+            f"{eps:.0e}"
+        )  # where σ² is much larger, ε comes back with few digits: mostly it is a round number
+        eps = rounded if abs(rounded - eps) < 0.05 * abs(eps) else eps
+    N = x_hat.shape[0] if axis != 0 else x_hat.shape[1]
+    return SimpleNamespace(
+        x=x, gamma=gamma, beta=total(s["y"]) / M, dy=dy, eps=max(eps, 0.0), M=M, N=N, sum=total
+    ), axis
+
+
+def _other_axes(step: str, terms: np.ndarray, others: tuple[int, ...], mean: bool) -> Iterator[tuple[str, str, Any]]:
+    for length in range(terms.ndim + 1):
+        for axes in itertools.combinations(range(terms.ndim), length):
+            if axes != others:
+                value = terms.mean(axes) if mean else terms.sum(axes)
+                sentence = f"a sum over the wrong axes: over {axes}, must be over {others}, all but the channels'"
+                yield step, sentence, value
+                yield step, sentence, terms.mean(axes, keepdims=True) if mean else terms.sum(axes, keepdims=True)
+
+
+def _channel_axis(s: dict[str, np.ndarray]) -> int:
+    """Where the channels are: of the axes of their number, the one over whose others μ and σ² were taken."""
+    x_hat, C = s["x_hat"], s["mu"].size
+    spread, slope = s["var"] * s["inv_std"] ** 2, -s["d_mu"] / s["inv_std"]
+
+    def error(axis: int) -> float:
+        others = tuple(a for a in range(x_hat.ndim) if a != axis)
+        mean_square, summed = (x_hat**2).mean(others), s["d_x_hat"].sum(others)
+        return float(np.abs(mean_square - spread).max() + np.abs(summed - slope).max())
+
+    return min((a for a in range(x_hat.ndim) if x_hat.shape[a] == C), key=error)
+
+
+def _asdict(steps: Any) -> dict[str, Any]:
+    return steps._asdict() if hasattr(steps, "_asdict") else vars(steps)

@@ -1,0 +1,292 @@
+"""Batch normalization, step by step: the derivation (derivation.md, N1–N20, N22, N23) as arrays.
+
+In the documents' own units, with every sum written out where the derivation has it. The layer in `batch_norm.py` gives
+the same numbers from fewer sweeps, and keeps its digits at means far above the deviation; these lines do not.
+"""
+
+import math
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bnderiv import _arguments
+from bnderiv._arguments import along
+from bnderiv._steps import arrays, cotangent, derivation
+
+# --- The three-part gradient (derivation.md, part A) ---
+
+
+@derivation
+class BatchNorm(NamedTuple):
+    """The steps of `batch_norm`: forward (N1)–(N4), backward (N5)–(N12)."""
+
+    mu: Annotated[jax.Array, "μ_c", "(C,)", "(N1)", "mean of the channel"]
+    var: Annotated[jax.Array, "σ²_c", "(C,)", "(N2)", "biased variance of the channel, divided by M"]
+    inv_std: Annotated[jax.Array, "r_c = (σ²_c+ε)^−½", "(C,)", "(N3)", "inverse deviation"]
+    x_hat: Annotated[jax.Array, "x̂", "as x", "(N3)", "normalized input"]
+    y: Annotated[jax.Array, "y = γ x̂ + β", "as x", "(N4)", "output"]
+    d_gamma: Annotated[jax.Array, "∂J/∂γ_c", "(C,)", "(N5)", "gradient of the scale"]
+    d_beta: Annotated[jax.Array, "∂J/∂β_c", "(C,)", "(N6)", "gradient of the shift"]
+    d_x_hat: Annotated[jax.Array, "∂J/∂x̂ = γ δ", "as x", "(N7)", "what arrives at the normalized input"]
+    d_var: Annotated[jax.Array, "∂J/∂σ²_c", "(C,)", "(N8)", "what arrives at the variance"]
+    d_mu: Annotated[jax.Array, "∂J/∂μ_c", "(C,)", "(N10)", "what arrives at the mean; through σ² nothing does (N9)"]
+    dx_through_x_hat: Annotated[jax.Array, "∂J/∂x̂ · ∂x̂/∂x", "as x", "(N11), 1", "first part of the gradient, T₁"]
+    dx_through_mu: Annotated[jax.Array, "∂J/∂μ · ∂μ/∂x", "as x", "(N11), 2", "second part, one number a channel, T₂"]
+    dx_through_var: Annotated[jax.Array, "∂J/∂σ² · ∂σ²/∂x", "as x", "(N11), 3", "third part, T₃"]
+    dx: Annotated[jax.Array, "∂J/∂x", "as x", "(N11)", "gradient of the input, the sum of the three parts"]
+
+
+def batch_norm(x: Any, gamma: Any, beta: Any, dy: Any, *, channel_axis: int = -1, eps: Any = 1e-5) -> BatchNorm:
+    """Batch norm and its gradient, one line for each line of the derivation (part A).
+
+    Args:
+      x: shape (..., C, ...), rank 2 or more, floating dtype (half precision is computed in float32).
+      gamma, beta: scale and shift, shape (C,).
+      dy: δ = ∂J/∂y, what comes back from above, shape of x.
+      channel_axis: where C is in `x`.
+      eps: ε, added to the variance.
+
+    Returns:
+      `BatchNorm`, fields in the order of the derivation.
+
+    Raises:
+      TypeError: an argument without floating dtype.
+      ValueError: shapes that do not fit, an axis out of range, an empty `x`.
+    """
+    x, gamma, beta, dy = arrays(x=x, gamma=gamma, beta=beta, dy=dy)
+    others, lay = _channels(x, channel_axis, gamma=gamma, beta=beta)
+    dy = cotangent(dy, x)
+    M = math.prod(x.shape[a] for a in others)  # m·p·q elements in a channel
+
+    mu = x.sum(others) / M  # (N1)
+    var = ((x - lay(mu)) ** 2).sum(others) / M  # (N2)
+    inv_std = 1 / jnp.sqrt(var + eps)
+    x_hat = (x - lay(mu)) * lay(inv_std)  # (N3)
+    y = lay(gamma) * x_hat + lay(beta)  # (N4)
+
+    d_gamma = (dy * x_hat).sum(others)  # (N5)
+    d_beta = dy.sum(others)  # (N6)
+    d_x_hat = lay(gamma) * dy  # (N7)
+    d_var = -0.5 * inv_std**3 * (d_x_hat * (x - lay(mu))).sum(others)  # (N8)
+    d_mu = -inv_std * d_x_hat.sum(others)  # (N10): the way through σ² is 0 by (N9)
+    dx_through_x_hat = lay(inv_std) * d_x_hat  # (N11), part 1
+    dx_through_mu = jnp.broadcast_to(lay(d_mu / M), x.shape)  # (N11), part 2
+    dx_through_var = lay(d_var) * 2 / M * (x - lay(mu))  # (N11), part 3
+    dx = dx_through_x_hat + dx_through_mu + dx_through_var  # (N11)
+    return BatchNorm(
+        mu,
+        var,
+        inv_std,
+        x_hat,
+        y,
+        d_gamma,
+        d_beta,
+        d_x_hat,
+        d_var,
+        d_mu,
+        dx_through_x_hat,
+        dx_through_mu,
+        dx_through_var,
+        dx,
+    )
+
+
+@derivation
+class BatchNormRelu(NamedTuple):
+    """The steps of `batch_norm_relu`: those of `batch_norm` with δ_y in the place of δ (N22)."""
+
+    mu: Annotated[jax.Array, "μ_c", "(C,)", "(N1)", "mean of the channel"]
+    var: Annotated[jax.Array, "σ²_c", "(C,)", "(N2)", "biased variance of the channel, divided by M"]
+    inv_std: Annotated[jax.Array, "r_c = (σ²_c+ε)^−½", "(C,)", "(N3)", "inverse deviation"]
+    x_hat: Annotated[jax.Array, "x̂", "as x", "(N3)", "normalized input"]
+    y: Annotated[jax.Array, "y = γ x̂ + β", "as x", "(N4)", "output of batch norm"]
+    a: Annotated[jax.Array, "a = max(y, 0)", "as x", "(N22)", "output"]
+    d_y: Annotated[jax.Array, "δ_y = δ_a [y > 0]", "as x", "(N22)", "what arrives at y; 0 where y is 0"]
+    d_gamma: Annotated[jax.Array, "∂J/∂γ_c", "(C,)", "(N5)", "gradient of the scale"]
+    d_beta: Annotated[jax.Array, "∂J/∂β_c", "(C,)", "(N6)", "gradient of the shift"]
+    d_x_hat: Annotated[jax.Array, "∂J/∂x̂ = γ δ_y", "as x", "(N7)", "what arrives at the normalized input"]
+    d_var: Annotated[jax.Array, "∂J/∂σ²_c", "(C,)", "(N8)", "what arrives at the variance"]
+    d_mu: Annotated[jax.Array, "∂J/∂μ_c", "(C,)", "(N10)", "what arrives at the mean"]
+    dx_through_x_hat: Annotated[jax.Array, "∂J/∂x̂ · ∂x̂/∂x", "as x", "(N11), 1", "first part of the gradient"]
+    dx_through_mu: Annotated[jax.Array, "∂J/∂μ · ∂μ/∂x", "as x", "(N11), 2", "second part, one number a channel"]
+    dx_through_var: Annotated[jax.Array, "∂J/∂σ² · ∂σ²/∂x", "as x", "(N11), 3", "third part"]
+    dx: Annotated[jax.Array, "∂J/∂x", "as x", "(N11)", "gradient of the input, the sum of the three parts"]
+
+
+def batch_norm_relu(
+    x: Any, gamma: Any, beta: Any, dy: Any, *, channel_axis: int = -1, eps: Any = 1e-5
+) -> BatchNormRelu:
+    """`batch_norm` and a ReLU on it (N22). Arguments and errors as there; `dy` is ∂J/∂a."""
+    forward = batch_norm(x, gamma, beta, dy, channel_axis=channel_axis, eps=eps)
+    y, dy = forward.y, cotangent(dy, forward.y)
+    a = jnp.where(y > 0, y, 0)
+    d_y = jnp.where(y > 0, dy, 0)  # (N22)
+    return BatchNormRelu(a=a, d_y=d_y, **batch_norm(x, gamma, beta, d_y, channel_axis=channel_axis, eps=eps)._asdict())
+
+
+# --- The index derivation (derivation.md, part B) ---
+
+
+def centering_jacobian(n: int) -> jax.Array:
+    """∂(h_kl − μ_l)/∂h_il = δ_ik − 1/N, shape (N, N) by [k, i] (N15): the same for every column l.
+
+    Args:
+      n: N, the rows of the batch, at least 1.
+    """
+    n = _arguments.integer("n", n, at_least=1)
+    return jnp.eye(n) - 1 / n  # (N15)
+
+
+def variance_jacobian(h: Any) -> jax.Array:
+    """∂σ²_l/∂h_il = 2/N (h_il − μ_l), shape (N, H) by [i, l] (N16). Columns j ≠ l have no part in it.
+
+    Args:
+      h: shape (N, H), floating dtype.
+    """
+    (h,) = _matrix(h)
+    return 2 / h.shape[0] * (h - h.mean(0, keepdims=True))  # (N16)
+
+
+def normalization_jacobian(h: Any, eps: Any) -> jax.Array:
+    """∂ĥ_kl/∂h_il for every column l, shape (H, N, N) by [l, k, i] (N17): one symmetric block for each column.
+
+    The whole Jacobian, (N, H, N, H) by [k, l, i, j], has these blocks where j = l and 0 elsewhere.
+
+    Args:
+      h: shape (N, H), floating dtype.
+      eps: ε, added to the variance.
+    """
+    (h,) = _matrix(h)
+    c = (h - h.mean(0, keepdims=True)).T  # h_kl − μ_l, (H, N) by [l, k]
+    inv_std = 1 / jnp.sqrt((c**2).mean(1) + eps)[:, None, None]
+    centering = centering_jacobian(h.shape[0]).astype(h.dtype)[None]
+    return centering * inv_std - c[:, :, None] * c[:, None, :] * inv_std**3 / h.shape[0]  # (N17)
+
+
+def _matrix(h: Any) -> list[jax.Array]:
+    (h,) = arrays(h=h)
+    _arguments.rank_is("h", h, 2, "(N, H)")
+    return [h]
+
+
+# --- The other way: the computation graph, node by node ---
+
+
+@derivation
+class BatchNormGraph(NamedTuple):
+    """The steps of `batch_norm_graph`: every elementary node, forward and backward. A bar is the gradient by a node."""
+
+    mu: Annotated[jax.Array, "μ = 1/M Σ x", "(C,)", "node 1", "mean"]
+    c: Annotated[jax.Array, "c = x − μ", "as x", "node 2", "centered input"]
+    q: Annotated[jax.Array, "q = c²", "as x", "node 3", "squares"]
+    var: Annotated[jax.Array, "σ² = 1/M Σ q", "(C,)", "node 4", "biased variance"]
+    std: Annotated[jax.Array, "g = √(σ²+ε)", "(C,)", "node 5", "deviation"]
+    inv_std: Annotated[jax.Array, "r = 1/g", "(C,)", "node 6", "inverse deviation"]
+    x_hat: Annotated[jax.Array, "x̂ = c r", "as x", "node 7", "normalized input"]
+    scaled: Annotated[jax.Array, "γ x̂", "as x", "node 8", "scaled"]
+    y: Annotated[jax.Array, "y = γ x̂ + β", "as x", "node 9", "output"]
+    d_beta: Annotated[jax.Array, "β̄ = Σ δ", "(C,)", "node 9", "gradient of the shift"]
+    d_scaled: Annotated[jax.Array, "δ", "as x", "node 9", "a sum hands δ on as it is"]
+    d_gamma: Annotated[jax.Array, "γ̄ = Σ δ x̂", "(C,)", "node 8", "gradient of the scale"]
+    d_x_hat: Annotated[jax.Array, "x̂̄ = γ δ", "as x", "node 8", "gradient by the normalized input"]
+    d_inv_std: Annotated[jax.Array, "r̄ = Σ c x̂̄", "(C,)", "node 7", "gradient by the inverse deviation"]
+    d_c_through_x_hat: Annotated[jax.Array, "r x̂̄", "as x", "node 7", "first path to c"]
+    d_std: Annotated[jax.Array, "ḡ = −r̄/g²", "(C,)", "node 6", "gradient by the deviation"]
+    d_var: Annotated[jax.Array, "σ̄² = ḡ/(2g)", "(C,)", "node 5", "gradient by the variance"]
+    d_q: Annotated[jax.Array, "q̄ = σ̄²/M", "as x", "node 4", "gradient by the squares"]
+    d_c_through_q: Annotated[jax.Array, "2 c q̄", "as x", "node 3", "second path to c"]
+    d_c: Annotated[jax.Array, "c̄ = r x̂̄ + 2 c q̄", "as x", "node 3", "the two paths joined"]
+    d_mu: Annotated[jax.Array, "μ̄ = −Σ c̄", "(C,)", "node 2", "gradient by the mean; Σ 2 c q̄ is the 0 of (N9)"]
+    dx_through_c: Annotated[jax.Array, "c̄", "as x", "node 2", "first path to x"]
+    dx_through_mu: Annotated[jax.Array, "μ̄/M", "as x", "node 1", "second path to x"]
+    dx: Annotated[jax.Array, "x̄ = c̄ + μ̄/M", "as x", "node 1", "gradient of the input"]
+
+
+def batch_norm_graph(
+    x: Any, gamma: Any, beta: Any, dy: Any, *, channel_axis: int = -1, eps: Any = 1e-5
+) -> BatchNormGraph:
+    """Batch norm as a graph of elementary nodes, and back through them one at a time.
+
+    The same gradient as `batch_norm`, by the other road: nothing is combined and nothing struck out. Arguments and
+    errors as there.
+    """
+    x, gamma, beta, dy = arrays(x=x, gamma=gamma, beta=beta, dy=dy)
+    others, lay = _channels(x, channel_axis, gamma=gamma, beta=beta)
+    dy = cotangent(dy, x)
+    M = math.prod(x.shape[a] for a in others)
+
+    mu = x.sum(others) / M  # node 1
+    c = x - lay(mu)  # node 2
+    q = c**2  # node 3
+    var = q.sum(others) / M  # node 4
+    std = jnp.sqrt(var + eps)  # node 5
+    inv_std = 1 / std  # node 6
+    x_hat = c * lay(inv_std)  # node 7
+    scaled = lay(gamma) * x_hat  # node 8
+    y = scaled + lay(beta)  # node 9
+
+    d_beta, d_scaled = dy.sum(others), dy  # back through node 9
+    d_gamma, d_x_hat = (d_scaled * x_hat).sum(others), d_scaled * lay(gamma)  # 8
+    d_inv_std, d_c_through_x_hat = (d_x_hat * c).sum(others), d_x_hat * lay(inv_std)  # 7
+    d_std = -d_inv_std / std**2  # 6
+    d_var = d_std / (2 * std)  # 5
+    d_q = jnp.broadcast_to(lay(d_var / M), x.shape)  # 4
+    d_c_through_q = 2 * c * d_q  # 3
+    d_c = d_c_through_x_hat + d_c_through_q
+    d_mu, dx_through_c = -d_c.sum(others), d_c  # 2
+    dx_through_mu = jnp.broadcast_to(lay(d_mu / M), x.shape)  # 1
+    dx = dx_through_c + dx_through_mu
+    return BatchNormGraph(
+        *(mu, c, q, var, std, inv_std, x_hat, scaled, y),
+        *(d_beta, d_scaled, d_gamma, d_x_hat, d_inv_std, d_c_through_x_hat, d_std, d_var, d_q, d_c_through_q, d_c),
+        *(d_mu, dx_through_c, dx_through_mu, dx),
+    )
+
+
+# --- Inference (derivation.md, C.2) ---
+
+
+@derivation
+class BatchNormInference(NamedTuple):
+    """The steps of `batch_norm_inference` (N23): the statistics are arguments, and part 1 of (N11) is all of dx."""
+
+    inv_std: Annotated[jax.Array, "(σ²_c+ε)^−½", "(C,)", "(N23)", "inverse deviation"]
+    x_hat: Annotated[jax.Array, "x̂", "as x", "(N23)", "normalized input"]
+    y: Annotated[jax.Array, "y = γ x̂ + β", "as x", "(N23)", "output"]
+    d_gamma: Annotated[jax.Array, "∂J/∂γ_c", "(C,)", "(N23)", "gradient of the scale"]
+    d_beta: Annotated[jax.Array, "∂J/∂β_c", "(C,)", "(N23)", "gradient of the shift"]
+    d_x_hat: Annotated[jax.Array, "∂J/∂x̂ = γ δ", "as x", "(N7)", "what arrives at the normalized input"]
+    d_var: Annotated[jax.Array, "∂J/∂σ²_c", "(C,)", "(N23)", "gradient of the given variance"]
+    d_mu: Annotated[jax.Array, "∂J/∂μ_c", "(C,)", "(N23)", "gradient of the given mean"]
+    dx: Annotated[jax.Array, "∂J/∂x", "as x", "(N23)", "gradient of the input"]
+
+
+def batch_norm_inference(
+    x: Any, gamma: Any, beta: Any, mean: Any, var: Any, dy: Any, *, channel_axis: int = -1, eps: Any = 1e-5
+) -> BatchNormInference:
+    """Normalization by given statistics and its five gradients (N23). Arguments and errors as in `batch_norm`."""
+    x, gamma, beta, mean, var, dy = arrays(x=x, gamma=gamma, beta=beta, mean=mean, var=var, dy=dy)
+    others, lay = _channels(x, channel_axis, gamma=gamma, beta=beta, mean=mean, var=var)
+    dy = cotangent(dy, x)
+
+    inv_std = 1 / jnp.sqrt(var + eps)
+    x_hat = (x - lay(mean)) * lay(inv_std)
+    y = lay(gamma) * x_hat + lay(beta)
+
+    d_gamma = (dy * x_hat).sum(others)
+    d_beta = dy.sum(others)
+    d_x_hat = lay(gamma) * dy
+    d_var = -0.5 * inv_std**3 * (d_x_hat * (x - lay(mean))).sum(others)
+    d_mu = -inv_std * d_x_hat.sum(others)
+    dx = lay(inv_std) * d_x_hat  # the statistics do not depend on x: no other part
+    return BatchNormInference(inv_std, x_hat, y, d_gamma, d_beta, d_x_hat, d_var, d_mu, dx)
+
+
+def _channels(x: jax.Array, channel_axis: int, **vectors: jax.Array) -> tuple[tuple[int, ...], Any]:
+    """The axes that are summed over, and a function that lays a vector of length C along the axis of the channels."""
+    _arguments.rank_at_least("x", x, 2, "batch and channels")
+    axis = _arguments.axis("channel_axis", channel_axis, x.ndim)
+    for name, vector in vectors.items():
+        _arguments.shape_is(name, vector, (x.shape[axis],), "one per channel of x")
+    return tuple(a for a in range(x.ndim) if a != axis), lambda vector: along(vector, axis, x.ndim)
