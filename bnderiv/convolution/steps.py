@@ -1,0 +1,127 @@
+"""Convolution, step by step (derivation.md, C5–C13): each of its three products as one plain correlation.
+
+The arrays that the correlations meet are steps of their own: the padded input, δ spread and with its rim, the kernel
+turned by 180°. After that no correlation needs any padding.
+"""
+
+from typing import Annotated, Any, NamedTuple
+
+import jax
+from jax import lax
+
+from bnderiv import _arguments
+from bnderiv._steps import arrays, cotangent, derivation
+
+
+@derivation
+class Conv2d(NamedTuple):
+    """The steps of `conv2d`."""
+
+    x_padded: Annotated[jax.Array, "a with t, t' zeros", "as x, larger", "(C5)", "padded input"]
+    z: Annotated[jax.Array, "z = w ⋆ a + b", "(B, M', N', K)", "(C6)", "output"]
+    d_bias: Annotated[jax.Array, "∂J/∂b = Σ δ", "(K,)", "(C8)", "gradient of the bias"]
+    x_read: Annotated[jax.Array, "a with t, t'−r zeros", "as x_padded", "(C10)", "less the rest r no window reached"]
+    d_kernel: Annotated[jax.Array, "∂J/∂w = δ ⋆ a", "(m, n, C/G, K)", "(C7)", "correlation of the input with δ"]
+    delta_spread: Annotated[jax.Array, "δ̃_si = δ_i", "as z, spread", "(C11)", "δ with s − 1 zeros between neighbors"]
+    delta_padded: Annotated[jax.Array, "δ̃ with h, h' zeros", "as δ̃, larger", "(C12)", "and with its rim of zeros"]
+    kernel_turned: Annotated[
+        jax.Array, "w_(m−1−x, n−1−y)", "(m, n, K/G, C)", "(C11), (C13)", "w turned by 180°, its channels exchanged"
+    ]
+    dx: Annotated[jax.Array, "∂J/∂a = turned w ⋆ δ̃", "as x", "(C9), (C11)", "gradient of the input"]
+
+
+def conv2d(
+    x: Any,
+    kernel: Any,
+    bias: Any,
+    dy: Any,
+    *,
+    strides: Any = 1,
+    padding: Any = "VALID",
+    dilation: Any = 1,
+    groups: int = 1,
+    channel_axis: int = -1,
+    batch_axis: int = 0,
+) -> Conv2d:
+    """The convolution of networks (a cross-correlation) and its three gradients.
+
+    Args:
+      x: a, rank 4, floating dtype (half precision is computed in float32); (B, M, N, C) unless the axes say otherwise.
+      kernel: w, shape (m, n, C / groups, K).
+      bias: b, shape (K,), or None.
+      dy: δ = ∂J/∂z, shape of the output.
+      strides, padding, dilation, groups, channel_axis, batch_axis: as in `bnderiv.conv2d`.
+
+    Returns:
+      `Conv2d`; `d_bias` is there without a bias as well.
+
+    Raises:
+      TypeError: an argument without floating dtype, or an option that is no integer.
+      ValueError: shapes or options that do not fit.
+    """
+    x, kernel, dy = arrays(x=x, kernel=kernel, dy=dy)
+    _arguments.rank_is("x", x, 4, "batch, rows, columns, channels")
+    _arguments.rank_is("kernel", kernel, 4, "(rows, columns, C / groups, K)")
+    batch, spatial, channel = _arguments.image_axes(channel_axis, batch_axis)
+    window, sizes = kernel.shape[:2], tuple(x.shape[a] for a in spatial)
+    s, d = _arguments.pair("strides", strides), _arguments.pair("dilation", dilation)
+    pads = _arguments.padding_pairs(padding, sizes, window, s, d)
+    groups = _arguments.integer("groups", groups, at_least=1)
+    C, K = x.shape[channel], kernel.shape[3]
+    if C % groups or K % groups:
+        raise ValueError(f"groups must divide both numbers of channels, got {groups} for {C} and {K}")
+    _arguments.shape_is("kernel", kernel, (*window, C // groups, K), "(rows, columns, C / groups, K)")
+    images = "".join("NHWC"[(batch, *spatial, channel).index(axis)] for axis in range(4))  # which axis is which
+
+    x_padded = _pad(x, spatial, pads)
+    z = lax.conv_general_dilated(
+        x_padded, kernel, s, "VALID", None, d, (images, "HWIO", images), feature_group_count=groups
+    )
+    if bias is not None:
+        bias = _arguments.float_array("bias", bias)
+        _arguments.shape_is("bias", bias, (K,), "(K,), the last axis of kernel")
+        z = z + _arguments.along(bias.astype(z.dtype), channel, 4)  # (C6)
+    delta = cotangent(dy, z)
+
+    d_bias = delta.sum((batch, *spatial))  # (C8)
+
+    # (C7): δ lies on the input like a kernel with holes, its entries s apart, and steps by d. Examples and channels
+    # change places: the sum goes over the examples, and there is one result for every pair of channels (C.1).
+    outputs = [z.shape[a] for a in spatial]
+    rest = [
+        size + before + after - dd * (m - 1) - 1 - ss * (out - 1)
+        for size, (before, after), dd, m, ss, out in zip(sizes, pads, d, window, s, outputs, strict=True)
+    ]
+    x_read = _pad(x_padded, spatial, [(0, -r) for r in rest])  # (C10)
+    exchanged = images.translate(str.maketrans("NC", "CN"))
+    as_kernel = images.translate(str.maketrans("NC", "IO"))
+    d_kernel = lax.conv_general_dilated(
+        x_read, delta, d, "VALID", None, s, (exchanged, as_kernel, "HWNC"), batch_group_count=groups
+    )
+
+    # (C11): δ spread by the stride, with a rim (C12), and the turned kernel laid on it, step 1.
+    delta_spread = _pad(delta, spatial, [(0, 0)] * 2, [ss - 1 for ss in s])
+    rim = [
+        (dd * (m - 1) - before, dd * (m - 1) - after + r)
+        for dd, m, (before, after), r in zip(d, window, pads, rest, strict=True)
+    ]
+    delta_padded = _pad(delta_spread, spatial, rim)  # (C12)
+    kernel_turned = _exchange_channels(kernel[::-1, ::-1], groups)
+    dx = lax.conv_general_dilated(
+        delta_padded, kernel_turned, (1, 1), "VALID", None, d, (images, "HWIO", images), feature_group_count=groups
+    )
+    return Conv2d(x_padded, z, d_bias, x_read, d_kernel, delta_spread, delta_padded, kernel_turned, dx)
+
+
+def _pad(x: jax.Array, spatial: tuple[int, int], pads: Any, between: Any = (0, 0)) -> jax.Array:
+    """Zeros before, after and between the cells along the spatial axes; a negative number crops."""
+    config = [(0, 0, 0)] * 4
+    for axis, (before, after), inner in zip(spatial, pads, between, strict=True):
+        config[axis] = (before, after, inner)
+    return lax.pad(x, x.dtype.type(0), config)
+
+
+def _exchange_channels(kernel: jax.Array, groups: int) -> jax.Array:
+    """(m, n, C/G, K) → (m, n, K/G, C), within each group (C13)."""
+    m, n, c, k = kernel.shape
+    return kernel.reshape(m, n, c, groups, k // groups).transpose(0, 1, 4, 3, 2).reshape(m, n, k // groups, c * groups)

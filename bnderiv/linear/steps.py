@@ -1,0 +1,89 @@
+"""The fully connected layer and flatten, step by step (derivation.md, L1–L5)."""
+
+from typing import Annotated, Any, NamedTuple
+
+import jax
+
+from bnderiv import _arguments
+from bnderiv._steps import arrays, cotangent, derivation
+
+
+@derivation
+class Dense(NamedTuple):
+    """The steps of `dense`. N counts all rows where x has more than two axes."""
+
+    z: Annotated[jax.Array, "z = a W + b", "(..., H)", "(L1)", "weighted sums"]
+    d_kernel_each: Annotated[jax.Array, "a_ni δ_nj", "(N, D, H)", "(L2)", "ΔW of every example, an outer product"]
+    d_kernel: Annotated[jax.Array, "∂J/∂W = aᵀ δ", "(D, H)", "(L2)", "gradient of the weights, the sum over examples"]
+    d_bias: Annotated[jax.Array, "∂J/∂b = Σ_n δ_n", "(H,)", "(L4)", "gradient of the bias"]
+    kernel_transposed: Annotated[jax.Array, "Wᵀ", "(H, D)", "(L3)", "the weights walked from the other end"]
+    dx: Annotated[jax.Array, "∂J/∂a = δ Wᵀ", "as x", "(L3)", "gradient of the input"]
+
+
+def dense(x: Any, kernel: Any, bias: Any, dy: Any) -> Dense:
+    """The affine map of the last axis and its three gradients.
+
+    Args:
+      x: a, shape (..., D), floating dtype (half precision is computed in float32).
+      kernel: W, shape (D, H).
+      bias: b, shape (H,), or None.
+      dy: δ = ∂J/∂z, shape (..., H).
+
+    Returns:
+      `Dense`; `d_bias` is there without a bias as well.
+
+    Raises:
+      TypeError: an argument without floating dtype.
+      ValueError: shapes that do not fit, or an empty array.
+    """
+    x, kernel, dy = arrays(x=x, kernel=kernel, dy=dy)
+    _arguments.rank_at_least("x", x, 1, "(..., D)")
+    _arguments.rank_is("kernel", kernel, 2, "(D, H)")
+    z = affine(x, kernel, bias)
+    dy = cotangent(dy, z)
+
+    a, delta = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])  # every row is an example
+    d_kernel_each = a[:, :, None] * delta[:, None, :]  # (L2), one example
+    d_kernel = a.T @ delta  # (L2)
+    d_bias = delta.sum(0)  # (L4)
+    dx = dy @ kernel.T  # (L3)
+    return Dense(z, d_kernel_each, d_kernel, d_bias, kernel.T, dx)
+
+
+def affine(x: jax.Array, kernel: jax.Array, bias: Any) -> jax.Array:
+    """z = a W + b (L1)."""
+    _arguments.shape_is("kernel", kernel, (x.shape[-1], kernel.shape[1]), "(D, H), D the last axis of x")
+    z = x @ kernel  # (L1)
+    if bias is not None:
+        bias = _arguments.float_array("bias", bias)
+        _arguments.shape_is("bias", bias, (kernel.shape[1],), "(H,), H the columns of kernel")
+        z = z + _arguments.along(bias.astype(z.dtype), z.ndim - 1, z.ndim)
+    return z
+
+
+@derivation
+class Flatten(NamedTuple):
+    """The steps of `flatten`."""
+
+    z: Annotated[jax.Array, "z_nk = x_nrsc", "(N, RSC)", "(L5)", "one row for each example, the last axis fastest"]
+    dx: Annotated[jax.Array, "∂J/∂x_nrsc = δ_nk", "as x", "(L5)", "every entry of δ back where it came from"]
+
+
+def flatten(x: Any, dy: Any) -> Flatten:
+    """Relabeling, and back.
+
+    Args:
+      x: shape (N, ...), floating dtype.
+      dy: δ, shape (N, product of the other axes).
+
+    Returns:
+      `Flatten`.
+
+    Raises:
+      TypeError: an argument without floating dtype.
+      ValueError: shapes that do not fit, or an empty array.
+    """
+    x, dy = arrays(x=x, dy=dy)
+    _arguments.rank_at_least("x", x, 1, "(N, ...)")
+    z = x.reshape(x.shape[0], -1)  # (L5)
+    return Flatten(z, cotangent(dy, z).reshape(x.shape))
