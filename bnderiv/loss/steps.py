@@ -1,0 +1,155 @@
+"""The losses, step by step (derivation.md, S1–S10): one value per example, times the c that comes back to it."""
+
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from bnderiv import _arguments
+from bnderiv._steps import arrays, cotangent, derivation
+
+
+@derivation
+class SquaredError(NamedTuple):
+    """The steps of `squared_error`."""
+
+    difference: Annotated[jax.Array, "a − y", "(..., K)", "(S2)", "what is too much"]
+    loss: Annotated[jax.Array, "J = ½ Σ_k (y_k − a_k)²", "(...)", "(S1)", "loss of each example"]
+    d_predictions: Annotated[jax.Array, "∂J/∂a = a − y", "(..., K)", "(S2)", "gradient of the predictions"]
+    d_targets: Annotated[jax.Array, "∂J/∂y = y − a", "(..., K)", "(S2)", "gradient of the targets"]
+
+
+def squared_error(predictions: Any, targets: Any, dy: Any = None) -> SquaredError:
+    """Half the squared distance and its two gradients.
+
+    Args:
+      predictions: a, shape (..., K), floating dtype (half precision is computed in float32).
+      targets: y, same shape.
+      dy: c, what comes back to each example's J, shape (...); None for the documents' 1.
+
+    Returns:
+      `SquaredError`.
+
+    Raises:
+      TypeError: an argument without floating dtype.
+      ValueError: shapes that do not fit, or an empty array.
+    """
+    a, y = arrays(predictions=predictions, targets=targets)
+    _arguments.rank_at_least("predictions", a, 1, "(..., K)")
+    _arguments.shape_is("targets", y, a.shape, "that of predictions")
+    difference = a - y
+    loss = (difference**2).sum(-1) / 2  # (S1)
+    c = _weight(dy, loss)
+    return SquaredError(difference, loss, c * difference, -c * difference)  # (S2)
+
+
+@derivation
+class SoftmaxCrossEntropy(NamedTuple):
+    """The steps of `softmax_cross_entropy`."""
+
+    shifted: Annotated[jax.Array, "u = z − m", "(..., K)", "(S5)", "less the largest"]
+    total: Annotated[jax.Array, "S = Σ_k e^(u_k)", "(..., 1)", "(S5)", "between 1 and K"]
+    s: Annotated[jax.Array, "s = softmax(z)", "(..., K)", "(S5)", "probabilities"]
+    log_s: Annotated[jax.Array, "log s = u − log S", "(..., K)", "(S5)", "their logarithms"]
+    label_sum: Annotated[jax.Array, "Y = Σ_k y_k", "(..., 1)", "(S7)", "sum of the weights, 1 for probabilities"]
+    loss: Annotated[jax.Array, "J = −Σ_k y_k log s_k", "(...)", "(S6)", "loss of each example"]
+    d_logits: Annotated[jax.Array, "δ = Y s − y", "(..., K)", "(S7)", "gradient of the logits"]
+    d_labels: Annotated[jax.Array, "∂J/∂y = −log s", "(..., K)", "(S8)", "gradient of the labels"]
+
+
+def softmax_cross_entropy(logits: Any, labels: Any, dy: Any = None) -> SoftmaxCrossEntropy:
+    """Softmax and cross entropy in one, and the gradients of both arguments.
+
+    Args:
+      logits: z, shape (..., K), floating dtype (half precision is computed in float32).
+      labels: y, weights of the same shape: one-hot codes, probabilities, or with any sum.
+      dy: c, what comes back to each example's J, shape (...); None for the documents' 1.
+
+    Returns:
+      `SoftmaxCrossEntropy`.
+
+    Raises:
+      TypeError: an argument without floating dtype.
+      ValueError: shapes that do not fit, or an empty array.
+    """
+    z, y = arrays(logits=logits, labels=labels)
+    _arguments.rank_at_least("logits", z, 1, "(..., K)")
+    _arguments.shape_is("labels", y, z.shape, "that of logits")
+    shifted, total, s, log_s = _probabilities(z)
+    label_sum = y.sum(-1, keepdims=True)
+    loss = -jnp.where(y == 0, 0, y * log_s).sum(-1)  # (S6), a weight 0 counts for nothing even at −∞
+    c = _weight(dy, loss)
+    return SoftmaxCrossEntropy(
+        *(shifted, total, s, log_s, label_sum, loss),
+        c * (label_sum * s - y),  # (S7)
+        c * -log_s,  # (S8)
+    )
+
+
+@derivation
+class SoftmaxCrossEntropyWithIntegerLabels(NamedTuple):
+    """The steps of `softmax_cross_entropy_with_integer_labels`."""
+
+    shifted: Annotated[jax.Array, "u = z − m", "(..., K)", "(S5)", "less the largest"]
+    total: Annotated[jax.Array, "S = Σ_k e^(u_k)", "(..., 1)", "(S5)", "between 1 and K"]
+    s: Annotated[jax.Array, "s = softmax(z)", "(..., K)", "(S5)", "probabilities"]
+    log_s: Annotated[jax.Array, "log s = u − log S", "(..., K)", "(S5)", "their logarithms"]
+    one_hot: Annotated[jax.Array, "1{j = y}", "(..., K)", "(S10)", "the label's code; a row of NaN for no class"]
+    loss: Annotated[jax.Array, "J = −log s_y", "(...)", "(S9)", "loss of each example"]
+    d_logits: Annotated[jax.Array, "δ_j = s_j − 1{j = y}", "(..., K)", "(S10)", "gradient of the logits"]
+
+
+def softmax_cross_entropy_with_integer_labels(
+    logits: Any, labels: Any, dy: Any = None
+) -> SoftmaxCrossEntropyWithIntegerLabels:
+    """The same for one class as an integer: the negative log-likelihood.
+
+    Args:
+      logits: z, shape (..., K), floating dtype (half precision is computed in float32).
+      labels: y, the class of each example, shape (...), integer dtype. Outside [0, K): NaN in that row.
+      dy: c, what comes back to each example's J, shape (...); None for the documents' 1.
+
+    Returns:
+      `SoftmaxCrossEntropyWithIntegerLabels`.
+
+    Raises:
+      TypeError: logits without floating dtype, labels without integer dtype.
+      ValueError: shapes that do not fit, or an empty array.
+    """
+    (z,) = arrays(logits=logits)
+    _arguments.rank_at_least("logits", z, 1, "(..., K)")
+    shifted, total, s, log_s = _probabilities(z)
+    y = one_hot(labels, z)
+    loss = -jnp.where(y == 0, 0, y * log_s).sum(-1)  # (S9): one term of the sum is left
+    c = _weight(dy, loss)
+    return SoftmaxCrossEntropyWithIntegerLabels(shifted, total, s, log_s, y, loss, c * (s - y))  # (S10)
+
+
+def one_hot(labels: Any, like: jax.Array) -> jax.Array:
+    """1{j = y} in the shape of `like`, (..., K); NaN where the label is no class.
+
+    Raises:
+      TypeError: labels without integer dtype.
+      ValueError: labels of another shape than `like.shape[:-1]`.
+    """
+    labels = jnp.asarray(labels)
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise TypeError(f"labels must have an integer dtype, got {labels.dtype.name}{list(labels.shape)}")
+    _arguments.shape_is("labels", labels, like.shape[:-1], "that of logits without its last axis")
+    if labels.dtype.itemsize < 4:  # an int8 cannot count to the number of classes
+        labels = labels.astype(jnp.int32)
+    y = labels[..., None]
+    code = (y == lax.broadcasted_iota(labels.dtype, like.shape, like.ndim - 1)).astype(like.dtype)
+    return jnp.where((y >= 0) & (y < like.shape[-1]), code, jnp.nan)
+
+
+def _probabilities(z: jax.Array) -> tuple[jax.Array, ...]:
+    shifted = z - lax.stop_gradient(z.max(-1, keepdims=True))
+    exponentials = jnp.exp(shifted)
+    total = exponentials.sum(-1, keepdims=True)
+    return shifted, total, exponentials / total, shifted - jnp.log(total)  # (S5)
+
+
+def _weight(dy: Any, loss: jax.Array) -> jax.Array:
+    return jnp.ones_like(loss)[..., None] if dy is None else cotangent(dy, loss)[..., None]

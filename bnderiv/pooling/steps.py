@@ -1,0 +1,206 @@
+"""The pools, step by step (derivation.md, P1–P10): cell by cell of the window, nothing merged.
+
+Cell (x, y) of all windows at once is one strided slice of the padded input. Backward it is one slice of δ, spread by
+the stride into a row of zeros with a margin (P5).
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from bnderiv import _arguments
+from bnderiv._arguments import Padding, Pair
+from bnderiv._steps import arrays, cotangent, derivation
+
+
+@derivation
+class AvgPool(NamedTuple):
+    """The steps of `avg_pool`."""
+
+    x_padded: Annotated[jax.Array, "a with t, t' zeros", "as x, larger", "(P1)", "padded input"]
+    count: Annotated[jax.Array, "c_ij", "as z", "(P3)", "what each window is divided by"]
+    total: Annotated[jax.Array, "Σ_xy a_(si+x−t, sj+y−t)", "as z", "(P1)", "sum of each window"]
+    z: Annotated[jax.Array, "z_ij", "(B, M', N', C)", "(P1)", "output"]
+    share: Annotated[jax.Array, "δ_ij / c_ij", "as z", "(P4)", "what each window hands to each of its cells"]
+    share_spread: Annotated[jax.Array, "D", "as x, larger", "(P5)", "shares s apart among zeros, with a margin"]
+    dx: Annotated[jax.Array, "δ_pq = Σ D", "as x", "(P4), (P5)", "every cell adds up what it is handed"]
+
+
+@derivation
+class MaxPool(NamedTuple):
+    """The steps of `max_pool`."""
+
+    x_padded: Annotated[jax.Array, "a with −∞ around", "as x, larger", "(P9)", "padded input"]
+    winner: Annotated[jax.Array, "κ_ij", "as z, integers", "(P7)", "number of the cell that won; −1 where none is real"]
+    z: Annotated[jax.Array, "z_ij", "(B, M', N', C)", "(P7)", "output, the value of the winner"]
+    winner_spread: Annotated[jax.Array, "κ, spread", "as x, larger", "(P5)", "winners s apart, −1 between them"]
+    delta_spread: Annotated[jax.Array, "D", "as x, larger", "(P5)", "δ s apart among zeros, with a margin"]
+    dx: Annotated[jax.Array, "δ_pq", "as x", "(P10)", "every cell adds up the δ of the windows it won"]
+
+
+def avg_pool(
+    x: Any,
+    window: Any,
+    dy: Any,
+    *,
+    strides: Any = None,
+    padding: Any = "VALID",
+    count_include_pad: bool = True,
+    channel_axis: int = -1,
+    batch_axis: int = 0,
+) -> AvgPool:
+    """The mean of each window and its gradient.
+
+    Args:
+      x: a, rank 4, floating dtype (half precision is computed in float32); (B, M, N, C) unless the axes say otherwise.
+      window: (m, n), or one integer for both.
+      dy: δ = ∂J/∂z, shape of the output.
+      strides, padding, count_include_pad, channel_axis, batch_axis: as in `bnderiv.avg_pool`.
+
+    Returns:
+      `AvgPool`.
+
+    Raises:
+      TypeError: an argument without floating dtype, or an option that is no integer.
+      ValueError: shapes or options that do not fit.
+    """
+    x, dy = arrays(x=x, dy=dy)
+    w = _windows(x, window, strides, padding, 1, channel_axis, batch_axis)
+    x_padded = w.pad(x, 0)
+    total = _sum(w.cells(x_padded))
+    real = _sum(w.cells(w.pad(jnp.ones_like(x), 0)))  # (P3)
+    count = jnp.full_like(total, math.prod(w.window)) if count_include_pad else real
+    z = total / count  # (P1)
+
+    share = cotangent(dy, z) / count
+    share_spread = w.spread(share, 0)
+    dx = _sum(w.covering(share_spread))  # (P4), (P5)
+    return AvgPool(x_padded, count, total, z, share, share_spread, dx)
+
+
+def max_pool(
+    x: Any,
+    window: Any,
+    dy: Any,
+    *,
+    strides: Any = None,
+    padding: Any = "VALID",
+    dilation: Any = 1,
+    channel_axis: int = -1,
+    batch_axis: int = 0,
+) -> MaxPool:
+    """The largest of each window and its gradient: ties to the first cell in row-major order, NaN is the largest.
+
+    Arguments and errors as in `avg_pool` and `bnderiv.max_pool`.
+    """
+    x, dy = arrays(x=x, dy=dy)
+    w = _windows(x, window, strides, padding, dilation, channel_axis, batch_axis)
+    x_padded = w.pad(x, -jnp.inf)
+    winner, z = w.first_largest(x_padded, w.pad(jnp.ones_like(x, jnp.bool_), False))  # (P7)
+
+    winner_spread = w.spread(winner, -1)
+    delta_spread = w.spread(cotangent(dy, z), 0)
+    numbers, deltas = w.covering(winner_spread), w.covering(delta_spread)
+    dx = _sum(jnp.where(number == k, delta, 0) for k, (number, delta) in enumerate(zip(numbers, deltas, strict=True)))
+    return MaxPool(x_padded, winner, z, winner_spread, delta_spread, dx)  # (P10)
+
+
+class _Windows(NamedTuple):
+    """Where the windows lie; pairs are (rows, columns)."""
+
+    spatial: Pair
+    sizes: Pair
+    window: Pair
+    strides: Pair
+    padding: Padding
+    dilation: Pair
+
+    @property
+    def reach(self) -> list[int]:
+        """m_d = (m − 1) d + 1, from the first to the last cell of a window."""
+        return [(m - 1) * d + 1 for m, d in zip(self.window, self.dilation, strict=True)]
+
+    @property
+    def counts(self) -> list[int]:
+        """M', N': how many windows there are."""
+        sides = zip(self.sizes, self.padding, self.reach, self.strides, strict=True)
+        return [(size + sum(pads) - reach) // stride + 1 for size, pads, reach, stride in sides]
+
+    def pad(self, x: jax.Array, value: Any) -> jax.Array:
+        return _pad(x, self.spatial, [(before, after, 0) for before, after in self.padding], value)
+
+    def cells(self, x_padded: jax.Array) -> Iterator[jax.Array]:
+        """The cell (x, y) of every window, for one (x, y) after the other in row-major order."""
+        for cell in np.ndindex(*self.window):
+            first = [k * d for k, d in zip(cell, self.dilation, strict=True)]
+            yield _slice(x_padded, self.spatial, first, self.counts, self.strides)
+
+    def spread(self, delta: jax.Array, value: Any) -> jax.Array:
+        """D of (P5): the entries of δ a stride apart, the margins such that there is a D for every cell."""
+        sides = zip(self.sizes, self.padding, self.reach, self.counts, self.strides, strict=True)
+        pads = [
+            (reach - 1 - before, size + before - 1 - (count - 1) * stride, stride - 1)
+            for size, (before, _), reach, count, stride in sides
+        ]
+        return _pad(delta, self.spatial, pads, value)
+
+    def covering(self, spread: jax.Array) -> Iterator[jax.Array]:
+        """D_(p+(m−1)d−dx, …) for every place (p, q): the window that has it as its cell (x, y); row-major in (x, y)."""
+        for cell in np.ndindex(*self.window):
+            first = [r - 1 - k * d for r, k, d in zip(self.reach, cell, self.dilation, strict=True)]
+            yield _slice(spread, self.spatial, first, self.sizes, (1, 1))
+
+    def first_largest(self, x_padded: jax.Array, real: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """κ and the value there: in order, the one kept so far gives way only to one that beats it (P7, P9)."""
+        winner = best = None
+        for k, (u, is_real) in enumerate(zip(self.cells(x_padded), self.cells(real), strict=True)):
+            if winner is None or best is None:
+                winner, best = jnp.where(is_real, 0, -1), u
+            else:
+                beats = is_real & ((winner < 0) | (u > best) | (jnp.isnan(u) & ~jnp.isnan(best)))
+                winner, best = jnp.where(beats, k, winner), jnp.where(beats, u, best)
+        assert winner is not None
+        assert best is not None  # a window has a cell
+        return winner, best
+
+
+def _windows(
+    x: jax.Array, window: Any, strides: Any, padding: Any, dilation: Any, channel_axis: int, batch_axis: int
+) -> _Windows:
+    _arguments.rank_is("x", x, 4, "batch, two spatial axes and channel")
+    _, spatial, _ = _arguments.image_axes(channel_axis, batch_axis)
+    sizes = x.shape[spatial[0]], x.shape[spatial[1]]
+    window, dilation = _arguments.pair("window", window), _arguments.pair("dilation", dilation)
+    strides = window if strides is None else _arguments.pair("strides", strides)
+    w = _Windows(
+        spatial, sizes, window, strides, _arguments.padding_pairs(padding, sizes, window, strides, dilation), dilation
+    )
+    for pads, reach in zip(w.padding, w.reach, strict=True):
+        if max(pads) >= reach:
+            raise ValueError(f"padding must be smaller than the window, which spans {reach}, got {pads}")
+    return w
+
+
+def _sum(terms: Any) -> jax.Array:
+    total, *others = terms
+    for term in others:
+        total = total + term
+    return total
+
+
+def _pad(x: jax.Array, spatial: Pair, pads: Any, value: Any) -> jax.Array:
+    config = [(0, 0, 0)] * 4
+    for axis, pad in zip(spatial, pads, strict=True):
+        config[axis] = pad
+    return lax.pad(x, jnp.asarray(value, x.dtype), config)
+
+
+def _slice(x: jax.Array, spatial: Pair, first: Any, count: Any, step: Any) -> jax.Array:
+    for axis, start, n, by in zip(spatial, first, count, step, strict=True):
+        x = lax.slice_in_dim(x, start, start + (n - 1) * by + 1, by, axis)
+    return x
