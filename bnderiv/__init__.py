@@ -1,6 +1,6 @@
 """Batch-normalized convolutional networks in JAX, every gradient derived by hand and attached in closed form."""
 
-from bnderiv import check, forward_mode, models, reference
+from bnderiv import check, forward_mode, models, reference, steps
 from bnderiv.activation.relu import relu
 from bnderiv.activation.sigmoid import sigmoid
 from bnderiv.activation.softmax import softmax
@@ -38,6 +38,7 @@ __all__ = [
     "update_running_stats",
     "reference",
     "forward_mode",
+    "steps",
     "check",
     "models",
 ]
