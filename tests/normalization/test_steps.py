@@ -1,0 +1,162 @@
+"""The steps of batch norm: against the layer, against the derivation's numbers, every Jacobian against JAX's."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bnderiv
+from bnderiv import steps
+from tests.contract import near
+from tests.normalization.cases import CASES
+from tests.stepwise import equals_its_layer
+
+PARTS = ("dx_through_x_hat", "dx_through_mu", "dx_through_var")
+GRADIENTS = ("dx", "d_gamma", "d_beta", "d_mu", "d_var")
+
+
+def _draw(*shape, seed=0):
+    rng = np.random.default_rng(seed)
+    C = shape[-1]
+    drawn = 2 + 3 * rng.normal(size=shape), 1 + rng.normal(size=C), rng.normal(size=C), rng.normal(size=shape)
+    return [jnp.asarray(a) for a in drawn]
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if "where" not in c.options], ids=str)
+def test_equals_the_layer(case):
+    equals_its_layer(case, "a" if case.layer == "batch_norm_relu" else "y", GRADIENTS)
+
+
+def test_numbers_of_the_derivation():
+    """A.10, with ε = 5/4."""
+    x = jnp.array([1.0, 3.0, 3.0, 1.0]).reshape(2, 1, 2, 1)
+    delta = jnp.array([1.0, 2.0, 6.0, 3.0]).reshape(2, 1, 2, 1)
+    s = steps.batch_norm(x, jnp.array([2.0]), jnp.array([1.0]), delta, eps=1.25)
+    expected = {
+        "mu": [2],
+        "var": [1],
+        "inv_std": [2 / 3],
+        "x_hat": [-2 / 3, 2 / 3, 2 / 3, -2 / 3],
+        "y": [-1 / 3, 7 / 3, 7 / 3, -1 / 3],
+        "d_gamma": [8 / 3],
+        "d_beta": [12],
+        "d_x_hat": [2, 4, 12, 6],
+        "d_var": [-32 / 27],
+        "d_mu": [-16],
+        "dx_through_x_hat": [4 / 3, 8 / 3, 8, 4],
+        "dx_through_mu": [-4, -4, -4, -4],
+        "dx_through_var": [16 / 27, -16 / 27, -16 / 27, 16 / 27],
+        "dx": [-56 / 27, -52 / 27, 92 / 27, 16 / 27],
+    }
+    assert list(expected) == list(s._fields)
+    for name, value in expected.items():
+        np.testing.assert_allclose(getattr(s, name).ravel(), value, rtol=1e-13, err_msg=name)
+
+
+def test_what_arrives_is_the_gradient_by_each_intermediate():
+    """Each ∂J/∂(step) against JAX: the loss as a function of that intermediate, its own inputs held fixed."""
+    x, gamma, beta, dy = _draw(6, 3)
+    s = steps.batch_norm(x, gamma, beta, dy, eps=0.1)
+
+    def rows(v):
+        return jnp.broadcast_to(v, x.shape)
+
+    def after_x_hat(x_hat):
+        return (dy * (rows(gamma) * x_hat + rows(beta))).sum()
+
+    def after_var(x, mu, var):
+        return after_x_hat((x - rows(mu)) / jnp.sqrt(rows(var) + 0.1))
+
+    def after_mu(x, mu):
+        return after_var(x, mu, ((x - rows(mu)) ** 2).mean(0))
+
+    near(s.d_x_hat, jax.grad(after_x_hat)(s.x_hat), 1e-13)
+    near(s.d_var, jax.grad(after_var, 2)(x, s.mu, s.var), 1e-13)
+    near(s.d_mu, jax.grad(after_mu, 1)(x, s.mu), 1e-13)
+    near(s.dx_through_x_hat, jax.grad(after_var, 0)(x, s.mu, s.var), 1e-13)
+    near(s.dx_through_var, jax.vjp(lambda x: ((x - rows(s.mu)) ** 2).mean(0), x)[1](s.d_var)[0], 1e-13)
+    near(s.dx_through_mu, jax.vjp(lambda x: x.mean(0), x)[1](s.d_mu)[0], 1e-13)
+
+
+def test_centering_jacobian():
+    h = jnp.asarray(np.random.default_rng(0).normal(size=5))
+    near(steps.centering_jacobian(5), jax.jacrev(lambda h: h - h.mean(keepdims=True))(h), 1e-14)
+    for n, error in ((0, ValueError), (2.5, TypeError)):
+        with pytest.raises(error, match="n must"):
+            steps.centering_jacobian(n)  # pyright: ignore[reportArgumentType]
+
+
+def test_variance_jacobian():
+    h = _draw(5, 3)[0]
+    whole = jax.jacrev(lambda h: ((h - h.mean(0, keepdims=True)) ** 2).mean(0))(h)  # (H, N, H) by [l, i, j]
+    assert steps.variance_jacobian(h).shape == h.shape
+    near(jnp.einsum("il,lj->lij", steps.variance_jacobian(h), jnp.eye(3)), whole, 1e-14)
+    with pytest.raises(ValueError, match=r"h must have rank 2"):
+        steps.variance_jacobian(h[0])
+
+
+def test_normalization_jacobian_and_its_contraction():
+    h, gamma, beta, dy = _draw(5, 3)
+    eps = 0.1
+
+    def normalize(h):
+        c = h - h.mean(0, keepdims=True)
+        return c / jnp.sqrt((c**2).mean(0, keepdims=True) + eps)
+
+    blocks = steps.normalization_jacobian(h, eps)
+    assert blocks.shape == (3, 5, 5)
+    near(jnp.einsum("lki,lj->klij", blocks, jnp.eye(3)), jax.jacrev(normalize)(h), 1e-13)
+    # Σ_kl δ_kl γ_l ∂ĥ_kl/∂h_il is the closed form (N18).
+    contracted = jnp.einsum("kl,l,lki->il", dy, gamma, blocks)
+    near(contracted, steps.batch_norm(h, gamma, beta, dy, eps=eps).dx, 1e-13)
+    near(contracted, jax.vjp(lambda h: bnderiv.batch_norm(h, gamma, beta, eps=eps)[0], h)[1](dy)[0], 1e-12)
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((6, 3), -1), ((3, 2, 4, 2), -1), ((3, 2, 4, 2), 0)])
+def test_the_graph_ends_where_the_closed_form_does(shape, axis):
+    x, gamma, beta, dy = _draw(*shape)
+    gamma, beta = (jnp.resize(a, x.shape[axis]) for a in (gamma, beta))
+    graph = steps.batch_norm_graph(x, gamma, beta, dy, channel_axis=axis)
+    closed = steps.batch_norm(x, gamma, beta, dy, channel_axis=axis)
+    common = [name for name in graph._fields if name in closed._fields]
+    assert len(common) == 12
+    near([getattr(graph, n) for n in common], [getattr(closed, n) for n in common], 1e-12)
+    near(graph.d_c, graph.d_c_through_x_hat + graph.d_c_through_q, 0)
+
+
+def test_differentiable_and_mapped():
+    """The steps are plain JAX: the gradient of the gradient is the layer's, and vmap runs over them."""
+    x, gamma, beta, dy = _draw(6, 3)
+    weights = jnp.asarray(np.random.default_rng(1).normal(size=x.shape))
+
+    def by_steps(x, gamma):
+        return (weights * steps.batch_norm(x, gamma, beta, dy).dx).sum()
+
+    def by_layer(x, gamma):
+        return (weights * jax.vjp(lambda x: bnderiv.batch_norm(x, gamma, beta)[0], x)[1](dy)[0]).sum()
+
+    near(jax.grad(by_steps, (0, 1))(x, gamma), jax.grad(by_layer, (0, 1))(x, gamma), 1e-11)
+    mapped = jax.vmap(lambda x: steps.batch_norm(x, gamma, beta, dy))(jnp.stack([x, 2 * x]))
+    near(mapped.dx[1], steps.batch_norm(2 * x, gamma, beta, dy).dx, 1e-13)
+
+
+@pytest.mark.parametrize(
+    ("function", "change", "error", "words"),
+    [
+        (steps.batch_norm, {"dy": jnp.ones((3, 6))}, ValueError, r"dy must have shape \(6, 3\)"),
+        (steps.batch_norm, {"gamma": jnp.ones(6)}, ValueError, r"gamma must have shape \(3,\)"),
+        (steps.batch_norm_graph, {"x": jnp.ones((6, 3), jnp.int32)}, TypeError, "x must have a floating dtype"),
+        (steps.batch_norm_relu, {"channel_axis": 2}, ValueError, "channel_axis must lie"),
+        (steps.batch_norm, {"x": jnp.ones((0, 3))}, ValueError, "x must not be empty"),
+        (steps.batch_norm, {"x": jnp.ones(3)}, ValueError, "x must have rank 2 or more"),
+    ],
+)
+def test_errors(function, change, error, words):
+    arguments = dict(zip(("x", "gamma", "beta", "dy"), _draw(6, 3), strict=True)) | change
+    with pytest.raises(error, match=words):
+        function(**arguments)
+
+
+def test_half_precision_is_widened():
+    x, gamma, beta, dy = (a.astype(jnp.bfloat16) for a in _draw(6, 3))
+    assert {a.dtype for a in steps.batch_norm(x, gamma, beta, dy)} == {jnp.dtype("float32")}

@@ -1,0 +1,32 @@
+"""What the tests of the steps share: a step function against its layer."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import bnderiv
+from tests.case import Case, random_like
+from tests.contract import near
+
+
+def equals_its_layer(case: Case, value: str, gradients: tuple[str, ...]) -> None:
+    """The steps named `value` and `gradients` are the layer's value and its VJP with a random cotangent, in float64."""
+    drawn = [None if a is None else jnp.asarray(a) for a in case.arrays(np.random.default_rng(0))]
+    if case.layer in ("dense", "conv2d") and len(drawn) == 2:
+        drawn.append(None)
+    layer, floats = case.bind(bnderiv)
+
+    @jax.jit
+    def run(drawn: list[Any], floats: tuple[jax.Array, ...]) -> Any:
+        out, pull_back = jax.vjp(layer, *floats)
+        back = random_like(out, 3)
+        if isinstance(out, tuple):  # batch norm returns its statistics as well; here nothing comes back to them
+            (out, _), back = out, (back[0], jax.tree.map(jnp.zeros_like, back[1]))
+        dy = back[0] if isinstance(back, tuple) else back
+        return out, pull_back(back), getattr(bnderiv.steps, case.layer)(*drawn, dy=dy, **case.options)
+
+    out, expected, steps = run(drawn, floats)
+    near(getattr(steps, value), out, 1e-12)
+    near([getattr(steps, name) for name in gradients[: len(expected)]], expected, 1e-12)
