@@ -153,7 +153,7 @@ def test_outcomes():
     assert run.outcome(single([np.inf, 4]), right) == "inf"
     assert run.outcome(single([0, 0]), right) == "all zeros"
     assert run.outcome(single([0, 0]), 0 * right) == 0.0
-    assert run.outcome(single([0, -0.5]), 0 * right) == "up to 5.0e-1 for 0"
+    assert run.outcome(single([0, -0.5]), 0 * right) == "5.0e-1 for 0"
     assert run.outcome(single([1, 2]), right, single([1, 2])) == "β (x̂ lost)"
     assert run.outcome(single([3, 4]), right, single([3, 4])) == 0.0
     unknown = np.array([3.0, np.nan], np.longdouble)
@@ -189,10 +189,21 @@ def test_what_is_no_number_ranks_as_worst():
     assert run.summary([3e-7, 1e-7, 2e-7]) == (2e-7, 3e-7)
     assert run.summary(["NaN", 1e-7, 2e-7]) == (2e-7, "NaN")
     assert run.summary(["NaN", 1e-7, "NaN"]) == ("NaN", "NaN")
+    assert run.summary(["1.5e1 for 0", "8.4e0 for 0", 0.0]) == ("8.4e0 for 0", "1.5e1 for 0")
     assert run.median_and_worst([3e-7, 1e-7, 2e-7]) == "2.0e-7 (3.0e-7)"
     assert run.median_and_worst(["NaN"] * 3) == "NaN"
     assert run.worst_pair({"y": [0.0, 0.0], "dx": [0.0, 0.0]}) == "exact"
     assert run.worst_pair({"y": ["β (x̂ lost)"], "dx": ["all zeros"]}) == "β (x̂ lost) / all zeros"
+
+
+def test_standing_counts_losses():
+    def row(ours, other):
+        return {"case": "c", "shape": [2, 3], "outcomes": {"bnderiv": {"y": [ours]}, "Flax": {"y": [other]}}}
+
+    rows = [row(0.0, 0.0), row(1e-7, 2e-7), row(1e-7, "NaN"), row(3e-7, 1e-7), row(1.4e-7, 1e-7)]
+    assert run.standing(rows, "y") == ["3 of 5", "4 of 5", "4 of 5", "3.0e-7, Flax 1.0e-7: c, 2×3"]
+    assert run.standing(rows[:3], "y") == ["3 of 3", "3 of 3", "3 of 3", "none"]
+    assert run.standing([*rows, row("NaN", 1e-2)], "y")[3] == "NaN, Flax 1.0e-2: c, 2×3"
 
 
 def test_inputs_are_rounded_once_and_drawn_anew_for_each_seed():

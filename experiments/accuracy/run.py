@@ -324,7 +324,7 @@ def outcome(result: np.ndarray, right: np.ndarray, lost: np.ndarray | None = Non
     if np.isinf(result).any():
         return "inf"
     if not right.any():
-        return f"up to {number(float(np.abs(result).max()))} for 0" if result.any() else 0.0
+        return f"{number(float(np.abs(result).max()))} for 0" if result.any() else 0.0
     if not result.any():
         return "all zeros"
     if lost is not None and (result == lost[known]).all() and (right != lost[known]).any():
@@ -332,9 +332,16 @@ def outcome(result: np.ndarray, right: np.ndarray, lost: np.ndarray | None = Non
     return float(np.sqrt(((result - right) ** 2).sum() / (right**2).sum()))
 
 
+def badness(value: Outcome) -> tuple[int, float]:
+    """Order of outcomes: errors by size, then what is not 0 but should be, then what is no number."""
+    if isinstance(value, str):
+        return (1, float(value.split()[0])) if value.endswith(" for 0") else (2, 0.0)
+    return 0, value
+
+
 def summary(outcomes: list[Outcome]) -> tuple[Outcome, Outcome]:
-    """Median and worst over the seeds (an odd number of them); what is no number ranks as worst."""
-    ranked = [*sorted(o for o in outcomes if isinstance(o, float)), *sorted(o for o in outcomes if isinstance(o, str))]
+    """Median and worst over the seeds (an odd number of them)."""
+    ranked = sorted(outcomes, key=badness)
     return ranked[len(ranked) // 2], ranked[-1]
 
 
@@ -386,14 +393,34 @@ def table(heading: str, rows: list[tuple[str, list[str]]], libraries: list[str])
     return "\n".join(lines) + "\n"
 
 
+def standing(rows: list[dict[str, Any]], quantity: str) -> list[str]:
+    """Where bnderiv stands among the libraries in this quantity, by medians: the losses as well as the wins."""
+    ratios = []
+    for row in rows:
+        medians = {library: summary(outcomes[quantity])[0] for library, outcomes in row["outcomes"].items()}
+        ours = medians["bnderiv"]
+        best = min(medians, key=lambda library: badness(medians[library]))
+        lowest = medians[best]
+        if isinstance(ours, float) and isinstance(lowest, float):
+            ratio = 1.0 if ours == lowest else ours / max(lowest, 1e-30)
+        else:
+            ratio = 1.0 if badness(ours) == badness(lowest) else np.inf
+        ratios.append((ratio, f"{shown(ours)}, {best} {shown(lowest)}: {row['case']}, {size(row)}"))
+    values = [ratio for ratio, _ in ratios]
+    within = [sum(ratio <= most for ratio in values) for most in (1, 1.5, 2)]
+    furthest = max(ratios)
+    return [*(f"{count} of {len(rows)}" for count in within), "none" if furthest[0] == 1 else furthest[1]]
+
+
+def size(row: dict[str, Any]) -> str:
+    return "×".join(map(str, row["shape"]))
+
+
 def markdown(content: dict[str, Any]) -> str:
     """The tables, from the numbers of `accuracy.json` alone."""
     libraries, rows = content["libraries"], content["rows"]
     seeds = "one seed" if len(content["seeds"]) == 1 else f"{len(content['seeds'])} seeds"
     first = rows[0]["shape"]
-
-    def size(row):
-        return "×".join(map(str, row["shape"]))
 
     def detail(quantity, chosen):
         cells = [
@@ -408,6 +435,12 @@ def markdown(content: dict[str, Any]) -> str:
     parts = [
         f"## y and dx (y / dx), worst of {seeds}, {size(rows[0])}",
         table("input", brief, libraries),
+        "## Where bnderiv stands among all of them, by the median",
+        table(
+            "",
+            [(symbol, standing(rows, name)) for name, symbol in QUANTITIES.items()],
+            ["lowest error (or tied)", "within 1.5 × the lowest", "within 2 ×", "furthest behind"],
+        ),
         *(
             part
             for name, symbol in QUANTITIES.items()
