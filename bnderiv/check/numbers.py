@@ -64,9 +64,10 @@ def wide(array: Any) -> np.ndarray:
 
 
 def dot(a: Any, b: Any) -> jax.Array:
-    """Re Σ aᵢ bᵢ over all leaves (the pairing of tangents and cotangents, for complex numbers too)."""
-    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    return jnp.stack([jnp.real(x.astype(y.dtype) * y).sum() for x, y in pairs]).sum()
+    """Re Σ aᵢ bᵢ over all leaves (the pairing of tangents and cotangents, complex ones too), in float32 or 64."""
+    pairs = list(zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+    dtype = jnp.float64 if any(_real(y.dtype).itemsize == 8 for _, y in pairs) else jnp.float32
+    return jnp.stack([jnp.real(x.astype(y.dtype) * y).sum(dtype=dtype) for x, y in pairs]).sum()
 
 
 class Differences(NamedTuple):

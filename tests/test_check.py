@@ -1,0 +1,666 @@
+"""The checker passes every layer, and names what is wrong with rules broken in the ways people break them."""
+
+import itertools
+import subprocess
+import sys
+from functools import partial
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bnderiv
+import bnderiv.reference
+from bnderiv.check import Report, Row, compare
+from bnderiv.check.__main__ import main
+from tests.cases import CASES
+
+LAYERS = {case.layer: case for case in reversed(CASES)}  # the first case of each
+
+
+@pytest.mark.parametrize("layer", sorted(LAYERS))
+def test_every_layer_passes(layer):
+    case = LAYERS[layer]
+    f, args = case.bind(bnderiv, np.float32)
+    g, _ = case.bind(bnderiv.reference)
+    report = compare(f, g, *args)
+    report.raise_if_failed()
+    assert {row.mode for row in report.rows} >= {"value", "gradient", "float64", "second_order", "vmap", "linearity"}
+
+
+@pytest.mark.parametrize("layer", ["batch_norm", "dense", "max_pool", "softmax_cross_entropy"])
+def test_the_attachment_for_both_modes_passes(layer):
+    case = LAYERS[layer]
+    f, args = case.bind(bnderiv.forward_mode)
+    g, _ = case.bind(bnderiv.reference)
+    report = compare(f, g, *args, modes=("value", "gradient", "jvp", "second_order", "linearity"))
+    report.raise_if_failed()
+    assert [row.verdict for row in report.rows if row.mode == "jvp"][-1] == "ok"
+
+
+# Rules to break. The right ones first.
+
+
+def plain(x, w):
+    return jnp.tanh(x * w)
+
+
+def rule(forward, bwd, fwd=None) -> Any:
+    """A custom_vjp whose residuals are the arguments."""
+    f = jax.custom_vjp(forward)
+    f.defvjp(fwd or (lambda *args: (forward(*args), args)), bwd)
+    return f
+
+
+def slope(x, w):
+    return 1 - jnp.tanh(x * w) ** 2
+
+
+def right_bwd(residuals, ct):
+    x, w = residuals
+    return ct * w * slope(x, w), ct * x * slope(x, w)
+
+
+def arrays(*shapes, dtype=np.float32, seed=0):
+    rng = np.random.default_rng(seed)
+    return tuple(jnp.asarray(rng.standard_normal(shape), dtype) for shape in shapes)
+
+
+X_W = arrays((4, 3), (4, 3))
+
+
+def failures(report):
+    return {row.check for row in report.rows if row.verdict == "FAIL"}
+
+
+@pytest.mark.parametrize("reference", [plain, None])
+def test_a_right_rule_passes(reference):
+    report = compare(rule(plain, right_bwd), reference, *X_W)
+    report.raise_if_failed()
+    (row,) = [row for row in report.rows if row.mode == "jvp"]
+    assert row.verdict == "n/a"
+    assert "custom_vjp" in row.note
+    ran = {row.mode for row in report.rows}
+    assert ("finite_differences" in ran) == (reference is None)
+
+
+def wrong_sign(residuals, ct):
+    dx, dw = right_bwd(residuals, ct)
+    return dx, -dw
+
+
+def missing_factor(residuals, ct):
+    x, w = residuals
+    return ct * slope(x, w), ct * x * slope(x, w)
+
+
+def swapped(residuals, ct):
+    dx, dw = right_bwd(residuals, ct)
+    return dw, dx
+
+
+def tiny_error(residuals, ct):
+    dx, dw = right_bwd(residuals, ct)
+    return dx * 1.00002, dw
+
+
+def transposed(residuals, ct):
+    dx, dw = right_bwd(residuals, ct)
+    return dx[::-1], dw
+
+
+@pytest.mark.parametrize("reference", [plain, None], ids=["reference", "differences"])
+@pytest.mark.parametrize(
+    ("bwd", "arguments"),
+    [(wrong_sign, {"w"}), (missing_factor, {"x"}), (swapped, {"x", "w"}), (transposed, {"x"})],
+    ids=lambda p: getattr(p, "__name__", ""),
+)
+def test_a_wrong_formula_is_named_with_its_argument(bwd, arguments, reference):
+    def f(x, w):
+        return rule(plain, bwd)(x, w)
+
+    report = compare(f, reference, *X_W, modes=("structure", "gradient", "finite_differences", "jit", "linearity"))
+    check = "gradient" if reference else "finite differences"
+    wrong = [row for row in report.rows if row.check == check and row.verdict == "FAIL"]
+    assert {row.argument for row in wrong} == arguments
+    assert failures(report) <= {"gradient", "finite differences"}
+    for row in wrong:
+        assert row.index is not None
+        assert "got" in row.note
+
+
+def test_the_worst_element_is_named():
+    def bwd(residuals, ct):
+        dx, dw = right_bwd(residuals, ct)
+        return dx.at[2, 1].multiply(3.0), dw
+
+    report = compare(rule(plain, bwd), plain, *X_W, modes="gradient")
+    (row,) = report.failures
+    assert (row.check, row.index) == ("gradient", (2, 1))
+
+
+def test_an_error_within_the_rounding_of_a_formula_shows_in_ulps():
+    report = compare(rule(plain, tiny_error), plain, *X_W, modes=("gradient", "float64"))
+    assert failures(report) == {"float64: gradient"}
+    (row,) = report.failures
+    assert row.unit == "ulp"
+    assert 32 < (row.error or 0) < 400
+
+
+def centered(x):
+    return x**2 - (x**2).mean(0, keepdims=True)
+
+
+def test_a_missing_term():
+    f = rule(centered, lambda residuals, ct: (2 * residuals[0] * ct,))  # the gradient through the mean is left out
+    assert {"gradient", "float64: gradient"} <= failures(compare(f, centered, X_W[0]))
+    # Why cotangents are random: to the sum of a function that is odd in the rest, ...
+    right = rule(centered, lambda residuals, ct: (2 * residuals[0] * (ct - ct.mean(0, keepdims=True)),))
+    compare(right, centered, X_W[0]).raise_if_failed()
+    # ... a rule that returns zeros is right.
+    zeros = rule(centered, lambda residuals, ct: (0 * ct,))
+    ones = jnp.ones_like(X_W[0])
+    assert compare(zeros, centered, X_W[0], cotangent=ones, modes="gradient").passed
+    assert not compare(zeros, centered, X_W[0], modes="gradient").passed
+
+
+def test_a_wrong_dtype():
+    """JAX lets it pass: the gradient itself is right."""
+
+    def bwd(residuals, ct):
+        dx, dw = right_bwd(residuals, ct)
+        return dx, dw.astype(jnp.float64)
+
+    report = compare(rule(plain, bwd), plain, *X_W)
+    named = [row for row in report.failures if row.check == "structure"]
+    assert [(row.argument, row.note) for row in named] == [("w", "dtype float64, the argument's is float32")]
+    assert "gradient" not in failures(report)
+
+
+def test_a_wrong_shape():
+    """JAX raises; said once, not in every check that needs the gradient."""
+    f = rule(plain, lambda residuals, ct: (ct.sum(), ct))
+    report = compare(f, plain, *X_W, modes=("structure", "gradient", "linearity"))
+    first = report.failures[0]
+    assert first.check == "structure"
+    assert "shape" in first.note
+    assert [row.verdict for row in report.rows if row.mode == "gradient"] == ["n/a"]
+    assert not report.passed
+
+
+def test_a_primal_that_differs_from_fwd():
+    def fwd(x, w):
+        return plain(x, w) * 1.5, (x, w)
+
+    report = compare(rule(plain, right_bwd, fwd), plain, *X_W, modes=("value", "structure", "gradient", "linearity"))
+    assert failures(report) == {"primal = fwd"}
+
+
+def test_a_nonlinear_backward():
+    """Clipped gradients, as people write them into a rule."""
+
+    def bwd(residuals, ct):
+        return tuple(jnp.clip(g, -0.1, 0.1) for g in right_bwd(residuals, ct))
+
+    report = compare(rule(plain, bwd), None, *X_W, modes="linearity")
+    assert failures(report) == {"linearity: scaled by -3", "linearity: sum of two"}
+
+
+def test_a_gradient_at_a_zero_cotangent():
+    def bwd(residuals, ct):
+        size = jnp.sqrt((ct * ct).sum())
+        return tuple(g * size for g in right_bwd(residuals, ct / size))  # right but where ct = 0
+
+    report = compare(rule(plain, bwd), plain, *X_W, modes=("structure", "gradient", "linearity", "float64"))
+    assert "linearity: zero" in failures(report)
+    assert {row.mode for row in report.failures} == {"linearity"}
+    assert "nan" in report.failures[0].note
+
+
+def test_nan_at_a_zero_cotangent_where_residuals_are_huge():
+    def identity(x):
+        return x * 1
+
+    f = rule(identity, lambda residuals, ct: (ct * residuals[0] ** 3 / residuals[0] ** 3,))
+    for reference in (identity, None):
+        report = compare(f, reference, X_W[0], modes=("gradient", "linearity"))
+        assert "linearity: zero, arguments huge" in failures(report)
+        assert "linearity: zero" not in failures(report)
+
+
+def test_zero_times_infinity_in_plain_autodiff_is_nobody_elses_fault():
+    def cube(x):
+        return x**3 * x**3
+
+    report = compare(cube, cube, X_W[0], modes="linearity")
+    assert report.passed
+    assert any("plain autodiff" in row.note for row in report.rows)
+
+
+def test_stale_state():
+    """The forward keeps what the backward should have been given."""
+    kept = {}
+
+    def fwd(x, w):
+        kept["residuals"] = x, w
+        return plain(x, w), None
+
+    report = compare(rule(plain, lambda _, ct: right_bwd(kept["residuals"], ct), fwd), plain, *X_W)
+    assert "determinism: after a call elsewhere" in failures(report)
+    assert "gradient" not in failures(report)
+
+
+def test_nondeterminism():
+    calls = itertools.count()
+
+    def bwd(residuals, ct):
+        wobble = np.float32(1 + 1e-6 * next(calls))
+        return tuple(g * wobble for g in right_bwd(residuals, ct))
+
+    report = compare(rule(plain, bwd), plain, *X_W)
+    assert "determinism: called again" in failures(report)
+    assert "gradient" not in failures(report)
+
+
+def test_a_backward_that_vmap_breaks():
+    """A callback that takes the first axis for the batch: under vmap it is another."""
+
+    def affine(x, b):
+        return x + jax.lax.broadcast_in_dim(b, x.shape, (1,))
+
+    def bwd(_, ct):
+        shape = jax.ShapeDtypeStruct(ct.shape[1:], ct.dtype)
+        callback = partial(jax.pure_callback, lambda c: np.asarray(c).sum(0), shape)
+        return ct, callback(ct, vmap_method="expand_dims")
+
+    f = rule(affine, bwd)
+    report = compare(f, affine, *arrays((4, 3), (3,)), modes=("structure", "gradient", "float64", "jit", "vmap"))
+    assert failures(report) == {"vmap"}
+
+
+def test_a_wrong_batching_rule_is_named_with_what_it_spoils():
+    @jax.custom_batching.custom_vmap
+    def total(ct):
+        return ct.sum(0)
+
+    @total.def_vmap
+    def _(axis_size, in_batched, ct):
+        return ct.sum(0), True  # of the mapped axis instead of the rows
+
+    def affine(x, b):
+        return x + jax.lax.broadcast_in_dim(b, x.shape, (1,))
+
+    f = rule(affine, lambda _, ct: (ct, total(ct)))
+    report = compare(f, affine, *arrays((3, 3), (3,)), modes=("structure", "gradient", "jit", "vmap"))
+    assert failures(report) == {"vmap"}
+    assert all("gradient of b" in row.note for row in report.failures)
+
+
+def test_a_broken_second_order():
+    def fwd(x, w):
+        return plain(x, w), (x, w, jax.lax.stop_gradient(slope(x, w)))
+
+    def bwd(residuals, ct):
+        x, w, s = residuals
+        return ct * w * s, ct * x * s
+
+    for reference in (plain, None):
+        report = compare(rule(plain, bwd, fwd), reference, *X_W)
+        assert failures(report) == {"second order: grad of grad", "second order: jvp of grad"}
+
+
+def test_a_gradient_of_an_integer_argument():
+    """JAX drops it without a word."""
+
+    def scaled(x, n):
+        return x * n.astype(x.dtype)
+
+    args = X_W[0], jnp.asarray(np.arange(12).reshape(4, 3), jnp.int32)
+    right = rule(scaled, lambda residuals, ct: (ct * residuals[1].astype(ct.dtype), None))
+    compare(right, scaled, *args).raise_if_failed()
+    f = rule(scaled, lambda residuals, ct: (ct * residuals[1].astype(ct.dtype), ct * residuals[0]))
+    for g in (f, jax.jit(f)):
+        (row,) = compare(g, scaled, *args).failures
+        assert (row.check, row.argument) == ("structure", "n")
+        assert "float32" in row.note
+
+
+def test_a_rule_that_jit_cannot_trace():
+    def bwd(residuals, ct):
+        return right_bwd(residuals, ct) if float(abs(ct).sum()) else (0 * ct, 0 * ct)
+
+    report = compare(rule(plain, bwd), plain, *X_W, modes=("gradient", "jit", "scan"))
+    assert {"jit", "scan"} <= failures(report)
+    assert "gradient" not in failures(report)
+    assert "ConcretizationTypeError" in next(row.note for row in report.failures if row.check == "jit")
+
+
+def test_a_wrong_forward_mode():
+    @jax.custom_jvp
+    def f(x, w):
+        return plain(x, w)
+
+    f.defjvp(lambda p, t: (plain(*p), (t[0] * p[1] + 2 * t[1] * p[0]) * slope(*p)))
+    assert {"jvp", "gradient"} <= failures(compare(f, plain, *X_W, modes=("gradient", "jvp")))
+    report = compare(plain, plain, *X_W, modes=("gradient", "jvp"))
+    assert [row.check for row in report.rows] == ["gradient", "gradient", "jvp", "jvp: transpose of the vjp"]
+    assert report.passed
+
+
+def test_rounding_is_measured_in_ulps():
+    """The variance as E[x²] − E[x]²: the right formula, and a third of the digits."""
+    x = 100 + X_W[0]
+    naive = compare(lambda x: (x**2).mean(0) - x.mean(0) ** 2, lambda x: x.var(0), x, modes=("value", "float64"))
+    assert "float64: value" in failures(naive)
+    assert compare(lambda x: x.var(0), lambda x: x.var(0), x, modes="float64").passed
+
+
+def test_float64_that_does_not_work_is_said():
+    def stubborn(x):
+        assert x.dtype == jnp.float32, "float32 only"
+        return jnp.tanh(x)
+
+    report = compare(stubborn, stubborn, X_W[0])
+    report.raise_if_failed()
+    (row,) = [row for row in report.rows if row.mode == "float64"]
+    assert row.verdict == "n/a"
+    assert "float32 only" in row.note
+    alone = compare(stubborn, None, X_W[0], modes=("finite_differences",))
+    alone.raise_if_failed()
+    assert "float32 only" in alone.rows[0].note
+
+
+# Kinks
+
+
+def relu_with(at_zero):
+    def relu(x):
+        return jnp.maximum(x, 0)
+
+    return rule(relu, lambda res, ct: (jnp.where(res[0] > 0, ct, jnp.where(res[0] == 0, at_zero * ct, 0)),))
+
+
+KINKED = jnp.asarray([[-1.0, 0.0, 2.0], [0.0, 1.5, 0.0]], jnp.float32)
+
+
+@pytest.mark.parametrize("reference", [lambda x: jnp.maximum(x, 0), None], ids=["reference", "differences"])
+@pytest.mark.parametrize(("at_zero", "verdict"), [(0, "kink"), (0.25, "kink"), (1, "kink"), (2, "FAIL"), (-1, "FAIL")])
+def test_relu_at_zero(at_zero, verdict, reference):
+    report = compare(relu_with(at_zero), reference, KINKED, modes=("gradient", "finite_differences"))
+    assert {row.verdict for row in report.rows} == {verdict}
+    assert report.passed == (verdict == "kink")
+
+
+def test_an_error_beside_a_kink_is_an_error():
+    f = rule(lambda x: jnp.maximum(x, 0), lambda res, ct: (jnp.where(res[0] > 1.6, 2 * ct, 0 * ct),))
+    report = compare(f, lambda x: jnp.maximum(x, 0), KINKED, modes=("gradient",))
+    assert failures(report) == {"gradient"}
+
+
+@pytest.mark.parametrize(("share", "verdict"), [((1, 0), "kink"), ((0, 1), "kink"), ((0, 0), "FAIL"), ((1, 1), "FAIL")])
+def test_ties_of_a_maximum(share, verdict):
+    """One of the two may have it all, or each a part; not both, nor neither."""
+
+    def top(x):
+        return x.max(-1)
+
+    def bwd(res, ct):
+        (x,) = res
+        return (jnp.where(x == x.max(-1, keepdims=True), jnp.asarray([*share, 0], x.dtype)[None], 0) * ct[:, None],)
+
+    x = jnp.asarray([[2.0, 2.0, 1.0], [3.0, 3.0, -1.0]], jnp.float32)
+    assert compare(top, top, x).passed
+    (row,) = compare(rule(top, bwd), top, x, modes="gradient").rows
+    assert row.verdict == verdict
+
+
+def test_second_derivatives_at_a_kink():
+    def ramp(x):
+        return jnp.maximum(x, 0) ** 2 + jnp.abs(x)
+
+    f = rule(
+        ramp, lambda res, ct: ((2 * jnp.maximum(res[0], 0) + jnp.where(res[0] > 0, 1.0, -1.0).astype(ct.dtype)) * ct,)
+    )
+    report = compare(f, ramp, KINKED, modes=("gradient", "second_order"))
+    assert report.passed
+    assert {row.verdict for row in report.rows} == {"kink"}
+
+
+# Arguments of every kind
+
+
+class Out(NamedTuple):
+    y: Any
+    count: Any
+
+
+def network(params, x, labels, activation, depth, *, scale=1.0):
+    for layer in params["layers"][:depth]:
+        x = getattr(jnp, activation)(x @ layer["w"]) * scale
+    picked = jnp.take_along_axis(x, labels[:, None], 1)[:, 0]
+    return Out(x, labels * 2), [picked, None]
+
+
+def test_pytrees_static_arguments_and_integer_outputs():
+    w = arrays((3, 3), (3, 3))
+    params = {"layers": [{"w": w[0]}, {"w": np.asarray(w[1])}], "nothing": None}
+    x = X_W[0]
+    labels = jnp.asarray([0, 2, 1, 0], jnp.int32)
+    args = (params, x, labels, "tanh", 2)
+    f = partial(network, scale=0.5)
+    report = compare(f, f, *args)
+    report.raise_if_failed()
+    named = {row.argument for row in report.rows}
+    assert {"params['layers'][0]['w']", "params['layers'][1]['w']", "x", "labels", "(all)"} <= named
+    assert {"output[0].y", "output[0].count", "output[1][0]"} <= named
+    compare(f, None, *args, modes=("structure", "finite_differences")).raise_if_failed()
+    wrong = compare(f, partial(network, scale=0.25), *args, modes=("value", "gradient"))
+    assert {"value", "gradient"} <= failures(wrong)
+
+
+def test_a_given_cotangent():
+    args = ({"layers": [{"w": X_W[0].T @ X_W[0]}]}, X_W[0], jnp.asarray([0, 2, 1, 0], jnp.int32), "tanh", 1)
+    good = Out(jnp.ones((4, 3), jnp.float32), None), [jnp.ones(4, jnp.float32), None]
+    assert compare(network, network, *args, cotangent=good, modes="gradient").passed
+    with pytest.raises(ValueError, match="structure of the output"):
+        compare(network, network, *args, cotangent=good[0])
+    with pytest.raises(ValueError, match="shape of the output"):
+        compare(plain, plain, *X_W, cotangent=jnp.ones(3))
+
+
+def test_integer_outputs_are_compared():
+    def f(x):
+        return x * 2, x.argmax()
+
+    report = compare(f, lambda x: (x * 2, x.argmin()), X_W[0], modes="value")
+    assert [row.argument for row in report.failures] == ["output[1]"]
+
+
+def test_a_reference_of_another_kind():
+    (row,) = compare(lambda x: x, lambda x: (x, x), X_W[0], modes="value").failures
+    assert "1 arrays, the reference returns 2" in row.note
+    (row,) = compare(lambda x: x, lambda x: x.astype(jnp.float16), X_W[0], modes="value").failures
+    assert "float16" in row.note
+    (row,) = compare(lambda x: x, lambda x: x[None], X_W[0], modes="value").failures
+    assert "shape (4, 3), the reference's is (1, 4, 3)" in row.note
+
+
+def test_complex_arguments():
+    z = jax.lax.complex(*X_W)
+
+    def square(z):
+        return z * z
+
+    for reference in (square, None):
+        compare(rule(square, lambda res, ct: (2 * res[0] * ct,)), reference, z).raise_if_failed()
+        wrong = rule(square, lambda res, ct: (2 * res[0].conj() * ct,))
+        assert not compare(wrong, reference, z, modes=("gradient", "finite_differences")).passed
+
+
+def test_python_numbers_are_said_to_be_passed_as_they_are():
+    report = compare(lambda x, s: x * s, lambda x, s: x * s, X_W[0], 2.0)
+    report.raise_if_failed()
+    assert any(row.argument == "s" and row.verdict == "n/a" for row in report.rows)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+def test_other_dtypes(dtype):
+    args = tuple(a.astype(dtype) for a in X_W)
+    compare(rule(plain, right_bwd), plain, *args).raise_if_failed()
+    formula = ("gradient", "finite_differences")
+    compare(rule(plain, right_bwd), None, *args, modes=formula).raise_if_failed()
+    for reference in (plain, None):
+        assert not compare(rule(plain, wrong_sign), reference, *args, modes=formula).passed
+
+
+def test_without_x64():
+    with jax.enable_x64(False):
+        report = compare(rule(plain, right_bwd), plain, *X_W)
+        report.raise_if_failed()
+        assert any(row.unit == "ulp" for row in report.rows)
+        formula = ("gradient", "finite_differences", "second_order")
+        compare(rule(plain, right_bwd), None, *X_W, modes=formula).raise_if_failed()
+        for reference in (plain, None):
+            assert not compare(rule(plain, wrong_sign), reference, *X_W, modes=formula).passed
+
+
+def test_many_elements_are_differenced_along_random_directions():
+    args = arrays((40, 30), (40, 30))
+    report = compare(rule(plain, right_bwd), None, *args, modes="finite_differences")
+    report.raise_if_failed()
+    assert failures(compare(rule(plain, wrong_sign), None, *args, modes="finite_differences"))
+
+
+# The report
+
+
+def test_a_check_that_raises_is_a_row():
+    def raises(x):
+        raise RuntimeError("out of order")
+
+    report = compare(raises, plain, X_W[0])
+    assert not report.passed
+    assert "RuntimeError: out of order" in str(report)
+    report = compare(rule(lambda x: x, lambda res, ct: raises(ct)), lambda x: x, X_W[0])
+    assert not report.passed
+    assert sum("out of order" in row.note for row in report.rows) >= 1
+    report = compare(lambda x: x * 2, raises, X_W[0])
+    assert {"value", "gradient"} & failures(report)
+
+
+def test_nothing_to_check_does_not_pass():
+    assert not Report("nothing", ()).passed
+    with pytest.raises(AssertionError):
+        Report("nothing", ()).raise_if_failed()
+
+
+def test_the_same_key_draws_the_same():
+    f = rule(plain, wrong_sign)
+    one, two, other = (compare(f, plain, *X_W, modes="gradient", key=jax.random.key(k)) for k in (1, 1, 2))
+    assert one == two != other
+
+
+def test_tolerances_and_modes():
+    assert compare(rule(plain, tiny_error), plain, *X_W, modes="float64", tolerances={"float64": 400}).passed
+    assert not compare(rule(plain, tiny_error), plain, *X_W, modes="gradient", tolerances={"gradient": 1e-6}).passed
+    with pytest.raises(ValueError, match="modes must be among value, structure"):
+        compare(plain, plain, *X_W, modes=("value", "speed"))
+    with pytest.raises(ValueError, match="tolerances must be among"):
+        compare(plain, plain, *X_W, tolerances={"atol": 1})
+    with pytest.raises(TypeError, match="callable"):
+        compare(plain, cast(Any, "plain"), *X_W)
+
+
+def test_the_table():
+    rows = (
+        Row("gradient", "gradient", "x['<w>']", "FAIL", 0.25, 1e-4, (3,), "got 1, expected 2"),
+        Row("float64", "float64: value", "output", "ok", 1.5, 32.0, (0, 1), unit="ulp"),
+    )
+    text = str(Report("f against g", rows))
+    header, _, first, second, summary = text.splitlines()
+    for column in ("verdict", "worst error", "tolerance", "at", "note"):
+        assert column in header
+    assert first.index("FAIL") == second.index("ok") == header.index("verdict")
+    assert "(3)" in first
+    assert "1.5 ulp" in second
+    assert summary == "f against g: 2 checks, 1 failed — FAILED"
+    with pytest.raises(AssertionError, match="got 1, expected 2") as raised:
+        Report("f against g", rows).raise_if_failed()
+    assert "float64: value" not in str(raised.value)  # the failures alone
+    html = Report("f against g", rows)._repr_html_()
+    assert "x[&#x27;&lt;w&gt;&#x27;]" in html
+    assert html.count("<tr>") == 3
+
+
+def test_a_long_note_stays_in_its_column():
+    row = Row("value", "value", "output", "FAIL", note="word " * 60)
+    lines = str(Report("f", (row,))).splitlines()
+    column = lines[0].index("note")
+    assert all(line[:column].strip() == "" for line in lines[3:-1])
+    assert max(map(len, lines[2:-1])) < column + 80
+
+
+# The command line
+
+
+def test_the_command_line(capsys):
+    dense = ["bnderiv:dense", "--reference", "bnderiv.reference:dense"]
+    assert main([*dense, "--shapes", "(4,3),(3,2),(2,)", "--modes", "value,gradient"]) == 0
+    out = capsys.readouterr().out
+    assert "kernel" in out
+    assert "passed" in out
+    assert main(["bnderiv:tanh", "--reference", "bnderiv:sigmoid", "--shapes", "(4,)", "--modes", "value"]) == 1
+    assert "FAIL" in capsys.readouterr().out
+    norm = ["bnderiv:batch_norm", "--reference", "bnderiv.reference:batch_norm", "--shapes", "(6,3),(3,),3"]
+    assert main([*norm, "--dtype", "float64", "--kwargs", "{'eps': 1e-3}", "--modes", "gradient"]) == 0
+    loss = "softmax_cross_entropy_with_integer_labels"
+    loss = [f"bnderiv:{loss}", "--reference", f"bnderiv.reference:{loss}", "--modes", "gradient"]
+    assert main([*loss, "--shapes", "(4,3),int32(4)", "--seed", "3"]) == 0
+    assert main(["bnderiv:tanh", "--shapes", "(4,)", "--modes", "finite_differences"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["bnderiv", "--shapes", "(3,)"], "the function must be module:function, got 'bnderiv'"),
+        (["bnderiv:no_such", "--shapes", "(3,)"], "'bnderiv' has no 'no_such'"),
+        (["no_such_module:f", "--shapes", "(3,)"], "cannot import 'no_such_module'"),
+        (["bnderiv:__all__", "--shapes", "(3,)"], "must be callable"),
+        (
+            ["bnderiv:tanh", "--reference", "bnderiv.reference", "--shapes", "(3,)"],
+            "--reference must be module:function",
+        ),
+        (["bnderiv:tanh", "--shapes", "(3,"], "--shapes must look like"),
+        (["bnderiv:tanh", "--shapes", "(3.5,)"], "--shapes must look like"),
+        (["bnderiv:tanh", "--shapes", "(-3,)"], "--shapes must look like"),
+        (["bnderiv:tanh", "--shapes", "x"], "--shapes must look like"),
+        (["bnderiv:tanh", "--shapes", ""], "--shapes must look like"),
+        (["bnderiv:tanh", "--shapes", "(3,)", "--dtype", "float31"], "--dtype must be a dtype"),
+        (["bnderiv:tanh", "--shapes", "(3,)", "--kwargs", "eps=1"], "--kwargs must be a Python dict"),
+        (["bnderiv:tanh", "--shapes", "(3,)", "--modes", "speed"], "modes must be among"),
+        (["bnderiv:tanh"], "--shapes"),
+    ],
+)
+def test_the_command_line_says_what_is_wrong(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_as_a_program(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import jax\n"
+        "def plain(x): return x ** 2\n"
+        "f = jax.custom_vjp(plain)\n"
+        "f.defvjp(lambda x: (x ** 2, x), lambda x, ct: (x * ct,))\n"
+    )
+    command = [sys.executable, "-m", "bnderiv.check", "mine:f", "--reference", "mine:plain", "--shapes", "(3,)"]
+    root = str(bnderiv.__path__[0]).removesuffix("/bnderiv")
+    environment = {"PYTHONPATH": root, "JAX_PLATFORMS": "cpu", "PATH": ""}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1, done.stderr
+    assert "gradient" in done.stdout
+    assert "FAIL" in done.stdout
