@@ -147,16 +147,21 @@ def of_batch_norm(steps: Any) -> Iterator[tuple[str, str, np.ndarray]]:
     right = _run(inputs, {})
     for step, (term, mean) in _SUMMED.items():
         yield from _other_axes(step, term(right), others, mean)
+    later = []  # what an earlier slip would have made of a step comes after the slips of that very step
     for sentence, lines in SLIPS:
-        spoken = sentence.format(M=inputs.M, N=inputs.N, less=inputs.M - 1)
         if "wrong m" in sentence and inputs.N == inputs.M:
             continue
-        wrong = _run(inputs, lines)
+        spoken, wrong = sentence.format(M=inputs.M, N=inputs.N, less=inputs.M - 1), _run(inputs, lines)
         for step in itertools.dropwhile(lambda name, lines=lines: name not in lines, RIGHT):
-            value = getattr(wrong, step)
             if step not in ("m", "m_back"):
+                value = getattr(wrong, step)
                 reduced = np.shape(getattr(right, step)) != inputs.x.shape
-                yield step, spoken, value.reshape(-1) if reduced else value
+                found = step, spoken, value.reshape(-1) if reduced else value
+                if step in lines:
+                    yield found
+                else:
+                    later.append(found)
+    yield from later
 
 
 def _run(inputs: SimpleNamespace, lines: dict[str, Line]) -> Any:

@@ -1,0 +1,334 @@
+"""bnderiv.steps as a whole: what it has, how it prints, and which step of somebody else's derivation is wrong."""
+
+import functools
+import re
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bnderiv
+from bnderiv import steps
+
+
+@functools.cache
+def _drawn(shape, dtype="float64"):
+    rng = np.random.default_rng(0)
+    C = shape[-1]
+    drawn = 2 + 3 * rng.normal(size=shape), 1 + rng.uniform(size=C), rng.normal(size=C), rng.normal(size=shape)
+    return tuple(a.astype(dtype) for a in drawn)
+
+
+def _by_hand(x, gamma, beta, dy, eps=1e-5, **slip):
+    """Somebody's own derivation in NumPy, over the last axis; `slip` puts lines in the place of the right ones."""
+    axes = tuple(range(x.ndim - 1))
+    m = x.size // x.shape[-1]
+    v = dict(x=x, gamma=gamma, beta=beta, dy=dy, eps=eps, axes=axes, m=m, N=x.shape[0])
+    lines = {
+        "mu": lambda v: v["x"].sum(v["axes"]) / v["m"],
+        "var": lambda v: ((v["x"] - v["mu"]) ** 2).sum(v["axes"]) / v["m"],
+        "inv_std": lambda v: (v["var"] + v["eps"]) ** -0.5,
+        "x_hat": lambda v: (v["x"] - v["mu"]) * v["inv_std"],
+        "y": lambda v: v["gamma"] * v["x_hat"] + v["beta"],
+        "d_gamma": lambda v: (v["dy"] * v["x_hat"]).sum(v["axes"]),
+        "d_beta": lambda v: v["dy"].sum(v["axes"]),
+        "d_x_hat": lambda v: v["dy"] * v["gamma"],
+        "d_var": lambda v: (v["d_x_hat"] * (v["x"] - v["mu"])).sum(v["axes"]) * -0.5 * v["inv_std"] ** 3,
+        "d_mu": lambda v: -(v["d_x_hat"] * v["inv_std"]).sum(v["axes"]),
+        "dx_through_x_hat": lambda v: v["d_x_hat"] * v["inv_std"],
+        "dx_through_mu": lambda v: np.broadcast_to(v["d_mu"] / v["m"], v["x"].shape),
+        "dx_through_var": lambda v: v["d_var"] * 2 * (v["x"] - v["mu"]) / v["m"],
+        "dx": lambda v: v["dx_through_x_hat"] + v["dx_through_mu"] + v["dx_through_var"],
+    }
+    for name, line in lines.items():
+        v[name] = slip.get(name, line)(v)
+    return {name: v[name] for name in lines}
+
+
+# Every slip, planted: the line in which it is made, and words of the sentence that must name it.
+PLANTED = [
+    ("mu", lambda v: v["x"].sum(v["axes"]), "missing 1/m"),
+    ("mu", lambda v: v["x"].sum(v["axes"]) / v["N"], r"N = 4, must be N·H·W = 24"),
+    ("var", lambda v: ((v["x"] - v["mu"]) ** 2).sum(v["axes"]), "missing 1/m"),
+    ("var", lambda v: ((v["x"] - v["mu"]) ** 2).sum(v["axes"]) / v["N"], r"N = 4, must be N·H·W = 24"),
+    ("var", lambda v: v["x"].var(v["axes"], ddof=1), "unbiased variance"),
+    ("var", lambda v: v["x"].std(v["axes"]), "standard deviation"),
+    ("var", lambda v: (v["x"] ** 2).mean(v["axes"]), "μ² is not subtracted"),
+    ("inv_std", lambda v: 1 / (np.sqrt(v["var"]) + v["eps"]), "ε is outside of the root"),
+    ("inv_std", lambda v: 1 / np.sqrt(v["var"]), "ε is missing"),
+    ("inv_std", lambda v: 1 / (v["var"] + v["eps"]), "root is missing"),
+    ("inv_std", lambda v: np.sqrt(v["var"] + v["eps"]), "not inverted"),
+    ("x_hat", lambda v: v["x"] * v["inv_std"], "not centered"),
+    ("x_hat", lambda v: v["x"], "x for x̂"),
+    ("y", lambda v: v["x_hat"] + v["beta"], "missing γ"),
+    ("y", lambda v: v["gamma"] * v["x_hat"], "missing β"),
+    ("d_gamma", lambda v: (v["dy"] * v["x"]).sum(v["axes"]), "x for x̂"),
+    ("d_gamma", lambda v: (v["dy"] * v["x_hat"]).sum(0), r"sum over the wrong axes: over \(0,\)"),
+    ("d_gamma", lambda v: (v["dy"] * v["x_hat"]).mean(v["axes"]), "divided by m"),
+    ("d_beta", lambda v: v["dy"].sum((1, 2, 3)), r"sum over the wrong axes: over \(1, 2, 3\)"),
+    ("d_beta", lambda v: -v["dy"].sum(v["axes"]), "sign"),
+    ("d_x_hat", lambda v: v["dy"], "missing γ"),
+    ("d_var", lambda v: (v["d_x_hat"] * (v["x"] - v["mu"])).sum(v["axes"]) * 0.5 * v["inv_std"] ** 3, "sign"),
+    ("d_var", lambda v: -(v["d_x_hat"] * (v["x"] - v["mu"])).sum(v["axes"]) * v["inv_std"] ** 3, "missing 1/2"),
+    ("d_var", lambda v: (v["d_x_hat"] * v["x"]).sum(v["axes"]) * -0.5 * v["inv_std"] ** 3, "x for x − μ"),
+    ("d_mu", lambda v: (v["d_x_hat"] * v["inv_std"]).sum(v["axes"]), "sign"),
+    ("d_mu", lambda v: -v["d_x_hat"].sum(v["axes"]), r"missing 1/√"),
+    ("dx_through_mu", lambda v: np.broadcast_to(v["d_mu"], v["x"].shape), "missing 1/m in the part through μ"),
+    ("dx_through_mu", lambda v: np.broadcast_to(v["d_mu"] / v["N"], v["x"].shape), "wrong m in the part through μ"),
+    ("dx_through_var", lambda v: v["d_var"] * 2 * (v["x"] - v["mu"]), "missing 1/m in the part through σ²"),
+    ("dx_through_var", lambda v: v["d_var"] * 2 * (v["x"] - v["mu"]) / v["N"], "wrong m in the part through σ²"),
+    ("dx_through_var", lambda v: v["d_var"] * (v["x"] - v["mu"]) / v["m"], "missing 2"),
+    ("dx_through_var", lambda v: v["d_var"] * 2 * v["x"] / v["m"], "x for x − μ"),
+    ("dx", lambda v: v["dx_through_mu"] + v["dx_through_var"], "missing term: the part through x̂"),
+    ("dx", lambda v: v["dx_through_x_hat"] + v["dx_through_var"], "missing term: the part through μ"),
+    ("dx", lambda v: v["dx_through_x_hat"] + v["dx_through_mu"], "missing term: the part through σ²"),
+    ("dx", lambda v: v["dx_through_x_hat"], "two missing terms"),
+    ("dx", lambda v: v["dx_through_x_hat"] + v["dx_through_mu"] - v["dx_through_var"], "sign of the part through σ²"),
+]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize(("step", "line", "words"), PLANTED, ids=[f"{s}: {w}" for s, _, w in PLANTED])
+def test_a_planted_slip_is_found_and_named(step, line, words, dtype):
+    arguments = _drawn((4, 2, 3, 2), dtype)
+    eps = 1e-5 if dtype == "float64" else 1e-3  # beside a variance of 9, the place of 1e-5 is float32's last digit
+    right = steps.batch_norm(*arguments, eps=eps)
+    mine = _by_hand(*arguments, eps, **{step: line})
+    found = steps.first_difference(mine, right)
+    assert found is not None
+    assert found.step == step
+    assert found.slip is not None
+    assert re.search(words, found.slip), found.slip
+    # The same where the wrong line itself is not shown, only what came of it.
+    if step not in ("x_hat", "y", "d_gamma", "d_beta", "dx"):
+        last = steps.first_difference({"dx": mine["dx"]}, right)
+        assert last is not None
+        assert last.step == "dx"
+        assert last.slip is not None
+
+
+@pytest.mark.parametrize("shape", [(6, 3), (4, 2, 3, 2)])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_a_right_derivation_has_no_difference(shape, dtype):
+    arguments = _drawn(shape, dtype)
+    right = steps.batch_norm(*arguments)
+    mine = _by_hand(*arguments)
+    assert steps.first_difference(mine, right) is None
+    assert steps.first_difference({"dx": jnp.asarray(mine["dx"]), "mu": mine["mu"]}, right) is None
+    assert steps.first_difference(right, right) is None
+    assert steps.first_difference({}, right) is None
+
+
+def test_the_first_in_the_order_of_the_derivation_by_how_much_and_where():
+    arguments = _drawn((4, 2, 3, 2))
+    right = steps.batch_norm(*arguments)
+    wrong = np.array(right.x_hat)
+    wrong[2, 1, 0, 1] += 0.25
+    found = steps.first_difference({"dx": np.zeros((4, 2, 3, 2)), "x_hat": wrong, "mu": right.mu}, right)
+    assert found is not None
+    assert (found.step, found.slip, found.place) == ("x_hat", None, (2, 1, 0, 1))
+    assert found.amount == pytest.approx(0.25)
+    assert found.relative == pytest.approx(0.25 / float(abs(right.x_hat).max()))
+    assert found.mine - found.right == pytest.approx(0.25)
+    assert re.match(r"x_hat \[x̂, \(N3\)\] is off by 0.25 .* at \[2, 1, 0, 1\]: .*, must be", repr(found))
+    nan = steps.first_difference({"y": np.full((4, 2, 3, 2), np.nan)}, right)
+    assert nan is not None
+    assert nan.amount == np.inf
+
+
+def test_tolerance():
+    right = steps.batch_norm(*_drawn((4, 2, 3, 2)))
+    rng = np.random.default_rng(0)
+    near_by = right.y * (1 + 1e-6 * rng.normal(size=right.y.shape))
+    assert steps.first_difference({"y": near_by}, right) is not None
+    assert steps.first_difference({"y": near_by}, right, rtol=1e-4) is None
+    assert steps.first_difference({"y": np.asarray(near_by, np.float32)}, right) is None  # as good as float32 is
+    # A gradient that cancels to 0 exactly, and what rounding leaves of it: one element a channel.
+    alone = steps.batch_norm(*_drawn((1, 3)))
+    assert not alone.dx.any()
+    assert steps.first_difference({"dx": np.full((1, 3), 1e-15)}, alone) is None
+    assert steps.first_difference({"dx": np.full((1, 3), 1e-3)}, alone) is not None
+
+
+def test_every_layout_is_recognized():
+    x, gamma, beta, dy = _drawn((3, 4, 3, 3))
+    for axis in range(4):
+        g, b = np.resize(gamma, x.shape[axis]), np.resize(beta, x.shape[axis])
+        right = steps.batch_norm(x, g, b, dy, channel_axis=axis)
+        found = steps.first_difference({"dx": right.dx_through_x_hat + right.dx_through_mu}, right)
+        assert found is not None
+        assert found.slip == "a missing term: the part through σ²"
+
+
+@pytest.mark.parametrize("function", [steps.batch_norm_relu, steps.batch_norm_graph])
+def test_batch_norms_relatives_know_its_slips(function):
+    x, gamma, beta, dy = _drawn((6, 3))
+    right = function(x, gamma, beta, dy)
+    found = steps.first_difference({"var": x.var(0, ddof=1)}, right)
+    assert found is not None
+    assert "unbiased" in found.slip
+    found = steps.first_difference({"d_x_hat": np.asarray(right.d_x_hat) / gamma}, right)
+    assert found is not None
+    assert "missing γ" in found.slip
+
+
+def _dense(D, H):
+    rng = np.random.default_rng(0)
+    arguments = [rng.normal(size=shape) for shape in ((5, D), (D, H), (H,), (5, H))]
+    return arguments, steps.dense(*arguments)
+
+
+def _convolution(**options):
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(2, 6, 5, 2)), rng.normal(size=(3, 2, 2, 4))
+    dy = rng.normal(size=jax.eval_shape(lambda x: bnderiv.conv2d(x, kernel, **options), x).shape)
+    return steps.conv2d(x, kernel, None, dy, **options)
+
+
+@pytest.mark.parametrize(
+    ("planted", "step", "words"),
+    [
+        (lambda a, s: {"d_kernel": s.d_kernel.T}, "d_kernel", "transpose"),
+        (lambda a, s: {"dx": a[3] @ a[1]}, "dx", "missing transpose: δ W in place of δ Wᵀ"),
+        (lambda a, s: {"d_kernel": s.d_kernel / 5}, "d_kernel", "divided by N = 5"),
+        (lambda a, s: {"d_bias": a[3].mean(0)}, "d_bias", "a mean where a sum belongs"),
+        (lambda a, s: {"d_bias": a[3].sum(0, keepdims=True)}, "d_bias", "axes of length 1"),
+        (lambda a, s: {"d_bias": a[3].sum(0), "dx": -s.dx}, "dx", "sign"),
+        (lambda a, s: {"dx": 0.7 * s.dx}, "dx", "0.7 times"),
+    ],
+)
+def test_slips_of_the_fully_connected_layer(planted, step, words):
+    arguments, right = _dense(3, 3)
+    found = steps.first_difference(planted(arguments, right), right)
+    assert found is not None
+    assert found.step == step
+    assert words in found.slip
+
+
+def test_a_transpose_of_another_shape():
+    _, right = _dense(3, 4)
+    found = steps.first_difference({"z": right.z, "d_kernel": right.d_kernel.T}, right)
+    assert found is not None
+    assert (found.step, found.amount, found.place) == ("d_kernel", None, None)
+    assert (found.mine, found.right) == ((4, 3), (3, 4))
+    assert "transpose" in found.slip
+    assert "has shape (4, 3), must have (3, 4)" in repr(found)
+
+
+@pytest.mark.parametrize("options", [{}, {"strides": 2, "padding": 1}, {"padding": "SAME", "dilation": (1, 2)}])
+def test_a_flipped_kernel(options):
+    right = _convolution(**options)
+    found = steps.first_difference({"d_kernel": right.d_kernel[::-1, ::-1]}, right)
+    assert found is not None
+    assert "flipped kernel" in found.slip
+    unturned = jax.lax.conv_general_dilated(
+        right.delta_padded,
+        right.kernel_turned[::-1, ::-1],
+        (1, 1),
+        "VALID",
+        rhs_dilation=options.get("dilation"),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    found = steps.first_difference({"d_bias": right.d_bias, "dx": unturned}, right)
+    assert found is not None
+    assert found.step == "dx"
+    assert "flipped kernel" in found.slip
+
+
+def test_slips_of_the_activations():
+    z, v = (jnp.asarray(np.random.default_rng(i).normal(size=(3, 4))) for i in range(2))
+    tanh, sigmoid, softmax = steps.tanh(z, v), steps.sigmoid(z, v), steps.softmax(z, v)
+    for right, mine, words in (
+        (tanh, {"slope": 1 - jnp.tanh(tanh.a) ** 2}, "1 − tanh(a)²"),
+        (tanh, {"dx": v * (1 - tanh.a)}, "missing square"),
+        (tanh, {"dx": v}, "missing factor"),
+        (sigmoid, {"dx": v * (1 - sigmoid.s**2)}, "1 − s²"),
+        (softmax, {"dx": v * softmax.s * (1 - softmax.s)}, "diagonal"),
+        (softmax, {"dx": v * softmax.s}, "missing term"),
+    ):
+        found = steps.first_difference(mine, right)
+        assert found is not None
+        assert words in found.slip
+
+
+class Mine(NamedTuple):
+    mu: np.ndarray
+    sigma: np.ndarray
+
+
+def test_errors_of_first_difference():
+    right = steps.batch_norm(*_drawn((6, 3)))
+    with pytest.raises(ValueError, match=r"unknown steps \['sigma'\]; BatchNorm has mu, var, inv_std"):
+        steps.first_difference(Mine(np.zeros(3), np.zeros(3)), right)
+    with pytest.raises(TypeError, match=r"mine must be a mapping .* got list"):
+        steps.first_difference([right.mu], right)
+    with pytest.raises(TypeError, match="steps must be what a function"):
+        steps.first_difference(right, right._asdict())
+    with pytest.raises(TypeError, match="outside of jit"):
+        jax.jit(lambda mu: steps.first_difference({"mu": mu}, right) is None)(right.mu)
+
+
+def test_prints_as_a_table():
+    right = steps.batch_norm(*_drawn((4, 2, 3, 2)))
+    lines = str(right).splitlines()
+    assert lines[0] == "BatchNorm"
+    assert lines[1].split() == ["step", "symbol", "shape", "norm"]
+    assert [line.split()[0] for line in lines[2:]] == list(right._fields)
+    norm = f"{np.linalg.norm(right.dx):.6g}"
+    assert re.fullmatch(rf"dx +∂J/∂x +\(4, 2, 3, 2\) +{norm} +\(N11\)", lines[-1])
+
+
+def test_prints_without_numbers():
+    seen = []
+
+    @jax.jit
+    def run(x, gamma, beta, dy):
+        s = steps.batch_norm(x, gamma, beta, dy)
+        seen.append(str(s))
+        return s
+
+    arguments = _drawn((6, 3))
+    run(*arguments)
+    assert "traced" in seen[0]
+    assert "(6, 3)" in seen[0]
+    assert "(6, 3)" in str(jax.eval_shape(run, *arguments))
+    assert "BatchNorm" in str(jax.tree.map(lambda _: None, run(*arguments)))
+
+
+def _results():
+    image, z = jnp.ones((2, 4, 4, 2)), jnp.ones((2, 3))
+    ones = jnp.ones(3)
+    yield steps.dense, (z, jnp.ones((3, 3)), ones, z)
+    yield steps.flatten, (z, z)
+    yield steps.conv2d, (image, jnp.ones((3, 3, 2, 1)), None, jnp.ones((2, 2, 2, 1)))
+    yield lambda x, dy: steps.avg_pool(x, 2, dy), (image, image[:, ::2, ::2])
+    yield lambda x, dy: steps.max_pool(x, 2, dy), (image, image[:, ::2, ::2])
+    for batch_norm in (steps.batch_norm, steps.batch_norm_relu, steps.batch_norm_graph):
+        yield batch_norm, (z, ones, ones, z)
+    yield steps.batch_norm_inference, (z, ones, ones, ones, ones, z)
+    for activation in (steps.relu, steps.tanh, steps.sigmoid, steps.softmax):
+        yield activation, (z, z)
+    yield steps.softmax_cross_entropy, (z, z)
+    yield steps.softmax_cross_entropy_with_integer_labels, (z, jnp.array([0, 1]))
+    yield steps.squared_error, (z, z)
+
+
+def test_every_field_is_documented_and_no_rule_is_attached():
+    names = set()
+    for function, arguments in _results():
+        jaxpr = jax.make_jaxpr(function)(*arguments)
+        assert not re.search("custom_(vjp|jvp)", str(jaxpr))
+        cls = type(jax.eval_shape(function, *arguments))
+        names.add(cls.__name__)
+        assert len(str(jax.eval_shape(function, *arguments)).splitlines()) == len(cls._fields) + 2
+        for name in cls._fields:
+            assert re.fullmatch(r".+, shape .+ .*: .+\.", getattr(cls, name).__doc__), name
+    assert len(names) == 16
+
+
+def test_a_step_function_for_every_layer_and_loss():
+    not_derivations = {"init_running_stats", "update_running_stats"}
+    assert set(bnderiv.reference.__all__) - not_derivations <= set(steps.__all__)
+    assert all(callable(getattr(steps, name)) for name in steps.__all__)
