@@ -19,11 +19,12 @@ def merge(moments: Moments, axis_name: AxisName, axis_index_groups: Groups | Non
     """The moments of all devices' elements together, the same on every device. One collective; JAX transposes it.
 
     Raises:
-      ValueError: `axis_index_groups` where JAX's collectives do not take them.
+      ValueError: `axis_index_groups` that do not share out the devices, or where JAX's collectives do not take them.
     """
     message = jnp.stack(_arguments.same_varying(*moments))
     n, shift, scale, mean, var = _gather(message, axis_name, axis_index_groups)  # (devices, C) each
     n, shift, scale = (lax.stop_gradient(a) for a in (n, shift, scale))
+    scale = jnp.where(n > 0, scale, 1)  # groups of unequal size leave places empty, all 0
     total = n.sum(0, keepdims=True)
     weight = n / jnp.maximum(total, 1)
 
@@ -44,14 +45,14 @@ def merge(moments: Moments, axis_name: AxisName, axis_index_groups: Groups | Non
 
 def _gather(message: jax.Array, axis_name: AxisName, groups: Groups | None) -> jax.Array:
     """(5, C) of every device as (5, devices, C), known to be equal on all (which `all_gather` would not be)."""
-    index = lax.axis_index(axis_name)
-    if groups is None:
-        size = lax.psum(1, axis_name)
-    else:
-        size = max(len(group) for group in groups)
-        position = np.zeros(sum(len(group) for group in groups), np.int32)
+    index, size = lax.axis_index(axis_name), lax.psum(1, axis_name)
+    if groups is not None:
+        if sorted(i for group in groups for i in group) != list(range(size)):
+            raise ValueError(f"axis_index_groups must have each index from 0 to {size - 1} once, got {groups}")
+        position = np.zeros(size, np.int32)
         for group in groups:
             position[list(group)] = np.arange(len(group))
+        size = max(len(group) for group in groups)
         index = jnp.asarray(position)[index].astype(index.dtype)
     mine = jnp.arange(size, dtype=index.dtype) == index
     slots = jnp.where(mine[:, None], message[:, None], 0)

@@ -139,7 +139,7 @@ def _normalize_bwd(axis, relu, own, residuals, delta):
     g = gamma.astype(r.dtype) * r
     d_beta = delta.sum(others)  # (N6)
     d_gamma = (delta * u).sum(others) * r  # (N5), as x̂ = u r
-    d_var = -0.5 * g * r * d_gamma  # (N8)
+    d_var = -0.5 * g * (r * d_gamma)  # (N8); g r may overflow where d_gamma is 0
     if own:
         n = jnp.maximum(n, 1)
         through_moments = along(d_beta / n, axis, x.ndim) + u * along(r * d_gamma / n, axis, x.ndim)

@@ -58,8 +58,10 @@ def recentre(moments: Moments) -> Moments:
 def batch_stats(moments: Moments) -> BatchStats:
     """The moments in the units of x."""
     n, shift, scale, mean, var = moments
-    # Dividing twice: 1/s² may overflow where the variance does, and inf times a zero cotangent would be NaN.
-    return BatchStats(shift + mean / scale, var / scale / scale, lax.stop_gradient(n))
+    # Twice 1/s, which is exact: s² may underflow to 0 (as the divisor that XLA makes of two divisions), and 1/s²
+    # overflow where the variance does; 0/0 or inf times a zero cotangent would be NaN.
+    unit = 1 / scale
+    return BatchStats(shift + mean * unit, var * unit * unit, lax.stop_gradient(n))
 
 
 def masked(where: jax.Array | None, values: jax.Array) -> jax.Array:
@@ -69,9 +71,12 @@ def masked(where: jax.Array | None, values: jax.Array) -> jax.Array:
 
 def _count(axis: int, x: jax.Array, where: jax.Array | None) -> jax.Array:
     channels, dtype = x.shape[axis], accumulator(x.dtype)
+    all_of_them = x.size // channels
     if where is None:
-        return jnp.full((channels,), x.size // channels, dtype)
-    return jnp.broadcast_to(where, x.shape).sum(_others(axis, x), dtype=jnp.int32).astype(dtype)
+        return jnp.full((channels,), all_of_them, dtype)
+    # Counted in floats as long as these hold every integer: over a sharded batch, sums of one dtype are one message.
+    exact = all_of_them <= 2 ** (jnp.finfo(dtype).nmant + 1)
+    return jnp.broadcast_to(where, x.shape).sum(_others(axis, x), dtype=dtype if exact else jnp.int32).astype(dtype)
 
 
 def _units(axis, x, where, n, eps):
@@ -86,8 +91,12 @@ def _units(axis, x, where, n, eps):
     wide = x.astype(dtype)
     shift = masked(where, wide * small).sum(_others(axis, x)) * to_mean
     size = masked(where, jnp.abs(wide) * small).sum(_others(axis, x)) * to_mean
+    # Without its last bit K is no longer a product. As one it is open to contraction: recomputed within a fusion that
+    # subtracts it, product and difference become one FMA, which subtracts another K than the one that travels.
+    info = jnp.finfo(dtype)
+    shift = lax.reduce_precision(shift, info.nexp, info.nmant - 1)
     _, exponent = jnp.frexp(jnp.maximum(size, jnp.sqrt(eps)))
-    largest = -jnp.finfo(dtype).minexp
+    largest = -info.minexp
     return shift, jnp.ldexp(jnp.ones_like(n), jnp.clip(-exponent, -largest, largest))
 
 

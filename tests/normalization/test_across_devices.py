@@ -1,0 +1,426 @@
+"""Statistics over several devices: equal to those of the whole batch, in values, gradients and messages sent."""
+
+from functools import lru_cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import bnderiv
+import bnderiv.reference
+from bnderiv import BatchStats
+from tests.case import random_like
+from tests.collectives import collectives
+from tests.contract import near
+
+DEVICES, CHANNELS = 8, 3
+AXIS = "devices"
+MODES = ("shard_map", "shard_map-unchecked", "pmap", "vmap")
+ALL = ((0, 1, 2, 3, 4, 5, 6, 7),)
+HALVES = ((0, 1, 2, 3), (4, 5, 6, 7))
+PAIRS = ((0, 4), (1, 5), (2, 6), (3, 7))
+SHARED = (1, 2)  # the places of gamma and beta, where all devices have the same
+
+# Compiling is most of what these tests take: no optimization.
+jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def _mesh(**axes):
+    return Mesh(np.array(jax.devices()[:DEVICES]).reshape(*axes.values()), tuple(axes))
+
+
+def _mapped(mode, f, shared=()):
+    """`f` over the leading axis of its arguments, one device each; those numbered in `shared` are the same for all."""
+    if mode in ("pmap", "vmap"):
+
+        def call(*args):
+            in_axes = tuple(None if i in shared else 0 for i in range(len(args)))
+            return getattr(jax, mode)(f, in_axes=in_axes, axis_name=AXIS)(*args)
+
+        return call
+    return _sharded(_mesh(devices=DEVICES), P(AXIS), mode == "shard_map", f, shared)
+
+
+def _sharded(mesh, spec, check_vma, f, shared=()):
+    def local(*args):
+        args = (a if i in shared else jax.tree.map(lambda leaf: leaf[0], a) for i, a in enumerate(args))
+        return jax.tree.map(lambda out: out[None], f(*args))
+
+    def call(*args):
+        in_specs = tuple(P() if i in shared else spec for i in range(len(args)))
+        return jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=spec, check_vma=check_vma)(*args)
+
+    return call
+
+
+@lru_cache
+def _problem(masked, shared):
+    """x, gamma, beta, where and the cotangents of (y, stats), each with a leading axis of devices but for `shared`."""
+    rng = np.random.default_rng(0)
+    x = 2 + 3 * rng.standard_normal((DEVICES, 2, 3, CHANNELS))
+    gamma, beta = 1 + rng.standard_normal((DEVICES, CHANNELS)), rng.standard_normal((DEVICES, CHANNELS))
+    dy, where = rng.standard_normal(x.shape), None
+    if masked:
+        where = rng.random(x.shape) < 0.6
+        where[[0, 5]] = False  # nothing there ...
+        x[0] = np.nan  # ... and what there is on device 5 has cotangents all the same
+        x[3][~where[3]] = np.inf
+        dy[~np.isfinite(x)] = 0
+    if shared:
+        gamma, beta = gamma[0], beta[0]
+    stats = BatchStats(*jnp.asarray(rng.standard_normal((3, DEVICES, CHANNELS))))
+    return jax.tree.map(jnp.asarray, ((x, gamma, beta, where), (dy, stats)))
+
+
+def _whole(relu, groups, x, gamma, beta, where):
+    """Each group's batch at once: the devices are one more axis of the batch. Every device has a copy of the stats."""
+    gamma, beta = (jnp.broadcast_to(a, (DEVICES, CHANNELS))[:, None, None] for a in (gamma, beta))
+    ones, zeros = jnp.ones(CHANNELS), jnp.zeros(CHANNELS)
+
+    def one(x, gamma, beta, where):
+        x_hat, stats = bnderiv.reference.batch_norm(x, ones, zeros, where=where)
+        y = x_hat * gamma + beta
+        y = jnp.where(y > 0, y, 0) if relu else y
+        return y, jax.tree.map(lambda a: jnp.broadcast_to(a, (len(x), CHANNELS)), stats)
+
+    arrays = (x, gamma, beta, where)
+    outs = [one(*jax.tree.map(lambda a, group=group: a[np.array(group)], arrays)) for group in groups]
+    back = np.argsort(np.concatenate(groups))
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts)[back], *outs)
+
+
+def _at(where, f):
+    """`f` as a function of what has a gradient."""
+    return lambda x, gamma, beta: f(x, gamma, beta, where)
+
+
+def _value_and_gradient(f, cotangents, *args):
+    out, pull_back = jax.vjp(f, *args)
+    return out, pull_back(cotangents)
+
+
+@lru_cache
+def _truth(relu, masked, shared, groups=ALL):
+    """y, statistics and gradients at 0 in the place of x that are not finite (where autodiff makes NaN of 0 · NaN)."""
+    (x, *parameters, where), cotangents = _problem(masked, shared)
+    whole = jit(partial(_value_and_gradient, _at(where, partial(_whole, relu, groups))))
+    return whole(cotangents, jnp.where(jnp.isfinite(x), x, 0), *parameters)
+
+
+def _layer(relu, layers=bnderiv):
+    return layers.batch_norm_relu if relu else layers.batch_norm
+
+
+def _equals_the_whole(compute, relu, masked, shared, groups=ALL):
+    """`compute(args, cotangents)`, which is ((y, stats), gradients), against the truth."""
+    args, cotangents = _problem(masked, shared)
+    (y, stats), grads = jit(compute)(args, cotangents)
+    (y_, stats_), grads_ = _truth(relu, masked, shared, groups)
+    finite = np.isfinite(args[0])
+    near((np.asarray(y)[finite], stats), (np.asarray(y_)[finite], stats_), 1e-9)
+    assert all(np.isfinite(g).all() for g in grads)
+    near(grads, grads_, 1e-9)
+
+
+def _outside(f, mapped, checked, args, cotangents):
+    """The gradient of the mapped function."""
+    *args, where = args
+    mapped_f = mapped(f, SHARED if args[1].ndim == 1 else ())
+    return _value_and_gradient(_at(where, mapped_f), cotangents, *args)
+
+
+def _inside(f, mapped, checked, args, cotangents):
+    """The gradient, within the mapped function, of this device's part of the loss; under check_vma, of the loss."""
+
+    def local(x, gamma, beta, where, cotangents):
+        def loss(*a):
+            out = f(*a, where)
+            parts = jax.tree.map(lambda o, ct: jnp.where(ct == 0, 0, o * ct).sum(), out, cotangents)
+            part = sum(jax.tree.leaves(parts))
+            return lax.psum(part, AXIS) if checked else part, out
+
+        grads, out = jax.grad(loss, (0, 1, 2), has_aux=True)(x, gamma, beta)
+        return out, grads
+
+    shared = SHARED if args[1].ndim == 1 else ()
+    out, (dx, *grads) = mapped(local, shared)(*args, cotangents)
+    if shared:
+        grads = [g[0] if checked else g.sum(0) for g in grads]
+    return out, (dx, *grads)
+
+
+def _taken(gradient, mode, layers, relu, **options):
+    def f(x, gamma, beta, where):
+        return _layer(relu, layers)(x, gamma, beta, where=where, axis_name=AXIS, **options)
+
+    return partial(gradient, f, partial(_mapped, mode), mode == "shard_map")
+
+
+@pytest.mark.parametrize(
+    ("relu", "masked", "shared"),
+    [(False, False, SHARED), (False, True, ()), (True, True, SHARED)],
+    ids=["all-shared", "masked-own", "relu-masked-shared"],
+)
+@pytest.mark.parametrize("gradient", [_outside, _inside], ids=["outside", "inside"])
+@pytest.mark.parametrize("mode", MODES)
+def test_equals_the_whole_batch(mode, gradient, relu, masked, shared):
+    _equals_the_whole(_taken(gradient, mode, bnderiv, relu), relu, masked, shared)
+
+
+@pytest.mark.parametrize("gradient", [_outside, _inside], ids=["outside", "inside"])
+@pytest.mark.parametrize("mode", MODES[:2])
+def test_both_modes_attachment(mode, gradient):
+    _equals_the_whole(_taken(gradient, mode, bnderiv.forward_mode, True), True, True, ())
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_forward_mode(mode):
+    (x, gamma, beta, where), _ = _problem(True, SHARED)
+    x = jnp.where(jnp.isfinite(x), x, 0)
+    tangents = random_like((x, gamma, beta), 1)
+    mapped = _mapped(mode, partial(_with_where, bnderiv.forward_mode.batch_norm), SHARED)
+
+    def push_forward(f):
+        return jit(lambda *a: jax.jvp(_at(where, f), a, tangents))(x, gamma, beta)
+
+    (_, (dy, stats)), (_, (dy_, stats_)) = push_forward(mapped), push_forward(partial(_whole, False, ALL))
+    near((dy, stats.mean, stats.var), (dy_, stats_.mean, stats_.var), 1e-9)
+
+
+def _with_where(f, x, gamma, beta, where, axis_name: Any = AXIS):
+    return f(x, gamma, beta, where=where, axis_name=axis_name)
+
+
+GRID = {"a": 2, "b": 4}
+
+
+@pytest.mark.parametrize(
+    ("axis_name", "groups"), [(("a", "b"), ALL), ("b", HALVES), (("a",), PAIRS)], ids=["both", "rows", "columns"]
+)
+@pytest.mark.parametrize("mode", ["shard_map", "shard_map-unchecked", "vmap"])
+def test_grid_of_devices(mode, axis_name, groups):
+    f = partial(_with_where, bnderiv.batch_norm, axis_name=axis_name)
+
+    def nested(f, shared):
+        def call(*args):
+            in_axes = tuple(None if i in shared else 0 for i in range(len(args)))
+            grid = (
+                a if i in shared else jax.tree.map(lambda leaf: leaf.reshape(2, 4, *leaf.shape[1:]), a)
+                for i, a in enumerate(args)
+            )
+            outs = jax.vmap(jax.vmap(f, in_axes, axis_name="b"), in_axes, axis_name="a")(*grid)
+            return jax.tree.map(lambda out: out.reshape(DEVICES, *out.shape[2:]), outs)
+
+        return call
+
+    mapped = nested if mode == "vmap" else partial(_sharded, _mesh(**GRID), P(("a", "b")), mode == "shard_map")
+    _equals_the_whole(partial(_outside, f, mapped, None), False, True, SHARED, groups)
+
+
+def test_statistics_are_known_to_be_equal_on_all_devices():
+    (x, gamma, beta, where), (dy, stats) = _problem(True, SHARED)
+    f = jax.shard_map(
+        partial(_with_where, bnderiv.batch_norm), mesh=_mesh(devices=DEVICES), in_specs=(P(AXIS), P(), P(), P(AXIS)),
+        out_specs=(P(AXIS), P()), check_vma=True,
+    )  # fmt: skip
+
+    x, dy, where = (a.reshape(16, *a.shape[2:]) for a in (x, dy, where))
+    cotangents = (dy, jax.tree.map(lambda a: a.sum(0), stats))
+    (_, stats), (dx, *grads) = jit(partial(_value_and_gradient, _at(where, f)))(cotangents, x, gamma, beta)
+    (_, stats_), (dx_, *grads_) = _truth(False, True, SHARED)
+    near(stats, jax.tree.map(lambda a: a[0], stats_), 1e-9)
+    near((dx.reshape(dx_.shape), *grads), (dx_, *grads_), 1e-9)
+
+
+def test_the_same_batch_on_every_device():
+    """Not a batch that is spread: its copies count, each, and the statistics are its own."""
+    (x, gamma, beta, _), (dy, _) = _problem(False, SHARED)
+    x, dy = x[0], dy[0]
+    f = jax.shard_map(
+        lambda *a: bnderiv.batch_norm(*a, axis_name=AXIS), mesh=_mesh(devices=DEVICES), in_specs=P(), out_specs=P()
+    )
+    cotangents = (dy, random_like(BatchStats(gamma, gamma, gamma), 1))
+    (y, stats), grads = jit(partial(_value_and_gradient, f))(cotangents, x, gamma, beta)
+    (y_, (mean, var, count)), grads_ = jit(partial(_value_and_gradient, bnderiv.reference.batch_norm))(
+        cotangents, x, gamma, beta
+    )
+    near((y, stats, grads), (y_, (mean, var, DEVICES * count), grads_), 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("mode", "groups"),
+    [("pmap", HALVES), ("pmap", ((4, 1, 2), (3, 7, 5, 6, 0))), ("shard_map-unchecked", PAIRS)],
+    ids=["halves", "unequal-shuffled", "pairs"],
+)
+def test_groups(mode, groups):
+    compute = _taken(_outside, mode, bnderiv, False, axis_index_groups=groups)
+    _equals_the_whole(compute, False, True, SHARED, groups)
+
+
+@pytest.mark.parametrize("mode", ["vmap", "shard_map"])
+def test_groups_where_jax_does_not_take_them(mode):
+    (x, gamma, beta, _), _ = _problem(False, SHARED)
+    f = partial(bnderiv.batch_norm, axis_name=AXIS, axis_index_groups=HALVES)
+    with pytest.raises(ValueError, match="axis_index_groups must be None"):
+        jax.eval_shape(_mapped(mode, f, SHARED), x, gamma, beta)
+
+
+@pytest.mark.parametrize("groups", [((0, 1, 2, 3), (4, 5, 6, 8)), ((0, 1), (2, 3)), ((0, 1, 2, 3), (3, 4, 5, 6, 7))])
+def test_groups_that_do_not_share_out_the_devices(groups):
+    (x, gamma, beta, _), _ = _problem(False, SHARED)
+    f = partial(bnderiv.batch_norm, axis_name=AXIS, axis_index_groups=groups)
+    with pytest.raises(ValueError, match="axis_index_groups"):
+        _mapped("pmap", f, SHARED)(x, gamma, beta)
+
+
+def test_groups_without_an_axis():
+    (x, gamma, beta, _), _ = _problem(False, SHARED)
+    with pytest.raises(ValueError, match="axis_index_groups must come with axis_name"):
+        bnderiv.batch_norm(x, gamma, beta, axis_index_groups=HALVES)
+
+
+def _gradients(f, x, dy):
+    gamma, beta = (jnp.full(x.shape[-1], value, x.dtype) for value in (1.5, -0.5))
+    out, pull_back = jax.vjp(f, x, gamma, beta)
+    return out, pull_back((dy, jax.tree.map(jnp.zeros_like, out[1])))
+
+
+@jax.jit  # optimized: a product and a sum that become one operation are a part of the question
+def _synchronized(x, dy):
+    return _gradients(_mapped("shard_map", partial(bnderiv.batch_norm, axis_name=AXIS), SHARED), x, dy)
+
+
+@jit
+def _exact(x, dy):
+    return _gradients(bnderiv.reference.batch_norm, x, dy)
+
+
+def _float32(x, dy):
+    """y, statistics and gradients in float32 over the devices, and in float64 at once."""
+    x, dy = jnp.asarray(x, jnp.float32), jnp.asarray(dy, jnp.float32)
+    (y, stats), grads = _synchronized(x, dy)
+    return (y, jax.tree.map(lambda a: a[0], stats)), grads, _exact(x.astype(jnp.float64), dy.astype(jnp.float64))
+
+
+RNG = np.random.default_rng(5)
+IMAGES = RNG.standard_normal((DEVICES, 8, 7, 7, 2))
+COTANGENT = RNG.standard_normal(IMAGES.shape)
+EACH = np.arange(DEVICES)[:, None, None, None, None]
+
+
+@pytest.mark.parametrize(
+    ("x", "tolerance"),
+    [
+        (1e4 + IMAGES, 2e-7),
+        (1e4 * EACH + IMAGES, 2e-7),
+        (1e4 + 1e-3 * EACH + IMAGES, 2e-7),
+        (1e20 * IMAGES, 1e-6),
+        (10.0 ** (4 * EACH - 8) * IMAGES, 1e-6),
+        (1e30 * (1 + EACH) + 1e28 * IMAGES, 1e-6),
+    ],
+    ids=["mean-1e4", "means-apart", "means-nearly-equal", "scale-1e20", "scales-apart", "scale-1e30"],
+)
+def test_accurate_in_float32(x, tolerance):
+    (y, stats), (dx, *grads), ((y_, stats_), (dx_, *grads_)) = _float32(x, COTANGENT)
+
+    def off(actual, expected):  # to its own norm, which for dx at 1e20 is 1e-20
+        return np.linalg.norm(np.asarray(actual, np.float64) - expected) / np.linalg.norm(expected)
+
+    assert off(y, y_) <= tolerance
+    assert off(dx, dx_) <= tolerance
+    # The rest are sums of numbers much larger than themselves.
+    assert off(stats.mean, stats_.mean) <= 1e-6
+    assert max(map(off, grads, grads_)) <= 1e-6
+    var_ = np.asarray(stats_.var)
+    np.testing.assert_allclose(stats.var, np.where(var_ < np.finfo(np.float32).max, var_, np.inf), 1e-6)
+
+
+@pytest.mark.parametrize("value", [0.0, 1234.567, -1e30, 1e-30])
+def test_constant_data(value):
+    (y, stats), (dx, dgamma, _), _ = _float32(np.full(IMAGES.shape, value), COTANGENT)
+    np.testing.assert_array_equal(y, np.full(y.shape, -0.5, np.float32))
+    np.testing.assert_array_equal(stats.mean, np.full(2, value, np.float32))
+    np.testing.assert_array_equal(stats.var, np.zeros(2))
+    np.testing.assert_array_equal(dgamma, np.zeros(2))
+    near(dx, 1.5 / np.sqrt(1e-5) * (COTANGENT - COTANGENT.mean((0, 1, 2, 3))), 1e-6)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_stays_in_its_channel(value):
+    x = IMAGES.copy()
+    x[3, 0, 0, 0, 0] = value
+    (y, stats), (dx, *_), ((y_, _), (dx_, *_)) = _float32(x, COTANGENT)
+    assert np.isnan(stats.mean[0]) | np.isinf(stats.mean[0])
+    assert np.isnan(y[..., 0]).all()
+    near((y[..., 1], dx[..., 1]), (y_[..., 1], dx_[..., 1]), 1e-6)
+
+
+def _compiled(f, cotangents, args, where):
+    """`f(*args, where)`, and that with its gradient, as programs (optimized: messages that can be merged are)."""
+
+    def both(cotangents, args, where):
+        return _value_and_gradient(_at(where, f), cotangents, *args)
+
+    return (
+        jax.jit(lambda args, where: f(*args, where)).lower(args, where).compile(),
+        jax.jit(both).lower(cotangents, args, where).compile(),
+    )
+
+
+@pytest.mark.parametrize(
+    ("mode", "masked", "layers"),
+    [
+        ("shard_map", False, bnderiv),
+        ("shard_map-unchecked", True, bnderiv),
+        ("shard_map", True, bnderiv.forward_mode),
+    ],
+    ids=["all", "masked-unchecked", "masked-forward_mode"],
+)
+def test_one_message_forward_and_one_backward(mode, masked, layers):
+    (*args, where), cotangents = _problem(masked, SHARED)
+    mapped = _mapped(mode, partial(_with_where, layers.batch_norm), SHARED)
+    forward, both = _compiled(mapped, cotangents, args, where)
+    assert collectives(forward) == {"all-reduce": 1}
+    assert collectives(both) == {"all-reduce": 2}
+
+
+@pytest.mark.parametrize(
+    ("relu", "shape", "masked"),
+    [
+        (False, (32, 3), False),
+        (False, (32, 3), True),
+        (False, (16, 2, 3, 3), False),
+        (False, (16, 2, 3, 3), True),
+        (True, (16, 2, 3, 3), True),
+    ],
+    ids=["rows", "rows-masked", "images", "images-masked", "relu-images-masked"],
+)
+def test_a_sharded_batch_is_never_gathered(relu, shape, masked):
+    rng = np.random.default_rng(1)
+    whole = jax.tree.map(
+        jnp.asarray,
+        (
+            (rng.standard_normal(shape), BatchStats(*jnp.asarray(rng.standard_normal((3, 3))))),
+            (rng.standard_normal(shape), *rng.standard_normal((2, 3))),
+            rng.random(shape) < 0.6 if masked else None,
+        ),
+    )
+    by_batch, everywhere = (NamedSharding(_mesh(devices=DEVICES), spec) for spec in (P(AXIS), P()))
+    placed = jax.tree.map(lambda a: jax.device_put(a, by_batch if a.shape == shape else everywhere), whole)
+    forward, both = _compiled(partial(_with_where, _layer(relu), axis_name=None), *placed)
+    for program, messages in ((forward, 2), (both, 3)):
+        assert set(collectives(program)) == {"all-reduce"}
+        assert collectives(program)["all-reduce"] <= messages
+
+    (y, stats), (dx, *grads) = both(*placed)
+    cotangents, args, where = whole
+    reference = partial(_with_where, _layer(relu, bnderiv.reference), axis_name=None)
+    expected = jit(partial(_value_and_gradient, _at(where, reference)))(cotangents, *args)
+    near(((y, stats), (dx, *grads)), expected, 1e-9)
+    assert y.sharding.is_equivalent_to(by_batch, y.ndim)
+    assert dx.sharding.is_equivalent_to(by_batch, y.ndim)
