@@ -3,7 +3,6 @@
 import argparse
 import ast
 import importlib
-import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -20,7 +19,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """0 where every check passed, 1 where one failed; argparse exits with 2 on arguments that make no sense."""
     parser = _parser()
     options = parser.parse_args(argv)
-    sys.path.insert(0, os.getcwd())  # so that a file in this directory can be named, as with `python -m`
     try:
         f = _function("the function", options.function)
         reference = None if options.reference is None else _function("--reference", options.reference)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bnderiv.check import numbers
+from bnderiv.check import derivatives, numbers
 from bnderiv.check.problem import Arguments, custom_vjp_of, is_inexact, pull_back_directly
 from bnderiv.check.report import FAIL, KINK, NOT_AVAILABLE, OK, Report, Row
 
@@ -69,7 +69,8 @@ def compare(
       linearity: a zero cotangent gives exactly zero, at extreme arguments too; scaled and added ones scale and add.
 
     A kink (relu at 0, ties of a maximum) is not a failure: where the differences from both sides disagree, however
-    small the step, and the rule's value lies between them, the verdict is "kink".
+    small the step, and the rule's value lies between them, the verdict is "kink". Second derivatives mean nothing at
+    such a point, nor need forward mode agree there: check them at another.
 
     Args:
       f: the function with the rule; any pytrees of arguments and outputs. Bind keywords with `functools.partial`.
@@ -172,7 +173,7 @@ class _Comparison:
     @cached_property
     def _gradient_or_error(self) -> Any:
         try:
-            return _pull(self.h, self.cotangent, self.floats, self.carried)
+            return derivatives.pull(self.h, self.cotangent, self.floats, self.carried)
         except Exception as error:
             return error
 
@@ -243,16 +244,16 @@ class _Comparison:
     @cached_property
     def compiled(self) -> Callable:
         """Value and gradient of `f`, of anything shaped like its arguments."""
-        return _compiled(partial(_pull, self.h))
+        return derivatives.compiled(partial(derivatives.pull, self.h))
 
     @cached_property
     def compiled_reference(self) -> Callable:
-        return _compiled(partial(_pull, self.r))
+        return derivatives.compiled(partial(derivatives.pull, self.r))
 
     def in_float64(self, compute: Callable, h: Callable, *data: Any) -> Any:
         """`compute(h, *data)` with everything widened; raises where the result does not come out in float64."""
         with jax.enable_x64(True):
-            result = _compiled(partial(compute, h))(*(_widen(d) for d in data))
+            result = derivatives.compiled(partial(compute, h))(*(derivatives.widen(d) for d in data))
             for leaf in jax.tree.leaves(result):
                 if leaf.dtype not in (jnp.float64, jnp.complex128):
                     raise TypeError(f"a result stays {leaf.dtype}")
@@ -261,7 +262,7 @@ class _Comparison:
     def expected(self, compute: Callable, *data: Any) -> tuple[Any, Callable[[], Any], str]:
         """The reference's result in float64 (in the dtype of `f` where that cannot be), how to get it in that of `f`,
         and a note."""
-        run = self.compiled_reference if compute is _pull else _compiled(partial(compute, self.r))
+        run = self.compiled_reference if compute is derivatives.pull else derivatives.compiled(partial(compute, self.r))
         own = lru_cache(lambda: run(*data))
         if self.in_double:
             return own(), own, ""
@@ -305,10 +306,12 @@ class _Comparison:
         Also along all of them at once: of elements that tie for a maximum, each may have 0 or 1, but not all the same.
         """
         with jax.enable_x64(True) if double else contextlib.nullcontext():
-            point, cotangent = (_widen(self.floats), _widen(cotangent)) if double else (self.floats, cotangent)
+            point, cotangent = (
+                (derivatives.widen(self.floats), derivatives.widen(cotangent)) if double else (self.floats, cotangent)
+            )
             directions, _ = numbers.unit_directions(point[i], elements)
             together = np.sum(directions, axis=0)
-            run = _compiled(lambda floats: function(floats, self.carried))
+            run = derivatives.compiled(lambda floats: function(floats, self.carried))
             found = numbers.differences(run, cotangent, point, gradient, i, [*directions, together])
         smooth = np.abs(found.claimed - found.central) <= 1e-4 * np.abs(found.central) + 1e-12
         return bool(found.kink[:-1].all() and (found.kink[-1] or smooth[-1]))
@@ -321,7 +324,7 @@ class _Comparison:
     @cached_property
     def truth(self) -> tuple[Any, Callable[[], Any], str]:
         """Value and gradient of the reference: in float64, in the dtype of `f`, and a note where the first is not."""
-        return self.expected(_pull, self.cotangent, self.floats, self.carried)
+        return self.expected(derivatives.pull, self.cotangent, self.floats, self.carried)
 
     # The modes.
 
@@ -410,7 +413,7 @@ class _Comparison:
             return
         h = self.h if self.r is None else self.r
         try:
-            expected = self.in_float64(_pull, h, self.cotangent, self.floats, self.carried)
+            expected = self.in_float64(derivatives.pull, h, self.cotangent, self.floats, self.carried)
         except Exception as error:
             note = f"cannot be evaluated in float64: {_message(error)}"
             yield Row("float64", "float64", verdict=NOT_AVAILABLE, note=note)
@@ -431,13 +434,15 @@ class _Comparison:
                 if "float64" not in self.tolerances and 4 * others < np.inf:
                     allowed = max(allowed, 4 * others)
             verdict = OK if error / unit <= allowed else FAIL
+            if verdict == FAIL:
+                note = _join(f"got {_element(actual[i], index)}, expected {_element(expected[i], index)}", note)
             yield Row("float64", f"float64: {what}", names[i], verdict, error / unit, allowed, index, note, "ulp")
 
     def finite_differences(self) -> Iterator[Row]:
         cotangent, floats, gradient, note = self.cotangent, self.floats, self.gradient_, ""
         double = True
         try:
-            gradient = self.in_float64(_pull, self.h, cotangent, floats, self.carried)[1]
+            gradient = self.in_float64(derivatives.pull, self.h, cotangent, floats, self.carried)[1]
         except Exception as error:
             double, note = False, f"in the arguments' own dtype: float64 does not work ({_message(error)})"
         yield from self.differenced(
@@ -449,12 +454,14 @@ class _Comparison:
     ) -> Iterator[Row]:
         """A row per argument: the claimed gradient of ⟨cotangent, function⟩ beside differences of it."""
         with jax.enable_x64(True) if double else contextlib.nullcontext():
-            floats, cotangent = (_widen(self.floats), _widen(cotangent)) if double else (self.floats, cotangent)
+            floats, cotangent = (
+                (derivatives.widen(self.floats), derivatives.widen(cotangent)) if double else (self.floats, cotangent)
+            )
         tolerance = numbers.DIFFERENCES["float64"] if double else numbers.lookup(numbers.DIFFERENCES, _dtypes(floats))
         tolerance = self.tolerances.get(mode, tolerance)
         for i, (name, scale) in enumerate(zip(self.names, numbers.scales(gradient), strict=True)):
             with jax.enable_x64(True) if double else contextlib.nullcontext():
-                run = _compiled(lambda floats: function(floats, self.carried))
+                run = derivatives.compiled(lambda floats: function(floats, self.carried))
                 if floats[i].size <= numbers.MANY:
                     directions, index = numbers.unit_directions(floats[i], range(floats[i].size))
                 else:
@@ -486,14 +493,14 @@ class _Comparison:
         direction = self.draw(self.floats, 2)
         data = (self.cotangent, direction, self.floats, self.carried)
         tolerance = self.tolerance("second_order", numbers.FORMULA)
-        projected = partial(_projected, self.h if self.r is None else self.r, direction)
+        projected = partial(derivatives.projected, self.h if self.r is None else self.r, direction)
         # Second derivatives are symmetric: the reference's are the same in both orders of differentiation.
-        symmetric = None if self.r is None else self.expected(_grad_of_grad, *data)
-        for check, compute in (("grad of grad", _grad_of_grad), ("jvp of grad", _jvp_of_grad)):
+        symmetric = None if self.r is None else self.expected(derivatives.grad_of_grad, *data)
+        for check, compute in (("grad of grad", derivatives.grad_of_grad), ("jvp of grad", derivatives.jvp_of_grad)):
             check = f"second order: {check}"
             try:
                 if symmetric is not None:
-                    actual = _compiled(partial(compute, self.h))(*data)
+                    actual = derivatives.compiled(partial(compute, self.h))(*data)
                     expected, own, note = symmetric
                     rows = self.rows("second_order", check, self.names, actual, expected, tolerance, note, own)
                     gradient_at = partial(projected, self.cotangent)
@@ -501,7 +508,7 @@ class _Comparison:
                 else:
                     actual = self.in_float64(compute, self.h, *data)
                     with jax.enable_x64(True):
-                        gradient_at = partial(projected, _widen(self.cotangent))
+                        gradient_at = partial(projected, derivatives.widen(self.cotangent))
                     rows = self.differenced("second_order", check, gradient_at, (np.ones(()),), actual, True)
                 yield from self.at_a_kink(rows)
             except Exception as error:
@@ -510,7 +517,7 @@ class _Comparison:
     def jvp(self) -> Iterator[Row]:
         tangents = self.draw(self.floats, 3)
         try:
-            _, pushed = _push(self.h, tangents, self.floats, self.carried)
+            _, pushed = derivatives.push(self.h, tangents, self.floats, self.carried)
         except TypeError as error:
             if "custom_vjp" not in str(error):
                 raise
@@ -519,7 +526,7 @@ class _Comparison:
             return
         tolerance = self.tolerance("jvp", numbers.FORMULA)
         if self.r is not None:
-            expected, own, note = self.expected(_push, tangents, self.floats, self.carried)
+            expected, own, note = self.expected(derivatives.push, tangents, self.floats, self.carried)
             rows = self.rows("jvp", "jvp", self.inexact_names, pushed, expected[1], tolerance, note, lambda: own()[1])
             yield from self.at_a_kink(rows)
         pairs = (self.cotangent, pushed), (self.gradient_, tangents)
@@ -531,7 +538,7 @@ class _Comparison:
         yield Row("jvp", "jvp: transpose of the vjp", "", verdict, error, tolerance, None, note)
 
     def jit(self) -> Iterator[Row]:
-        value, gradient = jax.jit(partial(_pull, self.h))(self.cotangent, self.floats, self.carried)
+        value, gradient = jax.jit(partial(derivatives.pull, self.h))(self.cotangent, self.floats, self.carried)
         tolerance = self.tolerance("jit", numbers.SAME)
         yield from self.rows("jit", "jit: value", self.inexact_names, value, self.value_, tolerance)
         yield from self.rows("jit", "jit: gradient", self.names, gradient, self.gradient_, tolerance)
@@ -564,7 +571,9 @@ class _Comparison:
             self.compiled(tuple(c[k] for c in cotangent), tuple(call[:count]), tuple(call[count:]))
             for k, call in enumerate(calls)
         ]
-        actual = _compiled(partial(_pull, function))(cotangent, tuple(stacked[:count]), tuple(stacked[count:]))
+        actual = derivatives.compiled(partial(derivatives.pull, function))(
+            cotangent, tuple(stacked[:count]), tuple(stacked[count:])
+        )
         values = [np.stack(o) for o in zip(*(v for v, _ in loop), strict=True)]
         gradients = [np.stack(g) for g in zip(*(g for _, g in loop), strict=True)]
         gradients = [g if i in mapped else numbers.wide(g).sum(0) for i, g in enumerate(gradients)]
@@ -592,12 +601,12 @@ class _Comparison:
 
         loop = [self.compiled(self.cotangent, floats, self.carried)[1] for floats in points]
         expected = [np.stack(g) for g in zip(*loop, strict=True)]
-        actual = _compiled(jax.grad(total))(tuple(jnp.stack(a) for a in zip(*points, strict=True)))
+        actual = derivatives.compiled(jax.grad(total))(tuple(jnp.stack(a) for a in zip(*points, strict=True)))
         yield from self.rows("scan", "scan", self.names, actual, expected, self.tolerance("scan", numbers.SAME))
 
     def checkpoint(self) -> Iterator[Row]:
         h = jax.checkpoint(self.h)
-        _, actual = _compiled(partial(_pull, h))(self.cotangent, self.floats, self.carried)
+        _, actual = derivatives.compiled(partial(derivatives.pull, h))(self.cotangent, self.floats, self.carried)
         tolerance = self.tolerance("checkpoint", numbers.SAME)
         yield from self.rows("checkpoint", "checkpoint", self.names, actual, self.gradient_, tolerance)
 
@@ -607,9 +616,9 @@ class _Comparison:
         before = pull(self.cotangent)
         elsewhere = self.moved(11)
         self.h(elsewhere, self.carried)
-        _pull(self.h, self.draw(self.value_, 14), elsewhere, self.carried)
+        derivatives.pull(self.h, self.draw(self.value_, 14), elsewhere, self.carried)
         after = pull(self.cotangent)
-        again = _pull(self.h, self.cotangent, self.floats, self.carried)
+        again = derivatives.pull(self.h, self.cotangent, self.floats, self.carried)
         tolerance = self.tolerances.get("determinism", 0.0)
         check = "determinism"
         yield from self.rows("determinism", f"{check}: value", self.inexact_names, again[0], value, tolerance)
@@ -652,7 +661,7 @@ class _Comparison:
 
         check = f"linearity: zero, arguments {'huge' if exponent > 0 else 'tiny'}"
         floats = tuple(extreme(a) for a in self.floats)
-        out, gradient = _pull(self.h, zero, floats, self.carried)
+        out, gradient = derivatives.pull(self.h, zero, floats, self.carried)
         if self.r is not None:
             plain = self.compiled_reference(zero, floats, self.carried)[1]
             natural = [not bool(np.all(wide(g) == 0)) for g in plain]
@@ -665,53 +674,6 @@ class _Comparison:
 _KINK = "no derivative here: the two sides differ, and the rule lies between them"
 
 wide = numbers.wide
-
-
-def _pull(h: Callable, cotangent: tuple, floats: tuple, carried: tuple) -> tuple[tuple, tuple]:
-    """Value and vector-Jacobian product."""
-    value, pull = jax.vjp(lambda *f: h(f, carried), *floats)
-    return value, pull(tuple(cotangent))
-
-
-def _push(h: Callable, tangents: tuple, floats: tuple, carried: tuple) -> tuple[tuple, tuple]:
-    """Value and Jacobian-vector product."""
-    return jax.jvp(lambda *f: h(f, carried), floats, tangents)
-
-
-def _projected(h: Callable, direction: tuple, cotangent: tuple, floats: tuple, carried: tuple) -> tuple[jax.Array]:
-    """⟨gradient, direction⟩, the function whose gradient is the second derivative."""
-    double = any(f.dtype in (jnp.float64, jnp.complex128) for f in floats)
-    direction, cotangent = (_widen(direction), _widen(cotangent)) if double else (direction, cotangent)
-    return (numbers.dot(_pull(h, cotangent, floats, carried)[1], direction),)
-
-
-def _grad_of_grad(h: Callable, cotangent: tuple, direction: tuple, floats: tuple, carried: tuple) -> tuple:
-    return jax.grad(lambda f: _projected(h, direction, cotangent, f, carried)[0])(floats)
-
-
-def _jvp_of_grad(h: Callable, cotangent: tuple, direction: tuple, floats: tuple, carried: tuple) -> tuple:
-    return jax.jvp(lambda f: _pull(h, cotangent, f, carried)[1], (floats,), (direction,))[1]
-
-
-def _compiled(function: Callable) -> Callable:
-    """Under jit where that works (one compilation is faster than one for every operation), else without."""
-
-    def run(*args: Any) -> Any:
-        try:
-            return jax.jit(function)(*args)
-        except Exception:
-            return function(*args)
-
-    return run
-
-
-def _widen(tree: Any) -> Any:
-    def widen(a: Any) -> Any:
-        if not is_inexact(a):
-            return a
-        return jnp.asarray(a, jnp.complex128 if jnp.issubdtype(a.dtype, jnp.complexfloating) else jnp.float64)
-
-    return jax.tree.map(widen, tree)
 
 
 def _off(actual: Any, expected: Any, row: Row) -> list[int]:
