@@ -159,7 +159,7 @@ def train(config: lenet5.Config, recipe: Recipe, data: Data, seed: int, title: s
 
 def draw_curves(result: Result) -> bytes:
     """Loss and accuracy against the epoch, training and test images."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.4), layout="constrained")
     epochs = range(1, len(result.curves["training_loss"]) + 1)
     for name, style in (("training", "--"), ("test", "-")):
         left.plot(epochs, result.curves[f"{name}_loss"], style, label=f"{name} images")
@@ -170,17 +170,15 @@ def draw_curves(result: Result) -> bytes:
 
 
 def draw_comparison(results: dict[str, list[Result]]) -> bytes:
-    """Test loss and accuracy against the epoch: the mean over the seeds, in a band from the lowest to the highest."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    """Test loss and accuracy against the epoch: every seed, and their mean."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.4), layout="constrained")
     for name, runs in results.items():
         for axes, curve, unit in ((left, "test_loss", 1), (right, "test_accuracy", 100)):
             values = unit * np.array([run.curves[curve] for run in runs])
             epochs = range(1, values.shape[1] + 1)
-            (line,) = axes.plot(epochs, values.mean(0), label=name)
-            axes.fill_between(epochs, values.min(0), values.max(0), color=line.get_color(), alpha=0.2, lw=0)
-    return finish(
-        figure, left, right, "LeNet-5 on held-out digits: mean of five seeds, and band from the lowest to the highest"
-    )
+            (line,) = axes.plot(epochs, values.mean(0), lw=2.5, label=name)
+            axes.plot(epochs, values.T, color=line.get_color(), lw=0.6, alpha=0.6)
+    return finish(figure, left, right, "LeNet-5 on held-out digits: thin lines are single seeds, thick ones their mean")
 
 
 def finish(figure, left, right, title: str) -> bytes:
@@ -189,7 +187,7 @@ def finish(figure, left, right, title: str) -> bytes:
     right.set(title="Accuracy", xlabel="epoch", ylabel="images recognized, %")
     for axes in (left, right):
         axes.grid(alpha=0.3)
-        axes.legend()
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=120)
     plt.close(figure)
@@ -197,7 +195,7 @@ def finish(figure, left, right, title: str) -> bytes:
 
 
 def parameters_file(result: Result) -> bytes:
-    """Every array under its path, such as params/conv1/kernel or state/bn1/mean."""
+    """Every array under its path, such as params/conv1/kernel or state/bn1/mean, in the order of the tree."""
     leaves = jax.tree_util.tree_leaves_with_path({"params": result.params, "state": result.state})
     buffer = io.BytesIO()
     np.savez(

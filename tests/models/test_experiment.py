@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -54,16 +55,16 @@ def test_the_files_are_enough_to_use_the_network(trained):
     metrics = json.loads((out / "metrics.json").read_text())
     config = lenet5.Config(**metrics["config"])
     assert config == lenet5.Config(image_shape=(32, 32, 1))
-    params, state = jax.eval_shape(lambda: lenet5.init(jax.random.key(0), config))
-    file = np.load(out / "parameters.npz")
-    network = jax.tree_util.tree_map_with_path(
-        lambda path, _: file[jax.tree_util.keystr(path, simple=True, separator="/")], {"params": params, "state": state}
-    )
-    assert len(file.files) == len(jax.tree.leaves(network))
-    file.close()
+    shapes = jax.eval_shape(lambda: lenet5.init(jax.random.key(0), config))
+    with np.load(out / "parameters.npz") as file:
+        params, state = jax.tree.unflatten(jax.tree.structure(shapes), file.values())
+        np.testing.assert_array_equal(file["params/dense3/kernel"], params["dense3"]["kernel"])
+        np.testing.assert_array_equal(file["state/bn4/var"], state["bn4"].var)
+    assert state["bn1"].count == 2 * (1437 // 64)
+    chex.assert_trees_all_equal_shapes(params, shapes[0])
     data = run.load_data()
     with jax.numpy_dtype_promotion("standard"):  # the script's own setting
-        _, accuracy = run.compiled_evaluate(network["params"], network["state"], *data[2:], config)
+        _, accuracy = run.compiled_evaluate(params, state, *data[2:], config)
     assert float(accuracy) == pytest.approx(metrics["test_accuracy"], abs=1e-6)
 
 
