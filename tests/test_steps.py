@@ -2,7 +2,7 @@
 
 import functools
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,13 @@ import pytest
 
 import bnderiv
 from bnderiv import steps
+
+
+def differs(mine, right) -> Any:
+    """The first difference, of which there must be one."""
+    found = steps.first_difference(mine, right)
+    assert found is not None
+    return found
 
 
 @functools.cache
@@ -95,16 +102,14 @@ def test_a_planted_slip_is_found_and_named(step, line, words, dtype):
     arguments = _drawn((4, 2, 3, 2), dtype)
     eps = 1e-5 if dtype == "float64" else 1e-3  # beside a variance of 9, the place of 1e-5 is float32's last digit
     right = steps.batch_norm(*arguments, eps=eps)
-    mine = _by_hand(*arguments, eps, **{step: line})
-    found = steps.first_difference(mine, right)
-    assert found is not None
+    mine = _by_hand(*arguments, eps=eps, **{step: line})
+    found = differs(mine, right)
     assert found.step == step
     assert found.slip is not None
     assert re.search(words, found.slip), found.slip
     # The same where the wrong line itself is not shown, only what came of it.
     if step not in ("x_hat", "y", "d_gamma", "d_beta", "dx"):
-        last = steps.first_difference({"dx": mine["dx"]}, right)
-        assert last is not None
+        last = differs({"dx": mine["dx"]}, right)
         assert last.step == "dx"
         assert last.slip is not None
 
@@ -126,15 +131,13 @@ def test_the_first_in_the_order_of_the_derivation_by_how_much_and_where():
     right = steps.batch_norm(*arguments)
     wrong = np.array(right.x_hat)
     wrong[2, 1, 0, 1] += 0.25
-    found = steps.first_difference({"dx": np.zeros((4, 2, 3, 2)), "x_hat": wrong, "mu": right.mu}, right)
-    assert found is not None
+    found = differs({"dx": np.zeros((4, 2, 3, 2)), "x_hat": wrong, "mu": right.mu}, right)
     assert (found.step, found.slip, found.place) == ("x_hat", None, (2, 1, 0, 1))
     assert found.amount == pytest.approx(0.25)
     assert found.relative == pytest.approx(0.25 / float(abs(right.x_hat).max()))
     assert found.mine - found.right == pytest.approx(0.25)
     assert re.match(r"x_hat \[x̂, \(N3\)\] is off by 0.25 .* at \[2, 1, 0, 1\]: .*, must be", repr(found))
-    nan = steps.first_difference({"y": np.full((4, 2, 3, 2), np.nan)}, right)
-    assert nan is not None
+    nan = differs({"y": np.full((4, 2, 3, 2), np.nan)}, right)
     assert nan.amount == np.inf
 
 
@@ -157,8 +160,7 @@ def test_every_layout_is_recognized():
     for axis in range(4):
         g, b = np.resize(gamma, x.shape[axis]), np.resize(beta, x.shape[axis])
         right = steps.batch_norm(x, g, b, dy, channel_axis=axis)
-        found = steps.first_difference({"dx": right.dx_through_x_hat + right.dx_through_mu}, right)
-        assert found is not None
+        found = differs({"dx": right.dx_through_x_hat + right.dx_through_mu}, right)
         assert found.slip == "a missing term: the part through σ²"
 
 
@@ -166,11 +168,9 @@ def test_every_layout_is_recognized():
 def test_batch_norms_relatives_know_its_slips(function):
     x, gamma, beta, dy = _drawn((6, 3))
     right = function(x, gamma, beta, dy)
-    found = steps.first_difference({"var": x.var(0, ddof=1)}, right)
-    assert found is not None
+    found = differs({"var": x.var(0, ddof=1)}, right)
     assert "unbiased" in found.slip
-    found = steps.first_difference({"d_x_hat": np.asarray(right.d_x_hat) / gamma}, right)
-    assert found is not None
+    found = differs({"d_x_hat": np.asarray(right.d_x_hat) / gamma}, right)
     assert "missing γ" in found.slip
 
 
@@ -183,7 +183,7 @@ def _dense(D, H):
 def _convolution(**options):
     rng = np.random.default_rng(0)
     x, kernel = rng.normal(size=(2, 6, 5, 2)), rng.normal(size=(3, 2, 2, 4))
-    dy = rng.normal(size=jax.eval_shape(lambda x: bnderiv.conv2d(x, kernel, **options), x).shape)
+    dy = rng.normal(size=jax.eval_shape(lambda x, w: bnderiv.conv2d(x, w, **options), x, kernel).shape)
     return steps.conv2d(x, kernel, None, dy, **options)
 
 
@@ -201,16 +201,14 @@ def _convolution(**options):
 )
 def test_slips_of_the_fully_connected_layer(planted, step, words):
     arguments, right = _dense(3, 3)
-    found = steps.first_difference(planted(arguments, right), right)
-    assert found is not None
+    found = differs(planted(arguments, right), right)
     assert found.step == step
     assert words in found.slip
 
 
 def test_a_transpose_of_another_shape():
     _, right = _dense(3, 4)
-    found = steps.first_difference({"z": right.z, "d_kernel": right.d_kernel.T}, right)
-    assert found is not None
+    found = differs({"z": right.z, "d_kernel": right.d_kernel.T}, right)
     assert (found.step, found.amount, found.place) == ("d_kernel", None, None)
     assert (found.mine, found.right) == ((4, 3), (3, 4))
     assert "transpose" in found.slip
@@ -220,8 +218,7 @@ def test_a_transpose_of_another_shape():
 @pytest.mark.parametrize("options", [{}, {"strides": 2, "padding": 1}, {"padding": "SAME", "dilation": (1, 2)}])
 def test_a_flipped_kernel(options):
     right = _convolution(**options)
-    found = steps.first_difference({"d_kernel": right.d_kernel[::-1, ::-1]}, right)
-    assert found is not None
+    found = differs({"d_kernel": right.d_kernel[::-1, ::-1]}, right)
     assert "flipped kernel" in found.slip
     unturned = jax.lax.conv_general_dilated(
         right.delta_padded,
@@ -231,8 +228,7 @@ def test_a_flipped_kernel(options):
         rhs_dilation=options.get("dilation"),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
-    found = steps.first_difference({"d_bias": right.d_bias, "dx": unturned}, right)
-    assert found is not None
+    found = differs({"d_bias": right.d_bias, "dx": unturned}, right)
     assert found.step == "dx"
     assert "flipped kernel" in found.slip
 
@@ -248,8 +244,7 @@ def test_slips_of_the_activations():
         (softmax, {"dx": v * softmax.s * (1 - softmax.s)}, "diagonal"),
         (softmax, {"dx": v * softmax.s}, "missing term"),
     ):
-        found = steps.first_difference(mine, right)
-        assert found is not None
+        found = differs(mine, right)
         assert words in found.slip
 
 
