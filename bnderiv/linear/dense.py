@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from bnderiv import _arguments
 from bnderiv._closed_form import closed_form
@@ -68,4 +69,13 @@ _dense.defvjp(_dense_fwd, _dense_bwd)
 
 
 def _matmul(a, b):
-    return jnp.matmul(a, b, preferred_element_type=accumulator(a.dtype))
+    wide = accumulator(a.dtype)
+    if a.dtype == wide:
+        return jnp.matmul(a, b)
+    # XLA's CPU backend has no product of bfloat16 matrices that ends in float32, and sometimes asks itself for one.
+    return lax.platform_dependent(
+        a,
+        b,
+        cpu=lambda a, b: jnp.matmul(a.astype(wide), b.astype(wide)),
+        default=lambda a, b: jnp.matmul(a, b, preferred_element_type=wide),
+    )

@@ -60,3 +60,20 @@ def test_dtypes_that_have_no_gradient(argument, dtype):
     arrays[argument] = arrays[argument].astype(dtype)
     with pytest.raises(TypeError, match=("x", "kernel", "bias")[argument]):
         bnderiv.dense(*arrays)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("axes", [(0, None, None), (None, 0, None), (None, None, 0)])
+def test_half_precision_compiles_when_mapped(dtype, axes):
+    # XLA's CPU backend once made of these a product it does not have.
+    shapes = ((4, 5), (5, 6), (6,))
+    args = [jnp.ones(s if a is None else (3, *s), dtype) for s, a in zip(shapes, axes, strict=True)]
+
+    @jax.jit
+    def gradients(*args):
+        z, pull_back = jax.vjp(jax.vmap(bnderiv.dense, axes), *args)
+        return z, pull_back(z)
+
+    z, grads = gradients(*args)
+    np.testing.assert_array_equal(z.astype(jnp.float32), np.full((3, 4, 6), 6))
+    np.testing.assert_array_equal(grads[2].astype(jnp.float32), np.full(args[2].shape, 24 if axes[2] == 0 else 72))
