@@ -1,0 +1,293 @@
+"""LeNet-5 with batch norm learns handwritten digits by formulas alone: no automatic differentiation in the path.
+
+    python experiments/by_hand/run.py
+
+Two networks start from the same parameters and see the same batches. One takes its gradients from
+`bnderiv.steps.lenet5`, the chain rule written out line by line, the other from `jax.grad` of the library's model. At
+every step both gradients are also taken at the first network's parameters and compared, array by array.
+"""
+
+import argparse
+import dataclasses
+import functools
+import io
+import re
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import matplotlib
+import numpy as np
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # a script's own folder is all that Python looks in
+
+import bnderiv
+from bnderiv import steps
+from bnderiv.models import lenet5
+from experiments.lenet.run import DEFAULT, Data, as_json, compiled_evaluate, load_data, write
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+RESULTS = Path(__file__).parent / "results"
+BATCH_SIZE = 32
+LEARNING_RATE = 0.1
+LOSSES = {"cross_entropy": "cross entropy", "squared_error": "half the squared error"}
+ROUNDING = 2.0**-24  # relative, of one float32 operation
+SUSPICIOUS = 1e-5  # a difference above it is taken again in float64, where rounding is no excuse
+
+
+class Step(NamedTuple):
+    """What one step of gradient descent returns."""
+
+    params: Any
+    state: Any
+    loss: jax.Array
+    gradients: Any
+
+
+class Result(NamedTuple):
+    """A run. Numbers per step: `losses` of each network, `differences` of each array of the gradient."""
+
+    losses: dict[str, list[float]]
+    differences: dict[str, list[float]]
+    in_float64: dict[int, float]  # the largest difference at the suspicious steps, taken again
+    accuracies: dict[str, float]
+    checked: str
+    seconds: float
+
+    def worst(self) -> np.ndarray:
+        """The largest difference of the gradients at each step."""
+        return np.array(list(self.differences.values())).max(0)
+
+    def apart(self) -> float:
+        """The largest difference of the two losses."""
+        return max(abs(a - b) for a, b in zip(*self.losses.values(), strict=True))
+
+
+@functools.partial(jax.jit, static_argnums=(4, 5))
+def step_by_hand(params, state, images, labels, config: lenet5.Config, loss: str) -> Step:
+    """p ← p − η ∂J/∂p, every ∂J/∂p from its formula."""
+    s = steps.lenet5(params, state, images, labels, config, loss=loss)
+    return Step(descend(params, s.gradients), s.state, s.loss, s.gradients)
+
+
+@functools.partial(jax.jit, static_argnums=(4, 5))
+def step_by_grad(params, state, images, labels, config: lenet5.Config, loss: str) -> Step:
+    """The same, the gradients from `jax.grad`: it puts together the layers' own rules."""
+
+    def mean_loss(params):
+        logits, new = lenet5.apply(params, state, images, config, train=True)
+        if loss == "cross_entropy":
+            return bnderiv.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), new
+        targets = jax.nn.one_hot(labels, config.classes, dtype=logits.dtype)
+        return bnderiv.squared_error(bnderiv.tanh(logits), targets).mean(), new
+
+    (value, new), gradients = jax.value_and_grad(mean_loss, has_aux=True)(params)
+    return Step(descend(params, gradients), new, value, gradients)
+
+
+def descend(params, gradients):
+    return jax.tree.map(lambda p, g: p - LEARNING_RATE * g, params, gradients)
+
+
+def equations(jaxpr: Any) -> Iterator[Any]:
+    """Every equation of a traced function, with those of the functions inside it."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda p: hasattr(p, "eqns")):
+            if hasattr(inner, "eqns"):
+                yield from equations(inner)
+
+
+def traces_of_autodiff(jaxpr: Any) -> list[str]:
+    """What differentiation leaves in a traced function: attached rules, and all that bears jvp or transpose of it.
+
+    A plain matrix transpose does not count: its name has no parenthesis.
+    """
+    found = []
+    for equation in equations(jaxpr):
+        names = (equation.primitive.name, str(equation.source_info.name_stack), str(equation.params.get("name", "")))
+        found += [name for name in names if re.search(r"custom_(vjp|jvp)|\b(jvp|transpose)\(", name)]
+    return found
+
+
+def check_paths(arguments: tuple[Any, ...]) -> str:
+    """Looks through the very functions that train. That `jax.grad` is found in the other shows that it would be."""
+    by_hand, by_grad = (step.trace(*arguments).jaxpr for step in (step_by_hand, step_by_grad))
+    found, control = traces_of_autodiff(by_hand), traces_of_autodiff(by_grad)
+    if found:
+        raise AssertionError(f"automatic differentiation in the path by hand: {sorted(set(found))}")
+    if not control:
+        raise AssertionError("the search for automatic differentiation does not see jax.grad")
+    return (
+        f"no jax.grad, jax.vjp or custom_vjp among the {len(list(equations(by_hand)))} operations of the step by hand"
+        f" (the other step shows {len(control)} traces of them)"
+    )
+
+
+def relative_differences(a: Any, b: Any) -> dict[str, float]:
+    """‖a − b‖ / ‖b‖ of every array of two trees, by its path."""
+    found = {}
+    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
+        x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+        found[jax.tree_util.keystr(path, simple=True, separator="/")] = float(
+            np.linalg.norm(x - y) / (np.linalg.norm(y) or 1)
+        )
+    return found
+
+
+def difference_in_float64(params, state, images, labels, config: lenet5.Config, loss: str) -> float:
+    """The largest difference of the two gradients at the same place, taken with 16 digits in place of 7."""
+    with jax.enable_x64(True):
+        config = dataclasses.replace(config, dtype=np.float64)
+        params, state, images = jax.tree.map(
+            lambda a: np.asarray(a, np.float64 if np.issubdtype(a.dtype, np.floating) else a.dtype),
+            (params, state, images),
+        )
+        taken = [step(params, state, images, labels, config, loss) for step in (step_by_hand, step_by_grad)]
+        return max(relative_differences(*(step.gradients for step in taken)).values())
+
+
+def train(config: lenet5.Config, loss: str, epochs: int, seed: int, data: Data) -> Result:
+    """Trains both networks, in an order drawn anew for every epoch (the last images that fill no batch sit it out)."""
+    start = time.perf_counter()
+    rng = np.random.default_rng(seed)
+    count = len(data.train_labels)
+    batches = count // BATCH_SIZE
+    hand = grad = lenet5.init(jax.random.key(seed), config)
+    checked = check_paths((*hand, data.train_images[:BATCH_SIZE], data.train_labels[:BATCH_SIZE], config, loss))
+    tqdm.write(checked)
+    losses: dict[str, list[float]] = {"by_hand": [], "jax_grad": []}
+    differences: dict[str, list[float]] = {}
+    in_float64: dict[int, float] = {}
+    largest = 0.0
+    with tqdm(total=epochs * batches, desc="LeNet-5 by hand", unit="step", dynamic_ncols=True) as bar:
+        for _ in range(epochs):
+            for rows in rng.permutation(count)[: batches * BATCH_SIZE].reshape(batches, BATCH_SIZE):
+                batch = (data.train_images[rows], data.train_labels[rows], config, loss)
+                by_hand, by_grad = step_by_hand(*hand, *batch), step_by_grad(*grad, *batch)
+                found = relative_differences(by_hand.gradients, step_by_grad(*hand, *batch).gradients)
+                for name, difference in found.items():
+                    differences.setdefault(name, []).append(difference)
+                largest = max(largest, *found.values())
+                if not max(found.values()) <= SUSPICIOUS:
+                    in_float64[len(losses["by_hand"])] = difference_in_float64(*hand, *batch)
+                hand, grad = (by_hand.params, by_hand.state), (by_grad.params, by_grad.state)
+                losses["by_hand"].append(float(by_hand.loss))
+                losses["jax_grad"].append(float(by_grad.loss))
+                bar.set_postfix_str(f"loss {by_hand.loss:.4f}, largest difference {largest:.1e}", refresh=False)
+                bar.update()
+    accuracies = {
+        name: float(compiled_evaluate(*network, data.test_images, data.test_labels, config)[1])
+        for name, network in (("by_hand", hand), ("jax_grad", grad))
+    }
+    return Result(losses, differences, in_float64, accuracies, checked, time.perf_counter() - start)
+
+
+def draw(result: Result, loss: str) -> bytes:
+    """The two losses on each other; below, how far the gradients of the same parameters are apart."""
+    figure, (above, below) = plt.subplots(2, 1, figsize=(9, 7.5), sharex=True, layout="constrained")
+    figure.suptitle("LeNet-5 with batch norm learns digits: formulas written by hand, and jax.grad")
+    number = np.arange(1, len(result.losses["by_hand"]) + 1)
+    above.plot(number, result.losses["jax_grad"], color="tab:orange", lw=6, alpha=0.5, label="gradients by jax.grad")
+    above.plot(number, result.losses["by_hand"], color="black", lw=1, label="gradients by hand")
+    above.set(title="Loss of each batch: one curve lies on the other", ylabel=LOSSES[loss], yscale="log")
+    values = np.array(list(result.differences.values()))
+    below.fill_between(
+        number,
+        values.min(0),
+        values.max(0),
+        color="tab:blue",
+        alpha=0.25,
+        lw=0,
+        label=f"from the smallest to the largest of {len(values)} arrays",
+    )
+    below.plot(number, values.max(0), color="tab:blue", lw=1, label="the largest")
+    below.axhline(ROUNDING, color="gray", ls="--", label="rounding of a single float32 operation")
+    below.axhline(1, color="tab:red", ls="--", label="as large as the gradient: a wrong formula")
+    if result.in_float64:
+        at = [step + 1 for step in result.in_float64]
+        again = np.maximum(list(result.in_float64.values()), 1e-17)
+        below.plot(at, again, "v", color="tab:green", label="a step above 1e-5, taken again in float64")
+    below.set(
+        title="Difference of the two gradients at the same parameters, relative to the gradient",
+        xlabel=f"step (batches of {BATCH_SIZE} images)",
+        ylabel="‖by hand − jax.grad‖ / ‖jax.grad‖",
+        yscale="log",
+        ylim=(1e-17 if result.in_float64 else 1e-8, 10),
+    )
+    for axes in (above, below):
+        axes.grid(alpha=0.3)
+    above.legend()
+    below.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=120)
+    plt.close(figure)
+    return buffer.getvalue()
+
+
+def report(result: Result) -> None:
+    worst = result.worst()
+    array = max(result.differences, key=lambda name: max(result.differences[name]))
+    print(f"largest difference of any gradient  {worst.max():.2e} of its norm ({array}, step {worst.argmax() + 1})")
+    print(f"the largest of a step, median       {np.median(worst):.2e}")
+    if result.in_float64:
+        again = max(result.in_float64.values())
+        print(
+            f"steps above {SUSPICIOUS:.0e}                   {len(result.in_float64)}; in float64 {again:.2e} at most"
+        )
+    print(f"largest difference of the losses    {result.apart():.2e}")
+    by_hand, by_grad = result.accuracies.values()
+    print(f"test accuracy                       {by_hand:.2%} by hand, {by_grad:.2%} by jax.grad")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0, help="draws the parameters and the order of the images")
+    parser.add_argument("--loss", choices=tuple(LOSSES), default="cross_entropy")
+    parser.add_argument("--pool", choices=("avg", "max"), default="avg")
+    parser.add_argument("--activation", choices=("tanh", "relu", "sigmoid"), default="tanh")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    if options.epochs < 1:
+        parser.error("--epochs must be at least 1")
+    if options.seed < 0:
+        parser.error("--seed must be at least 0")
+
+    config = dataclasses.replace(DEFAULT, pool=options.pool, activation=options.activation)
+    result = train(config, options.loss, options.epochs, options.seed, load_data())
+    report(result)
+    worst = result.worst()
+    content = {
+        "largest_difference": worst.max(),
+        "median_over_steps": np.median(worst),
+        "largest_difference_of_the_losses": result.apart(),
+        "suspicious_steps_in_float64": {str(step + 1): value for step, value in result.in_float64.items()},
+        "test_accuracy": result.accuracies,
+        "path": result.checked,
+        "seconds": round(result.seconds, 1),
+        "seed": options.seed,
+        "epochs": options.epochs,
+        "batch_size": BATCH_SIZE,
+        "learning_rate": LEARNING_RATE,
+        "loss": options.loss,
+        "config": dataclasses.asdict(config) | {"dtype": str(config.dtype)},
+        "largest_difference_by_array": {name: max(values) for name, values in result.differences.items()},
+        "largest_difference_by_step": [float(f"{value:.3g}") for value in worst],
+        "losses": {name: [round(value, 7) for value in values] for name, values in result.losses.items()},
+    }
+    write(options.out / "by_hand.json", as_json(content))
+    write(options.out / "by_hand.png", draw(result, options.loss))
+    print(f"numbers  {options.out / 'by_hand.json'}\npicture  {options.out / 'by_hand.png'}")
+    if result.in_float64 and not max(result.in_float64.values()) < 1e-9:
+        sys.exit("the gradients differ in float64 too: a formula is wrong")
+
+
+if __name__ == "__main__":
+    main()
