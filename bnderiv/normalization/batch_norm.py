@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from bnderiv import _arguments
 from bnderiv._arguments import along
@@ -112,25 +113,28 @@ def _public(relu, x, gamma, beta, channel_axis, eps, where, axis_name, groups):
 
 @partial(closed_form, nondiff_argnums=(0, 1, 2))
 def _normalize(axis, relu, own, x, where, gamma, beta, eps, count, shift, scale, mean, var):
-    return _scaled(axis, relu, x, gamma, beta, eps, shift, scale, mean, var)
+    return _scaled(axis, relu, x, where, gamma, beta, eps, shift, scale, mean, var)
 
 
-def _scaled(axis, relu, x, gamma, beta, eps, shift, scale, mean, var):
-    u, r = _centred(axis, x, shift, scale, mean), _inverse_deviation(var, eps, scale)
-    y = _affine(axis, u, r, gamma, beta)
+def _scaled(axis, relu, x, where, gamma, beta, eps, shift, scale, mean, var):
+    r = _inverse_deviation(var, eps, scale)
+    usable = _usable(axis, x, where, shift, scale)
+    y = _affine(axis, _centred(axis, usable, shift, scale, mean), r, gamma, beta)
+    if where is not None:  # elsewhere the same map; by itself, so that in second derivatives too 0 · NaN is 0
+        as_it_is = _affine(axis, _centred(axis, x, shift, scale, mean), r, gamma, beta)
+        y = jnp.where(usable == x, y, lax.stop_gradient(as_it_is))
     return (rectify(y) if relu else y).astype(x.dtype)
 
 
 def _normalize_fwd(axis, relu, own, x, where, gamma, beta, eps, count, shift, scale, mean, var):
-    y = _scaled(axis, relu, x, gamma, beta, eps, shift, scale, mean, var)
+    y = _scaled(axis, relu, x, where, gamma, beta, eps, shift, scale, mean, var)
     return y, (x, where, gamma, beta, eps, count, shift, scale, mean, var)
 
 
 def _normalize_bwd(axis, relu, own, residuals, delta):
     x, where, gamma, beta, eps, n, shift, scale, mean, var = residuals
     others = tuple(a for a in range(x.ndim) if a != axis)
-    if where is not None:  # an x that is not finite at a False place: 0 · NaN is to be 0 in every sum
-        x = jnp.where(where | jnp.isfinite(x), x, along(shift, axis, x.ndim).astype(x.dtype))
+    x = _usable(axis, x, where, shift, scale)
     u, r = _centred(axis, x, shift, scale, mean), _inverse_deviation(var, eps, scale)
     delta = delta.astype(u.dtype)
     if relu:
@@ -165,6 +169,14 @@ def _normalize_bwd(axis, relu, own, residuals, delta):
 
 
 _normalize.defvjp(_normalize_fwd, _normalize_bwd)
+
+
+def _usable(axis, x, where, shift, scale):
+    """x; K at a False place where (x − K) s is not finite, as 0 · NaN is to be 0 in every sum."""
+    if where is None:
+        return x
+    finite = jnp.isfinite(in_units(axis, x, shift, scale))
+    return jnp.where(where | finite, x, along(shift, axis, x.ndim).astype(x.dtype))
 
 
 def _centred(axis, x, shift, scale, mean):

@@ -120,7 +120,7 @@ def _mean_and_var(axis, x, where, n, shift, scale):
     # Two expressions for u: each sum then reads x in a loop of its own, rather than both reading a stored u.
     deviation = (x.astype(scale.dtype) - along(shift, axis, x.ndim)) * along(scale, axis, x.ndim)
     mean = masked(where, deviation).sum(_others(axis, x)) / n  # (N1)
-    square = masked(where, jnp.square(in_units(axis, x, shift, scale))).sum(_others(axis, x)) / n
+    square = jnp.square(masked(where, in_units(axis, x, shift, scale))).sum(_others(axis, x)) / n
     return mean, jnp.maximum(square - mean**2, 0)  # (N2)
 
 
@@ -133,7 +133,7 @@ def _moments_bwd(axis, residuals, cotangents):
     x, where, n, shift, scale, mean = residuals
     d_mean, d_var = cotangents
     n = jnp.maximum(n, 1)
-    u = in_units(axis, x, shift, scale) - along(mean, axis, x.ndim)
+    u = masked(where, in_units(axis, x, shift, scale)) - along(mean, axis, x.ndim)
     # (N13): ∂m/∂x = s/n and ∂v/∂x = 2 s (u − m)/n; (N9) is why the mean inside v adds nothing.
     dx = along(d_mean / n, axis, x.ndim) + along(2 * d_var / n, axis, x.ndim) * u
     dx = masked(where, dx * along(scale, axis, x.ndim))

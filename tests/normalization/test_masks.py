@@ -50,6 +50,50 @@ def test_what_is_masked_out_reaches_nothing(layer, bad):
     assert all(np.isfinite(a).all() for a in jax.tree.leaves(run(jnp.where(everywhere, x, bad))))
 
 
+@pytest.mark.parametrize("layers", [bnderiv, bnderiv.forward_mode], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("bad", [np.finfo(np.float32).max, np.finfo(np.float32).min, np.nan])
+def test_nor_where_its_deviation_is_no_number(layers, bad):
+    """Small data are measured in units so small that float32 does not hold the largest numbers in them."""
+    *arrays, where = _draw()
+    x, gamma, beta = (a.astype(jnp.float32) / 1000 for a in arrays)
+    everywhere = jnp.broadcast_to(where, x.shape)
+    delta, stats_delta = jax.tree.map(lambda a: a.astype(jnp.float32), _cotangents(x))
+    delta = jnp.where(where, delta, 0)
+
+    @jax.jit
+    def run(x):
+        (y, stats), pull_back = jax.vjp(lambda *a: layers.batch_norm(*a, where=where), x, gamma, beta)
+        return jnp.where(where, y, 0), stats, pull_back((delta, stats_delta))
+
+    chex.assert_trees_all_equal(run(jnp.where(everywhere, x, bad)), run(jnp.where(everywhere, x, 0)))
+    assert all(np.isfinite(a).all() for a in jax.tree.leaves(run(jnp.where(everywhere, x, bad))))
+
+
+@pytest.mark.parametrize("forward", [False, True], ids=["reverse-over-reverse", "forward-over-reverse"])
+@pytest.mark.parametrize("layer", ["batch_norm", "batch_norm_relu"])
+def test_it_reaches_no_second_derivative_and_no_tangent(layer, forward):
+    x, gamma, beta, where = _draw((4, 3, 2))
+    everywhere = jnp.broadcast_to(where, x.shape)
+    delta, stats_delta = _cotangents(x)
+    directions = random_like((x, gamma, beta), 3)
+
+    def loss(x, gamma, beta):  # no linear one, so that its cotangents depend on y and the statistics
+        y, stats = getattr(bnderiv.forward_mode if forward else bnderiv, layer)(x, gamma, beta, where=where)
+        return (delta * jnp.where(where, y, 0) ** 3).sum() + (stats_delta.mean * stats.mean * stats.var).sum()
+
+    @jax.jit
+    def derivatives(x):
+        args, gradient = (x, gamma, beta), jax.grad(loss, (0, 1, 2))
+        if forward:
+            return jax.jvp(loss, args, directions), jax.jvp(gradient, args, directions)
+        return jax.grad(lambda *a: sum(map(jnp.vdot, gradient(*a), directions)), (0, 1, 2))(*args)
+
+    zero = derivatives(jnp.where(everywhere, x, 0.0))
+    for bad in (np.nan, np.inf):
+        chex.assert_trees_all_equal(derivatives(jnp.where(everywhere, x, bad)), zero)
+    assert all(np.isfinite(a).all() for a in jax.tree.leaves(zero))
+
+
 def test_masked_rows_are_as_if_they_were_not_there():
     x, gamma, beta, _ = _draw((7, 4))
     keep = np.array([True, False, True, True, False, True, False])
