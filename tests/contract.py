@@ -18,6 +18,12 @@ from jax.test_util import check_grads
 import bnderiv.reference
 from tests.case import Case, random_like
 
+# The promises are about formulas, so the programs need not be fast, and compiling is most of the time. What XLA's
+# optimizations do to roundings is seen in the rooms' own tests.
+_jit = partial(
+    jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+)
+
 TIGHT = 1e-11  # float64 against float64, in different orders of summation
 HALF = {"float16": 2e-3, "bfloat16": 1.6e-2, "float32": 2e-6}  # a few roundings of the output
 
@@ -54,7 +60,7 @@ def gradient_of_gradient(layers: Any, case: Case) -> None:
         def projected(*a: jax.Array) -> jax.Array:
             return _dot(_gradient(function, *a), direction)
 
-        return jax.jit(jax.grad(projected, tuple(range(len(args)))))(*args)
+        return _jit(jax.grad(projected, tuple(range(len(args)))))(*args)
 
     close(second(f), second(g))
 
@@ -66,7 +72,7 @@ def jvp_of_gradient(layers: Any, case: Case) -> None:
 
     def product(function: Callable) -> Any:
         direction = random_like(args, 4)
-        return jax.jit(lambda *a: jax.jvp(lambda *b: _gradient(function, *b), a, direction)[1])(*args)
+        return _jit(lambda *a: jax.jvp(lambda *b: _gradient(function, *b), a, direction)[1])(*args)
 
     close(product(f), product(g))
 
@@ -120,7 +126,7 @@ def scan(layers: Any, case: Case) -> None:
 
     stacked = jax.tree.map(lambda *a: jnp.stack(a), *calls)
     grads = [_oracle(case)(cotangent, *a)[1] for a in calls]
-    close(jax.jit(jax.grad(total))(stacked), jax.tree.map(lambda *g: jnp.stack(g), *grads))
+    close(_jit(jax.grad(total))(stacked), jax.tree.map(lambda *g: jnp.stack(g), *grads))
 
 
 def exported(layers: Any, case: Case) -> None:
@@ -137,9 +143,9 @@ def jvp(layers: Any, case: Case) -> None:
     f, args = case.bind(layers)
     g, _ = case.bind(bnderiv.reference)
     tangents = random_like(args, 5)
-    expected = jax.jit(lambda a, t: jax.jvp(g, a, t))(args, tangents)
-    close(jax.jit(lambda a, t: jax.jvp(f, a, t))(args, tangents), expected)
-    close(jax.jit(lambda a, t: (lambda out, push: (out, push(*t)))(*jax.linearize(f, *a)))(args, tangents), expected)
+    expected = _jit(lambda a, t: jax.jvp(g, a, t))(args, tangents)
+    close(_jit(lambda a, t: jax.jvp(f, a, t))(args, tangents), expected)
+    close(_jit(lambda a, t: (lambda out, push: (out, push(*t)))(*jax.linearize(f, *a)))(args, tangents), expected)
 
 
 def jacobians(layers: Any, case: Case) -> None:
@@ -147,13 +153,13 @@ def jacobians(layers: Any, case: Case) -> None:
     f, args = case.bind(layers)
     g, _ = case.bind(bnderiv.reference)
     everything = tuple(range(len(args)))
-    expected = jax.jit(jax.jacrev(g, everything))(*args)
+    expected = _jit(jax.jacrev(g, everything))(*args)
     for jacobian in (jax.jacfwd, jax.jacrev):
-        close(jax.jit(jacobian(f, everything))(*args), expected)
+        close(_jit(jacobian(f, everything))(*args), expected)
     points = [case.bind(layers, seed=s)[1] for s in range(2)]
     batch = [jnp.stack(a) for a in zip(*points, strict=True)]
-    mapped = jax.jit(jax.vmap(jax.jacfwd(f, everything)))(*batch)
-    rows = [jax.jit(jax.jacrev(g, everything))(*a) for a in points]
+    mapped = _jit(jax.vmap(jax.jacfwd(f, everything)))(*batch)
+    rows = [_jit(jax.jacrev(g, everything))(*a) for a in points]
     close(mapped, jax.tree.map(lambda *r: jnp.stack(r), *rows))
 
 
@@ -168,7 +174,7 @@ def hessians(layers: Any, case: Case) -> None:
         def projected(*a: jax.Array) -> jax.Array:
             return _dot(function(*a), cotangent)
 
-        return jax.jit(outer(inner(projected, everything), everything))(*args)
+        return _jit(outer(inner(projected, everything), everything))(*args)
 
     expected = hessian(g, jax.jacrev, jax.jacrev)
     for outer in (jax.jacfwd, jax.jacrev):
@@ -218,7 +224,7 @@ def _value_and_gradient(function: Callable, cotangent: Any, *args: jax.Array) ->
 
 
 def _compiled(function: Callable) -> Callable:
-    return jax.jit(partial(_value_and_gradient, function))  # one compilation is faster than one for every operation
+    return _jit(partial(_value_and_gradient, function))  # one compilation is faster than one for every operation
 
 
 @lru_cache
