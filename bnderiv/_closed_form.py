@@ -33,7 +33,7 @@ def both_modes() -> Iterator[None]:
         _both_modes.reset(token)
 
 
-class closed_form(jax.custom_vjp):
+class closed_form(jax.custom_vjp[Any]):
     """`jax.custom_vjp` whose `(fwd, bwd)` pair `both_modes` can attach as a `jax.custom_jvp` as well.
 
     The non-differentiable arguments, where there are any, come first (as `nondiff_argnums=(0, 1, ...)`).

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 
 from bnderiv import _arguments
 from bnderiv._arguments import along
@@ -203,7 +204,7 @@ def nonnegative(name: str, value: Any, dtype: Any) -> jax.Array:
     number = jnp.asarray(value)
     if not (jnp.issubdtype(number.dtype, jnp.floating) or jnp.issubdtype(number.dtype, jnp.integer)):
         raise TypeError(f"{name} must be a real number, got {value!r}")
-    if not isinstance(number, jax.core.Tracer) and not 0 <= float(number) < np.inf:
+    if not isinstance(number, Tracer) and not 0 <= float(number) < np.inf:
         raise ValueError(f"{name} must be finite and at least 0, got {value}")
     return number.astype(dtype)
 

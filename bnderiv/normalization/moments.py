@@ -10,7 +10,7 @@ K and s are constants chosen near the data; whatever they are, μ and σ² are t
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,8 +36,8 @@ def measure(axis: int, x: jax.Array, where: jax.Array | None, eps: jax.Array) ->
     """The moments of the True elements of `x` along every axis but `axis`; all 0 for a channel without any."""
     n = _count(axis, x, where)
     shift, scale = _units(axis, lax.stop_gradient(x), where, n, lax.stop_gradient(eps))
-    mean, var = _moments(axis, x, where, n, shift, scale)
-    return recentre(Moments(n, shift, scale, mean, var))
+    mean_and_var: Any = _moments(axis, x, where, n, shift, scale)
+    return recentre(Moments(n, shift, scale, *mean_and_var))
 
 
 def recentre(moments: Moments) -> Moments:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.export
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.typing import DTypeLike
 
 from bnderiv import _arguments
@@ -88,7 +89,7 @@ def update_running_stats(
         raise TypeError(f"batch must be a BatchStats, as batch_norm returns it, got {type(batch).__name__}")
     for name, value in (("batch.mean", batch.mean), ("batch.var", batch.var), ("batch.count", batch.count)):
         _arguments.shape_is(name, value, running.mean.shape, "the shape of running.mean")
-    if not isinstance(momentum, jax.core.Tracer) and not 0 <= momentum <= 1:
+    if not isinstance(momentum, Tracer) and not 0 <= momentum <= 1:
         raise ValueError(f"momentum must lie in [0, 1], it weighs the old value; got {momentum}")
 
     dtype = running.mean.dtype

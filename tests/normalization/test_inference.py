@@ -1,5 +1,7 @@
 """Normalization by given statistics: numbers worked by hand, extremes, errors."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,12 +47,15 @@ def test_statistics_at_1e18():
 
 @pytest.mark.parametrize("argument", ["gamma", "beta", "mean", "var"])
 def test_errors(argument):
-    arguments = {"x": jnp.ones((4, 3))} | {name: jnp.ones(3) for name in ("gamma", "beta", "mean", "var")}
+    arguments: dict[str, Any] = {"x": jnp.ones((4, 3))} | {
+        name: jnp.ones(3) for name in ("gamma", "beta", "mean", "var")
+    }
+    call: Any = bnderiv.batch_norm_inference
     with pytest.raises(ValueError, match=rf"{argument}.*\(3,\).*\[2\]"):
-        bnderiv.batch_norm_inference(**arguments | {argument: jnp.ones(2)})
+        call(**arguments | {argument: jnp.ones(2)})
     with pytest.raises(TypeError, match=f"{argument}.*int32"):
-        bnderiv.batch_norm_inference(**arguments | {argument: jnp.ones(3, jnp.int32)})
+        call(**arguments | {argument: jnp.ones(3, jnp.int32)})
     with pytest.raises(ValueError, match="channel_axis"):
-        bnderiv.batch_norm_inference(**arguments, channel_axis=-3)
+        call(**arguments, channel_axis=-3)
     with pytest.raises(ValueError, match="eps"):
-        bnderiv.batch_norm_inference(**arguments, eps=-1)
+        call(**arguments, eps=-1)

@@ -1,5 +1,7 @@
 """Batch norm against a long-double truth: at any mean and scale, in every dtype, over very many elements."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,13 +19,13 @@ def _all(x, gamma, beta, delta):
     return y, *pull_back(delta)
 
 
-def _errors(x, seed, dtype=np.float32, vector_dtype=np.float32):
+def _errors(x, seed, dtype: Any = np.float32, vector_dtype: Any = np.float32):
     rng = np.random.default_rng(seed)
     x, delta = jnp.asarray(x, dtype), jnp.asarray(rng.standard_normal(x.shape), dtype)
     gamma, beta = (jnp.asarray(mean + rng.standard_normal(x.shape[-1]), vector_dtype) for mean in (1, 0))
     # ε is rounded to the dtype it is added in.
     eps = np.float64(np.float32(1e-5)) if vector_dtype == np.float32 else 1e-5
-    expected = truth.batch_norm(*(np.asarray(a, np.float64) for a in (x, gamma, beta, delta)), eps)
+    expected = truth.batch_norm(*(np.asarray(a, np.float64) for a in (x, gamma, beta, delta)), eps=eps)
     return [truth.relative_error(a, e) for a, e in zip(_all(x, gamma, beta, delta), expected, strict=True)]
 
 

@@ -1,5 +1,7 @@
 """Running statistics: the two conventions, channels that count nothing, errors."""
 
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -48,7 +50,7 @@ def test_channels_that_counted_nothing_keep_theirs():
     assert (new.mean[0], new.var[0], new.count) == (1, 3, 6)
     assert new.mean[1] != 2
     chex.assert_trees_all_equal(
-        bnderiv.update_running_stats(running, BatchStats(*jnp.zeros((3, 2)))),
+        bnderiv.update_running_stats(running, BatchStats(jnp.zeros(2), jnp.zeros(2), jnp.zeros(2))),
         running,
     )
 
@@ -62,7 +64,8 @@ def test_a_batch_of_one_has_variance_zero_not_nan():
 
 @pytest.mark.parametrize("unbiased", [True, False])
 def test_value_and_gradient_equal_the_reference(unbiased):
-    running = RunningStats(*random_like((jnp.zeros(2), jnp.zeros(2)), 0), jnp.int32(3))
+    mean, var = random_like((jnp.zeros(2), jnp.zeros(2)), 0)
+    running = RunningStats(mean, var, jnp.int32(3))
 
     def parts(layers):
         def update(mean, var, batch_mean, batch_var):
@@ -94,10 +97,11 @@ def test_errors():
         bnderiv.update_running_stats(running, BATCH, momentum=1.5)
     with pytest.raises(ValueError, match=r"batch.mean.*\(3,\)"):
         bnderiv.update_running_stats(bnderiv.init_running_stats(3), BATCH)
+    update: Any = bnderiv.update_running_stats
     with pytest.raises(TypeError, match=r"running.*RunningStats.*tuple"):
-        bnderiv.update_running_stats(tuple(running), BATCH)
+        update(tuple(running), BATCH)
     with pytest.raises(TypeError, match=r"batch.*BatchStats.*RunningStats"):
-        bnderiv.update_running_stats(running, running)
+        update(running, running)
     with pytest.raises(ValueError, match=r"channels.*0"):
         bnderiv.init_running_stats(0)
     with pytest.raises(TypeError, match=r"dtype.*int32"):
