@@ -14,6 +14,8 @@ import pytest
 from bnderiv import reference
 from experiments.accuracy import run
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 CASES = {case.name: case for case in run.all_cases(quick=True)}
 

@@ -16,6 +16,8 @@ import pytest
 import bnderiv
 from experiments.by_hand import run
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 
 

@@ -19,18 +19,21 @@ def test_promise(promise, case):
     promise(bnderiv, case)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("promise", contract.TRANSFORMS, ids=lambda p: p.__name__)
 @pytest.mark.parametrize("case", FIRST, ids=str)
 def test_transform(promise, case):
     promise(bnderiv, case)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("promise", [contract.vjp, contract.jvp], ids=lambda p: p.__name__)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_both_modes_at_every_case(promise, case):
     promise(bnderiv.forward_mode, case)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("promise", contract.EVERYTHING, ids=lambda p: p.__name__)
 @pytest.mark.parametrize("case", FIRST, ids=str)
 def test_both_modes_under_every_transform(promise, case):

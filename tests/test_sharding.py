@@ -19,6 +19,8 @@ from tests.cases import CASES
 from tests.collectives import collectives
 from tests.contract import TIGHT, near
 
+pytestmark = pytest.mark.slow
+
 DEVICES = 4
 
 # Compiling is most of what these tests take: no optimization.
