@@ -1,4 +1,4 @@
-"""A small network of all kinds of layers, its gradient compiled or not, with arguments on the device or not."""
+"""A small network of all kinds of layers, its gradient compiled or not."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ variants: Any = chex.variants  # its stub has no call
 
 
 class TestNetwork(chex.TestCase):
-    @variants(with_jit=True, without_jit=True, with_device=True, without_device=True)
+    @variants(with_jit=True, without_jit=True)
     def test_gradient_equals_the_reference(self):
         def gradient(layers):
             return lambda *arguments: jax.grad(lambda p, x, y: _loss(layers, p, x, y))(*arguments)

@@ -52,8 +52,9 @@ def test_both_cases_of_the_documents_by_hand(loss):
     np.testing.assert_allclose(dlogits, [[1 / 8, -6 / 8, 5 / 8], [10 / 8, 20 / 8, -30 / 8]], rtol=1e-13)
 
 
-@given(st.integers(1, 4), st.integers(1, 6), st.floats(0.1, 30), st.integers(0, 99))
-def test_equals_optax(examples, classes, scale, seed):
+@given(st.sampled_from([(1, 1), (2, 3), (4, 6)]), st.floats(0.1, 30), st.integers(0, 99))
+def test_equals_optax(shape, scale, seed):
+    examples, classes = shape
     rng = np.random.default_rng(seed)
     z, y = jnp.asarray(scale * rng.standard_normal((examples, classes))), jnp.asarray(rng.random((examples, classes)))
     labels = jnp.asarray(rng.integers(classes, size=examples))
