@@ -192,10 +192,10 @@ def without_x64(layers: Any, case: Case) -> None:
     near(result, _oracle(case)(_wide(cotangent), *_wide(args)), HALF["float32"])
 
 
-PROMISES = (vjp, eager, finite_differences, gradient_of_gradient, jvp_of_gradient, vmap, dtypes)
+PROMISES = (vjp, finite_differences, gradient_of_gradient, jvp_of_gradient, vmap, dtypes)
 TRANSFORMS = (checkpoint, scan, exported, without_x64)
 # Of the attachment for both modes; `vjp` and `jvp` of it are run at every case.
-EVERYTHING = (*PROMISES[1:], *TRANSFORMS, jacobians, hessians)
+EVERYTHING = (eager, *PROMISES[1:], *TRANSFORMS, jacobians, hessians)
 
 
 def close(actual: Any, expected: Any) -> None:

@@ -17,10 +17,11 @@ from bnderiv.check import Report, Row, compare
 from bnderiv.check.__main__ import main
 from tests.cases import CASES
 
+pytestmark = pytest.mark.slow
+
 LAYERS = {case.layer: case for case in reversed(CASES)}  # the first case of each
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("layer", sorted(LAYERS))
 def test_every_layer_passes(layer):
     case = LAYERS[layer]
@@ -31,7 +32,6 @@ def test_every_layer_passes(layer):
     assert {row.mode for row in report.rows} >= {"value", "gradient", "float64", "second_order", "vmap", "linearity"}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("layer", ["batch_norm", "dense", "max_pool", "softmax_cross_entropy"])
 def test_the_attachment_for_both_modes_passes(layer):
     case = LAYERS[layer]

@@ -19,6 +19,14 @@ def test_promise(promise, case):
     promise(bnderiv, case)
 
 
+# Operation by operation: for most of the cases too slow for every day.
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[] if case in FIRST else pytest.mark.slow) for case in CASES], ids=str
+)
+def test_eager(case):
+    contract.eager(bnderiv, case)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("promise", contract.TRANSFORMS, ids=lambda p: p.__name__)
 @pytest.mark.parametrize("case", FIRST, ids=str)

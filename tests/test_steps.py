@@ -12,6 +12,8 @@ import pytest
 import bnderiv
 from bnderiv import steps
 
+pytestmark = pytest.mark.slow
+
 
 def differs(mine, right) -> Any:
     """The first difference, of which there must be one."""

@@ -10,6 +10,8 @@ from tests.activation.cases import CASES
 from tests.contract import near
 from tests.stepwise import equals_its_layer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_equals_the_layer(case):

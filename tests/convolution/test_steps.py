@@ -9,6 +9,8 @@ from tests.contract import near
 from tests.convolution.cases import CASES
 from tests.stepwise import equals_its_layer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_equals_the_layer(case):

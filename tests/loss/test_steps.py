@@ -10,6 +10,8 @@ from tests.contract import near
 from tests.loss.cases import CASES
 from tests.stepwise import equals_its_layer
 
+pytestmark = pytest.mark.slow
+
 GRADIENTS = {
     "squared_error": ("d_predictions", "d_targets"),
     "softmax_cross_entropy": ("d_logits", "d_labels"),

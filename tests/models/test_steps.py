@@ -15,6 +15,8 @@ from bnderiv.models import lenet5
 from tests.contract import near
 from tests.test_steps import differs
 
+pytestmark = pytest.mark.slow
+
 NO_OPTIMIZATION = {"xla_backend_optimization_level": 0}  # compiling is what these tests take
 LOSSES = ("cross_entropy", "squared_error")
 
@@ -37,7 +39,6 @@ def _loss(logits, labels, loss):
     return bnderiv.reference.squared_error(jnp.tanh(logits), targets).mean()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pool", "activation", "batch_norm"),
     list(itertools.product(("max", "avg"), ("relu", "tanh", "sigmoid"), (True, False))),

@@ -84,6 +84,7 @@ def test_float64():
     assert max(_errors(_normal((32, 28, 28, 6), 9) + 1e4, 10, np.float64, np.float64)) < 1e-13
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(10_000_000, 1), (100, 1000, 100, 1)], ids=str)
 def test_ten_million_elements_do_not_drift(shape):
     x, gamma, beta = _normal(shape, 11) + 100, np.ones(1), np.zeros(1)

@@ -11,6 +11,8 @@ from tests.contract import near
 from tests.normalization.cases import CASES
 from tests.stepwise import equals_its_layer
 
+pytestmark = pytest.mark.slow
+
 PARTS = ("dx_through_x_hat", "dx_through_mu", "dx_through_var")
 GRADIENTS = ("dx", "d_gamma", "d_beta", "d_mu", "d_var")
 

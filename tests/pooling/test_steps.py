@@ -8,6 +8,8 @@ from bnderiv import steps
 from tests.pooling.cases import CASES, MAX_NOTHING, MAX_TIES
 from tests.stepwise import equals_its_layer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("case", [*CASES, MAX_TIES, MAX_NOTHING], ids=str)
 def test_equals_the_layer(case):
