@@ -1,0 +1,182 @@
+"""What every experiment leaves: files written whole, pictures, and an HTML page that needs nothing beside it."""
+
+import base64
+import contextlib
+import datetime
+import html
+import io
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+PACKAGES = ("jax", "jaxlib", "numpy", "optax", "orbax-checkpoint", "scikit-learn")
+
+
+class Picture(NamedTuple):
+    """A PNG; `caption` says what to see in it, and stands in for it where it cannot be seen."""
+
+    title: str
+    png: bytes
+    caption: str = ""
+
+
+class Table(NamedTuple):
+    """Rows of cells, shown as `str` shows them; numbers are set to the right."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    caption: str = ""
+
+
+class Text(NamedTuple):
+    """A heading and a paragraph."""
+
+    title: str
+    text: str
+
+
+def page(
+    title: str,
+    summary: str,
+    parts: Sequence[Picture | Table | Text],
+    *,
+    command: str,
+    configuration: Mapping[str, Any],
+    facts: Mapping[str, Any] | None = None,
+) -> bytes:
+    """The report of a run as HTML in UTF-8: no other file, no script, no font and nothing from the network.
+
+    Args:
+      title: of the page.
+      summary: what came out, in a sentence or two.
+      parts: pictures, tables and paragraphs, in this order.
+      command: the line that repeats the run.
+      configuration: every option of the run, as resolved.
+      facts: further lines beside command, date, machine and versions, such as the seconds it took.
+    """
+    about = {"date": today(), "machine": machine()} | dict(facts or {})
+    about["versions"] = ", ".join(f"{name} {number}" for name, number in versions().items())
+    body = "\n".join(_part(part) for part in parts)
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{html.escape(title)}</title>
+<style>{_STYLE}</style>
+</head>
+<body>
+<h1>{html.escape(title)}</h1>
+<p class="summary">{html.escape(summary)}</p>
+<pre>{html.escape(command)}</pre>
+{body}
+<h2>The run</h2>
+{_rows(("", ""), about.items())}
+<h2>Configuration</h2>
+{_rows(("option", "value"), configuration.items())}
+</body>
+</html>
+""".encode()
+
+
+def machine() -> str:
+    """The machine in words, without its name: "2 CPU cores (x86_64), Linux", "1 × NVIDIA H200, 16 CPU cores …"."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    words = f"{cores} CPU cores ({platform.machine()}), {platform.system()}"
+    devices = jax.devices()
+    if devices[0].platform != "cpu":
+        return f"{len(devices)} × {devices[0].device_kind}, {words}"
+    return words if len(devices) == 1 else f"{words}, as {len(devices)} devices"
+
+
+def versions() -> dict[str, str]:
+    """Python's and the packages' that decide the numbers."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def today() -> str:
+    """The date, as 2026-11-21."""
+    return datetime.date.today().isoformat()
+
+
+def png(figure: Figure, dpi: int = 120) -> bytes:
+    """The figure as a PNG; closes it."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=dpi)
+    plt.close(figure)
+    return buffer.getvalue()
+
+
+def write(path: Path, content: bytes) -> None:
+    """The whole file or none of it, however the run ends: written under another name, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".unfinished")
+    try:
+        unfinished.write_bytes(content)
+        unfinished.replace(path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            unfinished.unlink()
+
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 60rem;
+  margin: 2rem auto; padding: 0 1rem }
+h1 { line-height: 1.2 } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd }
+.summary { font-size: 1.15rem } figure { margin: 0 } img { max-width: 100%; height: auto }
+figcaption, .caption { color: #555 }
+pre { background: #f4f4f4; padding: .7rem 1rem; overflow-x: auto }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+td, th { padding: .15rem .9rem .15rem 0; vertical-align: top }
+th { text-align: left; border-bottom: 1px solid #999 } td.number, th.number { text-align: right }
+"""
+
+
+def _part(part: Picture | Table | Text) -> str:
+    heading = f"<h2>{html.escape(part.title)}</h2>\n"
+    if isinstance(part, Text):
+        return f"{heading}<p>{html.escape(part.text)}</p>"
+    if isinstance(part, Table):
+        return f'{heading}{_rows(part.columns, part.rows)}\n<p class="caption">{html.escape(part.caption)}</p>'
+    source = base64.b64encode(part.png).decode()
+    caption = html.escape(part.caption)
+    return (
+        f'{heading}<figure><img alt="{caption or html.escape(part.title)}" src="data:image/png;base64,{source}">'
+        f"<figcaption>{caption}</figcaption></figure>"
+    )
+
+
+def _rows(columns: Sequence[str], rows: Any) -> str:
+    rows = [tuple(row) for row in rows]
+    number = [
+        all(isinstance(row[i], int | float) and not isinstance(row[i], bool) for row in rows)
+        for i in range(len(columns))
+    ]
+
+    def line(cells: Sequence[Any], tag: str) -> str:
+        styles = [' class="number"' if right else "" for right in number]
+        return (
+            "<tr>"
+            + "".join(
+                f"<{tag}{style}>{html.escape(str(cell))}</{tag}>" for cell, style in zip(cells, styles, strict=True)
+            )
+            + "</tr>"
+        )
+
+    head = line(columns, "th") if any(columns) else ""
+    return "<table>\n" + "\n".join(filter(None, [head, *(line(row, "td") for row in rows)])) + "\n</table>"
