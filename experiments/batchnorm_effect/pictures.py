@@ -1,0 +1,64 @@
+"""The two pictures: the paper's first figure, and where training still works as the learning rate grows."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from experiments import _report
+from experiments.batchnorm_effect.network import PERCENTILES
+
+WITH, WITHOUT = ("with batch norm", "C0", "-"), ("without batch norm", "C1", "--")
+
+
+def first_figure(
+    steps: np.ndarray, accuracy: dict[bool, np.ndarray], percentiles: dict[bool, np.ndarray], units: dict[bool, int]
+) -> bytes:
+    """Laid out as Figure 1 of Ioffe & Szegedy 2015.
+
+    Args:
+      steps: (T,) the steps at which was noted.
+      accuracy: with and without batch norm, (seeds, T).
+      percentiles: of one unit's input to its sigmoid, (T, 3).
+      units: which unit that is.
+    """
+    figure, (a, b, c) = plt.subplots(1, 3, figsize=(12, 4), layout="constrained", width_ratios=(1.25, 1, 1))
+    for batch_norm, (name, color, style) in ((True, WITH), (False, WITHOUT)):
+        curves = 100 * accuracy[batch_norm]
+        a.plot(steps, curves.mean(0), style, color=color, label=name)
+        a.fill_between(steps, curves.min(0), curves.max(0), color=color, alpha=0.25, lw=0)
+    a.set(title="(a) Test images recognized", ylabel="%", ylim=(70, 100))
+    a.legend(loc="lower right", title=f"mean and range of {len(accuracy[True])} seeds")
+    # Batch norm has no statistics before the first step, so from the second measurement on.
+    shown = {batch_norm: values[1:] for batch_norm, values in percentiles.items()}
+    low, high = min(p.min() for p in shown.values()), max(p.max() for p in shown.values())
+    for axes, letter, batch_norm, (name, color, _) in ((b, "b", False, WITHOUT), (c, "c", True, WITH)):
+        for values, percentile in zip(shown[batch_norm].T, PERCENTILES, strict=True):
+            axes.plot(steps[1:], values, color=color, lw=2 if percentile == 50 else 1)
+            axes.annotate(
+                f"{percentile} %", (steps[-1], values[-1]), (4, 0), textcoords="offset points", va="center", fontsize=9
+            )
+        axes.set(title=f"({letter}) A sigmoid's input, {name}", ylim=(low - 0.3, high + 0.3))
+        axes.set_xlabel(f"training step\n(unit {units[batch_norm]} of the last hidden layer, seed 0)")
+        axes.set_xlim(0, 1.15 * steps[-1])
+    b.set_ylabel("percentiles over test images")
+    a.set_xlabel("training step")
+    for axes in (a, b, c):
+        axes.grid(alpha=0.3)
+        axes.xaxis.set_major_formatter(lambda step, _: f"{step / 1000:g}k" if step else "0")
+    return _report.png(figure)
+
+
+def rates_figure(rates: np.ndarray, accuracy: dict[bool, np.ndarray], steps: int) -> bytes:
+    """Test accuracy, (seeds, rates), after so many steps, against the learning rate."""
+    figure, axes = plt.subplots(figsize=(8, 4.4), layout="constrained")
+    for batch_norm, (name, color, style) in ((True, WITH), (False, WITHOUT)):
+        curves = 100 * accuracy[batch_norm]
+        axes.plot(rates, curves.mean(0), style, color=color, label=name)
+        axes.plot(rates, curves.T, "o", color=color, ms=4, alpha=0.6)
+    axes.axhline(10, color="gray", lw=1, ls=":")
+    axes.annotate("guessing", (rates[0], 10), (0, 4), textcoords="offset points", fontsize=9, color="gray")
+    axes.set(xscale="log", xlabel="learning rate", ylabel="test images recognized, %", ylim=(0, 102))
+    axes.xaxis.set_major_formatter(lambda rate, _: f"{rate:g}")
+    axes.set_title(f"After {steps:,} steps: each dot is one seed, lines are their mean")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="center left", bbox_to_anchor=(0.28, 0.3))
+    return _report.png(figure)

@@ -1,0 +1,237 @@
+"""The first figure of Ioffe & Szegedy 2015: what batch norm does to a network of sigmoids, and to its learning rates.
+
+    python experiments/batchnorm_effect/run.py                the digits
+    python experiments/batchnorm_effect/run.py --data DIR     a folder of IDX files, such as MNIST
+
+Every seed and every learning rate, with and without batch norm, train at once in one compiled program.
+"""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from experiments import _data, _report
+from experiments.batchnorm_effect import network, pictures
+
+RESULTS = Path(__file__).parent / "results"
+PROBES = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is trained."""
+
+    data: Path | None = None
+    """Folder of IDX files (see experiments/_data.py); without it, scikit-learn's digits."""
+    steps: int = 50_000
+    """Steps of the first figure; the paper's number."""
+    rate: float = 0.1
+    """Learning rate of the first figure."""
+    seeds: int = 5
+    """Networks of each kind in the first figure."""
+    sweep_rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+    """Learning rates of the second figure."""
+    sweep_steps: int = 5_000
+    """Steps of the second figure."""
+    sweep_seeds: int = 3
+    """Networks of each kind and rate in the second figure."""
+    every: int = 500
+    """Steps between two measurements; divides both numbers of steps."""
+    deviation: float = 0.1
+    """Standard deviation of the Gaussian that kernels are drawn from."""
+    seed: int = 0
+    """Draws all kernels and orders of images."""
+    out: Path = RESULTS / "digits"
+    """Folder of the results."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "seeds", "sweep_steps", "sweep_seeds", "every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("steps", "sweep_steps"):
+            if getattr(self, name) % self.every:
+                raise ValueError(f"{name} must be a multiple of every = {self.every}, got {getattr(self, name)}")
+        if not self.sweep_rates or min(*self.sweep_rates, self.rate, self.deviation) <= 0:
+            raise ValueError("rate, sweep_rates and deviation must be positive")
+
+
+def load_task(source: Path | None) -> network.Task:
+    data = _data.load(source)
+    if len(data.train_labels) < network.BATCH:
+        raise ValueError(f"{source}: {len(data.train_labels)} training images, must be at least {network.BATCH}")
+    train, test = (jnp.asarray(a.reshape(len(a), -1)) for a in (data.train_images, data.test_images))
+    return network.Task(train, jnp.asarray(data.train_labels), test, jnp.asarray(data.test_labels), test[:PROBES])
+
+
+def timed_sweep(keys: jax.Array, rates: list[float], task: network.Task, **options: Any):
+    """The curves as NumPy arrays, and the seconds that compiling and running took."""
+    start = time.perf_counter()
+    program = network.sweep.lower(keys, jnp.array(rates, jnp.float32), task, **options).compile()
+    compiled = time.perf_counter()
+    curves = jax.tree.map(np.asarray, program(keys, jnp.array(rates, jnp.float32), task))
+    return curves, {"compiling": round(compiled - start, 1), "running": round(time.perf_counter() - compiled, 1)}
+
+
+def median_range(percentiles: np.ndarray) -> np.ndarray:
+    """How far each unit's median over the images moves in training: (..., T, 3, units) -> (..., units).
+
+    Before the first step batch norm has no statistics yet: counted from the second measurement on.
+    """
+    return np.ptp(percentiles[..., 1:, 1, :], axis=-2)
+
+
+def typical_unit(percentiles: np.ndarray) -> int:
+    """Of the units in (T, 3, units), the one in the middle of the order by `median_range`."""
+    order = np.argsort(median_range(percentiles))
+    return int(order[len(order) // 2])
+
+
+def median_unit(percentiles: np.ndarray) -> dict[str, float]:
+    """Medians over seeds and units of (seeds, T, 3, units): the range above, and how far 15th and 85th are apart."""
+    apart = percentiles[:, :, 2] - percentiles[:, :, 0]
+    found = {"median_range": median_range(percentiles), "spread_first": apart[:, 1], "spread_last": apart[:, -1]}
+    return {name: round(float(np.median(values)), 3) for name, values in found.items()}
+
+
+def first_reached(steps: np.ndarray, accuracy: np.ndarray, least: float) -> int | None:
+    """The first step noted at which the mean over the seeds, of (seeds, T), is at least so high."""
+    there = accuracy.mean(0) >= least
+    return int(steps[there.argmax()]) if there.any() else None
+
+
+def named(values: dict[bool, Any]) -> dict[str, Any]:
+    return {"with batch norm": values[True], "without batch norm": values[False]}
+
+
+def rounded(array: np.ndarray, digits: int = 4) -> list[Any]:
+    """For JSON, which has no NaN: what is no number any more becomes null."""
+    return [
+        rounded(a, digits) if np.ndim(a) else round(float(a), digits) if np.isfinite(a) else None
+        for a in np.asarray(array)
+    ]
+
+
+def run(settings: Settings) -> None:
+    task = load_task(settings.data)
+    images = f"{len(task.train_labels):,} training images, {len(task.test_labels):,} test images"
+    options = {"deviation": settings.deviation, "every": settings.every}
+    keys = jax.random.split(jax.random.key(settings.seed), max(settings.seeds, settings.sweep_seeds))
+    rates = list(settings.sweep_rates)
+
+    print(f"{images}\nrate {settings.rate:g}: {settings.seeds} seeds with and without, {settings.steps:,} steps …")
+    curves, seconds = timed_sweep(keys[: settings.seeds], [settings.rate], task, steps=settings.steps, **options)
+    curves = {kind: jax.tree.map(lambda a: a[:, 0], of_kind) for kind, of_kind in curves.items()}  # one rate
+    steps = np.arange(settings.steps // settings.every + 1) * settings.every
+    accuracy = {kind: of_kind.accuracy for kind, of_kind in curves.items()}
+    units = {kind: typical_unit(of_kind.percentiles[0]) for kind, of_kind in curves.items()}
+    typical = {kind: of_kind.percentiles[0, ..., units[kind]] for kind, of_kind in curves.items()}
+    all_units = {kind: median_unit(of_kind.percentiles) for kind, of_kind in curves.items()}
+    reached = {
+        kind: {f"{least:.0%}": first_reached(steps, a, least) for least in (0.8, 0.9, 0.93, 0.95)}
+        for kind, a in accuracy.items()
+    }
+
+    print(f"{len(rates)} rates: {settings.sweep_seeds} seeds with and without, {settings.sweep_steps:,} steps …")
+    swept, sweep_seconds = timed_sweep(keys[: settings.sweep_seeds], rates, task, steps=settings.sweep_steps, **options)
+    finals = {kind: of_kind.accuracy[..., -1] for kind, of_kind in swept.items()}
+
+    figure = pictures.first_figure(steps, accuracy, typical, units)
+    rates_figure = pictures.rates_figure(np.array(rates), finals, settings.sweep_steps)
+    configuration = {
+        name: "IDX files" if name == "data" and value else value
+        for name, value in dataclasses.asdict(settings).items()
+        if name != "out"
+    }
+    content = {
+        "date": _report.today(),
+        "machine": _report.machine(),
+        "versions": _report.versions(),
+        "images": images,
+        "configuration": configuration,
+        "first_figure": {
+            "seconds": seconds,
+            "steps": steps.tolist(),
+            "test_accuracy": named({kind: rounded(a) for kind, a in accuracy.items()}),
+            "first_step_of_mean_accuracy": named(reached),
+            "typical_unit": named(units),
+            "its_percentiles": named({kind: rounded(a, 3) for kind, a in typical.items()}),
+            "median_unit": named(all_units),
+        },
+        "rates_figure": {
+            "seconds": sweep_seconds,
+            "rates": rates,
+            "test_accuracy": named({kind: rounded(a) for kind, a in finals.items()}),
+        },
+    }
+    rows = [
+        [
+            f"{rate:g}",
+            *(
+                f"{100 * finals[kind][:, i].mean():.1f} ({100 * finals[kind][:, i].min():.1f})"
+                for kind in (True, False)
+            ),
+        ]
+        for i, rate in enumerate(rates)
+    ]
+    ends = {
+        kind: f"{100 * a[:, -1].mean():.2f} % (range {100 * a[:, -1].min():.2f}–{100 * a[:, -1].max():.2f})"
+        for kind, a in accuracy.items()
+    }
+    summary = (
+        f"After {settings.steps:,} steps at the rate {settings.rate:g} the network recognizes {ends[True]} of the test "
+        f"images with batch norm, {ends[False]} without."
+    )
+    command = "python experiments/batchnorm_effect/run.py" + (" --data DIR" if settings.data else "")
+    report = _report.page(
+        "What batch norm does to a network of sigmoids",
+        summary,
+        [
+            _report.Picture(
+                "The paper's first figure",
+                figure,
+                "(a) accuracy; (b), (c) the 15th, 50th and 85th percentile of what one unit's sigmoid is given.",
+            ),
+            _report.Picture("Learning rates", rates_figure, "Test accuracy against the learning rate."),
+            _report.Table(
+                "Learning rates",
+                ("rate", "with batch norm", "without batch norm"),
+                rows,
+                f"Test accuracy in % after {settings.sweep_steps:,} steps: mean of the seeds (worst).",
+            ),
+        ],
+        command=command,
+        configuration=configuration,
+        facts={"images": images, "seconds": seconds, "seconds of the rates": sweep_seconds},
+    )
+    written = {
+        "figure1.png": figure,
+        "rates.png": rates_figure,
+        "results.json": (json.dumps(content, allow_nan=False) + "\n").encode(),
+        "report.html": report,
+    }
+    for name, data in written.items():
+        _report.write(settings.out / name, data)
+    print(summary)
+    print(f"{'rate':>6} {'with, % (worst)':>18} {'without':>18}")
+    for rate, *cells in rows:
+        print(f"{rate:>6} " + " ".join(f"{cell:>18}" for cell in cells))
+    print(*(f"{settings.out / name}" for name in written), sep="\n")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    settings = tyro.cli(Settings, description=__doc__, args=arguments)
+    try:
+        run(settings)
+    except ValueError as error:  # of the data
+        raise SystemExit(str(error)) from None
+
+
+if __name__ == "__main__":
+    main()
