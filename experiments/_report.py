@@ -5,6 +5,7 @@ import contextlib
 import datetime
 import html
 import io
+import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -120,6 +121,12 @@ def png(figure: Figure, dpi: int = 120) -> bytes:
     figure.savefig(buffer, dpi=dpi)
     plt.close(figure)
     return buffer.getvalue()
+
+
+def as_json(content: Mapping[str, Any]) -> bytes:
+    """JSON proper, which has no NaN, with date, machine and versions."""
+    content = dict(content) | {"date": today(), "machine": machine(), "versions": versions()}
+    return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
 
 
 def write(path: Path, content: bytes) -> None:

@@ -73,7 +73,7 @@ def test_a_difference_is_taken_again_in_float64(right_in_float64, tmp_path, monk
     monkeypatch.setattr(run, "step_by_grad", step)
     monkeypatch.setattr(run, "step_by_hand", functools.partial(step, wrong=True))
     monkeypatch.setattr(run, "check_paths", lambda *_: "checked")
-    monkeypatch.setattr(run, "compiled_evaluate", lambda *_: (0.0, 0.25))
+    monkeypatch.setattr(run, "accuracy", lambda *_: 0.25)
     monkeypatch.setattr(run.lenet5, "init", lambda *_: (dict.fromkeys(("beta", "gamma"), np.zeros(3)), {}))
     refused = contextlib.nullcontext() if right_in_float64 else pytest.raises(SystemExit, match="a formula is wrong")
     options = ["--epochs", "1", "--pool", "max", "--activation", "relu", "--loss", "squared_error"]

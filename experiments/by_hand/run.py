@@ -10,7 +10,6 @@ every step both gradients are also taken at the first network's parameters and c
 import argparse
 import dataclasses
 import functools
-import io
 import re
 import sys
 import time
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 from tqdm import tqdm
 
@@ -28,12 +27,11 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # a script's own folder is a
 import bnderiv
 from bnderiv import steps
 from bnderiv.models import lenet5
-from experiments.lenet.run import DEFAULT, Data, as_json, compiled_evaluate, load_data, write
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from experiments._data import Data, load
+from experiments._report import as_json, png, write
 
 RESULTS = Path(__file__).parent / "results"
+DEFAULT = lenet5.Config(image_shape=(32, 32, 1))
 BATCH_SIZE = 32
 LEARNING_RATE = 0.1
 LOSSES = {"cross_entropy": "cross entropy", "squared_error": "half the squared error"}
@@ -89,6 +87,13 @@ def step_by_grad(params, state, images, labels, config: lenet5.Config, loss: str
 
     (value, new), gradients = jax.value_and_grad(mean_loss, has_aux=True)(params)
     return Step(descend(params, gradients), new, value, gradients)
+
+
+@functools.partial(jax.jit, static_argnums=4)
+def accuracy(params, state, images, labels, config: lenet5.Config) -> jax.Array:
+    """Of the network as it is used: normalized by the running statistics."""
+    logits, _ = lenet5.apply(params, state, images, config, train=False)
+    return (logits.argmax(-1) == labels).mean()
 
 
 def descend(params, gradients):
@@ -183,7 +188,7 @@ def train(config: lenet5.Config, loss: str, epochs: int, seed: int, data: Data) 
                 bar.set_postfix_str(f"loss {by_hand.loss:.4f}, largest difference {largest:.1e}", refresh=False)
                 bar.update()
     accuracies = {
-        name: float(compiled_evaluate(*network, data.test_images, data.test_labels, config)[1])
+        name: float(accuracy(*network, data.test_images, data.test_labels, config))
         for name, network in (("by_hand", hand), ("jax_grad", grad))
     }
     return Result(losses, differences, in_float64, accuracies, checked, time.perf_counter() - start)
@@ -225,10 +230,7 @@ def draw(result: Result, loss: str) -> bytes:
         axes.grid(alpha=0.3)
     above.legend()
     below.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=120)
-    plt.close(figure)
-    return buffer.getvalue()
+    return png(figure)
 
 
 def report(result: Result) -> None:
@@ -261,7 +263,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("--seed must be at least 0")
 
     config = dataclasses.replace(DEFAULT, pool=options.pool, activation=options.activation)
-    result = train(config, options.loss, options.epochs, options.seed, load_data())
+    result = train(config, options.loss, options.epochs, options.seed, load())
     report(result)
     worst = result.worst()
     content = {

@@ -1,314 +1,250 @@
 """LeNet-5 with batch norm learns handwritten digits, every gradient derived by hand.
 
-    python experiments/lenet/run.py              one training: curves, metrics, parameters
-    python experiments/lenet/run.py --compare    with batch norm, without, and average pooling + tanh, over five seeds
+    python experiments/lenet/run.py                      trains on scikit-learn's digits; nothing is downloaded
+    python experiments/lenet/run.py train --help         every option of a training
+    python experiments/lenet/run.py train --config FILE  options from a file, .toml or .json
+    python experiments/lenet/run.py resume RUN           goes on where a run stopped, killed or not
+    python experiments/lenet/run.py test RUN             the accuracy of a run's last checkpoint
+    python experiments/lenet/run.py plot RUN             draws its pictures and its report again
 
-The data are scikit-learn's 1,797 real digits of 8×8 pixels, part of its installation: nothing is downloaded.
+RUN is the folder of a run, printed when it begins: configuration, checkpoints and results are in it.
 """
 
-import argparse
-import contextlib
 import dataclasses
-import functools
-import io
-import json
-import os
-import platform
-import time
-from importlib.metadata import version
+import datetime
+import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated
 
 import jax
-import matplotlib
-import numpy as np
-import optax
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
-from tqdm import tqdm
+import tyro
+from tyro.conf import Positional, arg, subcommand
 
-import bnderiv
-from bnderiv.models import lenet5
+sys.path.insert(0, str(Path(__file__).parents[2]))  # a script's own folder is all that Python looks in
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from experiments import _data, _report
+from experiments.lenet import checkpoints, configuration, results, training
+from experiments.lenet.configuration import Configuration
 
-RESULTS = Path(__file__).parent / "results"
-SPLIT_SEED = 0  # one split for every run: --seed draws the parameters and the order of the images
-SEEDS = range(5)
-DEFAULT = lenet5.Config(image_shape=(32, 32, 1))
-SETTINGS = {
-    "with batch norm": DEFAULT,
-    "without batch norm": dataclasses.replace(DEFAULT, batch_norm=False),
-    "average pooling, tanh, with batch norm": dataclasses.replace(DEFAULT, pool="avg", activation="tanh"),
-}
+RUNS = Path(__file__).parent / "runs"
+CONFIGURATION = "configuration.json"
 
 
-class Recipe(NamedTuple):
-    """How a network is trained: gradient descent with Nesterov's momentum, the rate falling along half a cosine."""
-
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    shift: int  # training images are moved by up to so many pixels (one pixel of the digits is four)
+class Refused(Exception):
+    """The command cannot be done; the message says why."""
 
 
-class Data(NamedTuple):
-    """Images (N, 32, 32, 1), standardized by the training images' mean and deviation, and labels (N,)."""
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Trains a network in a folder of its own."""
 
-    train_images: np.ndarray
-    train_labels: np.ndarray
-    test_images: np.ndarray
-    test_labels: np.ndarray
-
-
-class Result(NamedTuple):
-    """A trained network. `curves` holds, after each epoch, loss and accuracy over all training and all test images."""
-
-    params: Any
-    state: Any
-    curves: dict[str, list[float]]
-    seconds: float
+    configuration: Annotated[Configuration, arg(name="")] = dataclasses.field(default_factory=Configuration)
+    config: Path | None = None
+    """File of options, .toml or .json; those on the command line come before those in it."""
+    out: Path | None = None
+    """Folder of the run. None: a new one, named by the time. In a folder of the same run, goes on with it."""
+    checkpoint_every: int = 0
+    """Write a checkpoint after every so many steps; 0: after every epoch only."""
 
 
-def load_data(validation: bool = False) -> Data:
-    """A fifth of the digits is held out for the test, with the classes in the same proportions.
+@dataclasses.dataclass(frozen=True)
+class Resume:
+    """Goes on with a run from its last checkpoint, to the bits it would have ended with."""
 
-    With `validation` the test images stay unseen: a fifth of the training images takes their place.
-    """
-    pixels, digits = (np.asarray(a) for a in load_digits(return_X_y=True))
-    rest = np.arange(len(digits))
-    held_out = rest[:0]
-    for _ in range(2 if validation else 1):
-        rest, held_out = train_test_split(rest, test_size=0.2, stratify=digits[rest], random_state=SPLIT_SEED)
-    mean, deviation = pixels[rest].mean(), pixels[rest].std()
-    images = ((pixels - mean) / deviation).astype(np.float32).reshape(-1, 8, 8)
-    images = np.kron(images, np.ones((1, 4, 4), np.float32))[..., None]
-    labels = digits.astype(np.int32)
-    return Data(images[rest], labels[rest], images[held_out], labels[held_out])
+    run: Positional[Path]
+    """Its folder."""
+    data: str | None = None
+    """Where the run's images lie, if they were moved."""
+    checkpoint_every: int = 0
+    """As of train."""
 
 
-def loss_and_logits(params, state, images, labels, config, *, train):
-    logits, state = lenet5.apply(params, state, images, config, train=train)
-    return bnderiv.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), (logits, state)
+@dataclasses.dataclass(frozen=True)
+class Test:
+    """Prints loss and accuracy of a run's last checkpoint."""
+
+    run: Positional[Path]
+    """Its folder."""
+    data: str | None = None
+    """Images of another folder in place of the run's; or where these lie, if they were moved."""
 
 
-def update(params, state, optimizer_state, images, labels, config, optimizer):
-    """One step of training on one batch."""
-    gradient, (_, state) = jax.grad(loss_and_logits, has_aux=True)(params, state, images, labels, config, train=True)
-    changes, optimizer_state = optimizer.update(gradient, optimizer_state, params)
-    return optax.apply_updates(params, changes), state, optimizer_state
+@dataclasses.dataclass(frozen=True)
+class Plot:
+    """Draws a run's pictures and its report from its last checkpoint, trained to the end or not."""
 
-
-def evaluate(params, state, images, labels, config):
-    """Loss and accuracy of the network as it is used: normalized by the running statistics."""
-    loss, (logits, _) = loss_and_logits(params, state, images, labels, config, train=False)
-    return loss, (logits.argmax(-1) == labels).mean()
-
-
-compiled_update = jax.jit(update, static_argnames=("config", "optimizer"))
-compiled_evaluate = jax.jit(evaluate, static_argnames="config")
-
-
-def shifted(images: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
-    """Each image moved by its own draw of up to `most` pixels either way; what comes in is background."""
-    rows, columns = images.shape[1:3]
-    wide = np.pad(images, ((0, 0), (most, most), (most, most), (0, 0)), constant_values=images.min())
-    down, right = rng.integers(0, 2 * most + 1, (2, len(images), 1, 1))
-    picture = np.arange(len(images))[:, None, None]
-    return wide[picture, down + np.arange(rows)[:, None], right + np.arange(columns)]
-
-
-@functools.cache  # one object for a recipe, so that several runs share one compilation
-def make_optimizer(recipe: Recipe, steps: int) -> optax.GradientTransformation:
-    return optax.sgd(optax.cosine_decay_schedule(recipe.learning_rate, steps), momentum=0.9, nesterov=True)
-
-
-def train(config: lenet5.Config, recipe: Recipe, data: Data, seed: int, title: str) -> Result:
-    """Trains one network, in an order drawn anew for every epoch (the last images that fill no batch sit it out)."""
-    start = time.perf_counter()
-    rng = np.random.default_rng(seed)
-    count, size = len(data.train_labels), recipe.batch_size
-    batches = count // size
-    optimizer = make_optimizer(recipe, recipe.epochs * batches)
-    params, state = lenet5.init(jax.random.key(seed), config)
-    optimizer_state = optimizer.init(params)
-    curves: dict[str, list[float]] = {
-        "training_loss": [],
-        "training_accuracy": [],
-        "test_loss": [],
-        "test_accuracy": [],
-    }
-    with tqdm(total=recipe.epochs * batches, desc=title, unit="step", dynamic_ncols=True) as bar:
-        for _ in range(recipe.epochs):
-            for rows in rng.permutation(count)[: batches * size].reshape(batches, size):
-                images = shifted(data.train_images[rows], recipe.shift, rng)
-                params, state, optimizer_state = compiled_update(
-                    params, state, optimizer_state, images, data.train_labels[rows], config, optimizer
-                )
-                bar.update()
-            for name, images, labels in (("training", *data[:2]), ("test", *data[2:])):
-                loss, accuracy = compiled_evaluate(params, state, images, labels, config)
-                curves[f"{name}_loss"].append(float(loss))
-                curves[f"{name}_accuracy"].append(float(accuracy))
-            last = {name: values[-1] for name, values in curves.items()}
-            shown = "loss {training_loss:.4f}, accuracy {training_accuracy:.1%}, test {test_accuracy:.1%}"
-            bar.set_postfix_str(shown.format(**last))
-    return Result(params, state, curves, time.perf_counter() - start)
-
-
-def draw_curves(result: Result) -> bytes:
-    """Loss and accuracy against the epoch, training and test images."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.4), layout="constrained")
-    epochs = range(1, len(result.curves["training_loss"]) + 1)
-    for name, style in (("training", "--"), ("test", "-")):
-        left.plot(epochs, result.curves[f"{name}_loss"], style, label=f"{name} images")
-        right.plot(epochs, [100 * a for a in result.curves[f"{name}_accuracy"]], style, label=f"{name} images")
-    return finish(
-        figure, left, right, f"LeNet-5 on held-out digits: {result.curves['test_accuracy'][-1]:.1%} recognized"
-    )
-
-
-def draw_comparison(results: dict[str, list[Result]]) -> bytes:
-    """Test loss and accuracy against the epoch: every seed, and their mean."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.4), layout="constrained")
-    for name, runs in results.items():
-        for axes, curve, unit in ((left, "test_loss", 1), (right, "test_accuracy", 100)):
-            values = unit * np.array([run.curves[curve] for run in runs])
-            epochs = range(1, values.shape[1] + 1)
-            (line,) = axes.plot(epochs, values.mean(0), lw=2.5, label=name)
-            axes.plot(epochs, values.T, color=line.get_color(), lw=0.6, alpha=0.6)
-    return finish(figure, left, right, "LeNet-5 on held-out digits: thin lines are single seeds, thick ones their mean")
-
-
-def finish(figure, left, right, title: str) -> bytes:
-    figure.suptitle(title)
-    left.set(title="Loss", xlabel="epoch", ylabel="cross entropy", yscale="log")
-    right.set(title="Accuracy", xlabel="epoch", ylabel="images recognized, %")
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=120)
-    plt.close(figure)
-    return buffer.getvalue()
-
-
-def parameters_file(result: Result) -> bytes:
-    """Every array under its path, such as params/conv1/kernel or state/bn1/mean, in the order of the tree."""
-    leaves = jax.tree_util.tree_leaves_with_path({"params": result.params, "state": result.state})
-    buffer = io.BytesIO()
-    np.savez(
-        buffer,
-        allow_pickle=False,
-        **{jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(a) for path, a in leaves},
-    )
-    return buffer.getvalue()
-
-
-def as_json(content: dict[str, Any]) -> bytes:
-    packages = ("jax", "jaxlib", "numpy", "optax", "scikit-learn")
-    content["versions"] = {"python": platform.python_version()} | {name: version(name) for name in packages}
-    content["device"] = f"{jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores"
-    return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
-
-
-def write(path: Path, content: bytes) -> None:
-    """The whole file or none of it, however the run ends: written under another name, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".unfinished")
-    try:
-        unfinished.write_bytes(content)
-        unfinished.replace(path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            unfinished.unlink()
-
-
-def rounded(curves: dict[str, list[float]]) -> dict[str, list[float | None]]:
-    """For JSON, which has no NaN: a loss that is no number any more becomes null."""
-    return {name: [round(v, 6) if np.isfinite(v) else None for v in values] for name, values in curves.items()}
-
-
-def run_once(config: lenet5.Config, recipe: Recipe, data: Data, seed: int, out: Path) -> None:
-    """Trains, writes the three files, and says what came out."""
-    result = train(config, recipe, data, seed, "LeNet-5")
-    accuracy = result.curves["test_accuracy"][-1]
-    images = len(data.test_labels)
-    metrics = {
-        "test_accuracy": accuracy,
-        "test_images": images,
-        "seconds": round(result.seconds, 1),
-        "seed": seed,
-        "recipe": recipe._asdict(),
-        "config": dataclasses.asdict(config) | {"dtype": str(config.dtype)},
-        "curves": rounded(result.curves),
-    }
-    write(out / "curves.png", draw_curves(result))
-    write(out / "metrics.json", as_json(metrics))
-    write(out / "parameters.npz", parameters_file(result))
-    wrong = round((1 - accuracy) * images)
-    print(f"test accuracy {accuracy:.2%} ({wrong} of {images} images wrong), trained in {result.seconds:.0f} s")
-    for what, name in (("curves", "curves.png"), ("metrics", "metrics.json"), ("parameters", "parameters.npz")):
-        print(f"{what:<13} {out / name}")
-
-
-def compare(recipe: Recipe, data: Data, out: Path) -> None:
-    """Trains each setting with each seed; writes a table and a picture."""
-    results = {
-        name: [train(config, recipe, data, seed, f"{name}, seed {seed}") for seed in SEEDS]
-        for name, config in SETTINGS.items()
-    }
-    settings = {}
-    print(f"\n{'test accuracy, %':<40} mean ± deviation     worst   seconds a run")
-    for name, runs in results.items():
-        accuracies = [run.curves["test_accuracy"][-1] for run in runs]
-        mean, deviation = float(np.mean(accuracies)), float(np.std(accuracies, ddof=1))
-        seconds = [round(run.seconds, 1) for run in runs]
-        print(
-            f"{name:<40}    {100 * mean:5.2f} ± {100 * deviation:4.2f}"
-            f"      {100 * min(accuracies):6.2f}   {np.median(seconds):7.1f}"
-        )
-        settings[name] = {
-            "mean": round(mean, 6),
-            "deviation": round(deviation, 6),
-            "test_accuracy": [round(accuracy, 6) for accuracy in accuracies],
-            "seconds": seconds,
-            "curves": [rounded(run.curves) for run in runs],
-        }
-    write(out / "comparison.png", draw_comparison(results))
-    write(out / "comparison.json", as_json({"recipe": recipe._asdict(), "seeds": list(SEEDS), "settings": settings}))
-    print(f"\n{'picture':<13} {out / 'comparison.png'}\n{'numbers':<13} {out / 'comparison.json'}")
+    run: Positional[Path]
+    """Its folder."""
+    data: str | None = None
+    """Where the run's images lie, if they were moved."""
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--learning-rate", type=float, default=0.03)
-    parser.add_argument("--shift", type=int, default=3, help="most pixels a training image is moved by; 0 for not")
-    parser.add_argument("--seed", type=int, default=0, help="draws the parameters and the order of the images")
-    parser.add_argument("--no-batch-norm", dest="batch_norm", action="store_false")
-    parser.add_argument("--pool", choices=("max", "avg"), default="max")
-    parser.add_argument("--activation", choices=("relu", "tanh", "sigmoid"), default="relu")
-    parser.add_argument("--compare", action="store_true", help="the three settings, five seeds each")
-    parser.add_argument("--validation", action="store_true", help="test on a fifth of the training images instead")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results (default: %(default)s)")
-    options = parser.parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help")):
+        words.insert(0, "train")
+    try:
+        command = _parse(words)
+        match command:
+            case Train():
+                out = command.out or RUNS / f"{datetime.datetime.now():%Y-%m-%d_%H%M%S}"
+                train(command.configuration, out, every=command.checkpoint_every)
+            case Resume():
+                chosen = _configuration_of(command.run, command.data)
+                if not checkpoints.Checkpoints(command.run).steps():
+                    raise Refused(f"{command.run}: no checkpoint to go on from; train again, with --out {command.run}")
+                train(chosen, command.run, every=command.checkpoint_every)
+            case Test():
+                test(command.run, command.data)
+            case Plot():
+                plot(command.run, command.data)
+    except (Refused, checkpoints.CheckpointError) as error:
+        sys.exit(f"{error}")
 
-    data = load_data(options.validation)
-    if options.epochs < 1 or not 1 <= options.batch_size <= len(data.train_labels):
-        parser.error(f"--epochs must be at least 1, --batch-size between 1 and {len(data.train_labels)}")
-    if options.shift < 0:
-        parser.error("--shift must be at least 0")
-    recipe = Recipe(options.epochs, options.batch_size, options.learning_rate, options.shift)
-    if options.compare:
-        compare(recipe, data, options.out)
-        return
-    config = dataclasses.replace(
-        DEFAULT, batch_norm=options.batch_norm, pool=options.pool, activation=options.activation
+
+def train(chosen: Configuration, out: Path, *, every: int = 0, title: str = "LeNet-5") -> dict[str, Path]:
+    """Trains, or goes on, in the folder `out`; prints what came of it; returns the files written."""
+    if every < 0:
+        raise Refused(f"checkpoint_every must be at least 0, got {every}")
+    data = _load(chosen)
+    _check_devices(chosen)
+    _claim(out, chosen)
+    state, progress, kept = _state(chosen, data, out)
+    if kept.steps():
+        print(f"goes on from step {int(state.step)} in {out}", file=sys.stderr)
+    else:
+        print(f"run {out}: if it stops, python experiments/lenet/run.py resume {out}", file=sys.stderr)
+    fingerprint = data.fingerprint()
+
+    def save(state: training.State, progress: training.Progress) -> None:
+        kept.save(state, progress, chosen, fingerprint)
+
+    state, progress = training.train(state, progress, data, chosen, save, every=every, title=title)
+    return _finish(out, state, progress, data, chosen)
+
+
+def test(run: Path, data_source: str | None) -> None:
+    """Prints loss and accuracy over the test images."""
+    chosen = _configuration_of(run, data_source)
+    data = _load(chosen)
+    state, *_ = _state(chosen, data, run, must_exist=True, any_images=data_source is not None)
+    found = training.answers(state, data.test_images, data.test_labels, chosen)
+    accuracy, images = found.accuracy(data.test_labels), len(data.test_labels)
+    wrong = round((1 - accuracy) * images)
+    print(f"step {int(state.step)}: test accuracy {accuracy:.2%} ({wrong} of {images} images wrong)")
+    print(f"loss {found.loss():.4f}")
+
+
+def plot(run: Path, data_source: str | None) -> None:
+    """Writes a run's files again."""
+    chosen = _configuration_of(run, data_source)
+    data = _load(chosen)
+    state, progress, _ = _state(chosen, data, run, must_exist=True)
+    if not progress.history["test_loss"]:
+        raise Refused(f"{run}: no epoch is finished yet, there is nothing to draw")
+    _finish(run, state, progress, data, chosen)
+
+
+def _parse(words: list[str]) -> Train | Resume | Test | Plot:
+    """The command. What a file says is the default of what the command line says."""
+    files = [
+        word.partition("=")[2] or following
+        for word, following in zip(words, [*words[1:], ""], strict=True)
+        if word == "--config" or word.startswith("--config=")
+    ]
+    try:
+        start = configuration.read(Path(files[-1])) if files and files[-1] else Configuration()
+        return tyro.cli(  # type: ignore[call-overload]
+            Annotated[Train, subcommand("train", default=Train(start))]
+            | Annotated[Resume, subcommand("resume")]
+            | Annotated[Test, subcommand("test")]
+            | Annotated[Plot, subcommand("plot")],
+            args=words,
+            prog="run.py",
+            description=__doc__,
+        )
+    except ValueError as error:
+        raise Refused(str(error)) from error
+
+
+def _load(chosen: Configuration) -> _data.Data:
+    try:
+        data = _data.load(chosen.data, classes=chosen.classes, validation=chosen.validation)
+        chosen.network(data.image_shape)  # LeNet-5 refuses images that are too small
+    except ValueError as error:
+        raise Refused(str(error)) from error
+    return data
+
+
+def _check_devices(chosen: Configuration) -> None:
+    if chosen.devices > 1 and chosen.devices > len(jax.devices()):
+        raise Refused(
+            f"devices is {chosen.devices}, there are {len(jax.devices())}; a CPU can stand in for several:"
+            f" JAX_NUM_CPU_DEVICES={chosen.devices} python …"
+        )
+
+
+def _claim(out: Path, chosen: Configuration) -> None:
+    """Makes `out` the folder of this run. One that holds another run, or anything else, is left as it is."""
+    file = out / CONFIGURATION
+    if file.exists():
+        found = _read(file)
+        if different := found.differences(chosen):
+            raise Refused(f"{out} holds a run of another configuration: {'; '.join(different)}. Choose another --out")
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise Refused(f"{out} exists and is no run's folder ({CONFIGURATION} is not in it). Choose another --out")
+    try:
+        _report.write(file, configuration.as_json(chosen))
+    except OSError as error:
+        raise Refused(f"{file}: cannot be written ({error.strerror})") from error
+
+
+def _configuration_of(run: Path, data_source: str | None) -> Configuration:
+    file = run / CONFIGURATION
+    if not file.exists():
+        raise Refused(f"{run}: no run's folder ({CONFIGURATION} is not in it)")
+    found = _read(file)
+    return found if data_source is None else dataclasses.replace(found, data=data_source)
+
+
+def _read(file: Path) -> Configuration:
+    try:
+        return configuration.read(file)
+    except ValueError as error:
+        raise Refused(str(error)) from error
+
+
+def _state(
+    chosen: Configuration, data: _data.Data, run: Path, *, must_exist: bool = False, any_images: bool = False
+) -> tuple[training.State, training.Progress, checkpoints.Checkpoints]:
+    """The last checkpoint's state, or a new one."""
+    kept = checkpoints.Checkpoints(run)
+    steps = training.steps_per_epoch(len(data.train_labels), chosen) * chosen.epochs
+    state = training.start(data.image_shape, steps, chosen)
+    progress = training.Progress(training.new_history(state), 0.0)
+    if kept.steps() or must_exist:
+        state, progress = kept.restore(state, chosen, None if any_images else data.fingerprint())
+    return state, progress, kept
+
+
+def _finish(out: Path, state: training.State, progress: training.Progress, data: _data.Data, chosen: Configuration):
+    """Writes the results and prints the last line and the files."""
+    try:
+        files = results.save(out, state, progress, data, chosen)
+    except OSError as error:
+        raise Refused(
+            f"{out}: the results cannot be written ({error.strerror}); the checkpoints are complete"
+        ) from error
+    history = progress.history
+    images = len(data.test_labels)
+    wrong = round((1 - history["test_accuracy"][-1]) * images)
+    print(
+        f"test accuracy {history['test_accuracy'][-1]:.2%} ({wrong} of {images} images wrong),"
+        f" trained in {sum(history['seconds']):.0f} s"
     )
-    run_once(config, recipe, data, options.seed, options.out)
+    for what, path in files.items():
+        print(f"{what:<13} {path}")
+    return files
 
 
 if __name__ == "__main__":

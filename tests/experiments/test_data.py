@@ -82,7 +82,7 @@ def test_more_classes(folder):
 
 
 BAD_IMAGES = {
-    "labels' magic number": (lambda good: struct.pack(">I", 2049) + good[4:], r"2049 \(labels\), must be 2051 \(images\)"),
+    "labels' number": (lambda good: struct.pack(">I", 2049) + good[4:], r"2049 \(labels\), must be 2051 \(images\)"),
     "floats' magic number": (lambda good: b"\0\0\x0d\x03" + good[4:], "magic number 3331, must be 2051"),
     "little-endian": (lambda good: struct.pack("<I", 2051) + good[4:], "magic number 50855936, must be 2051"),
     "not IDX at all": (lambda good: b"<!doctype html><html>", "magic number 1008821359, must be 2051"),

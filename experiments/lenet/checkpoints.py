@@ -1,0 +1,160 @@
+"""A run's checkpoints, written by Orbax: whole or not at all, the one before kept until the next is complete.
+
+A checkpoint is `checkpoints/<step>/` with the arrays of the state, and beside them the configuration, the fingerprint
+of the images, the history and a checksum of the arrays. What does not fit is refused, and nothing is deleted.
+"""
+
+import json
+import logging
+import shutil
+import warnings
+import zlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.lenet import configuration as configurations
+from experiments.lenet.configuration import Configuration
+from experiments.lenet.training import Progress, State
+
+with warnings.catch_warnings():  # of its own dependencies
+    warnings.simplefilter("ignore")
+    import orbax.checkpoint as ocp
+
+logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of every save
+
+KEPT = 2  # the last, and the one before in case the last is damaged
+
+
+class CheckpointError(Exception):
+    """A checkpoint cannot be written, read, or belongs to something else; the message says which and what to do."""
+
+
+class Checkpoints:
+    """The checkpoints of the run in a folder."""
+
+    def __init__(self, run: Path) -> None:
+        self.folder = run.absolute() / "checkpoints"
+
+    def steps(self) -> list[int]:
+        """Of the complete checkpoints, in order."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(path.name) for path in self.folder.iterdir() if path.is_dir() and path.name.isdecimal())
+
+    def save(self, state: State, progress: Progress, configuration: Configuration, fingerprint: str) -> None:
+        """Writes a checkpoint beside the last one, then removes all but the last two; `fingerprint` is the images'."""
+        tree = _tree(state)
+        step = int(state.step)
+        about = {
+            "configuration": json.loads(configurations.as_json(configuration)),
+            "fingerprint": fingerprint,
+            "step": step,
+            "epoch": len(progress.history["seconds"]),
+            "history": progress.history,
+            "seconds": progress.seconds,
+            "checksum": _checksum(tree),
+        }
+        items = ocp.args.Composite(state=ocp.args.StandardSave(tree), about=ocp.args.JsonSave(about))
+        try:
+            with self._manager(writing=True) as manager:
+                manager.save(step, args=items, force=True)
+                manager.wait_until_finished()
+        except Exception as error:  # of Orbax, TensorStore or the system: all mean that it is not written
+            self._remove_unfinished()
+            kept = self.steps()
+            last = f"the last one is of step {kept[-1]}, complete" if kept else "there is none before it"
+            raise CheckpointError(
+                f"{self.folder}: the checkpoint of step {step} cannot be written; {last}. "
+                f"Is the disk full? Make room and resume. ({_short(error)})"
+            ) from error
+
+    def restore(self, template: State, configuration: Configuration, fingerprint: str | None) -> tuple[State, Progress]:
+        """The last state and its progress.
+
+        Args:
+          template: a state with the shapes and dtypes expected.
+          configuration: the run's.
+          fingerprint: of its images; None where they may be others.
+
+        Raises:
+          CheckpointError: there is none, it is damaged, or it is another run's.
+        """
+        about = self._about(configuration, fingerprint)
+        step, tree = about["step"], _tree(template)
+        try:
+            with self._manager() as manager:
+                restored = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(tree)))["state"]
+        except Exception as error:  # the same
+            raise self._unreadable(step, error) from error
+        if _checksum(restored) != about["checksum"]:
+            raise self._unreadable(step, ValueError("its checksum is another"))
+        leaves = jax.tree.leaves(restored)
+        state = jax.tree.unflatten(jax.tree.structure(template), leaves)
+        return state, Progress(about["history"], about["seconds"])
+
+    def _about(self, configuration: Configuration, fingerprint: str | None) -> dict[str, Any]:
+        """What is written beside the last state, which must be of this configuration and of these images."""
+        steps = self.steps()
+        if not steps:
+            raise CheckpointError(f"{self.folder}: no checkpoint")
+        try:
+            with self._manager() as manager:
+                about = manager.restore(steps[-1], args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
+            found = configurations.from_options(about["configuration"], "checkpoint")
+            if missing := {"fingerprint", "history", "seconds", "checksum"} - about.keys():
+                raise ValueError(f"without {', '.join(sorted(missing))}")
+            if about["step"] != steps[-1]:
+                raise ValueError(f"it says that it is of step {about['step']}")
+        except Exception as error:  # damage shows in many ways
+            raise self._unreadable(steps[-1], error) from error
+        if different := found.differences(configuration):
+            raise CheckpointError(f"{self.folder}: of another configuration: {'; '.join(different)}")
+        if fingerprint not in (None, about["fingerprint"]):
+            raise CheckpointError(
+                f"{self.folder}: of other images (their fingerprint is {about['fingerprint']}, not {fingerprint})"
+            )
+        return about
+
+    def _manager(self, *, writing: bool = False) -> ocp.CheckpointManager:
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=KEPT if writing else None,
+            create=writing,
+            cleanup_tmp_directories=writing,  # of a run that was killed while it wrote
+            enable_async_checkpointing=False,
+            read_only=not writing,
+        )
+        return ocp.CheckpointManager(self.folder, options=options)
+
+    def _remove_unfinished(self) -> None:
+        for path in self.folder.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _unreadable(self, step: int, error: Exception) -> CheckpointError:
+        steps = self.steps()
+        before = f"; delete that folder to go on from step {steps[-2]}" if len(steps) > 1 else ""
+        return CheckpointError(
+            f"{self.folder / str(step)}: damaged, or not a checkpoint of this experiment{before} ({_short(error)})"
+        )
+
+
+def _tree(state: State) -> dict[str, Any]:
+    """The leaves by number and path: a plain tree, whatever containers the optimizer uses."""
+    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(state))
+    names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
+    return {f"{i:04d}.{name}": np.asarray(a) for i, (name, (_, a)) in enumerate(zip(names, leaves, strict=True))}
+
+
+def _checksum(tree: dict[str, Any]) -> str:
+    crc = 0
+    for name in sorted(tree):
+        crc = zlib.crc32(np.asarray(tree[name]).tobytes(), zlib.crc32(name.encode(), crc))
+    return f"{crc:08x}"
+
+
+def _short(error: Exception) -> str:
+    """The error in a line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300] if lines else ''}"

@@ -1,0 +1,133 @@
+"""The pictures of a run, and of several beside each other."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.ticker import MaxNLocator
+
+from experiments._report import png
+
+LOSSES = {"cross_entropy": "cross entropy", "mse": "½ ‖y − a‖²"}
+KERNELS_SHOWN, MISTAKES_SHOWN = 32, 18
+
+
+def curves(history: Mapping[str, Any], loss: str, title: str) -> bytes:
+    """Loss and accuracy against the epoch, training and test images."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.4), layout="constrained")
+    epochs = range(1, len(history["test_loss"]) + 1)
+    for name, style in (("training", "--"), ("test", "-")):
+        left.plot(epochs, history[f"{name}_loss"], style, label=f"{name} images")
+        right.plot(epochs, 100 * np.array(history[f"{name}_accuracy"]), style, label=f"{name} images")
+    return _finish(figure, left, right, loss, title)
+
+
+def comparison(histories: Mapping[str, Sequence[Mapping[str, Any]]], loss: str, title: str) -> bytes:
+    """Test loss and error against the epoch: the mean of the seeds, and the band from the best to the worst."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 5), layout="constrained")
+    for name, runs in histories.items():
+        for axes, values in (
+            (left, np.array([run["test_loss"] for run in runs])),
+            (right, 100 * (1 - np.array([run["test_accuracy"] for run in runs]))),
+        ):
+            epochs = range(1, values.shape[1] + 1)
+            (line,) = axes.plot(epochs, values.mean(0), "o-" if values.shape[1] < 6 else "-", lw=2, ms=4, label=name)
+            axes.fill_between(epochs, values.min(0), values.max(0), color=line.get_color(), alpha=0.2, lw=0)
+    left.set(title="Loss on the test images", xlabel="epoch", ylabel=loss, yscale="log")
+    right.set(title="Test error", xlabel="epoch", ylabel="images not recognized, %", yscale="log")
+    right.yaxis.set_major_formatter("{x:g}")
+    right.yaxis.set_minor_formatter("{x:g}")
+    return _decorate(figure, left, right, title, columns=2)
+
+
+def gradient_norms(history: Mapping[str, Any], title: str) -> bytes:
+    """The norm of each layer's gradient against the epoch."""
+    figure, axes = plt.subplots(figsize=(8, 4.6), layout="constrained")
+    layers = history["gradient_norms"]
+    colors = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(layers)))
+    for (layer, values), color in zip(layers.items(), colors, strict=True):
+        axes.plot(range(1, len(values) + 1), values, "o-" if len(values) < 6 else "-", ms=4, color=color, label=layer)
+    axes.set(xlabel="epoch", ylabel="norm of ∂J/∂W, mean over the epoch's batches", yscale="log", title=title)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.legend(title="layer, first to last")
+    return png(figure)
+
+
+def first_kernels(params: Mapping[str, Any], image_shape: tuple[int, int, int], title: str) -> bytes:
+    """What each map of the first convolution looks for; of a first dense layer, the strongest units."""
+    if "conv1" in params:
+        kernels = np.asarray(params["conv1"]["kernel"])[:, :, 0].transpose(2, 0, 1)
+    else:
+        kernels = np.asarray(params["dense1"]["kernel"]).T.reshape(-1, *image_shape[:2])
+        strongest = np.argsort(-np.linalg.norm(kernels.reshape(len(kernels), -1), axis=1))[:KERNELS_SHOWN]
+        kernels = kernels[strongest]
+    columns = min(len(kernels), 8)
+    rows = -(-len(kernels) // columns)
+    figure, grid = plt.subplots(
+        rows, columns, figsize=(1.3 * columns + 1.2, 1.35 * rows + 0.9), squeeze=False, layout="constrained"
+    )
+    most = np.abs(kernels).max()
+    colors = ScalarMappable(Normalize(-most, most), "RdBu_r")
+    for axes, kernel in zip(grid.flat, kernels, strict=False):
+        axes.imshow(kernel, cmap=colors.cmap, norm=colors.norm)
+    for axes in grid.flat:
+        axes.set(xticks=[], yticks=[])
+    figure.colorbar(colors, ax=grid, label="weight", shrink=0.9)
+    figure.suptitle(title)
+    return png(figure)
+
+
+def confusion(labels: np.ndarray, answers: np.ndarray, classes: int, title: str) -> bytes:
+    """How often each class was taken for each: the right ones written in gray, the mistakes in color."""
+    counts = np.zeros((classes, classes), int)
+    np.add.at(counts, (labels, answers), 1)
+    mistakes = np.where(np.eye(classes, dtype=bool), 0, counts)
+    figure, axes = plt.subplots(figsize=(max(6.4, 0.42 * classes), max(5.6, 0.38 * classes)), layout="constrained")
+    image = axes.imshow(mistakes, cmap="Oranges", vmin=0, vmax=max(mistakes.max(), 1))
+    for i, j in np.ndindex(counts.shape):
+        if counts[i, j]:
+            color = "gray" if i == j else "white" if 2 * counts[i, j] > mistakes.max() else "black"
+            axes.text(j, i, str(counts[i, j]), ha="center", va="center", fontsize=9, color=color)
+    axes.set(xticks=range(classes), yticks=range(classes), xlabel="taken for", ylabel="is", title=title)
+    figure.colorbar(image, label="mistakes", ticks=MaxNLocator(integer=True), shrink=0.9)
+    return png(figure)
+
+
+def mistakes(images: np.ndarray, labels: np.ndarray, outputs: np.ndarray, output: str, title: str) -> bytes:
+    """The wrong answers given with the most confidence, each over its image."""
+    answers = outputs.argmax(-1)
+    wrong = np.flatnonzero(answers != labels)
+    wrong = wrong[np.argsort(-outputs[wrong, answers[wrong]], kind="stable")][:MISTAKES_SHOWN]
+    columns = min(max(len(wrong), 3), 6)
+    rows = max(1, -(-len(wrong) // columns))
+    size = (1.7 * columns, 2.1 * rows + 0.5)
+    figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    for axes in grid.flat[len(wrong) :]:
+        axes.axis("off")
+    for axes, i in zip(grid.flat, wrong, strict=False):
+        axes.imshow(images[i, ..., 0], cmap="gray_r", vmin=images.min(), vmax=images.max())
+        confidence = outputs[i, answers[i]]
+        shown = f"{100 * confidence:.3g} %" if output == "softmax" else f"{confidence:.2f}"
+        axes.set(xticks=[], yticks=[])
+        axes.set_title(f"{labels[i]} taken for {answers[i]}\n{shown}", fontsize=9)
+    figure.suptitle(title)
+    return png(figure)
+
+
+def _finish(figure, left, right, loss: str, title: str) -> bytes:
+    left.set(title="Loss", xlabel="epoch", ylabel=LOSSES[loss], yscale="log")
+    right.set(title="Accuracy", xlabel="epoch", ylabel="images recognized, %")
+    return _decorate(figure, left, right, title, columns=3)
+
+
+def _decorate(figure, left, right, title: str, columns: int) -> bytes:
+    figure.suptitle(title)
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=columns)
+    return png(figure)
