@@ -1,0 +1,108 @@
+"""LeNet-5 with its batch spread over devices: one step of training, with the statistics of all devices or of groups.
+
+With the statistics of the whole batch there is nothing to write: `jit` with sharded arguments computes what one device
+would, and XLA puts the messages in. Groups need `shard_map`, in which a device sees its own images: batch norm then
+takes the statistics of these (ghost batches), or of the devices along the mesh axis that it is given.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import bnderiv
+from bnderiv.models import lenet5
+
+AXES = ("group", "member")  # the devices: groups that share statistics, and the members of each
+BY_BATCH, EVERYWHERE = P(AXES), P()
+MOMENTUM = 0.9
+
+
+def mesh_of(devices: list[Any], group: int = 0) -> Mesh:
+    """The devices in groups of so many; 0 for one group of all.
+
+    Raises:
+      ValueError: they cannot be shared out.
+    """
+    members = group or len(devices)
+    if len(devices) % members:
+        raise ValueError(f"group must divide the number of devices, {len(devices)}, got {group}")
+    return Mesh(np.array(devices).reshape(-1, members), AXES)
+
+
+def init(key: jax.Array, config: lenet5.Config, mesh: Mesh) -> Any:
+    """(params, state, velocity), the same on every device."""
+    params, state = lenet5.init(key, config)
+    network = jax.device_get((params, state, jax.tree.map(jnp.zeros_like, params)))
+    return jax.tree.map(lambda a: spread(a, mesh, EVERYWHERE), network)
+
+
+def spread(array: np.ndarray, mesh: Mesh, spec: P = BY_BATCH) -> jax.Array:
+    """An array over the devices of all processes, of which each process holds what its own devices need."""
+    return jax.make_array_from_callback(array.shape, NamedSharding(mesh, spec), lambda index: array[index])
+
+
+def make_step(config: lenet5.Config, mesh: Mesh, rate: float) -> Any:
+    """The compiled step: (network, images, labels) -> (network, loss).
+
+    Images and labels are spread over all axes of `mesh`, network and loss are the same on every device.
+    """
+    gradient = whole_batch if mesh.shape["group"] == 1 else partial(in_groups, mesh=mesh)
+
+    def step(network, images, labels):
+        params, state, velocity = network
+        (loss, state), gradients = gradient(config, params, state, images, labels)
+        velocity = jax.tree.map(lambda v, g: MOMENTUM * v + g, velocity, gradients)
+        params = jax.tree.map(lambda p, v: p - rate * v, params, velocity)
+        return (params, state, velocity), loss
+
+    by_batch, everywhere = (NamedSharding(mesh, spec) for spec in (BY_BATCH, EVERYWHERE))
+    return jax.jit(step, in_shardings=(everywhere, by_batch, by_batch), out_shardings=everywhere)
+
+
+def loss_and_state(params, config, state, images, labels, axis_name=None):
+    logits, state = lenet5.apply(params, state, images, config, train=True, axis_name=axis_name)
+    return bnderiv.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), state
+
+
+def whole_batch(config, params, state, images, labels):
+    return jax.value_and_grad(loss_and_state, has_aux=True)(params, config, state, images, labels)
+
+
+def in_groups(config, params, state, images, labels, *, mesh):
+    """Each group normalizes by its own images; loss, gradients and running statistics are the mean of the groups'."""
+
+    def own(params, state, images, labels):
+        def loss(params):
+            value, new = loss_and_state(params, config, state, images, labels, axis_name="member")
+            # Averaged inside what is differentiated, so that the gradient is the mean's.
+            return lax.pmean(value, AXES), new
+
+        (value, new), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+        return (value, {name: agreed(state[name], new[name]) for name in new}), gradients
+
+    specs = (EVERYWHERE, EVERYWHERE, BY_BATCH, BY_BATCH)
+    return jax.shard_map(own, mesh=mesh, in_specs=specs, out_specs=EVERYWHERE)(params, state, images, labels)
+
+
+def agreed(old: bnderiv.RunningStats, new: bnderiv.RunningStats) -> bnderiv.RunningStats:
+    """The mean of all groups' running statistics. Each group has counted this batch; that needs no message."""
+    return bnderiv.RunningStats(lax.pmean(new.mean, "group"), lax.pmean(new.var, "group"), old.count + 1)
+
+
+def evaluate(network: Any, config: lenet5.Config, images: np.ndarray, labels: np.ndarray) -> float:
+    """Accuracy by the running statistics; every process computes it by itself."""
+    params, state, _ = jax.device_get(network)
+
+    @jax.jit
+    def right(images, labels):
+        logits, _ = lenet5.apply(params, state, images, config, train=False)
+        return (logits.argmax(-1) == labels).sum()
+
+    parts = range(0, len(labels), 1000)
+    return sum(int(right(images[i : i + 1000], labels[i : i + 1000])) for i in parts) / len(labels)
