@@ -80,10 +80,11 @@ class Report:
         cell = "<td style='text-align:left;vertical-align:top{style}'>{text}</td>".format
         lines = []
         for row in self.rows:
-            color = f";color:{_COLORS[row.verdict]};font-weight:bold"
+            styles = dict.fromkeys(_HEADER, ";white-space:nowrap") | {"note": ""}
+            styles["verdict"] += f";color:{_COLORS[row.verdict]};font-weight:bold"
             texts = [
-                cell(style=color if i == _HEADER.index("verdict") else "", text=html.escape(text))
-                for i, text in enumerate(row.cells())
+                cell(style=styles[name], text=html.escape(text))
+                for name, text in zip(_HEADER, row.cells(), strict=True)
             ]
             lines.append(f"<tr>{''.join(texts)}</tr>")
         header = "".join(f"<th style='text-align:left'>{name}</th>" for name in _HEADER)

@@ -1,0 +1,108 @@
+"""Runs the notebooks, each in a kernel of its own, and writes them back stripped.
+
+    python experiments/notebooks/run.py                    all of them
+    python experiments/notebooks/run.py naive_variance     one
+    python experiments/notebooks/run.py --out FOLDER       leave these alone, write there
+
+What is stored: sources, text outputs, pictures in a palette of 128 colors; nothing of the
+machine or the moment. `ruff format` lays out the code in them.
+"""
+
+import argparse
+import base64
+import io
+import os
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from PIL import Image
+
+FOLDER = Path(__file__).parent
+NAMES = (
+    "batch_norm_gradient",
+    "lenet5_backpropagation",
+    "check_your_own_rule",
+    "naive_variance",
+)
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+SECONDS = 300  # the most a cell may take
+
+
+def execute(source: Path) -> nbformat.NotebookNode:
+    """The notebook, run from the top in a new kernel and stripped."""
+    notebook = nbformat.read(source, as_version=4)
+    client = NotebookClient(
+        notebook,
+        timeout=SECONDS,
+        kernel_name="python3",
+        coalesce_streams=True,  # the lines of a cell arrive in as many pieces as it happens
+        extra_arguments=["--log-level=ERROR"],
+        resources={"metadata": {"path": FOLDER}},
+    )
+    client.execute(env=kernel_environment())
+    return stripped(notebook)
+
+
+def kernel_environment() -> dict[str, str]:
+    """JAX as it comes, on the CPU, whatever the caller has set; bnderiv from this checkout."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("JAX_", "XLA_", "MPL"))
+    }
+    path = os.pathsep.join([str(FOLDER.parents[1]), os.environ.get("PYTHONPATH", "")])
+    return kept | {"PYTHONPATH": path.rstrip(os.pathsep), "JAX_PLATFORMS": "cpu"}
+
+
+def stripped(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Without timings, ids of the session, paths, and the text behind pictures and tables."""
+    notebook.metadata = nbformat.from_dict(METADATA)
+    for number, cell in enumerate(
+        (c for c in notebook.cells if c.cell_type == "code"), start=1
+    ):
+        cell.metadata.clear()
+        cell.execution_count = number
+        for output in cell.outputs:
+            if "execution_count" in output:
+                output.execution_count = number
+            if "data" in output:
+                output.metadata.clear()
+                if len(output.data) > 1:
+                    output.data.pop("text/plain", None)
+                if "image/png" in output.data:
+                    output.data["image/png"] = with_a_palette(output.data["image/png"])
+    return notebook
+
+
+def with_a_palette(png: str) -> str:
+    """The same picture, base64 again, at a third of its size."""
+    picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
+    small = io.BytesIO()
+    picture.quantize(128, dither=Image.Dither.NONE).save(small, "png", optimize=True)
+    return base64.b64encode(small.getvalue()).decode()
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "names", nargs="*", choices=[*NAMES, []], default=NAMES, help="which (default: all)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=FOLDER, help="folder to write to (default: where they are)"
+    )
+    options = parser.parse_args(argv)
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name in options.names:
+        target = options.out / f"{name}.ipynb"
+        nbformat.write(execute(FOLDER / target.name), target)
+        print(f"{target}  {target.stat().st_size / 1000:.0f} kB")
+
+
+if __name__ == "__main__":
+    main()
