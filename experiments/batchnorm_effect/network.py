@@ -101,7 +101,8 @@ def train(
         losses = bnderiv.softmax_cross_entropy_with_integer_labels(logits, task.test_labels)
         _, _, inputs = apply(params, state, task.probes, train=False)
         percentiles = jnp.percentile(inputs, jnp.array(PERCENTILES, jnp.float32), axis=0)
-        return Curves((logits.argmax(-1) == task.test_labels).mean(), losses.mean(), percentiles)
+        right = lax.argmax(logits, 1, task.test_labels.dtype) == task.test_labels
+        return Curves(right.mean(dtype=jnp.float32), losses.mean(), percentiles)
 
     def interval(network, rows):
         noted = note(*network)
