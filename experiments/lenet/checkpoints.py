@@ -4,11 +4,15 @@ A checkpoint is `checkpoints/<step>/` with the arrays of the state, and beside t
 of the images, the history and a checksum of the arrays. What does not fit is refused, and nothing is deleted.
 """
 
+import contextlib
+import io
 import json
 import logging
 import shutil
+import time
 import warnings
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +89,7 @@ class Checkpoints:
         about = self._about(configuration, fingerprint)
         step, tree = about["step"], _tree(template)
         try:
-            with self._manager() as manager:
+            with self._manager() as manager, _other_threads_silent():
                 restored = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(tree)))["state"]
         except Exception as error:  # the same
             raise self._unreadable(step, error) from error
@@ -152,6 +156,17 @@ def _checksum(tree: dict[str, Any]) -> str:
     for name in sorted(tree):
         crc = zlib.crc32(np.asarray(tree[name]).tobytes(), zlib.crc32(name.encode(), crc))
     return f"{crc:08x}"
+
+
+@contextlib.contextmanager
+def _other_threads_silent() -> Iterator[None]:
+    """When one array cannot be read, TensorStore's threads print a traceback for every other that was under way."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        try:
+            yield
+        except Exception:
+            time.sleep(0.3)
+            raise
 
 
 def _short(error: Exception) -> str:

@@ -15,7 +15,7 @@ from experiments.lenet import training as trainings
 from experiments.lenet.configuration import Configuration
 from experiments.lenet.training import Progress, State
 
-MODELS = {"lenet5": "LeNet-5", "mlp": "The perceptron"}
+MODELS = {"lenet5": "LeNet-5", "mlp": "Perceptron"}
 
 
 def save(folder: Path, state: State, progress: Progress, data: Data, configuration: Configuration) -> dict[str, Path]:

@@ -10,11 +10,13 @@
 RUN is the folder of a run, printed when it begins: configuration, checkpoints and results are in it.
 """
 
+import contextlib
 import dataclasses
 import datetime
+import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import tyro
@@ -102,11 +104,11 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"{error}")
 
 
-def train(chosen: Configuration, out: Path, *, every: int = 0, title: str = "LeNet-5") -> dict[str, Path]:
-    """Trains, or goes on, in the folder `out`; prints what came of it; returns the files written."""
+def train(chosen: Configuration, out: Path, *, every: int = 0, title: str = "") -> dict[str, Any]:
+    """Trains, or goes on, in the folder `out`; writes the results and prints what came of it; returns the history."""
     if every < 0:
         raise Refused(f"checkpoint_every must be at least 0, got {every}")
-    data = _load(chosen)
+    data = load(chosen)
     _check_devices(chosen)
     _claim(out, chosen)
     state, progress, kept = _state(chosen, data, out)
@@ -119,14 +121,17 @@ def train(chosen: Configuration, out: Path, *, every: int = 0, title: str = "LeN
     def save(state: training.State, progress: training.Progress) -> None:
         kept.save(state, progress, chosen, fingerprint)
 
-    state, progress = training.train(state, progress, data, chosen, save, every=every, title=title)
-    return _finish(out, state, progress, data, chosen)
+    state, progress = training.train(
+        state, progress, data, chosen, save, every=every, title=title or results.MODELS[chosen.model]
+    )
+    _finish(out, state, progress, data, chosen)
+    return progress.history
 
 
 def test(run: Path, data_source: str | None) -> None:
     """Prints loss and accuracy over the test images."""
     chosen = _configuration_of(run, data_source)
-    data = _load(chosen)
+    data = load(chosen)
     state, *_ = _state(chosen, data, run, must_exist=True, any_images=data_source is not None)
     found = training.answers(state, data.test_images, data.test_labels, chosen)
     accuracy, images = found.accuracy(data.test_labels), len(data.test_labels)
@@ -138,7 +143,7 @@ def test(run: Path, data_source: str | None) -> None:
 def plot(run: Path, data_source: str | None) -> None:
     """Writes a run's files again."""
     chosen = _configuration_of(run, data_source)
-    data = _load(chosen)
+    data = load(chosen)
     state, progress, _ = _state(chosen, data, run, must_exist=True)
     if not progress.history["test_loss"]:
         raise Refused(f"{run}: no epoch is finished yet, there is nothing to draw")
@@ -167,7 +172,7 @@ def _parse(words: list[str]) -> Train | Resume | Test | Plot:
         raise Refused(str(error)) from error
 
 
-def _load(chosen: Configuration) -> _data.Data:
+def load(chosen: Configuration) -> _data.Data:
     try:
         data = _data.load(chosen.data, classes=chosen.classes, validation=chosen.validation)
         chosen.network(data.image_shape)  # LeNet-5 refuses images that are too small
@@ -177,11 +182,13 @@ def _load(chosen: Configuration) -> _data.Data:
 
 
 def _check_devices(chosen: Configuration) -> None:
-    if chosen.devices > 1 and chosen.devices > len(jax.devices()):
-        raise Refused(
-            f"devices is {chosen.devices}, there are {len(jax.devices())}; a CPU can stand in for several:"
-            f" JAX_NUM_CPU_DEVICES={chosen.devices} python …"
-        )
+    if chosen.devices == 1:
+        return
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        with contextlib.suppress(RuntimeError):  # too late, JAX has begun
+            jax.config.update("jax_num_cpu_devices", chosen.devices)  # a CPU stands in for several devices
+    if chosen.devices > (there := len(jax.devices())):
+        raise Refused(f"devices is {chosen.devices}, but JAX sees {there} of kind {jax.devices()[0].device_kind}")
 
 
 def _claim(out: Path, chosen: Configuration) -> None:
@@ -227,7 +234,9 @@ def _state(
     return state, progress, kept
 
 
-def _finish(out: Path, state: training.State, progress: training.Progress, data: _data.Data, chosen: Configuration):
+def _finish(
+    out: Path, state: training.State, progress: training.Progress, data: _data.Data, chosen: Configuration
+) -> None:
     """Writes the results and prints the last line and the files."""
     try:
         files = results.save(out, state, progress, data, chosen)
@@ -244,7 +253,6 @@ def _finish(out: Path, state: training.State, progress: training.Progress, data:
     )
     for what, path in files.items():
         print(f"{what:<13} {path}")
-    return files
 
 
 if __name__ == "__main__":

@@ -1,0 +1,225 @@
+"""A step of the LeNet experiment against one written anew; batches, decay, dtype, and the devices."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from experiments import _data
+from experiments.lenet import network, optimizers, training
+from experiments.lenet.configuration import Configuration
+
+SHAPE = (28, 28, 1)
+PLAIN = Configuration(
+    model="mlp", optimizer="sgd", schedule="constant", learning_rate=0.1, shift=0, batch_size=8, epochs=2
+)
+FAST = {"xla_backend_optimization_level": 0}  # compiling is what these tests take
+
+
+@pytest.fixture(autouse=True)
+def promotion():
+    """The script's own setting: optax promotes."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def make_data(train=20, test=6, seed=0):
+    rng = np.random.default_rng(seed)
+    images = rng.standard_normal((train + test, *SHAPE)).astype(np.float32)
+    labels = rng.integers(0, 10, train + test).astype(np.int32)
+    return _data.Data(images[:train], labels[:train], images[train:], labels[train:])
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """Runs an epoch with a step that only notes its images; returns the rows of every step, in order."""
+
+    def run(configuration, data, state=None, every=0):
+        seen, saved = [], []
+
+        def take(state, images, labels, rows):
+            seen.append(np.asarray(rows))
+            return state._replace(step=state.step + 1)
+
+        monkeypatch.setattr(training, "_compiled_step", lambda *_: take)
+        monkeypatch.setattr(training, "_answer", lambda p, r, x, y, c: (np.zeros(len(y)), np.eye(10)[np.asarray(y)]))
+        begin = training.start(data.image_shape, 6, configuration) if state is None else state
+        progress = training.Progress(training.new_history(begin), 0.0)
+        training.train(begin, progress, data, configuration, lambda s, p: saved.append(int(s.step)), every=every)
+        return seen[2 if state is None else -10 :], saved  # the first two are compilations
+
+    return run
+
+
+def test_every_image_once_an_epoch_in_an_order_of_its_own(steps):
+    """20 images in batches of 8: the last has 4. Another order in the next epoch; the same again with the same seed."""
+    data = make_data()
+    first, saved = steps(PLAIN, data)
+    assert [len(rows) for rows in first] == [8, 8, 4] * 2
+    epochs = [np.concatenate(first[:3]), np.concatenate(first[3:])]
+    for epoch in epochs:
+        np.testing.assert_array_equal(np.sort(epoch), np.arange(20))
+    assert (epochs[0] != epochs[1]).any()
+    assert saved == [3, 6]
+    again, saved = steps(PLAIN, data, every=2)
+    np.testing.assert_array_equal(np.concatenate(again), np.concatenate(first))
+    assert saved == [2, 3, 4, 6]
+    other, _ = steps(dataclasses.replace(PLAIN, seed=1), data)
+    assert (np.concatenate(other) != np.concatenate(first)).any()
+
+
+LOSSES = {
+    "cross_entropy softmax": lambda z, y: optax.softmax_cross_entropy_with_integer_labels(z, y),
+    "mse tanh": lambda z, y: 0.5 * ((jnp.tanh(z) - jax.nn.one_hot(y, 10, dtype=z.dtype)) ** 2).sum(-1),
+    "mse sigmoid": lambda z, y: 0.5 * ((1 / (1 + jnp.exp(-z)) - jax.nn.one_hot(y, 10, dtype=z.dtype)) ** 2).sum(-1),
+}
+
+
+@pytest.mark.parametrize("pairing", LOSSES)
+@pytest.mark.parametrize("attachment", ["closed_form", "forward_mode", "autodiff"])
+def test_a_step_is_gradient_descent_on_the_loss(pairing, attachment):
+    """Without batch norm, written out with jnp alone, in float32 on the same rows; decay on the kernels."""
+    loss, output = pairing.split()
+    chosen = dataclasses.replace(PLAIN, loss=loss, output=output, attachment=attachment, batch_norm=False, decay=0.01)
+    data = make_data()
+    state = training.start(SHAPE, 6, chosen)
+    rows = np.array([3, 1, 4, 15, 9], np.int32)
+    x, y = data.train_images[rows].reshape(5, -1), data.train_labels[rows]
+
+    def mean_loss(params):
+        a = x
+        for layer in ("dense1", "dense2"):
+            a = jnp.maximum(a @ params[layer]["kernel"] + params[layer]["bias"][None], 0)
+        z = a @ params["output"]["kernel"] + params["output"]["bias"][None]
+        squares = sum((params[layer]["kernel"] ** 2).sum() for layer in params)
+        return LOSSES[pairing](z, y).mean() + jnp.float32(0.01 / 2) * squares
+
+    gradient = jax.grad(mean_loss)(state.params)
+    wanted = jax.tree.map(lambda p, g: p - jnp.float32(0.1) * g, state.params, gradient)
+    step = jax.jit(training._step, static_argnums=(4, 5), compiler_options=FAST)
+    new = step(state, data.train_images, data.train_labels, rows, chosen, 6)
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(new.params), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6, err_msg=str(path))
+    assert int(new.step) == 1
+    undecayed = gradient["dense2"]["kernel"] - jnp.float32(0.01) * state.params["dense2"]["kernel"]
+    np.testing.assert_allclose(new.norms["dense2"], jnp.linalg.norm(undecayed), rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_bfloat16_computes_in_it_and_keeps_float32():
+    chosen = dataclasses.replace(PLAIN, dtype="bfloat16", model="lenet5", pool="avg", activation="tanh")  # no kinks
+    state = training.start(SHAPE, 6, chosen)
+    data = make_data()
+    step = jax.jit(training._step, static_argnums=(4, 5), compiler_options=FAST)
+    arguments = (data.train_images, data.train_labels, np.arange(8, dtype=np.int32))
+    new = step(state, *arguments, chosen, 6)
+    assert {a.dtype.name for a in jax.tree.leaves((new.params, new.running))} <= {"float32", "int32"}
+    text = step.lower(state, *arguments, chosen, 6).as_text()
+    products = [line for line in text.splitlines() if "dot_general" in line or "stablehlo.convolution" in line]
+    assert any("bf16" in line for line in products)
+    full = step(state, *arguments, dataclasses.replace(chosen, dtype="float32"), 6)
+    for layer in ("conv1", "dense3", "output"):
+        change, wanted = (s.params[layer]["kernel"] - state.params[layer]["kernel"] for s in (new, full))
+        assert 1e-4 < jnp.linalg.norm(change - wanted) / jnp.linalg.norm(wanted) < 0.1
+
+
+@pytest.mark.parametrize("name", ["lecun", "xavier", "kaiming"])
+@pytest.mark.parametrize("distribution", ["normal", "uniform"])
+def test_initializers(name, distribution):
+    """Variance 1/fan_in, 2/(fan_in + fan_out), 2/fan_in; a uniform density ends at √3 deviations."""
+    params, _ = network.init(jax.random.key(0), SHAPE, dataclasses.replace(PLAIN, initializer=f"{name}_{distribution}"))
+    kernel = np.asarray(params["dense1"]["kernel"])
+    variance = {"lecun": 1 / 784, "xavier": 2 / (784 + 500), "kaiming": 2 / 784}[name]
+    assert kernel.var() == pytest.approx(variance, rel=0.02)
+    farthest = np.abs(kernel).max() / np.sqrt(variance)
+    assert farthest < 3**0.5 + 1e-4 if distribution == "uniform" else farthest > 2
+    assert not np.array_equal(params["dense2"]["kernel"][:10, :10], params["output"]["kernel"][:10, :10])
+
+
+@pytest.mark.parametrize(
+    "name", ["sgd", "momentum", "nesterov", "adam", "adamw", "nadam", "rmsprop", "adagrad", "lamb", "lion"]
+)
+def test_optimizers(name):
+    """The update is that of optax's own of the name; with a zero gradient the decay moves kernels and nothing else."""
+    chosen = dataclasses.replace(PLAIN, optimizer=name, learning_rate=0.1)
+    rate, momentum = optax.constant_schedule(0.1), {"momentum": 0.9}
+    theirs = {
+        "sgd": optax.sgd(rate),
+        "momentum": optax.sgd(rate, **momentum),
+        "nesterov": optax.sgd(rate, **momentum, nesterov=True),
+        "adamw": optax.adamw(rate, weight_decay=0.0),
+    }.get(name) or getattr(optax, name)(rate)
+    if name == "lion":
+        theirs = optax.lion(rate, weight_decay=0.0)
+    params = {"dense": {"kernel": jnp.ones(3), "bias": jnp.ones(2)}, "bn": {"gamma": jnp.ones(2), "beta": jnp.ones(2)}}
+    gradient = jax.tree.map(lambda a: 0.1 * jnp.arange(1.0, 1 + len(a)), params)
+    ours = optimizers.optimizer(chosen, 10)
+    states = [o.init(params) for o in (ours, theirs)]
+    for _ in range(3):
+        (a, first), (b, second) = (
+            o.update(gradient, s, params) for o, s in zip((ours, theirs), states, strict=True)
+        )
+        states = [first, second]
+        jax.tree.map(np.testing.assert_array_equal, a, b)
+    decayed = optimizers.optimizer(dataclasses.replace(chosen, decay=0.5), 10)
+    zero = jax.tree.map(jnp.zeros_like, params)
+    change, _ = decayed.update(zero, decayed.init(params), params)
+    assert (np.asarray(change["dense"]["kernel"]) < 0).all()
+    for rest in (change["dense"]["bias"], change["bn"]["gamma"], change["bn"]["beta"]):
+        np.testing.assert_array_equal(rest, 0)
+
+
+def test_schedules():
+    def rates(name, warmup=0, epochs=10):
+        chosen = dataclasses.replace(PLAIN, schedule=name, warmup=warmup, epochs=epochs, learning_rate=0.4)
+        rate = optimizers.schedule(chosen, 100)
+        return np.array([float(rate(i)) for i in range(101)])
+
+    np.testing.assert_allclose(rates("constant"), 0.4, rtol=1e-6)
+    np.testing.assert_allclose(rates("cosine"), 0.2 * (1 + np.cos(np.pi * np.arange(101) / 100)), atol=1e-6)
+    np.testing.assert_allclose(rates("linear"), 0.4 * (1 - np.arange(101) / 100), atol=1e-6)
+    np.testing.assert_allclose(rates("steps")[[0, 49, 51, 74, 76, 99]], [0.4, 0.4, 0.04, 0.04, 0.004, 0.004], rtol=1e-5)
+    cycle = rates("one_cycle")
+    assert cycle.max() == pytest.approx(0.4, rel=1e-3)
+    assert cycle[0] < 0.04
+    assert cycle[-1] < 1e-3
+    warm = rates("cosine", warmup=2)
+    np.testing.assert_allclose(warm[:21], 0.02 * np.arange(21), atol=1e-6)
+    np.testing.assert_allclose(warm[20:], 0.2 * (1 + np.cos(np.pi * np.arange(81) / 80)), atol=1e-6)
+
+
+def test_answers_are_those_of_the_images_whatever_the_chunk(monkeypatch):
+    """7 images in chunks of 3: the running statistics normalize, so no image knows of another."""
+    chosen = dataclasses.replace(PLAIN, activation="tanh")
+    data, state = make_data(test=7), training.start(SHAPE, 6, PLAIN)
+    monkeypatch.setattr(training, "CHUNK", 3)
+    found = training.answers(state, data.test_images, data.test_labels, chosen)
+    z, _ = network.apply(state.params, state.running, jnp.asarray(data.test_images), chosen, train=False)
+    np.testing.assert_allclose(found.outputs, jax.nn.softmax(z), rtol=1e-4, atol=1e-6)
+    wanted = optax.softmax_cross_entropy_with_integer_labels(z, data.test_labels)
+    np.testing.assert_allclose(found.losses, wanted, rtol=1e-4)
+    assert found.loss() == pytest.approx(float(wanted.mean()), rel=1e-5)
+    assert found.accuracy(data.test_labels) == np.mean(np.asarray(z).argmax(1) == data.test_labels)
+
+
+@pytest.mark.slow
+def test_devices_train_as_one():
+    """The same curve and the same parameters to rounding, the short batch (of 4, on 8 devices) included."""
+    data = make_data(train=60)
+    found = {}
+    for devices in (1, 8):
+        chosen = Configuration(batch_size=16, epochs=2, shift=1, devices=devices, activation="tanh", pool="avg")
+        state = training.start(SHAPE, 8, chosen)
+        progress = training.Progress(training.new_history(state), 0.0)
+        found[devices] = training.train(state, progress, data, chosen, lambda *_: None)
+    (one, first), (eight, second) = found[1], found[8]
+    placed = [len(a.sharding.device_set) for a in jax.tree.leaves(eight)]
+    assert set(placed) == {8}
+    one, eight = jax.device_get((one, eight))
+    for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(eight.params), strict=True):
+        assert np.linalg.norm(a - b) <= 1e-5 * max(np.linalg.norm(a), 1e-3)
+    np.testing.assert_allclose(first.history["training_loss"], second.history["training_loss"], rtol=1e-5)
+    np.testing.assert_allclose(first.history["test_loss"], second.history["test_loss"], rtol=1e-5)
