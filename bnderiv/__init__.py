@@ -1,5 +1,8 @@
 """Batch-normalized convolutional networks in JAX, every gradient derived by hand and attached in closed form."""
 
+import importlib
+from typing import Any
+
 from bnderiv import check, forward_mode, models, reference, steps
 from bnderiv.activation.relu import relu
 from bnderiv.activation.sigmoid import sigmoid
@@ -42,3 +45,10 @@ __all__ = [
     "check",
     "models",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The adapters, each imported when it is first asked for: they alone need their framework."""
+    if name in ("linen", "nnx", "equinox", "haiku"):
+        return importlib.import_module(f"bnderiv.{name}")
+    raise AttributeError(f"module 'bnderiv' has no attribute {name!r}")

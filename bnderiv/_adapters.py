@@ -1,0 +1,170 @@
+"""What the adapters share: batch norm over any axes and dtypes, in terms of the library's own functions.
+
+A framework's layer may have several feature axes or none, an output of another dtype than its input, no scale, no bias.
+The library's has one channel axis and y like x. The frameworks decide on names, shapes and dtypes; this file only lays
+the arrays out.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bnderiv import _arguments
+from bnderiv.activation.relu import relu
+from bnderiv.normalization.batch_norm import batch_norm, batch_norm_relu
+from bnderiv.normalization.inference import batch_norm_inference
+
+
+class Batch(NamedTuple):
+    """Statistics of one batch in the shape of the features; `counted` says where any element entered."""
+
+    mean: jax.Array
+    var: jax.Array
+    counted: jax.Array
+
+
+def real_array(layer: str, x: Any) -> jax.Array:
+    """`x` as an array.
+
+    Raises:
+      TypeError: it is complex.
+    """
+    x = jnp.asarray(x)
+    if jnp.iscomplexobj(x):
+        raise TypeError(f"{layer} takes real input, got {x.dtype.name}{list(x.shape)}")
+    return x
+
+
+def check_activation(activation: Any) -> None:
+    """Raises ValueError unless it is None or "relu"."""
+    if activation not in (None, "relu"):
+        raise ValueError(f'activation must be None or "relu", got {activation!r}')
+
+
+def feature_axes(axis: Any, ndim: int) -> tuple[int, ...]:
+    """One axis or several, counted from the front, each once and in order.
+
+    Raises:
+      TypeError: not integers.
+      ValueError: out of range.
+    """
+    several = axis if isinstance(axis, Sequence) else (axis,)
+    return tuple(sorted({_arguments.axis("axis", a, ndim) for a in several}))
+
+
+def promote(*dtypes: Any) -> Any:
+    """The dtype that holds them all, also where implicit promotion is forbidden: this one is explicit."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(*dtypes)
+
+
+def by_batch(
+    x: jax.Array,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+    axes: tuple[int, ...],
+    *,
+    eps: Any,
+    dtype: Any,
+    activation: str | None,
+    mask: Any = None,
+    axis_name: Any = None,
+    axis_index_groups: Any = None,
+) -> tuple[jax.Array, Batch]:
+    """Normalizes by the batch's statistics. `scale` and `bias` have the shape of the features; y gets `dtype`."""
+    check_activation(activation)
+    layout = _Layout(x.shape, axes)
+    if not x.size:
+        nothing = jnp.zeros(layout.features, promote(x.dtype, jnp.float32))
+        return x.astype(dtype), Batch(nothing, nothing, jnp.zeros(layout.features, bool))
+    if mask is not None:
+        mask = layout.merge_mask(mask)
+    y, stats = (batch_norm_relu if activation == "relu" else batch_norm)(
+        layout.merge(x.astype(promote(x.dtype, dtype))),
+        *layout.vectors(scale, bias),
+        channel_axis=layout.channel_axis,
+        eps=eps,
+        where=mask,
+        axis_name=tuple(axis_name) if isinstance(axis_name, list) else axis_name,
+        axis_index_groups=axis_index_groups,
+    )
+    mean, var, count = (a.reshape(layout.features) for a in stats)
+    return layout.split(y).astype(dtype), Batch(mean, var, count > 0)
+
+
+def by_given(
+    x: jax.Array,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+    mean: jax.Array,
+    var: jax.Array,
+    axes: tuple[int, ...],
+    *,
+    eps: Any,
+    dtype: Any,
+    activation: str | None,
+) -> jax.Array:
+    """Normalizes by given statistics, in the shape of the features like `scale` and `bias`; y gets `dtype`."""
+    check_activation(activation)
+    if not x.size:
+        return x.astype(dtype)
+    layout = _Layout(x.shape, axes)
+    y = batch_norm_inference(
+        layout.merge(x.astype(promote(x.dtype, dtype))),
+        *layout.vectors(scale, bias),
+        *(jnp.reshape(a, -1) for a in (mean, var)),
+        channel_axis=layout.channel_axis,
+        eps=eps,
+    )
+    return layout.split(relu(y) if activation == "relu" else y).astype(dtype)
+
+
+def average(momentum: Any, old: jax.Array, new: jax.Array, counted: jax.Array) -> jax.Array:
+    """momentum · old + (1 − momentum) · new, in the wider dtype; `old` where nothing was counted."""
+    dtype = promote(old.dtype, new.dtype)
+    averaged = (momentum * old).astype(dtype) + ((1 - momentum) * new).astype(dtype)
+    return jnp.where(counted, averaged, old.astype(dtype))
+
+
+class _Layout:
+    """The way from an array with any feature axes to one with a single channel axis, and back."""
+
+    def __init__(self, shape: tuple[int, ...], axes: tuple[int, ...]):
+        self.shape, self.axes = shape, axes
+        self.features = tuple(shape[a] for a in axes)
+        self.others = tuple(n for a, n in enumerate(shape) if a not in axes)
+        self.one = len(axes) == 1 and len(shape) > 1  # as it is: nothing to transpose
+        self.channel_axis = axes[0] if self.one else -1
+
+    def merge(self, x: jax.Array) -> jax.Array:
+        if self.one:
+            return x
+        x = jnp.moveaxis(x, self.axes, range(-len(self.axes), 0))
+        return x.reshape(*(x.shape[: len(self.others)] or (1,)), math.prod(self.features))
+
+    def merge_mask(self, mask: Any) -> jax.Array:
+        mask = jnp.asarray(mask, bool)
+        try:
+            fits = jnp.broadcast_shapes(mask.shape, self.shape) == self.shape
+        except ValueError:
+            fits = False
+        if not fits:
+            raise ValueError(f"mask must broadcast to the shape of x, {self.shape}, got shape {mask.shape}")
+        mask = jnp.expand_dims(mask, range(len(self.shape) - mask.ndim))
+        # Only what is merged must be there in full: elsewhere a small mask stays small.
+        full = [n if a in self.axes and not self.one else 1 for a, n in enumerate(self.shape)]
+        return self.merge(jnp.broadcast_to(mask, jnp.broadcast_shapes(mask.shape, tuple(full))))
+
+    def split(self, y: jax.Array) -> jax.Array:
+        if self.one:
+            return y
+        return jnp.moveaxis(y.reshape(self.others + self.features), range(-len(self.axes), 0), self.axes)
+
+    def vectors(self, scale: jax.Array | None, bias: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        channels = math.prod(self.features)
+        gamma = jnp.ones(channels, jnp.float32) if scale is None else jnp.reshape(scale, channels)
+        beta = jnp.zeros(channels, jnp.float32) if bias is None else jnp.reshape(bias, channels)
+        return gamma, beta

@@ -1,0 +1,102 @@
+"""Pooling under Flax's signature: any number of batch and spatial axes, one or two spatial axes at a time.
+
+A window's mean is the mean over its rows of the means over its columns, and its first maximum the first of its rows'
+first maxima; so windows of any rank are pooled by pairs of axes, from the last.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax import lax
+
+from bnderiv import _arguments
+from bnderiv._precision import accumulator
+from bnderiv.pooling import avg_pool as _avg_pool
+from bnderiv.pooling import max_pool as _max_pool
+
+
+def avg_pool(
+    inputs: jax.Array,
+    window_shape: Sequence[int],
+    strides: Sequence[int] | None = None,
+    padding: str | Sequence[tuple[int, int]] = "VALID",
+    count_include_pad: bool = True,
+) -> jax.Array:
+    """The mean over each window, as `flax.linen.avg_pool`, by `bnderiv.avg_pool`. Half precision sums in float32.
+
+    Args:
+      inputs: shape (batch axes..., spatial axes..., channels), floating dtype; no batch axis, one or several.
+      window_shape: one integer for each spatial axis.
+      strides: one integer for each spatial axis; None means 1 (not the window).
+      padding: "VALID", "SAME", "SAME_LOWER" or a (low, high) pair for each spatial axis, smaller than the window.
+      count_include_pad: whether padding counts as zeros, or not at all.
+
+    Raises:
+      TypeError: `inputs` is not of floating dtype, or an argument is of another type.
+      ValueError: lengths that do not fit, empty `inputs`, padding as large as the window, or a window larger than the
+        padded input.
+    """
+    inputs = _arguments.float_array("inputs", inputs)
+    # Three spatial axes take two passes: the first must not round.
+    wide = inputs.astype(accumulator(inputs.dtype)) if len(window_shape) > 2 else inputs
+    pool = functools.partial(_avg_pool.avg_pool, count_include_pad=bool(count_include_pad))
+    return _by_pairs(pool, wide, window_shape, strides, padding).astype(inputs.dtype)
+
+
+def max_pool(
+    inputs: jax.Array,
+    window_shape: Sequence[int],
+    strides: Sequence[int] | None = None,
+    padding: str | Sequence[tuple[int, int]] = "VALID",
+) -> jax.Array:
+    """The maximum of each window, as `flax.linen.max_pool`, by `bnderiv.max_pool`.
+
+    The gradient goes to the first maximum in row-major order. Arguments and errors as in `avg_pool`.
+    """
+    return _by_pairs(_max_pool.max_pool, _arguments.float_array("inputs", inputs), window_shape, strides, padding)
+
+
+def _by_pairs(pool: Callable[..., jax.Array], x: jax.Array, window_shape: Any, strides: Any, padding: Any) -> jax.Array:
+    window = _integers("window_shape", window_shape)
+    rank, batch = len(window), x.ndim - len(window) - 1
+    if batch < 0:
+        raise ValueError(f"window_shape must leave an axis of inputs for the channels, got {window} for rank {x.ndim}")
+    _arguments.nonempty("inputs", x)
+    strides = (1,) * rank if strides is None else _integers("strides", strides)
+    if len(strides) != rank:
+        raise ValueError(f"strides must have {rank} entries, as window_shape, got {strides}")
+    pads = _pads(padding, x.shape[batch:-1], window, strides)
+
+    for last in range(rank, 0, -2):
+        own = slice(max(last - 2, 0), last)  # these two of the spatial axes, or the first one with one of size 1
+        first = batch + own.start
+        before, spatial, after = x.shape[:first], x.shape[first : batch + last], x.shape[batch + last :]
+        alone = (1,) * (2 - len(spatial))
+        y = pool(
+            x.reshape(math.prod(before), *spatial, *alone, math.prod(after)),
+            (*window[own], *alone),
+            strides=(*strides[own], *alone),
+            padding=(*pads[own], *((0, 0) for _ in alone)),
+        )
+        x = y.reshape(*before, *y.shape[1 : 1 + len(spatial)], *after)
+    return x
+
+
+def _integers(name: str, value: Any) -> tuple[int, ...]:
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise TypeError(f"{name} must be a sequence of integers, one for each spatial axis, got {value!r}")
+    return tuple(_arguments.integer(f"{name}[{i}]", v, at_least=1) for i, v in enumerate(value))
+
+
+def _pads(padding: Any, sizes: tuple[int, ...], window: tuple[int, ...], strides: tuple[int, ...]) -> Any:
+    if isinstance(padding, str):
+        if padding.upper() not in ("SAME", "VALID", "SAME_LOWER"):
+            raise ValueError(f'padding must be "SAME", "VALID", "SAME_LOWER" or pairs of integers, got {padding!r}')
+        return tuple(lax.padtype_to_pads(sizes, window, strides, padding))
+    pads = tuple(tuple(p) for p in padding)
+    if len(pads) != len(window) or any(len(p) != 2 for p in pads):
+        raise ValueError(f"padding must be a (low, high) pair for each of the {len(window)} spatial axes, got {pads}")
+    return pads

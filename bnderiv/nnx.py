@@ -1,0 +1,93 @@
+"""Batch norm and pooling for Flax NNX, under Flax's names: change the import, keep the model and its checkpoints."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bnderiv import _adapters
+from bnderiv._flax_pooling import avg_pool, max_pool
+
+try:
+    from flax import nnx
+    from flax.nnx.nn import dtypes
+except ImportError as error:
+    raise ImportError('bnderiv.nnx needs Flax: pip install "bnderiv[flax]"') from error
+
+__all__ = ["BatchNorm", "avg_pool", "max_pool"]
+
+
+class BatchNorm(nnx.BatchNorm):
+    """`flax.nnx.BatchNorm` computed by `bnderiv.batch_norm`: its arguments, defaults, variables, shapes and dtypes.
+
+    Variables: `scale` and `bias` (`nnx.Param`), `mean` and `var` (`nnx.BatchStat`; the variance biased, as Flax stores
+    it); so the state of either fits the other. What is other than in Flax is said at `bnderiv.linen.BatchNorm`. With
+    the default `promote_dtype` only x is cast: statistics and parameters enter the computation as precise as they
+    are stored.
+
+    Args:
+      num_features: the number of features.
+      activation: None, or "relu" to apply it within the same rule, which then saves no more than without.
+      **others: those of `flax.nnx.BatchNorm`; `use_fast_variance` has no effect.
+
+    Raises:
+      ValueError: an unknown activation.
+    """
+
+    def __init__(self, num_features: int, *, activation: str | None = None, **others: Any):
+        _adapters.check_activation(activation)
+        super().__init__(num_features, **others)
+        self.activation = activation
+
+    def __call__(self, x: Any, use_running_average: bool | None = None, *, mask: Any = None) -> jax.Array:
+        """Normalizes `x` by its own statistics, which then enter the running ones, or by the running ones.
+
+        Args:
+          x: the input, real; any rank that has the feature axis.
+          use_running_average: whether to use the running statistics; by default as the constructor, `train`, `eval` or
+            `nnx.view` said.
+          mask: broadcasts to `x`, False where an element is not to count. Such elements are normalized all the same.
+
+        Returns:
+          An array of the shape of `x`, in `dtype`, by default that of `x` and the variables together.
+
+        Raises:
+          TypeError: complex `x`.
+          ValueError: an axis out of range, a mask that does not broadcast, `use_running_average` said nowhere.
+        """
+        if use_running_average is None:
+            use_running_average = self.use_running_average
+        if use_running_average is None:
+            raise ValueError("use_running_average must be given to the constructor or the call, or set by nnx.view")
+        x = _adapters.real_array("bnderiv.nnx.BatchNorm", x)
+        axes = _adapters.feature_axes(self.axis, x.ndim)
+
+        scale = None if self.scale is None else self.scale[...]
+        bias = None if self.bias is None else self.bias[...]
+        stored: Any = (self.mean[...], self.var[...], scale, bias)
+        x, *promoted = self.promote_dtype((x, *stored), dtype=self.dtype)
+        # Half precision statistics would undo at inference what was gained in training.
+        mean, var, scale, bias = stored if self.promote_dtype is dtypes.promote_dtype else promoted
+        dtype = dtypes.canonicalize_dtype(x, scale, bias, dtype=self.dtype)
+
+        if use_running_average:
+            return _adapters.by_given(
+                x, scale, bias, mean, var, axes, eps=self.epsilon, dtype=dtype, activation=self.activation
+            )
+        y, batch = _adapters.by_batch(
+            x,
+            scale,
+            bias,
+            axes,
+            eps=self.epsilon,
+            dtype=dtype,
+            activation=self.activation,
+            mask=mask,
+            axis_name=self.axis_name,
+            axis_index_groups=self.axis_index_groups,
+        )
+        computed = _adapters.promote(x.dtype if self.dtype is None else self.dtype, jnp.float32)
+        for running, new in ((self.mean, batch.mean), (self.var, batch.var)):
+            average = _adapters.average(self.momentum, running[...], new.astype(computed), batch.counted)
+            running[...] = jax.lax.stop_gradient(average).astype(running[...].dtype)
+        return y

@@ -1,0 +1,45 @@
+"""Comparing what our module computes with what the framework's own does."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# Compiling is most of the time these tests take; the programs need not be fast.
+fast_jit = partial(
+    jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+)
+
+# Roundings of a few layers and steps. In float64 the two must agree whatever they do; in less, theirs rounds too.
+TOLERANCE = {"float64": 1e-11, "float32": 2e-5, "bfloat16": 6e-2, "float16": 8e-3}
+
+
+def alike(ours: Any, theirs: Any, tolerance: float | None = None) -> None:
+    """Equal trees of equal shapes and dtypes whose values differ by roundings, relative to the largest of each leaf."""
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    paths = jax.tree_util.tree_leaves_with_path(ours)
+    for (path, a), b in zip(paths, jax.tree.leaves(theirs), strict=True):
+        where = jax.tree_util.keystr(path)
+        assert (a.shape, a.dtype) == (b.shape, b.dtype), where
+        if not jnp.issubdtype(a.dtype, jnp.floating):
+            np.testing.assert_array_equal(a, b, where)
+            continue
+        wide_a, wide_b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        allowed = TOLERANCE[a.dtype.name] if tolerance is None else tolerance
+        size = np.nanmax(np.abs(wide_b), initial=0)
+        np.testing.assert_allclose(wide_a, wide_b, rtol=0, atol=allowed * max(size, 1e-30), err_msg=where)
+
+
+def normal(
+    seed: int, shape: Sequence[int], dtype: Any = jnp.float32, mean: float = 1.0, scale: float = 2.0
+) -> jax.Array:
+    """mean + scale · N(0, 1)."""
+    return jnp.asarray(mean + scale * np.random.default_rng(seed).standard_normal(shape), dtype)
+
+
+def sgd(params: Any, gradient: Any, rate: float = 0.1) -> Any:
+    """One step down the gradient."""
+    return jax.tree.map(lambda p, g: p - rate * g, params, gradient)
