@@ -36,10 +36,10 @@ def first_figure(
             axes.annotate(
                 f"{percentile} %", (steps[-1], values[-1]), (4, 0), textcoords="offset points", va="center", fontsize=9
             )
-        axes.set(title=f"({letter}) A sigmoid's input, {name}", ylim=(low - 0.3, high + 0.3))
+        axes.set(title=f"({letter}) {name.capitalize()}", ylim=(low - 0.3, high + 0.3))
         axes.set_xlabel(f"training step\n(unit {units[batch_norm]} of the last hidden layer, seed 0)")
         axes.set_xlim(0, 1.15 * steps[-1])
-    b.set_ylabel("percentiles over test images")
+    b.set_ylabel("what one sigmoid is given,\npercentiles over test images")
     a.set_xlabel("training step")
     for axes in (a, b, c):
         axes.grid(alpha=0.3)

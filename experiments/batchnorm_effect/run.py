@@ -2,13 +2,16 @@
 
     python experiments/batchnorm_effect/run.py                the digits
     python experiments/batchnorm_effect/run.py --data DIR     a folder of IDX files, such as MNIST
+    python experiments/batchnorm_effect/run.py --redraw       pictures and report again, from the numbers
 
 Every seed and every learning rate, with and without batch norm, train at once in one compiled program.
 """
 
 import dataclasses
 import json
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +20,15 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
+sys.path.insert(0, str(Path(__file__).parents[2]))  # a script's own folder is all that Python looks in
+
 from experiments import _data, _report
 from experiments.batchnorm_effect import network, pictures
 
 RESULTS = Path(__file__).parent / "results"
+NUMBERS = "results.json"
+COMMAND = "python experiments/batchnorm_effect/run.py"
+KINDS = {True: "with batch norm", False: "without batch norm"}
 PROBES = 1000
 
 
@@ -50,6 +58,8 @@ class Settings:
     """Draws all kernels and orders of images."""
     out: Path = RESULTS / "digits"
     """Folder of the results."""
+    redraw: bool = False
+    """Only the pictures and the report again, from the numbers in that folder."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "seeds", "sweep_steps", "sweep_seeds", "every"):
@@ -107,7 +117,7 @@ def first_reached(steps: np.ndarray, accuracy: np.ndarray, least: float) -> int 
 
 
 def named(values: dict[bool, Any]) -> dict[str, Any]:
-    return {"with batch norm": values[True], "without batch norm": values[False]}
+    return {KINDS[kind]: values[kind] for kind in (True, False)}
 
 
 def rounded(array: np.ndarray, digits: int = 4) -> list[Any]:
@@ -118,7 +128,8 @@ def rounded(array: np.ndarray, digits: int = 4) -> list[Any]:
     ]
 
 
-def run(settings: Settings) -> None:
+def measure(settings: Settings) -> dict[str, Any]:
+    """Trains everything; what came out, as JSON takes it."""
     task = load_task(settings.data)
     images = f"{len(task.train_labels):,} training images, {len(task.test_labels):,} test images"
     options = {"deviation": settings.deviation, "every": settings.every}
@@ -128,28 +139,20 @@ def run(settings: Settings) -> None:
     print(f"{images}\nrate {settings.rate:g}: {settings.seeds} seeds with and without, {settings.steps:,} steps …")
     curves, seconds = timed_sweep(keys[: settings.seeds], [settings.rate], task, steps=settings.steps, **options)
     curves = {kind: jax.tree.map(lambda a: a[:, 0], of_kind) for kind, of_kind in curves.items()}  # one rate
-    steps = np.arange(settings.steps // settings.every + 1) * settings.every
-    accuracy = {kind: of_kind.accuracy for kind, of_kind in curves.items()}
-    units = {kind: typical_unit(of_kind.percentiles[0]) for kind, of_kind in curves.items()}
-    typical = {kind: of_kind.percentiles[0, ..., units[kind]] for kind, of_kind in curves.items()}
-    all_units = {kind: median_unit(of_kind.percentiles) for kind, of_kind in curves.items()}
-    reached = {
-        kind: {f"{least:.0%}": first_reached(steps, a, least) for least in (0.8, 0.9, 0.93, 0.95)}
-        for kind, a in accuracy.items()
-    }
-
     print(f"{len(rates)} rates: {settings.sweep_seeds} seeds with and without, {settings.sweep_steps:,} steps …")
     swept, sweep_seconds = timed_sweep(keys[: settings.sweep_seeds], rates, task, steps=settings.sweep_steps, **options)
-    finals = {kind: of_kind.accuracy[..., -1] for kind, of_kind in swept.items()}
 
-    figure = pictures.first_figure(steps, accuracy, typical, units)
-    rates_figure = pictures.rates_figure(np.array(rates), finals, settings.sweep_steps)
-    configuration = {
-        name: "IDX files" if name == "data" and value else value
-        for name, value in dataclasses.asdict(settings).items()
-        if name != "out"
-    }
-    content = {
+    steps = np.arange(settings.steps // settings.every + 1) * settings.every
+    units = {kind: typical_unit(of_kind.percentiles[0]) for kind, of_kind in curves.items()}
+    configuration = dataclasses.asdict(settings) | {"data": "IDX files" if settings.data else "digits"}
+    for elsewhere in ("out", "redraw"):
+        del configuration[elsewhere]
+
+    def each(of: Callable[[bool], Any]) -> dict[str, Any]:
+        return named({kind: of(kind) for kind in curves})
+
+    levels = (0.8, 0.9, 0.93, 0.95)
+    return {
         "date": _report.today(),
         "machine": _report.machine(),
         "versions": _report.versions(),
@@ -158,37 +161,50 @@ def run(settings: Settings) -> None:
         "first_figure": {
             "seconds": seconds,
             "steps": steps.tolist(),
-            "test_accuracy": named({kind: rounded(a) for kind, a in accuracy.items()}),
-            "first_step_of_mean_accuracy": named(reached),
+            "test_accuracy": each(lambda kind: rounded(curves[kind].accuracy)),
+            "first_step_of_mean_accuracy": each(
+                lambda kind: {f"{level:.0%}": first_reached(steps, curves[kind].accuracy, level) for level in levels}
+            ),
             "typical_unit": named(units),
-            "its_percentiles": named({kind: rounded(a, 3) for kind, a in typical.items()}),
-            "median_unit": named(all_units),
+            "its_percentiles": each(lambda kind: rounded(curves[kind].percentiles[0, ..., units[kind]], 3)),
+            "median_unit": each(lambda kind: median_unit(curves[kind].percentiles)),
         },
         "rates_figure": {
             "seconds": sweep_seconds,
             "rates": rates,
-            "test_accuracy": named({kind: rounded(a) for kind, a in finals.items()}),
+            "test_accuracy": each(lambda kind: rounded(swept[kind].accuracy[..., -1])),
         },
     }
+
+
+def arrays(by_name: dict[str, Any]) -> dict[bool, np.ndarray]:
+    """What `rounded` wrote, read again."""
+    return {kind: np.array(by_name[name], float) for kind, name in KINDS.items()}
+
+
+def present(content: dict[str, Any], out: Path) -> None:
+    """Writes pictures and report, and prints the table, from the numbers alone."""
+    first, rates = content["first_figure"], content["rates_figure"]
+    configuration = content["configuration"]
+    accuracy, finals = arrays(first["test_accuracy"]), arrays(rates["test_accuracy"])
+    units = {kind: first["typical_unit"][name] for kind, name in KINDS.items()}
+    figure = pictures.first_figure(np.array(first["steps"]), accuracy, arrays(first["its_percentiles"]), units)
+    rates_figure = pictures.rates_figure(np.array(rates["rates"]), finals, configuration["sweep_steps"])
+
+    def mean_and_worst(values: np.ndarray) -> str:
+        return f"{100 * values.mean():.1f} ({100 * values.min():.1f})"
+
     rows = [
-        [
-            f"{rate:g}",
-            *(
-                f"{100 * finals[kind][:, i].mean():.1f} ({100 * finals[kind][:, i].min():.1f})"
-                for kind in (True, False)
-            ),
-        ]
-        for i, rate in enumerate(rates)
+        [f"{rate:g}", *(mean_and_worst(finals[kind][:, i]) for kind in KINDS)] for i, rate in enumerate(rates["rates"])
     ]
-    ends = {
-        kind: f"{100 * a[:, -1].mean():.2f} % (range {100 * a[:, -1].min():.2f}–{100 * a[:, -1].max():.2f})"
-        for kind, a in accuracy.items()
-    }
-    summary = (
-        f"After {settings.steps:,} steps at the rate {settings.rate:g} the network recognizes {ends[True]} of the test "
-        f"images with batch norm, {ends[False]} without."
+    with_it, without = (
+        f"{100 * a[:, -1].mean():.2f} % (range {100 * a[:, -1].min():.2f}–{100 * a[:, -1].max():.2f})"
+        for a in (accuracy[True], accuracy[False])
     )
-    command = "python experiments/batchnorm_effect/run.py" + (" --data DIR" if settings.data else "")
+    summary = (
+        f"After {configuration['steps']:,} steps at the rate {configuration['rate']:g}, {with_it} of the test images "
+        f"are recognized with batch norm, {without} without."
+    )
     report = _report.page(
         "What batch norm does to a network of sigmoids",
         summary,
@@ -201,35 +217,42 @@ def run(settings: Settings) -> None:
             _report.Picture("Learning rates", rates_figure, "Test accuracy against the learning rate."),
             _report.Table(
                 "Learning rates",
-                ("rate", "with batch norm", "without batch norm"),
+                ("rate", *KINDS.values()),
                 rows,
-                f"Test accuracy in % after {settings.sweep_steps:,} steps: mean of the seeds (worst).",
+                f"Test accuracy in % after {configuration['sweep_steps']:,} steps: mean of the seeds (worst).",
             ),
         ],
-        command=command,
+        command=COMMAND + " --data DIR" * (configuration["data"] != "digits"),
         configuration=configuration,
-        facts={"images": images, "seconds": seconds, "seconds of the rates": sweep_seconds},
+        facts={
+            "date": content["date"],
+            "images": content["images"],
+            "seconds": first["seconds"],
+            "of the rates": rates["seconds"],
+        },
     )
-    written = {
-        "figure1.png": figure,
-        "rates.png": rates_figure,
-        "results.json": (json.dumps(content, allow_nan=False) + "\n").encode(),
-        "report.html": report,
-    }
-    for name, data in written.items():
-        _report.write(settings.out / name, data)
+    files = {"figure1.png": figure, "rates.png": rates_figure, "report.html": report}
+    for name, data in files.items():
+        _report.write(out / name, data)
     print(summary)
     print(f"{'rate':>6} {'with, % (worst)':>18} {'without':>18}")
     for rate, *cells in rows:
         print(f"{rate:>6} " + " ".join(f"{cell:>18}" for cell in cells))
-    print(*(f"{settings.out / name}" for name in written), sep="\n")
+    print(*(out / name for name in (NUMBERS, *files)), sep="\n")
+
+
+def run(settings: Settings) -> None:
+    if not settings.redraw:
+        content = measure(settings)
+        _report.write(settings.out / NUMBERS, (json.dumps(content, allow_nan=False) + "\n").encode())
+    present(json.loads((settings.out / NUMBERS).read_text()), settings.out)
 
 
 def main(arguments: list[str] | None = None) -> None:
     settings = tyro.cli(Settings, description=__doc__, args=arguments)
     try:
         run(settings)
-    except ValueError as error:  # of the data
+    except (ValueError, FileNotFoundError) as error:  # the data's, or no numbers to redraw
         raise SystemExit(str(error)) from None
 
 
