@@ -92,7 +92,9 @@ def _stacked(geometry, x, kernel_shape):
     layout = LAYOUTS[geometry.layout]
     _, other = layout.spatial
     axis, stride, dilation = geometry.layout[2 + other], geometry.strides[other], geometry.dilation[other]
-    x = lax.pad(x, jnp.zeros((), x.dtype), [(*geometry.padding[other], 0) if a == axis else (0, 0, 0) for a in range(4)])
+    x = lax.pad(
+        x, jnp.zeros((), x.dtype), [(*geometry.padding[other], 0) if a == axis else (0, 0, 0) for a in range(4)]
+    )
     reach = dilation * (kernel_shape[other] - 1)
     lines = [
         lax.slice_in_dim(x, k * dilation, x.shape[axis] - reach + k * dilation, stride, axis)

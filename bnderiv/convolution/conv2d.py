@@ -13,6 +13,7 @@ from bnderiv._closed_form import closed_form
 from bnderiv._precision import accumulator
 from bnderiv.convolution.correlations import fastest
 
+
 def conv2d(
     x: jax.Array,
     kernel: jax.Array,

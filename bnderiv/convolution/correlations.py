@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from bnderiv._platform import on_cpu
 from bnderiv.convolution import banded, direct, shifted
 
 
@@ -31,7 +32,7 @@ class Correlations(NamedTuple):
 def fastest(geometry: Any, x_shape: tuple[int, ...], kernel_shape: tuple[int, ...]) -> Correlations:
     """The three correlations, each in the way that is expected to be the fastest on the default backend."""
     layout = banded.LAYOUTS.get(geometry.layout)
-    if jax.default_backend() != "cpu" or geometry.groups > 1 or layout is None:
+    if not on_cpu() or geometry.groups > 1 or layout is None:
         return _DIRECT
     kh, kw, c_in, c_out = kernel_shape
     axis, _ = layout.spatial
