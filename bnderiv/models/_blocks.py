@@ -106,7 +106,14 @@ def init(key: jax.Array, hidden: Sequence[tuple[str, Shape]], output: Shape, con
 
 
 def activate(
-    params: Tree, config: Options, train: bool, axis_name: Any, state: Tree, i: int, z: jax.Array
+    params: Tree,
+    config: Options,
+    train: bool,
+    axis_name: Any,
+    state: Tree,
+    i: int,
+    z: jax.Array,
+    channel_axis: int = -1,
 ) -> tuple[jax.Array, Tree]:
     """Batch norm i, where there is one, and the activation; and the state with its running statistics renewed."""
     bn = layers(config)
@@ -117,11 +124,14 @@ def activate(
     gamma, beta = params[name]["gamma"], params[name]["beta"]
     if not train:
         running = state[name]
-        y = bn.batch_norm_inference(z, gamma, beta, running.mean, running.var, eps=config.eps)
+        y = bn.batch_norm_inference(
+            z, gamma, beta, running.mean, running.var, channel_axis=channel_axis, eps=config.eps
+        )
         return activation(y), state
+    options = {"channel_axis": channel_axis, "eps": config.eps, "axis_name": axis_name}
     if config.activation == "relu":  # fused: keeps z alone for the backward
-        a, batch = bn.batch_norm_relu(z, gamma, beta, eps=config.eps, axis_name=axis_name)
+        a, batch = bn.batch_norm_relu(z, gamma, beta, **options)
     else:
-        y, batch = bn.batch_norm(z, gamma, beta, eps=config.eps, axis_name=axis_name)
+        y, batch = bn.batch_norm(z, gamma, beta, **options)
         a = activation(y)
     return a, {**state, name: update_running_stats(state[name], batch, momentum=config.momentum)}

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 
 from bnderiv import _arguments
+from bnderiv._platform import on_cpu
 from bnderiv.models import _blocks
 
 
@@ -106,11 +107,19 @@ def apply(
     pool = {"max": bn.max_pool, "avg": bn.avg_pool}[config.pool]
     activate = partial(_blocks.activate, params, config, train, axis_name)
 
-    z = bn.conv2d(x.astype(config.dtype), **params["conv1"], padding=config.padding)
-    a, state = activate(state, 1, z)
-    z = bn.conv2d(pool(a, 2), **params["conv2"])
-    a, state = activate(state, 2, z)
-    z = bn.dense(bn.flatten(pool(a, 2)), **params["dense3"])
+    # On a CPU few channels fill no vector register, while the examples side by side do. `bnderiv.reference` is written for
+    # the usual layout, and keeps it.
+    batch_last = on_cpu() and config.gradients != "autodiff"
+    layout = {"channel_axis": 0, "batch_axis": 3} if batch_last else {"channel_axis": 3, "batch_axis": 0}
+    x = x.transpose(3, 1, 2, 0) if batch_last else x
+
+    z = bn.conv2d(x.astype(config.dtype), **params["conv1"], padding=config.padding, **layout)
+    a, state = activate(state, 1, z, layout["channel_axis"])
+    z = bn.conv2d(pool(a, 2, **layout), **params["conv2"], **layout)
+    a, state = activate(state, 2, z, layout["channel_axis"])
+    a = pool(a, 2, **layout)
+    a = bn.flatten(a.transpose(3, 1, 2, 0) if batch_last else a)
+    z = bn.dense(a, **params["dense3"])
     a, state = activate(state, 3, z)
     z = bn.dense(a, **params["dense4"])
     a, state = activate(state, 4, z)

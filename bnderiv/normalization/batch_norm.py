@@ -11,11 +11,11 @@ from jax import lax
 from jax.core import Tracer
 
 from bnderiv import _arguments
-from bnderiv._arguments import along
 from bnderiv._closed_form import closed_form
 from bnderiv._precision import accumulator
 from bnderiv.activation.relu import rectify
 from bnderiv.normalization.across_devices import merge
+from bnderiv.normalization.channels import Channels
 from bnderiv.normalization.moments import batch_stats, in_units, masked, measure
 from bnderiv.normalization.running_stats import BatchStats
 
@@ -99,11 +99,12 @@ def _public(relu, x, gamma, beta, channel_axis, eps, where, axis_name, groups):
         raise ValueError("axis_index_groups must come with axis_name, got axis_name=None")
 
     x, where, gamma, beta, eps = _arguments.same_varying(x, where, gamma, beta, eps)
-    moments = measure(axis, x, where, eps)
+    channels = Channels.of(axis, x.shape) if where is None else Channels(axis)
+    moments = measure(channels, x, where, eps)
     own = axis_name is None or axis_name == ()
     if not own:
         moments = merge(moments, axis_name, groups)
-    y = _normalize(axis, relu, own, x, where, gamma, beta, eps, *_arguments.same_varying(x, *moments)[1:])
+    y = _normalize(channels, relu, own, x, where, gamma, beta, eps, *_arguments.same_varying(x, *moments)[1:])
     return y, batch_stats(moments)
 
 
@@ -113,50 +114,51 @@ def _public(relu, x, gamma, beta, channel_axis, eps, where, axis_name, groups):
 
 
 @partial(closed_form, nondiff_argnums=(0, 1, 2))
-def _normalize(axis, relu, own, x, where, gamma, beta, eps, count, shift, scale, mean, var):
-    return _scaled(axis, relu, x, where, gamma, beta, eps, shift, scale, mean, var)
+def _normalize(channels, relu, own, x, where, gamma, beta, eps, count, shift, scale, mean, var):
+    return _scaled(channels, relu, x, where, gamma, beta, eps, shift, scale, mean, var)
 
 
-def _scaled(axis, relu, x, where, gamma, beta, eps, shift, scale, mean, var):
-    r = _inverse_deviation(var, eps, scale)
-    usable = _usable(axis, x, where, shift, scale)
-    y = _affine(axis, _centred(axis, usable, shift, scale, mean), r, gamma, beta)
+def _scaled(channels, relu, x, where, gamma, beta, eps, shift, scale, mean, var):
+    shape, x, r = x.shape, channels.view(x), _inverse_deviation(var, eps, scale)
+    usable = _usable(channels, x, where, shift, scale)
+    y = _affine(channels, _centred(channels, usable, shift, scale, mean), r, gamma, beta)
     if where is not None:  # elsewhere the same map; by itself, so that in second derivatives too 0 · NaN is 0
-        as_it_is = _affine(axis, _centred(axis, x, shift, scale, mean), r, gamma, beta)
+        as_it_is = _affine(channels, _centred(channels, x, shift, scale, mean), r, gamma, beta)
         y = jnp.where(usable == x, y, lax.stop_gradient(as_it_is))
-    return (rectify(y) if relu else y).astype(x.dtype)
+    return (rectify(y) if relu else y).astype(x.dtype).reshape(shape)
 
 
-def _normalize_fwd(axis, relu, own, x, where, gamma, beta, eps, count, shift, scale, mean, var):
-    y = _scaled(axis, relu, x, where, gamma, beta, eps, shift, scale, mean, var)
+def _normalize_fwd(channels, relu, own, x, where, gamma, beta, eps, count, shift, scale, mean, var):
+    y = _scaled(channels, relu, x, where, gamma, beta, eps, shift, scale, mean, var)
     return y, (x, where, gamma, beta, eps, count, shift, scale, mean, var)
 
 
-def _normalize_bwd(axis, relu, own, residuals, delta):
+def _normalize_bwd(channels, relu, own, residuals, delta):
     x, where, gamma, beta, eps, n, shift, scale, mean, var = residuals
-    others = tuple(a for a in range(x.ndim) if a != axis)
-    x = _usable(axis, x, where, shift, scale)
-    u, r = _centred(axis, x, shift, scale, mean), _inverse_deviation(var, eps, scale)
+    shape, x, delta = x.shape, channels.view(x), channels.view(delta)
+    x = _usable(channels, x, where, shift, scale)
+    u, r = _centred(channels, x, shift, scale, mean), _inverse_deviation(var, eps, scale)
     delta = delta.astype(u.dtype)
     if relu:
-        delta = jnp.where(_affine(axis, u, r, gamma, beta) > 0, delta, 0)  # (N22)
+        delta = jnp.where(_affine(channels, u, r, gamma, beta) > 0, delta, 0)  # (N22)
 
     g = gamma.astype(r.dtype) * r
-    d_beta = delta.sum(others)  # (N6)
-    d_gamma = (delta * u).sum(others) * r  # (N5), as x̂ = u r
+    d_beta = channels.sum(delta)  # (N6)
+    eighth = _centred(channels, x, shift, scale / 8, mean / 8)  # of u; a sum has terms of its own, see `moments`
+    d_gamma = channels.sum(delta * eighth) * (8 * r)  # (N5), as x̂ = u r
     d_var = -0.5 * g * (r * d_gamma)  # (N8); g r may overflow where d_gamma is 0
     if own:
         n = jnp.maximum(n, 1)
-        through_moments = along(d_beta / n, axis, x.ndim) + u * along(r * d_gamma / n, axis, x.ndim)
-        dx = (delta - masked(where, through_moments)) * along(g, axis, x.ndim)  # (N12)
+        through_moments = channels.along(d_beta / n, x) + u * channels.along(r * d_gamma / n, x)
+        dx = (delta - masked(where, through_moments)) * channels.along(g, x)  # (N12)
         to_mean = to_var = None
     else:
-        dx = delta * along(g, axis, x.ndim)  # x̂'s part of (N11)
+        dx = delta * channels.along(g, x)  # x̂'s part of (N11)
         to_mean, to_var = -g * d_beta, d_var  # (N10)
-    dx = dx * along(scale, axis, x.ndim)
+    dx = dx * channels.along(scale, x)
     d_eps = (d_var * scale * scale).sum()
     return (
-        dx.astype(x.dtype),
+        dx.astype(x.dtype).reshape(shape),
         None,
         d_gamma.astype(gamma.dtype),
         d_beta.astype(beta.dtype),
@@ -172,16 +174,16 @@ def _normalize_bwd(axis, relu, own, residuals, delta):
 _normalize.defvjp(_normalize_fwd, _normalize_bwd)
 
 
-def _usable(axis, x, where, shift, scale):
+def _usable(channels, x, where, shift, scale):
     """x; K at a False place where (x − K) s is not finite, as 0 · NaN is to be 0 in every sum."""
     if where is None:
         return x
-    finite = jnp.isfinite(in_units(axis, x, shift, scale))
-    return jnp.where(where | finite, x, along(shift, axis, x.ndim).astype(x.dtype))
+    finite = jnp.isfinite(in_units(channels, x, shift, scale))
+    return jnp.where(where | finite, x, channels.along(shift, x).astype(x.dtype))
 
 
-def _centred(axis, x, shift, scale, mean):
-    return in_units(axis, x, shift, scale) - along(mean, axis, x.ndim)
+def _centred(channels, x, shift, scale, mean):
+    return in_units(channels, x, shift, scale) - channels.along(mean, x)
 
 
 def _inverse_deviation(var, eps, scale):
@@ -192,8 +194,8 @@ def _inverse_deviation(var, eps, scale):
     return 1 / jnp.where(normal, jnp.sqrt(jnp.where(normal, square, 1)), least)
 
 
-def _affine(axis, u, r, gamma, beta):
-    g, b = (along(a.astype(u.dtype), axis, u.ndim) for a in (gamma.astype(r.dtype) * r, beta))
+def _affine(channels, u, r, gamma, beta):
+    g, b = (channels.along(a.astype(u.dtype), u) for a in (gamma.astype(r.dtype) * r, beta))
     return u * g + b  # (N3) and (N4)
 
 

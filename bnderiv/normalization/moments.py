@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bnderiv._arguments import along
 from bnderiv._closed_form import closed_form
 from bnderiv._precision import accumulator
+from bnderiv.normalization.channels import Channels
 from bnderiv.normalization.running_stats import BatchStats
 
 
@@ -32,11 +32,11 @@ class Moments(NamedTuple):
     var: jax.Array  # v
 
 
-def measure(axis: int, x: jax.Array, where: jax.Array | None, eps: jax.Array) -> Moments:
-    """The moments of the True elements of `x` along every axis but `axis`; all 0 for a channel without any."""
-    n = _count(axis, x, where)
-    shift, scale = _units(axis, lax.stop_gradient(x), where, n, lax.stop_gradient(eps))
-    mean_and_var: Any = _moments(axis, x, where, n, shift, scale)
+def measure(channels: Channels, x: jax.Array, where: jax.Array | None, eps: jax.Array) -> Moments:
+    """The moments of the True elements of `x` for each channel; all 0 for a channel without any."""
+    n = _count(channels, x, where)
+    shift, scale = _units(channels, lax.stop_gradient(x), where, n, lax.stop_gradient(eps))
+    mean_and_var: Any = _moments(channels, x, where, n, shift, scale)
     return recentre(Moments(n, shift, scale, *mean_and_var))
 
 
@@ -69,75 +69,73 @@ def masked(where: jax.Array | None, values: jax.Array) -> jax.Array:
     return values if where is None else jnp.where(where, values, 0)
 
 
-def _count(axis: int, x: jax.Array, where: jax.Array | None) -> jax.Array:
-    channels, dtype = x.shape[axis], accumulator(x.dtype)
-    all_of_them = x.size // channels
+def _count(channels: Channels, x: jax.Array, where: jax.Array | None) -> jax.Array:
+    number, dtype = channels.number(channels.view(x)), accumulator(x.dtype)
+    all_of_them = x.size // number
     if where is None:
-        return jnp.full((channels,), all_of_them, dtype)
+        return jnp.full((number,), all_of_them, dtype)
     # Counted in floats as long as these hold every integer: over a sharded batch, sums of one dtype are one message.
     exact = all_of_them <= 2 ** (jnp.finfo(dtype).nmant + 1)
-    return jnp.broadcast_to(where, x.shape).sum(_others(axis, x), dtype=dtype if exact else jnp.int32).astype(dtype)
+    return channels.sum(jnp.broadcast_to(where, x.shape).astype(dtype if exact else jnp.int32)).astype(dtype)
 
 
-def _units(axis, x, where, n, eps):
+# Every sum below has a power of two of its own in its terms. XLA computes the terms of a sum on the fly as long as
+# nothing else wants them; equal expressions (even a vector laid along x) it finds, shares, and so writes out.
+
+
+def _units(channels, x, where, n, eps):
     """K, the mean rounded, and s, the power of two that brings the larger of mean |x| and √ε to about 1.
 
     The sums are of x·2⁻ᵏ with 2ᵏ above the number of elements, so they cannot overflow. What s is taken from bounds the
     squares: (Σu)² ≥ Σu², and √ε·s ≤ 1.
     """
-    dtype = accumulator(x.dtype)
-    small = 2.0 ** -(x.size // x.shape[axis]).bit_length()
-    to_mean = 1 / (small * jnp.maximum(n, 1))
-    wide = x.astype(dtype)
-    shift = masked(where, wide * small).sum(_others(axis, x)) * to_mean
-    size = masked(where, jnp.abs(wide) * small).sum(_others(axis, x)) * to_mean
+    x, dtype = channels.view(x), accumulator(x.dtype)
+    small = 2.0 ** -(x.size // channels.number(x)).bit_length()
+    wide, n = x.astype(dtype), jnp.maximum(n, 1)
+    shift = channels.sum(masked(where, wide * small)) / (small * n)
+    size = channels.sum(masked(where, jnp.abs(wide) * (small / 2))) / (small / 2 * n)
     # Without its last bit K is no longer a product. As one it is open to contraction: recomputed within a fusion that
     # subtracts it, product and difference become one FMA, which subtracts another K than the one that travels.
     info = jnp.finfo(dtype)
     shift = lax.reduce_precision(shift, info.nexp, info.nmant - 1)
     _, exponent = jnp.frexp(jnp.maximum(size, jnp.sqrt(eps)))
-    largest = -info.minexp
+    largest = (
+        -info.minexp - 6
+    )  # so that 1/s is normal, and s times the few powers of two of the sums is finite and normal
     return shift, jnp.ldexp(jnp.ones_like(n), jnp.clip(-exponent, -largest, largest))
 
 
-def _others(axis: int, x: jax.Array) -> tuple[int, ...]:
-    return tuple(a for a in range(x.ndim) if a != axis)
-
-
-def in_units(axis: int, x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
-    """u = (x − K)·s, written so that neither difference overflows; s is a power of two, so both forms are equal."""
-    scale_ = along(scale, axis, x.ndim)
-    return x.astype(scale.dtype) * scale_ - along(shift * scale, axis, x.ndim)
+def in_units(channels: Channels, x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
+    """u = (x − K)·s, written so that the difference cannot overflow; s is a power of two, so the products are exact."""
+    return x.astype(scale.dtype) * channels.along(scale, x) - channels.along(shift * scale, x)
 
 
 @partial(closed_form, nondiff_argnums=(0,))
-def _moments(axis, x, where, n, shift, scale):
-    return _mean_and_var(axis, x, where, n, shift, scale)
+def _moments(channels, x, where, n, shift, scale):
+    return _mean_and_var(channels, x, where, n, shift, scale)
 
 
-def _mean_and_var(axis, x, where, n, shift, scale):
-    n = jnp.maximum(n, 1)
-    # Two expressions for u: each sum then reads x in a loop of its own, rather than both reading a stored u.
-    deviation = (x.astype(scale.dtype) - along(shift, axis, x.ndim)) * along(scale, axis, x.ndim)
-    mean = masked(where, deviation).sum(_others(axis, x)) / n  # (N1)
-    square = jnp.square(masked(where, in_units(axis, x, shift, scale))).sum(_others(axis, x)) / n
+def _mean_and_var(channels, x, where, n, shift, scale):
+    x, n = channels.view(x), jnp.maximum(n, 1)
+    mean = channels.sum(masked(where, in_units(channels, x, shift, 2 * scale))) / (2 * n)  # (N1)
+    square = channels.sum(jnp.square(masked(where, in_units(channels, x, shift, 4 * scale)))) / (16 * n)
     return mean, jnp.maximum(square - mean**2, 0)  # (N2)
 
 
-def _moments_fwd(axis, x, where, n, shift, scale):
-    mean, var = _mean_and_var(axis, x, where, n, shift, scale)
+def _moments_fwd(channels, x, where, n, shift, scale):
+    mean, var = _mean_and_var(channels, x, where, n, shift, scale)
     return (mean, var), (x, where, n, shift, scale, mean)
 
 
-def _moments_bwd(axis, residuals, cotangents):
+def _moments_bwd(channels, residuals, cotangents):
     x, where, n, shift, scale, mean = residuals
     d_mean, d_var = cotangents
-    n = jnp.maximum(n, 1)
-    u = masked(where, in_units(axis, x, shift, scale)) - along(mean, axis, x.ndim)
+    shape, x, n = x.shape, channels.view(x), jnp.maximum(n, 1)
+    u = masked(where, in_units(channels, x, shift, scale)) - channels.along(mean, x)
     # (N13): ∂m/∂x = s/n and ∂v/∂x = 2 s (u − m)/n; (N9) is why the mean inside v adds nothing.
-    dx = along(d_mean / n, axis, x.ndim) + along(2 * d_var / n, axis, x.ndim) * u
-    dx = masked(where, dx * along(scale, axis, x.ndim))
-    return dx.astype(x.dtype), None, None, None, None
+    dx = channels.along(d_mean / n, x) + channels.along(2 * d_var / n, x) * u
+    dx = masked(where, dx * channels.along(scale, x))
+    return dx.astype(x.dtype).reshape(shape), None, None, None, None
 
 
 _moments.defvjp(_moments_fwd, _moments_bwd)

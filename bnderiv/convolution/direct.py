@@ -1,0 +1,80 @@
+"""The three correlations as the backend's own convolution (derivation.md, C10–C13).
+
+Each is a sum over the same triples (output i, weight x, input p = s·i + d·x − t), (C5); what differs is which two of the
+arrays meet and which index stays.
+"""
+
+from jax import lax
+
+from bnderiv._precision import accumulator
+
+_HWIO = (3, 2, 0, 1)  # where a kernel (kh, kw, C_in/groups, C_out) keeps (out, in, rows, columns), as lax asks for it
+
+
+def correlation(geometry, x, kernel):
+    """z_i = Σ_x w_x a_{s·i + d·x − t}  (C6)."""
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=geometry.strides,
+        padding=geometry.padding,
+        rhs_dilation=geometry.dilation,
+        dimension_numbers=lax.ConvDimensionNumbers(geometry.layout, _HWIO, geometry.layout),
+        feature_group_count=geometry.groups,
+        preferred_element_type=accumulator(x.dtype),
+    )
+
+
+def input_gradient(geometry, x_shape, kernel, delta):
+    """∂J/∂a_p = Σ_x w_x δ_i, i such that s·i + d·x − t = p: δ spread by the stride, the kernel turned  (C11, C12)."""
+    kh, kw, c_in, c_out = kernel.shape
+    g = geometry.groups
+    turned = lax.rev(kernel, (0, 1)).reshape(kh, kw, c_in, g, c_out // g)
+    exchanged = turned.swapaxes(2, 4).reshape(kh, kw, c_out // g, g * c_in)  # within each group (C13)
+    # Before: d·(k − 1) − t zeros, so that the turned kernel first meets input cell 0; after: as many as its last cell
+    # needs (C12). A negative number crops, where the padding was wider than the kernel reaches.
+    padding = [
+        (d * (k - 1) - before, size - 1 - s * (delta.shape[axis] - 1) + before)
+        for k, d, s, (before, _), axis, size in _sides(geometry, (kh, kw), x_shape)
+    ]
+    return lax.conv_general_dilated(
+        delta,
+        exchanged,
+        window_strides=(1, 1),
+        padding=padding,
+        lhs_dilation=geometry.strides,
+        rhs_dilation=geometry.dilation,
+        dimension_numbers=lax.ConvDimensionNumbers(geometry.layout, _HWIO, geometry.layout),
+        feature_group_count=g,
+        preferred_element_type=accumulator(delta.dtype),
+    )
+
+
+def kernel_gradient(geometry, kernel_shape, x, delta):
+    """∂J/∂w_x = Σ_i δ_i a_{s·i + d·x − t}: the input correlated with δ, stride and dilation exchanged  (C7)."""
+    batch, channel, *spatial = geometry.layout
+    # The channels of x stand where a convolution has its batch, the examples where it sums over channels.
+    x_spec, delta_spec, kernel_spec = (channel, batch, *spatial), (channel, batch, *spatial), (2, 3, 0, 1)
+    # The same zeros before; after, what lets δ slide to the last weight and no further: negative where rows or
+    # columns were left over that no window reached (C10).
+    padding = [
+        (before, s * (delta.shape[axis] - 1) + d * (k - 1) + 1 - size - before)
+        for k, d, s, (before, _), axis, size in _sides(geometry, kernel_shape[:2], x.shape)
+    ]
+    return lax.conv_general_dilated(
+        x,
+        delta,
+        window_strides=geometry.dilation,
+        padding=padding,
+        rhs_dilation=geometry.strides,
+        dimension_numbers=lax.ConvDimensionNumbers(x_spec, delta_spec, kernel_spec),
+        batch_group_count=geometry.groups,
+        preferred_element_type=accumulator(x.dtype),
+    )
+
+
+def _sides(geometry, window, x_shape):
+    """Rows, then columns: (kernel size k, dilation d, stride s, padding, axis, input size)."""
+    axes = geometry.layout[2:]
+    sizes = [x_shape[a] for a in axes]
+    return zip(window, geometry.dilation, geometry.strides, geometry.padding, axes, sizes, strict=True)
