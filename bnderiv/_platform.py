@@ -4,5 +4,5 @@ import jax
 
 
 def on_cpu() -> bool:
-    """Whether the default backend is the CPU. Only speed may depend on it: a program can be exported, or placed elsewhere."""
+    """Whether the default backend is the CPU. Only speed may hang on it: programs can be placed elsewhere."""
     return jax.default_backend() == "cpu"

@@ -1,14 +1,14 @@
 """The three correlations as matrix products with the banded matrix of the kernel (derivation.md, C14–C17).
 
 Along one axis a correlation is the product with a matrix that has the kernel on its diagonals (a Toeplitz matrix). So
-with T banded along one spatial axis, and the lines of the input along the other stacked once for each weight they meet,
-a whole convolution is one matrix product. Most of T is zeros, and a zero times NaN or infinity is NaN: what is not finite
-in the input, or in δ, reaches all outputs of its example along the banded axis, not only those whose window it is in.
+with T banded along one spatial axis, and the input's lines along the other stacked once for each weight they meet, a
+whole convolution is one matrix product. Most of T is zeros, and a zero times NaN or infinity is NaN: what is not finite
+in the input or in δ reaches all outputs of its example along the banded axis, not only those whose window it is in.
 
-The functions are compiled as they are called outside of `jax.jit`, where each would else be a dozen programs.
+In the products below the batch is n, channels are c (in) and o (out); weight j along the banded axis leads from cell p
+to output i, weight k along the other axis from its line to line s. The letters of an array are its layout.
 
-In the products below the batch is n, channels are c (in) and o (out); weight j along the banded axis leads from its cell
-p to i, weight k along the other from its line to line s. An array's letters are its layout.
+Each function is compiled as a whole, for calls outside of `jax.jit`.
 """
 
 from functools import partial
@@ -72,7 +72,7 @@ def kernel_gradient(geometry, kernel_shape, x, delta):
 
 
 def _diagonals(geometry, x_shape, kernel_shape):
-    """1 where weight j leads from cell p to output i along the banded axis: p = stride·i + dilation·j − before (C14)."""
+    """1 where weight j leads from cell p to output i of the banded axis: p = stride·i + dilation·j − before (C14)."""
     banded, _ = LAYOUTS[geometry.layout].spatial
     size, k = x_shape[geometry.layout[2 + banded]], kernel_shape[banded]
     stride, dilation, padding = (option[banded] for option in (geometry.strides, geometry.dilation, geometry.padding))

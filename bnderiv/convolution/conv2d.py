@@ -30,7 +30,9 @@ def conv2d(
 
     Stride s, dilation d, padding t at the top and left. It is the cross-correlation: the kernel is not turned. The
     gradient (derivation.md): ∂J/∂w correlates the input with δ (C7), ∂J/∂b sums δ (C8), and δ goes back through a
-    full correlation with the turned kernel (C9, C11). Half precision is accumulated in float32.
+    full correlation with the turned kernel (C9, C11). Half precision is accumulated in float32. The products are summed
+    in the way that is the fastest for the shapes at hand (`correlations.py`): on a CPU NaN and infinity may reach all
+    rows or all columns of their example.
 
     Args:
       x: input of rank 4 and floating dtype, channels last (N, H, W, C_in) unless the axes say otherwise.

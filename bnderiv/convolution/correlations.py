@@ -1,14 +1,13 @@
 """Which way to the three correlations is the fastest: the choice, and the cost model behind it.
 
-Whatever is chosen, the closed form is the same, and so are the results but for rounding and for how far a value that is
-not finite reaches (see `banded`).
+Whatever is chosen, the closed form is the same, and so are the results, but for rounding and for how far a value that
+is not finite reaches (see `banded`).
 
-On a CPU, convolutions of few channels run at a rate that grows with the output channels, about 1.6 GFLOP/s for each on
-two cores of 2023, and a matrix product at about 260. The banded matrix of a kernel has size/k times its weights (size of
-the input, k of the kernel, along the banded axis), so that many times the work is done. The two break even at
-size/k · C_out = 160; stacking and copying take some of it, and where the convolution is already good, at 16 input
-channels and more, size/k · C_out is larger than that in all practical cases. A sum of shifted inputs does no work in
-vain, but reads its input once for each weight; it is the faster one up to some thirty. `experiments/benchmark` measures
+A CPU's convolution of few channels runs at a rate that grows with the output channels, about 1.6 GFLOP/s for each on
+the two cores it was measured on, where matrix products run at 260. The banded matrix of a kernel has size/k times its
+weights (size of the input and k of the kernel, along the banded axis), and so many times the work is done. They break
+even at size/k · C_out = 160; some of that goes to stacking and copying. A sum of shifted inputs does no work in vain,
+but reads its input once for each weight: it is the fastest up to some thirty of them. `experiments/benchmark` measures
 all of this. On other platforms the backend's convolution is the fast way.
 """
 

@@ -1,7 +1,7 @@
 """The three correlations as the backend's own convolution (derivation.md, C10–C13).
 
-Each is a sum over the same triples (output i, weight x, input p = s·i + d·x − t), (C5); what differs is which two of the
-arrays meet and which index stays.
+Each is a sum over the same triples (output i, weight x, input p = s·i + d·x − t), (C5); what differs is which two of
+the arrays meet and which index stays.
 """
 
 from jax import lax

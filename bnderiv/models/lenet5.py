@@ -107,8 +107,8 @@ def apply(
     pool = {"max": bn.max_pool, "avg": bn.avg_pool}[config.pool]
     activate = partial(_blocks.activate, params, config, train, axis_name)
 
-    # On a CPU few channels fill no vector register, while the examples side by side do. `bnderiv.reference` is written for
-    # the usual layout, and keeps it.
+    # Six channels do not fill a vector register of a CPU, the examples side by side do. `bnderiv.reference`, what
+    # others would write, keeps the usual layout.
     batch_last = on_cpu() and config.gradients != "autodiff"
     layout = {"channel_axis": 0, "batch_axis": 3} if batch_last else {"channel_axis": 3, "batch_axis": 0}
     x = x.transpose(3, 1, 2, 0) if batch_last else x
