@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from bnderiv import _arguments
@@ -34,9 +35,17 @@ class Windows(NamedTuple):
         return (self.size + self.before + self.after - self.reach) // self.stride + 1
 
     @property
-    def tile(self) -> bool:
-        """Whether each window begins where the one before it ends."""
-        return self.stride == self.window and self.dilation == 1
+    def cells_of(self) -> np.ndarray:
+        """Row t, column p: which of its cells the t-last of the windows that start at or before p has in p; −1: none.
+
+        No more than ⌈reach/stride⌉ windows cover a cell, one where they tile (P6).
+        """
+        back = np.arange(-(-self.reach // self.stride))[:, None]
+        window, offset = np.divmod(np.arange(self.size) + self.before, self.stride)
+        window, offset = window - back, offset + back * self.stride
+        cell, hole = np.divmod(offset, self.dilation)
+        covers = (window >= 0) & (window < self.count) & (hole == 0) & (cell < self.window)
+        return np.where(covers, cell, -1)
 
 
 def windows(
@@ -87,12 +96,26 @@ def dilate(delta: jax.Array, w: Windows) -> jax.Array:
     return _pad(delta, w.axis, (low, high, w.stride - 1), 0)
 
 
-def spread(delta: jax.Array, w: Windows) -> jax.Array:
-    """δ of the one window that covers each of x's cells, or zero where there is none; for windows that tile (P6)."""
-    shape = (*delta.shape[: w.axis], w.count, w.window, *delta.shape[w.axis + 1 :])
+def with_margins(delta: jax.Array, w: Windows) -> jax.Array:
+    """δ with room for windows that are not there, for `spread`."""
+    return _pad(delta, w.axis, (len(w.cells_of) - 1, _starts(w) - w.count, 0), 0)
+
+
+def spread(delta: jax.Array, w: Windows, back: int | jax.Array) -> jax.Array:
+    """For each of x's cells the δ (with margins) of the last but `back` of the windows that start at or before it.
+
+    Anything where there is no such window, or where it does not reach the cell: see `Windows.cells_of`.
+    """
+    starts = _starts(w)
+    delta = lax.dynamic_slice_in_dim(delta, len(w.cells_of) - 1 - back, starts, w.axis)
+    shape = (*delta.shape[: w.axis], starts, w.stride, *delta.shape[w.axis + 1 :])
     blocks = lax.broadcast_in_dim(delta, shape, tuple(a + (a > w.axis) for a in range(delta.ndim)))
-    blocks = lax.collapse(blocks, w.axis, w.axis + 2)
-    return _pad(blocks, w.axis, (-w.before, w.size + w.before - w.count * w.window, 0), 0)
+    return lax.slice_in_dim(lax.collapse(blocks, w.axis, w.axis + 2), w.before, w.before + w.size, axis=w.axis)
+
+
+def _starts(w: Windows) -> int:
+    """How many windows would start within x and the padding before it."""
+    return -(-(w.size + w.before) // w.stride)
 
 
 def _pad(x: jax.Array, axis: int, config: tuple[int, int, int], value: float) -> jax.Array:

@@ -11,7 +11,7 @@ import numpy as np
 from bnderiv import _arguments
 from bnderiv._closed_form import closed_form
 from bnderiv._precision import accumulator
-from bnderiv.pooling._windows import Windows, dilate, pad, spread, take, windows
+from bnderiv.pooling._windows import Windows, dilate, pad, spread, take, windows, with_margins
 
 
 def avg_pool(
@@ -77,9 +77,20 @@ def _avg_pool_fwd(both, count_include_pad, x):
 def _avg_pool_bwd(both, count_include_pad, _, delta):
     share = delta.astype(accumulator(delta.dtype))
     share = share / _divisor(both, count_include_pad, share)
-    for w in both:  # (P4): where windows tile the sum over the covering ones has one term (P6)
-        share = spread(share, w) if w.tile else _window_sums(dilate(share, w), w, w.window, 1, w.size)  # (P5)
+    for w in both:  # (P4): the sum over the windows that cover a cell
+        cells = w.cells_of
+        if len(cells) <= 8:
+            share = with_margins(share, w)
+            terms = [_where_covered(cell, spread(share, w, back), w) for back, cell in enumerate(cells)]
+            share = sum(terms[1:], terms[0])
+        else:  # (P5)
+            share = _window_sums(dilate(share, w), w, w.window, 1, w.size)
     return (share.astype(delta.dtype),)
+
+
+def _where_covered(cell, share, w):
+    covered = cell >= 0
+    return share if covered.all() else jnp.where(_arguments.along(jnp.asarray(covered), w.axis, share.ndim), share, 0)
 
 
 _avg_pool.defvjp(_avg_pool_fwd, _avg_pool_bwd)

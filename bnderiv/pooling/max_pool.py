@@ -11,7 +11,7 @@ from jax import lax
 from bnderiv import _arguments
 from bnderiv._closed_form import closed_form
 from bnderiv._precision import accumulator
-from bnderiv.pooling._windows import dilate, pad, spread, take, windows
+from bnderiv.pooling._windows import pad, spread, take, windows, with_margins
 
 
 def max_pool(
@@ -100,35 +100,28 @@ def _max_pool_fwd(both, x):
 @_compiled
 def _max_pool_bwd(both, winner, delta):
     rows, columns = both
-    if rows.tile and columns.tile:  # each cell has but one window to win (P6)
-        for w in both:
-            winner, delta = spread(winner, w), spread(delta, w)
-        row, column = ((np.arange(w.size) + w.before) % w.window for w in both)
-        place = jnp.asarray(row[:, None] * columns.window + column, winner.dtype)
-        place = lax.expand_dims(place, [a for a in range(4) if a not in (rows.axis, columns.axis)])
-        return (jnp.where(winner == place, delta, 0),)
-
-    spaced = delta.astype(accumulator(delta.dtype))
+    share = delta.astype(accumulator(delta.dtype))
+    row_cells, column_cells = (jnp.asarray(w.cells_of) for w in both)
     for w in both:
-        winner, spaced = dilate(winner, w), dilate(spaced, w)  # (P5)
+        winner, share = with_margins(winner, w), with_margins(share, w)
 
-    def won_in_row(k):  # (P10): the terms of those windows that have the cell in their row k
-        start = rows.reach - 1 - k * rows.dilation
-        by, share = (lax.dynamic_slice_in_dim(a, start, rows.size, rows.axis) for a in (winner, spaced))
+    def won(back, row_cell):  # (P10): the terms of those windows that are the last but `back` over the rows
+        by, term = (spread(a, rows, back) for a in (winner, share))
         terms = []
-        for c in range(columns.window):
-            start = columns.reach - 1 - c * columns.dilation
-            place = jnp.asarray(k * columns.window + c, winner.dtype)
-            won = take(by, columns, start, 1, columns.size) == place
-            terms.append(jnp.where(won, take(share, columns, start, 1, columns.size), 0))
+        for column_back, column_cell in enumerate(column_cells):
+            row, column = _arguments.along(row_cell, rows.axis, 4), _arguments.along(column_cell, columns.axis, 4)
+            place = jnp.where((row < 0) | (column < 0), -1, row * columns.window + column)
+            wins = spread(by, columns, column_back).astype(place.dtype) == place
+            terms.append(jnp.where(wins, spread(term, columns, column_back), 0))
         return sum(terms[1:], terms[0])
 
-    total = won_in_row(0)
-    if rows.window * columns.window <= 64:
-        for k in range(1, rows.window):
-            total = total + won_in_row(k)
+    total = won(0, row_cells[0])
+    if len(row_cells) * len(column_cells) <= 64:
+        for back in range(1, len(row_cells)):
+            total = total + won(back, row_cells[back])
     else:  # a loop keeps the program, and the time it takes to compile, small
-        total, _ = lax.scan(lambda t, k: (t + won_in_row(k), None), total, jnp.arange(1, rows.window))
+        rest = jnp.arange(1, len(row_cells)), row_cells[1:]
+        total, _ = lax.scan(lambda t, each: (t + won(*each), None), total, rest)
     return (total.astype(delta.dtype),)
 
 
