@@ -79,7 +79,7 @@ def _avg_pool_bwd(both, count_include_pad, _, delta):
     share = share / _divisor(both, count_include_pad, share)
     for w in both:  # (P4): the sum over the windows that cover a cell
         cells = w.cells_of
-        if len(cells) <= 8:
+        if len(cells) <= 8:  # (P6)
             share = with_margins(share, w)
             terms = [_where_covered(cell, spread(share, w, back), w) for back, cell in enumerate(cells)]
             share = sum(terms[1:], terms[0])
