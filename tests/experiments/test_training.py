@@ -126,13 +126,17 @@ def test_bfloat16_computes_in_it_and_keeps_float32():
         assert 1e-4 < jnp.linalg.norm(change - wanted) / jnp.linalg.norm(wanted) < 0.1
 
 
-@pytest.mark.parametrize("name", ["lecun", "xavier", "kaiming"])
+@pytest.mark.parametrize("name", ["lecun", "xavier", "kaiming", "pytorch"])
 @pytest.mark.parametrize("distribution", ["normal", "uniform"])
 def test_initializers(name, distribution):
-    """Variance 1/fan_in, 2/(fan_in + fan_out), 2/fan_in; a uniform density ends at √3 deviations."""
-    params, _ = network.init(jax.random.key(0), SHAPE, dataclasses.replace(PLAIN, initializer=f"{name}_{distribution}"))
+    """Variance 1/fan_in, 2/(fan_in + fan_out), 2/fan_in, 1/(3 fan_in); a uniform density ends at √3 deviations."""
+    if name == "pytorch":
+        distribution, initializer = "uniform", "pytorch"
+    else:
+        initializer = f"{name}_{distribution}"
+    params, _ = network.init(jax.random.key(0), SHAPE, dataclasses.replace(PLAIN, initializer=initializer))
     kernel = np.asarray(params["dense1"]["kernel"])
-    variance = {"lecun": 1 / 784, "xavier": 2 / (784 + 500), "kaiming": 2 / 784}[name]
+    variance = {"lecun": 1 / 784, "xavier": 2 / (784 + 500), "kaiming": 2 / 784, "pytorch": 1 / 784 / 3}[name]
     assert kernel.var() == pytest.approx(variance, rel=0.02)
     farthest = np.abs(kernel).max() / np.sqrt(variance)
     assert farthest < 3**0.5 + 1e-4 if distribution == "uniform" else farthest > 2
@@ -159,9 +163,7 @@ def test_optimizers(name):
     ours = optimizers.optimizer(chosen, 10)
     states = [o.init(params) for o in (ours, theirs)]
     for _ in range(3):
-        (a, first), (b, second) = (
-            o.update(gradient, s, params) for o, s in zip((ours, theirs), states, strict=True)
-        )
+        (a, first), (b, second) = (o.update(gradient, s, params) for o, s in zip((ours, theirs), states, strict=True))
         states = [first, second]
         jax.tree.map(np.testing.assert_array_equal, a, b)
     decayed = optimizers.optimizer(dataclasses.replace(chosen, decay=0.5), 10)
