@@ -60,7 +60,8 @@ def loss(parameters, rest, state, x, target):
     return jnp.square(y - target).mean(), state
 
 
-def train(model, state, x, target, steps):
+def train(start, x, target, steps):
+    model, state = start
     parameters, rest = eqx.partition(model, eqx.is_inexact_array)
 
     @fast_jit
@@ -82,8 +83,7 @@ def test_ten_steps_of_training_then_inference(mode):
     x, target = data()
     results = []
     for module in (OURS, THEIRS):
-        model, state = eqx.nn.make_with_state(Network)(module, mode)
-        trained, state = train(model, state, x, target, 10)
+        trained, state = train(eqx.nn.make_with_state(Network)(module, mode), x, target, 10)
         assert not np.allclose(trained.norm.weight, 1)
         y, _ = batched(eqx.nn.inference_mode(trained))(x, state)
         results.append((arrays(trained), arrays(state), y))
@@ -96,11 +96,11 @@ def test_checkpoints_of_each_continue_in_the_other(mode):
     x, target = data()
     for first, second in ((OURS, THEIRS), (THEIRS, OURS)):
         file = io.BytesIO()
-        eqx.tree_serialise_leaves(file, train(*eqx.nn.make_with_state(Network)(first, mode), x, target, 3))
+        eqx.tree_serialise_leaves(file, train(eqx.nn.make_with_state(Network)(first, mode), x, target, 3))
         file.seek(0)
         loaded = eqx.tree_deserialise_leaves(file, eqx.nn.make_with_state(Network)(second, mode, seed=1))
-        whole = train(*eqx.nn.make_with_state(Network)(second, mode), x, target, 5)
-        alike(arrays(train(*loaded, x, target, 2)), arrays(whole))
+        whole = train(eqx.nn.make_with_state(Network)(second, mode), x, target, 5)
+        alike(arrays(train(loaded, x, target, 2)), arrays(whole))
 
 
 @pytest.mark.slow
@@ -122,7 +122,8 @@ def test_every_dtype_is_equinox_s(mode, dtype, x_dtype, affine):
         y, state = fast_jit(batched(model))(x, state)
         still, _ = fast_jit(batched(eqx.nn.inference_mode(model)))(x, state)
         results.append((y, still, arrays(state)))
-    alike(*results, 0.06)
+    ours, theirs = results
+    alike(ours, theirs, 0.06)
 
 
 def test_state_keeps_its_dtype_for_wider_input():
@@ -134,13 +135,13 @@ def test_state_keeps_its_dtype_for_wider_input():
 
 def test_means_far_above_the_deviation():
     x, delta = normal(0, (32, 3, 9), mean=1e4, scale=1), normal(1, (32, 3, 9))
-    expected = truth(np.moveaxis(x, 1, -1), np.ones(3), np.zeros(3), np.moveaxis(delta, 1, -1))
+    expected = truth(jnp.moveaxis(x, 1, -1), np.ones(3), np.zeros(3), jnp.moveaxis(delta, 1, -1))
     errors = []
     for module in (OURS, THEIRS):
         model, state = eqx.nn.make_with_state(module)(3, "batch", dtype=jnp.float32, mode="batch")
         y, pull_back = jax.vjp(lambda x, m=model, s=state: batched(m)(x, s)[0], x)
         (dx,) = pull_back(delta)
-        errors.append([relative_error(np.moveaxis(a, 1, -1), e) for a, e in zip((y, dx), expected, strict=False)])
+        errors.append([relative_error(jnp.moveaxis(a, 1, -1), e) for a, e in zip((y, dx), expected, strict=False)])
     assert max(errors[0]) < 4e-7
     assert errors[1][0] > 1e-4  # what the tests above would not see
 

@@ -62,7 +62,9 @@ def gradient(model, params, state, x, target):
     return jax.grad(loss, has_aux=True)(params)
 
 
-def train(model, params, state, x, target, steps):
+def train(model, start, x, target, steps):
+    params, state = start
+
     @fast_jit
     def step(params, state):
         d_params, state = gradient(model, params, state, x, target)
@@ -79,7 +81,7 @@ def test_ten_steps_of_training_then_inference():
     for module in (OURS, THEIRS):
         model = network(module)
         start = init(model, x, True)
-        params, state = train(model, *start, x, target, 10)
+        params, state = train(model, start, x, target, 10)
         assert not np.allclose(params["batch_norm"]["scale"], start[0]["batch_norm"]["scale"])
         results.append((start, params, state, fast_jit(lambda p, s, m=model: m.apply(p, s, x, False))(params, state)))
     alike(*results)
@@ -90,9 +92,9 @@ def test_checkpoints_of_each_continue_in_the_other():
     x, target = data()
     for first, second in ((OURS, THEIRS), (THEIRS, OURS)):
         start = init(network(second), x, True)
-        saved = pickle.dumps(jax.device_get(train(network(first), *start, x, target, 3)))
-        continued = train(network(second), *pickle.loads(saved), x, target, 2)
-        alike(continued, train(network(second), *start, x, target, 5))
+        saved = pickle.dumps(jax.device_get(train(network(first), start, x, target, 3)))
+        continued = train(network(second), pickle.loads(saved), x, target, 2)
+        alike(continued, train(network(second), start, x, target, 5))
 
 
 @pytest.mark.slow
@@ -114,13 +116,16 @@ def test_variables_values_and_averages(shape, options, dtype):
     options = {"create_scale": True, "create_offset": True, "decay_rate": 0.9, **options}
     results = []
     for module in (OURS, THEIRS):
-        model = hk.without_apply_rng(hk.transform_with_state(lambda *a, m=module: m(**options)(*a)))
+        model = hk.without_apply_rng(
+            hk.transform_with_state(lambda x, is_training, local=False, m=module: m(**options)(x, is_training, local))
+        )
         params, state = init(model, x, True)
         y, state = model.apply(params, state, x, True)
         local, _ = model.apply(params, state, x + 1, False, True)
         results.append((params, state, y, local, model.apply(params, state, x, False)[0]))
     # With a single element in bfloat16 Haiku's variance is a rounding.
-    alike(*results, None if dtype == jnp.float64 else 0.1)
+    ours, theirs = results
+    alike(ours, theirs, None if dtype == jnp.float64 else 0.1)
 
 
 @pytest.mark.parametrize("activation", [None, "relu"])
