@@ -9,6 +9,7 @@ Whatever the number of devices and processes, the batches are the same, and so i
 
 import dataclasses
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,8 @@ import jax
 import matplotlib.pyplot as plt
 import numpy as np
 import tyro
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # a script's own folder is all that Python looks in
 
 from bnderiv.models import lenet5
 from experiments import _data, _report
