@@ -151,9 +151,7 @@ def _convolution(section: dict[str, Any]) -> str:
         )
     head = ("", "MFLOP", "size/k · C_out", *(f"{way}, ms" for way in ways), "taken", "fastest within 5 %")
     said = f"Forward and both gradients. The way taken is the fastest, within 5 %, in {right} of {len(rows)} rows."
-    return f"{said}
-
-{table(head, rows)}"
+    return f"{said}\n\n{table(head, rows)}"
 
 
 def _growth(section: dict[str, Any]) -> str:
