@@ -247,7 +247,7 @@ def main() -> None:
     )
     parser.add_argument("--width", type=int, default=16, help="channels of the first stage; ResNet-18 has 64")
     parser.add_argument("--batch", type=int, default=32, help="images in a batch")
-    parser.add_argument("--steps", type=int, default=60, help="steps of each training")
+    parser.add_argument("--steps", type=int, default=40, help="steps of each training")
     parser.add_argument("--rounds", type=int, default=20, help="timed steps of each variant")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     options = parser.parse_args()
