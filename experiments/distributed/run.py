@@ -100,12 +100,13 @@ def train(settings: Settings, data: _data.Data, devices: list[Any]) -> dict[str,
             # Each process takes from its own copy of the images the rows of its own devices.
             batch = (training.spread(a[rows], mesh) for a in (data.train_images, data.train_labels))
             network, loss = step(network, *batch)
-            losses.append(loss)
+            # Waited for: with several steps under way, Gloo's messages between CPU processes can block each other.
+            losses.append(float(loss))
         if jax.process_index() == 0:
-            print(f"epoch {epoch + 1}: loss {float(losses[-1]):.4f}", flush=True)
+            print(f"epoch {epoch + 1}: loss {losses[-1]:.4f}", flush=True)
     seconds = time.perf_counter() - start
     accuracy = training.evaluate(network, config, data.test_images, data.test_labels)
-    return {"losses": [float(loss) for loss in losses], "test_accuracy": accuracy, "seconds": round(seconds, 1)}
+    return {"losses": losses, "test_accuracy": accuracy, "seconds": round(seconds, 1)}
 
 
 def differences(losses: list[float], others: list[float]) -> np.ndarray:
