@@ -78,7 +78,7 @@ def data():
     return normal(0, (16, 6), jnp.float64), normal(1, (16, 5), jnp.float64)
 
 
-@pytest.mark.parametrize("mode", [pytest.param("ema", marks=pytest.mark.slow), "batch"])
+@pytest.mark.parametrize("mode", MODES)
 def test_ten_steps_of_training_then_inference(mode):
     x, target = data()
     results = []
@@ -126,6 +126,7 @@ def test_every_dtype_is_equinox_s(mode, dtype, x_dtype, affine):
     alike(ours, theirs, 0.06)
 
 
+@pytest.mark.slow
 def test_state_keeps_its_dtype_for_wider_input():
     model, state = eqx.nn.make_with_state(OURS)(3, "batch", dtype=jnp.float32, mode="batch")
     y, state = batched(model)(normal(0, (8, 3), jnp.float64), state)  # Equinox raises
@@ -133,6 +134,7 @@ def test_state_keeps_its_dtype_for_wider_input():
     assert {a.dtype for a in state.get(model.batch_state_index)} == {jnp.dtype(jnp.float32)}
 
 
+@pytest.mark.slow
 def test_means_far_above_the_deviation():
     x, delta = normal(0, (32, 3, 9), mean=1e4, scale=1), normal(1, (32, 3, 9))
     expected = truth(jnp.moveaxis(x, 1, -1), np.ones(3), np.zeros(3), jnp.moveaxis(delta, 1, -1))
@@ -146,6 +148,7 @@ def test_means_far_above_the_deviation():
     assert errors[1][0] > 1e-4  # what the tests above would not see
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_relu_within_the_rule(mode):
     x = normal(0, (8, 3, 4), jnp.float64)

@@ -75,6 +75,7 @@ def train(model, start, x, target, steps):
     return params, state
 
 
+@pytest.mark.slow
 def test_ten_steps_of_training_then_inference():
     x, target = data()
     results = []
@@ -128,6 +129,7 @@ def test_variables_values_and_averages(shape, options, dtype):
     alike(ours, theirs, None if dtype == jnp.float64 else 0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", [None, "relu"])
 @pytest.mark.parametrize("shape", [(3,), (1, 1, 3), (), (6, 1, 3)])
 def test_scale_and_offset_from_outside(shape, activation):
@@ -150,6 +152,7 @@ def test_scale_and_offset_from_outside(shape, activation):
     alike(*results)
 
 
+@pytest.mark.slow
 def test_means_far_above_the_deviation():
     x, delta = normal(0, (32, 9, 3), mean=1e4, scale=1), normal(1, (32, 9, 3))
     expected = truth(x, np.ones(3), np.zeros(3), delta)

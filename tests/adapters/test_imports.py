@@ -42,6 +42,7 @@ def test_by_attribute():
         _ = bnderiv.torch
 
 
+@pytest.mark.slow
 def test_the_lines_of_the_migration_page():
     page = (Path(__file__).parents[2] / "docs" / "migration.md").read_text()
     blocks = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
