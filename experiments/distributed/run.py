@@ -100,7 +100,7 @@ def train(settings: Settings, data: _data.Data, devices: list[Any]) -> dict[str,
             # Each process takes from its own copy of the images the rows of its own devices.
             batch = (training.spread(a[rows], mesh) for a in (data.train_images, data.train_labels))
             network, loss = step(network, *batch)
-            # Waited for: with several steps under way, Gloo's messages between CPU processes can block each other.
+            # Waited for, so that processes on CPUs never have messages of more than one step under way.
             losses.append(float(loss))
         if jax.process_index() == 0:
             print(f"epoch {epoch + 1}: loss {losses[-1]:.4f}", flush=True)
