@@ -40,8 +40,8 @@ def avg_pool(
         padded input.
     """
     inputs = _arguments.float_array("inputs", inputs)
-    # Three spatial axes take two passes: the first must not round.
-    wide = inputs.astype(accumulator(inputs.dtype)) if len(window_shape) > 2 else inputs
+    # Three spatial axes take two passes, of which the first must not round.
+    wide = inputs.astype(accumulator(inputs.dtype)) if inputs.ndim > 4 else inputs
     pool = functools.partial(_avg_pool.avg_pool, count_include_pad=bool(count_include_pad))
     return _by_pairs(pool, wide, window_shape, strides, padding).astype(inputs.dtype)
 
@@ -96,6 +96,8 @@ def _pads(padding: Any, sizes: tuple[int, ...], window: tuple[int, ...], strides
         if padding.upper() not in ("SAME", "VALID", "SAME_LOWER"):
             raise ValueError(f'padding must be "SAME", "VALID", "SAME_LOWER" or pairs of integers, got {padding!r}')
         return tuple(lax.padtype_to_pads(sizes, window, strides, padding))
+    if not isinstance(padding, Sequence) or not all(isinstance(p, Sequence) for p in padding):
+        raise TypeError(f"padding must be a string or a sequence of (low, high) pairs, got {padding!r}")
     pads = tuple(tuple(p) for p in padding)
     if len(pads) != len(window) or any(len(p) != 2 for p in pads):
         raise ValueError(f"padding must be a (low, high) pair for each of the {len(window)} spatial axes, got {pads}")

@@ -37,7 +37,8 @@ def derivation(cls: Class) -> Class:
     """Class decorator for a NamedTuple of annotated fields: their docstrings, and the table that `print` shows."""
     for name, field in fields(cls).items():
         getattr(cls, name).__doc__ = f"{field.symbol}, shape {field.shape} {field.label}: {field.meaning}."
-    setattr(cls, "__repr__", table)  # noqa: B010
+    shown: Any = cls  # a NamedTuple is a class of tuples to a type checker, which lets nobody set its repr
+    shown.__repr__ = table
     return cls
 
 

@@ -44,14 +44,21 @@ def squared_error(predictions: Any, targets: Any, dy: Any = None) -> SquaredErro
     return SquaredError(difference, loss, c * difference, -c * difference)  # (S2)
 
 
+# Steps of the cross entropy with labels of either kind.
+Shifted = Annotated[jax.Array, "u = z − m", "(..., K)", "(S5)", "less the largest"]
+Total = Annotated[jax.Array, "S = Σ_k e^(u_k)", "(..., 1)", "(S5)", "between 1 and K"]
+Probabilities = Annotated[jax.Array, "s = softmax(z)", "(..., K)", "(S5)", "probabilities"]
+LogProbabilities = Annotated[jax.Array, "log s = u − log S", "(..., K)", "(S5)", "their logarithms"]
+
+
 @derivation
 class SoftmaxCrossEntropy(NamedTuple):
     """The steps of `softmax_cross_entropy`."""
 
-    shifted: Annotated[jax.Array, "u = z − m", "(..., K)", "(S5)", "less the largest"]
-    total: Annotated[jax.Array, "S = Σ_k e^(u_k)", "(..., 1)", "(S5)", "between 1 and K"]
-    s: Annotated[jax.Array, "s = softmax(z)", "(..., K)", "(S5)", "probabilities"]
-    log_s: Annotated[jax.Array, "log s = u − log S", "(..., K)", "(S5)", "their logarithms"]
+    shifted: Shifted
+    total: Total
+    s: Probabilities
+    log_s: LogProbabilities
     label_sum: Annotated[jax.Array, "Y = Σ_k y_k", "(..., 1)", "(S7)", "sum of the weights, 1 for probabilities"]
     loss: Annotated[jax.Array, "J = −Σ_k y_k log s_k", "(...)", "(S6)", "loss of each example"]
     d_logits: Annotated[jax.Array, "δ = Y s − y", "(..., K)", "(S7)", "gradient of the logits"]
@@ -91,10 +98,10 @@ def softmax_cross_entropy(logits: Any, labels: Any, dy: Any = None) -> SoftmaxCr
 class SoftmaxCrossEntropyWithIntegerLabels(NamedTuple):
     """The steps of `softmax_cross_entropy_with_integer_labels`."""
 
-    shifted: Annotated[jax.Array, "u = z − m", "(..., K)", "(S5)", "less the largest"]
-    total: Annotated[jax.Array, "S = Σ_k e^(u_k)", "(..., 1)", "(S5)", "between 1 and K"]
-    s: Annotated[jax.Array, "s = softmax(z)", "(..., K)", "(S5)", "probabilities"]
-    log_s: Annotated[jax.Array, "log s = u − log S", "(..., K)", "(S5)", "their logarithms"]
+    shifted: Shifted
+    total: Total
+    s: Probabilities
+    log_s: LogProbabilities
     one_hot: Annotated[jax.Array, "1{j = y}", "(..., K)", "(S10)", "the label's code; a row of NaN for no class"]
     loss: Annotated[jax.Array, "J = −log s_y", "(...)", "(S9)", "loss of each example"]
     d_logits: Annotated[jax.Array, "δ_j = s_j − 1{j = y}", "(..., K)", "(S10)", "gradient of the logits"]

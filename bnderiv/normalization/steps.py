@@ -17,24 +17,39 @@ from bnderiv._steps import arrays, cotangent, derivation
 # --- The three-part gradient (derivation.md, part A) ---
 
 
+# Steps that batch norm has with a ReLU on it and without.
+Mean = Annotated[jax.Array, "μ_c", "(C,)", "(N1)", "mean of the channel"]
+Variance = Annotated[jax.Array, "σ²_c", "(C,)", "(N2)", "biased variance of the channel, divided by M"]
+InverseDeviation = Annotated[jax.Array, "r_c = (σ²_c+ε)^−½", "(C,)", "(N3)", "inverse deviation"]
+Normalized = Annotated[jax.Array, "x̂", "as x", "(N3)", "normalized input"]
+GradientOfGamma = Annotated[jax.Array, "∂J/∂γ_c", "(C,)", "(N5)", "gradient of the scale"]
+GradientOfBeta = Annotated[jax.Array, "∂J/∂β_c", "(C,)", "(N6)", "gradient of the shift"]
+AtTheVariance = Annotated[jax.Array, "∂J/∂σ²_c", "(C,)", "(N8)", "what arrives at the variance"]
+AtTheMean = Annotated[jax.Array, "∂J/∂μ_c", "(C,)", "(N10)", "what arrives at the mean; through σ² nothing does (N9)"]
+ThroughXHat = Annotated[jax.Array, "∂J/∂x̂ · ∂x̂/∂x", "as x", "(N11), 1", "first part of the gradient, T₁"]
+ThroughMu = Annotated[jax.Array, "∂J/∂μ · ∂μ/∂x", "as x", "(N11), 2", "second part, one number a channel, T₂"]
+ThroughVar = Annotated[jax.Array, "∂J/∂σ² · ∂σ²/∂x", "as x", "(N11), 3", "third part, T₃"]
+GradientOfX = Annotated[jax.Array, "∂J/∂x", "as x", "(N11)", "gradient of the input, the sum of the three parts"]
+
+
 @derivation
 class BatchNorm(NamedTuple):
     """The steps of `batch_norm`: forward (N1)–(N4), backward (N5)–(N12)."""
 
-    mu: Annotated[jax.Array, "μ_c", "(C,)", "(N1)", "mean of the channel"]
-    var: Annotated[jax.Array, "σ²_c", "(C,)", "(N2)", "biased variance of the channel, divided by M"]
-    inv_std: Annotated[jax.Array, "r_c = (σ²_c+ε)^−½", "(C,)", "(N3)", "inverse deviation"]
-    x_hat: Annotated[jax.Array, "x̂", "as x", "(N3)", "normalized input"]
+    mu: Mean
+    var: Variance
+    inv_std: InverseDeviation
+    x_hat: Normalized
     y: Annotated[jax.Array, "y = γ x̂ + β", "as x", "(N4)", "output"]
-    d_gamma: Annotated[jax.Array, "∂J/∂γ_c", "(C,)", "(N5)", "gradient of the scale"]
-    d_beta: Annotated[jax.Array, "∂J/∂β_c", "(C,)", "(N6)", "gradient of the shift"]
+    d_gamma: GradientOfGamma
+    d_beta: GradientOfBeta
     d_x_hat: Annotated[jax.Array, "∂J/∂x̂ = γ δ", "as x", "(N7)", "what arrives at the normalized input"]
-    d_var: Annotated[jax.Array, "∂J/∂σ²_c", "(C,)", "(N8)", "what arrives at the variance"]
-    d_mu: Annotated[jax.Array, "∂J/∂μ_c", "(C,)", "(N10)", "what arrives at the mean; through σ² nothing does (N9)"]
-    dx_through_x_hat: Annotated[jax.Array, "∂J/∂x̂ · ∂x̂/∂x", "as x", "(N11), 1", "first part of the gradient, T₁"]
-    dx_through_mu: Annotated[jax.Array, "∂J/∂μ · ∂μ/∂x", "as x", "(N11), 2", "second part, one number a channel, T₂"]
-    dx_through_var: Annotated[jax.Array, "∂J/∂σ² · ∂σ²/∂x", "as x", "(N11), 3", "third part, T₃"]
-    dx: Annotated[jax.Array, "∂J/∂x", "as x", "(N11)", "gradient of the input, the sum of the three parts"]
+    d_var: AtTheVariance
+    d_mu: AtTheMean
+    dx_through_x_hat: ThroughXHat
+    dx_through_mu: ThroughMu
+    dx_through_var: ThroughVar
+    dx: GradientOfX
 
 
 def batch_norm(x: Any, gamma: Any, beta: Any, dy: Any, *, channel_axis: int = -1, eps: Any = 1e-5) -> BatchNorm:
@@ -96,22 +111,22 @@ def batch_norm(x: Any, gamma: Any, beta: Any, dy: Any, *, channel_axis: int = -1
 class BatchNormRelu(NamedTuple):
     """The steps of `batch_norm_relu`: those of `batch_norm` with δ_y in the place of δ (N22)."""
 
-    mu: Annotated[jax.Array, "μ_c", "(C,)", "(N1)", "mean of the channel"]
-    var: Annotated[jax.Array, "σ²_c", "(C,)", "(N2)", "biased variance of the channel, divided by M"]
-    inv_std: Annotated[jax.Array, "r_c = (σ²_c+ε)^−½", "(C,)", "(N3)", "inverse deviation"]
-    x_hat: Annotated[jax.Array, "x̂", "as x", "(N3)", "normalized input"]
+    mu: Mean
+    var: Variance
+    inv_std: InverseDeviation
+    x_hat: Normalized
     y: Annotated[jax.Array, "y = γ x̂ + β", "as x", "(N4)", "output of batch norm"]
     a: Annotated[jax.Array, "a = max(y, 0)", "as x", "(N22)", "output"]
     d_y: Annotated[jax.Array, "δ_y = δ_a [y > 0]", "as x", "(N22)", "what arrives at y; 0 where y is 0"]
-    d_gamma: Annotated[jax.Array, "∂J/∂γ_c", "(C,)", "(N5)", "gradient of the scale"]
-    d_beta: Annotated[jax.Array, "∂J/∂β_c", "(C,)", "(N6)", "gradient of the shift"]
+    d_gamma: GradientOfGamma
+    d_beta: GradientOfBeta
     d_x_hat: Annotated[jax.Array, "∂J/∂x̂ = γ δ_y", "as x", "(N7)", "what arrives at the normalized input"]
-    d_var: Annotated[jax.Array, "∂J/∂σ²_c", "(C,)", "(N8)", "what arrives at the variance"]
-    d_mu: Annotated[jax.Array, "∂J/∂μ_c", "(C,)", "(N10)", "what arrives at the mean"]
-    dx_through_x_hat: Annotated[jax.Array, "∂J/∂x̂ · ∂x̂/∂x", "as x", "(N11), 1", "first part of the gradient"]
-    dx_through_mu: Annotated[jax.Array, "∂J/∂μ · ∂μ/∂x", "as x", "(N11), 2", "second part, one number a channel"]
-    dx_through_var: Annotated[jax.Array, "∂J/∂σ² · ∂σ²/∂x", "as x", "(N11), 3", "third part"]
-    dx: Annotated[jax.Array, "∂J/∂x", "as x", "(N11)", "gradient of the input, the sum of the three parts"]
+    d_var: AtTheVariance
+    d_mu: AtTheMean
+    dx_through_x_hat: ThroughXHat
+    dx_through_mu: ThroughMu
+    dx_through_var: ThroughVar
+    dx: GradientOfX
 
 
 def batch_norm_relu(

@@ -9,6 +9,7 @@ Whatever the number of devices and processes, the batches are the same, and so i
 
 import dataclasses
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,8 @@ import jax
 import matplotlib.pyplot as plt
 import numpy as np
 import tyro
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # a script's own folder is all that Python looks in
 
 from bnderiv.models import lenet5
 from experiments import _data, _report
@@ -97,12 +100,13 @@ def train(settings: Settings, data: _data.Data, devices: list[Any]) -> dict[str,
             # Each process takes from its own copy of the images the rows of its own devices.
             batch = (training.spread(a[rows], mesh) for a in (data.train_images, data.train_labels))
             network, loss = step(network, *batch)
-            losses.append(loss)
+            # Waited for, so that processes on CPUs never have messages of more than one step under way.
+            losses.append(float(loss))
         if jax.process_index() == 0:
-            print(f"epoch {epoch + 1}: loss {float(losses[-1]):.4f}", flush=True)
+            print(f"epoch {epoch + 1}: loss {losses[-1]:.4f}", flush=True)
     seconds = time.perf_counter() - start
     accuracy = training.evaluate(network, config, data.test_images, data.test_labels)
-    return {"losses": [float(loss) for loss in losses], "test_accuracy": accuracy, "seconds": round(seconds, 1)}
+    return {"losses": losses, "test_accuracy": accuracy, "seconds": round(seconds, 1)}
 
 
 def differences(losses: list[float], others: list[float]) -> np.ndarray:

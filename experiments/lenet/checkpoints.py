@@ -5,10 +5,11 @@ of the images, the history and a checksum of the arrays. What does not fit is re
 """
 
 import contextlib
-import io
 import json
 import logging
 import shutil
+import sys
+import threading
 import time
 import warnings
 import zlib
@@ -63,7 +64,7 @@ class Checkpoints:
         }
         items = ocp.args.Composite(state=ocp.args.StandardSave(tree), about=ocp.args.JsonSave(about))
         try:
-            with self._manager(writing=True) as manager:
+            with self._manager(writing=True) as manager, _other_threads_silent():
                 manager.save(step, args=items, force=True)
                 manager.wait_until_finished()
         except Exception as error:  # of Orbax, TensorStore or the system: all mean that it is not written
@@ -160,13 +161,16 @@ def _checksum(tree: dict[str, Any]) -> str:
 
 @contextlib.contextmanager
 def _other_threads_silent() -> Iterator[None]:
-    """When one array cannot be read, TensorStore's threads print a traceback for every other that was under way."""
-    with contextlib.redirect_stderr(io.StringIO()):
-        try:
-            yield
-        except Exception:
-            time.sleep(0.3)
-            raise
+    """When an array cannot be written or read, its thread and those of all others under way print tracebacks."""
+    hooks = sys.unraisablehook, threading.excepthook
+    sys.unraisablehook = threading.excepthook = lambda _: None
+    try:
+        yield
+    except Exception:
+        time.sleep(0.3)  # until they are done
+        raise
+    finally:
+        sys.unraisablehook, threading.excepthook = hooks
 
 
 def _short(error: Exception) -> str:

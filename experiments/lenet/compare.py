@@ -8,9 +8,9 @@ that the table shows beside ours. Interrupted, the same command goes on where it
 """
 
 import dataclasses
+import json
 import sys
 import time
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from tyro.conf import Positional
 sys.path.insert(0, str(Path(__file__).parents[2]))  # a script's own folder is all that Python looks in
 
 from experiments import _report
-from experiments.lenet import configuration, plots, results, run
+from experiments.lenet import configuration, plots, results, run, training
 from experiments.lenet.configuration import Configuration
 
 
@@ -66,24 +66,25 @@ def main(arguments: list[str] | None = None) -> None:
 def read(file: Path, data: str | None) -> tuple[dict[str, Configuration], dict[str, str]]:
     """The configurations by name, and the figures of others."""
     try:
-        tables = tomllib.loads(file.read_text())
+        tables = configuration.read_options(file)
+        for name, table in tables.items():
+            if not isinstance(table, dict):
+                raise ValueError(f"{file}: every entry must be a table of options, {name!r} is {table!r}")
         common = tables.pop("common", {})
+        if not tables:
+            raise ValueError(f"{file}: no setting but what is common to all")
         beside = {name: str(table.pop("beside", "")) for name, table in tables.items()}
         chosen = {
             name: configuration.from_options({"data": data} | common | table, f"{file}: {name}")
             for name, table in tables.items()
         }
-    except OSError as error:
-        raise run.Refused(f"{file}: cannot be read ({error.strerror})") from error
-    except (ValueError, AttributeError) as error:
+    except ValueError as error:
         raise run.Refused(str(error)) from error
     return chosen, beside
 
 
 def time_an_epoch(settings: dict[str, Configuration], name: str, out: Path) -> None:
     """One epoch, nothing written but its seconds."""
-    from experiments.lenet import training
-
     if name not in settings:
         raise run.Refused(f"no setting {name!r}; there are {', '.join(map(repr, settings))}")
     chosen = dataclasses.replace(settings[name], epochs=1, warmup=0)
@@ -172,8 +173,6 @@ def write(
 
 
 def _seconds(out: Path) -> dict[str, float]:
-    import json
-
     file = out / "seconds.json"
     return json.loads(file.read_text())["seconds"] if file.exists() else {}
 

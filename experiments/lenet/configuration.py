@@ -42,9 +42,17 @@ class Configuration:
     output: Literal["softmax", "tanh", "sigmoid"] = "softmax"
     """What follows the last layer; together with the loss a pair that has a derivation."""
     initializer: Literal[
-        "model", "lecun_normal", "lecun_uniform", "xavier_normal", "xavier_uniform", "kaiming_normal", "kaiming_uniform"
+        "model",
+        "lecun_normal",
+        "lecun_uniform",
+        "xavier_normal",
+        "xavier_uniform",
+        "kaiming_normal",
+        "kaiming_uniform",
+        "pytorch",
     ] = "model"
-    """Of every kernel. model: kaiming_normal before relu, xavier_uniform before the others, lecun_normal last."""
+    """Of every kernel. model: kaiming_normal before relu, xavier_uniform before others, lecun_normal last;
+    pytorch: uniform up to 1/√(numbers coming in), as PyTorch does by default."""
 
     optimizer: Literal[
         "sgd", "momentum", "nesterov", "adam", "adamw", "nadam", "rmsprop", "adagrad", "lamb", "lion"

@@ -16,9 +16,13 @@ Tree = Any
 
 LAYERS = {"closed_form": bnderiv, "forward_mode": bnderiv.forward_mode, "autodiff": bnderiv.reference}
 _INITIALIZERS = {
-    "lecun": (initializers.lecun_normal, initializers.lecun_uniform),
-    "xavier": (initializers.xavier_normal, initializers.xavier_uniform),
-    "kaiming": (initializers.kaiming_normal, initializers.kaiming_uniform),
+    "lecun_normal": initializers.lecun_normal(),
+    "lecun_uniform": initializers.lecun_uniform(),
+    "xavier_normal": initializers.xavier_normal(),
+    "xavier_uniform": initializers.xavier_uniform(),
+    "kaiming_normal": initializers.kaiming_normal(),
+    "kaiming_uniform": initializers.kaiming_uniform(),
+    "pytorch": initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
 }
 
 
@@ -28,8 +32,7 @@ def init(key: jax.Array, image_shape: tuple[int, int, int], configuration: Confi
     params, running = lenet5.init(key, model) if isinstance(model, lenet5.Config) else mlp.init(key, model)
     if configuration.initializer == "model":
         return params, running
-    name, distribution = configuration.initializer.split("_")
-    draw = _INITIALIZERS[name][distribution == "uniform"]()
+    draw = _INITIALIZERS[configuration.initializer]
     layers = [layer for layer in params if "kernel" in params[layer]]
     for layer, layer_key in zip(layers, jax.random.split(key, len(layers)), strict=True):
         params[layer]["kernel"] = draw(layer_key, params[layer]["kernel"].shape, jnp.float32)

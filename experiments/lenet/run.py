@@ -112,6 +112,10 @@ def train(chosen: Configuration, out: Path, *, every: int = 0, title: str = "") 
     _check_devices(chosen)
     _claim(out, chosen)
     state, progress, kept = _state(chosen, data, out)
+    steps = training.steps_per_epoch(len(data.train_labels), chosen) * chosen.epochs
+    if int(state.step) == steps and (out / "report.html").exists():
+        print(f"{out} is finished; python experiments/lenet/run.py plot {out} draws it again", file=sys.stderr)
+        return progress.history
     if kept.steps():
         print(f"goes on from step {int(state.step)} in {out}", file=sys.stderr)
     else:

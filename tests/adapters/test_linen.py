@@ -112,12 +112,14 @@ def test_checkpoints_of_each_continue_in_the_other():
     ("shape", "options"),
     [
         ((4, 3, 5), {}),
-        ((6, 5, 3), {"axis": 1, "epsilon": 0.1, "momentum": 0.5}),
-        ((6, 4, 3, 5), {"axis": (1, -1)}),
-        ((6, 4, 3), {"axis": ()}),
-        ((9, 4), {"axis": 0, "use_scale": False}),
-        ((6, 4, 3), {"axis": (2, 1), "use_bias": False}),
-        ((6, 4, 3), {"use_scale": False, "use_bias": False, "use_fast_variance": False}),
+        pytest.param((6, 5, 3), {"axis": 1, "epsilon": 0.1, "momentum": 0.5}, marks=pytest.mark.slow),
+        pytest.param((6, 4, 3, 5), {"axis": (1, -1)}, marks=pytest.mark.slow),
+        pytest.param((6, 4, 3), {"axis": ()}, marks=pytest.mark.slow),
+        pytest.param((9, 4), {"axis": 0, "use_scale": False}, marks=pytest.mark.slow),
+        pytest.param((6, 4, 3), {"axis": (2, 1), "use_bias": False}, marks=pytest.mark.slow),
+        pytest.param(
+            (6, 4, 3), {"use_scale": False, "use_bias": False, "use_fast_variance": False}, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_variables_values_gradients_and_statistics(shape, options):
@@ -134,6 +136,7 @@ def test_variables_values_gradients_and_statistics(shape, options):
         alike(ours, theirs)
 
 
+@pytest.mark.slow
 def test_a_single_example_and_a_single_element():
     for shape, axis in (((7,), -1), ((3, 4), (0, 1))):  # one element a feature: y is the bias
         x = normal(0, shape)
@@ -166,6 +169,7 @@ def test_every_dtype_is_flax_s(x_dtype, dtype, param_dtype, reductions):
         alike(ours.apply(variables, x, True), theirs.apply(variables, x, True), 0.02)
 
 
+@pytest.mark.slow
 def test_half_precision_needs_no_implicit_promotion():
     x = normal(0, (8, 5), jnp.bfloat16)  # Flax itself raises here, under jax_numpy_dtype_promotion=strict
     model = OURS(False, dtype=jnp.bfloat16)
@@ -184,6 +188,7 @@ def test_positional_arguments_are_flax_s():
 # --- The numbers ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mean", [1e3, 1e4])
 def test_means_far_above_the_deviation(mean):
     x, delta = normal(0, (32, 12, 12, 3), mean=mean, scale=1), normal(1, (32, 12, 12, 3))
@@ -200,6 +205,7 @@ def module_errors(module, x, delta):
     return relative_error(y, expected[0]), relative_error(dx, expected[1])
 
 
+@pytest.mark.slow
 def test_saves_x_alone_with_and_without_activation():
     x = normal(0, (16, 8, 8, 4))
     for activation in (None, "relu"):
@@ -215,6 +221,7 @@ def test_saves_x_alone_with_and_without_activation():
         assert sum(sizes[:-1]) < x.size / 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("average", [False, True])
 def test_relu_within_the_rule(average):
     x, delta = normal(0, (16, 4, 4, 6), jnp.float64), normal(1, (16, 4, 4, 6))
@@ -239,6 +246,7 @@ def test_relu_within_the_rule(average):
 # --- Masks and devices ---
 
 
+@pytest.mark.slow
 def test_masks():
     x, delta = normal(0, (8, 6, 5), jnp.float64), normal(1, (8, 6, 5))
     for axis, shape in ((-1, (8, 6, 1)), (-1, (6, 5)), (1, (8, 6, 5)), ((1, 2), (8, 1, 5))):
@@ -250,6 +258,7 @@ def test_masks():
         alike(ours, theirs)
 
 
+@pytest.mark.slow
 def test_nothing_behind_a_mask_reaches_anything():
     mask = jnp.arange(8)[:, None] < 5
     x = jnp.where(mask, normal(0, (8, 3)), jnp.nan)
@@ -274,6 +283,7 @@ def test_features_without_elements_keep_their_statistics():
     assert updated["batch_stats"]["mean"][0] != 7
 
 
+@pytest.mark.slow
 def test_over_devices_by_true_counts():
     x, delta = normal(0, (24, 4)), normal(1, (24, 4))
     mask = jnp.asarray(np.random.default_rng(2).random(24) < 0.6).at[:3].set(False)[:, None]  # one shard has none
@@ -378,6 +388,7 @@ def test_lifted_transforms(model, jit):
     alike(*results)
 
 
+@pytest.mark.slow
 def test_vmap_over_independent_batches():
     x = normal(0, (3, 8, 4))
     model = OURS(False)
@@ -418,6 +429,7 @@ def test_errors_at_the_call():
         OURS(False).init(KEY, x, mask=jnp.ones(4, bool))
 
 
+@pytest.mark.slow
 def test_empty_batches():
     x = jnp.zeros((0, 3), jnp.float32)
     model = OURS(momentum=0.5)

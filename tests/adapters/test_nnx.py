@@ -69,6 +69,7 @@ def _standard_promotion():
         yield
 
 
+@pytest.mark.slow
 def test_ten_steps_of_training_then_inference():
     x, target = data()
     ours, theirs = Network(OURS), Network(THEIRS)
@@ -114,6 +115,7 @@ def test_every_dtype_is_flax_s(x_dtype, dtype, options):
     alike(ours(x), theirs(x), 0.02)
 
 
+@pytest.mark.slow
 def test_inference_in_half_precision_keeps_the_statistics_digits():
     """Flax rounds a mean of 1003.7 to bfloat16, which is 1004, before it subtracts it."""
     model = OURS(1, dtype=jnp.bfloat16, use_running_average=True, rngs=nnx.Rngs(0))
@@ -122,6 +124,7 @@ def test_inference_in_half_precision_keeps_the_statistics_digits():
     np.testing.assert_allclose(np.asarray(model(x), np.float64), np.full((2, 1), -3.7), rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_a_promotion_of_the_user_s_own_is_obeyed():
     seen = []
 
@@ -159,6 +162,7 @@ def test_train_eval_and_view():
     assert isinstance(model, THEIRS)
 
 
+@pytest.mark.slow
 def test_relu_within_the_rule():
     x = normal(0, (16, 4), jnp.float64)
     fused = OURS(4, activation="relu", rngs=nnx.Rngs(0), **RANDOM, **FLOAT64)

@@ -1,6 +1,7 @@
 """The batch norm paper's network: its formulas, its training against plain loops, and the files of the command."""
 
 import dataclasses
+import inspect
 import json
 from functools import partial
 
@@ -23,6 +24,12 @@ def task():
     train, test = slice(None, IMAGES), slice(IMAGES, None)
     probes = images[-20:]
     return network.Task(*(jnp.asarray(a) for a in (images[train], labels[train], images[test], labels[test], probes)))
+
+
+@pytest.fixture
+def quickly(monkeypatch):
+    """Compiling is most of what these tests take: no optimization."""
+    monkeypatch.setattr(jax, "jit", partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0}))
 
 
 def forward_by_hand(params, batch_norm, x, statistics):
@@ -116,7 +123,7 @@ def trained_by_loops(key, rate, task, batch_norm, deviation, steps, every):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("batch_norm", [True, False], ids=["with", "without"])
-def test_training_against_loops(batch_norm, task):
+def test_training_against_loops(batch_norm, task, quickly):
     """Six steps over three epochs: the order, the update, the running statistics and all that is noted."""
     options = {"batch_norm": batch_norm, "deviation": 0.3, "steps": 6, "every": 2}
     key, rate = jax.random.key(3), 0.5
@@ -130,11 +137,11 @@ def test_training_against_loops(batch_norm, task):
 
 
 @pytest.mark.slow
-def test_the_sweep_is_every_run_by_itself(task):
+def test_the_sweep_is_every_run_by_itself(task, quickly):
     """Seeds and rates stay apart: one program of all gives what each training alone gives."""
     options = {"deviation": 0.3, "steps": 4, "every": 2}
     keys, rates = jax.random.split(jax.random.key(0), 2), jnp.array([0.1, 3.0], jnp.float32)
-    together = network.sweep(keys, rates, task, **options)
+    together = jax.jit(partial(inspect.unwrap(network.sweep), **options))(keys, rates, task)
     assert set(together) == {True, False}
     for batch_norm, curves in together.items():
         alone = jax.jit(partial(network.train, task=task, batch_norm=batch_norm, **options))
@@ -191,11 +198,15 @@ def test_the_command(tmp_path, capsys):
     assert (accuracy["without batch norm"][:, -1] < 0.6).all()
     assert content["first_figure"]["steps"] == [0, 100, 200]
     assert np.array(content["rates_figure"]["test_accuracy"]["with batch norm"]).shape == (1, 2)
-    assert content["configuration"]["data"] is None
+    assert content["configuration"]["data"] == "digits"
     assert str(tmp_path) not in (tmp_path / "results.json").read_text() + (tmp_path / "report.html").read_text()
     for name in ("figure1.png", "rates.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     assert "without." in capsys.readouterr().out
+    pictures = {name: (tmp_path / name).read_bytes() for name in ("figure1.png", "rates.png")}
+    (tmp_path / "rates.png").unlink()
+    run.main(["--redraw", "--out", str(tmp_path)])
+    assert pictures == {name: (tmp_path / name).read_bytes() for name in pictures}
 
 
 @pytest.mark.parametrize(

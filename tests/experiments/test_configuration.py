@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from bnderiv.models import lenet5, mlp
 from experiments.lenet import configuration, run
 from experiments.lenet.configuration import Configuration
 
-EVERY_OTHER = {  # a value that is not the default, for every option
+EVERY_OTHER: dict[str, Any] = {  # a value that is not the default, for every option
     "data": "somewhere",
     "classes": 27,
     "validation": True,
@@ -70,7 +71,7 @@ def test_a_configuration_is_hashable_and_an_integer_rate_is_one():
     assert isinstance(Configuration(learning_rate=1).learning_rate, float)
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[Any, str]] = {
     "model": ("resnet", "model must be one of 'lenet5', 'mlp', got 'resnet'"),
     "batch_norm": (1, "batch_norm must be bool, got 1"),
     "epochs": (0, "epochs must be >= 1, got 0"),

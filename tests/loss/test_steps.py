@@ -1,4 +1,4 @@
-"""The steps of the losses."""
+"""The steps of the losses, and the slips that are recognized."""
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +66,73 @@ def test_a_class_ruled_out():
     s = steps.softmax_cross_entropy(Z.at[0].set(-jnp.inf), jnp.array([0.0, 1.0, 0.0]))
     near(s.loss, np.log(7 / 2), 1e-14)
     near(s.d_logits, jnp.array([0, 2 / 7 - 1, 5 / 7]), 1e-14)
+
+
+def _slip(mine, right):
+    found = steps.first_difference(mine, right)
+    assert found is not None
+    assert found.step == next(iter(mine))
+    return found.slip or ""
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_slips_of_the_squared_error(dtype):
+    rng = np.random.default_rng(0)
+    a, y, c = (rng.normal(size=size).astype(dtype) for size in ((6, 4), (6, 4), 6))
+    right = steps.squared_error(a, y, c)
+    c = c[:, None]
+    for mine, words in (
+        ({"difference": y - a}, "the sign: y − a in place of a − y"),
+        ({"loss": ((a - y) ** 2).sum(-1)}, "missing ½"),
+        ({"loss": ((a - y) ** 2).mean(-1)}, "a mean over the K = 4"),
+        ({"d_predictions": c * (y - a)}, "the sign: y − a in place of a − y"),
+        ({"d_predictions": 2 * c * (a - y)}, "a factor 2"),
+        ({"d_predictions": c * (a - y) / 4}, "divided by K = 4"),
+        ({"d_predictions": c * (a - y) / 6}, "divided by N = 6"),
+        ({"d_targets": c * (a - y)}, "the sign: a − y in place of y − a"),
+    ):
+        assert words in _slip(mine, right)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("integers", [False, True])
+def test_slips_of_the_cross_entropy(integers, dtype):
+    rng = np.random.default_rng(0)
+    z, c = rng.normal(size=(6, 4)).astype(dtype), rng.normal(size=6).astype(dtype)
+    labels = rng.integers(0, 4, 6)
+    y = np.eye(4, dtype=dtype)[labels] if integers else rng.uniform(0.1, 1, (6, 4)).astype(dtype)
+    name = "softmax_cross_entropy" + "_with_integer_labels" * integers
+    right = jax.jit(getattr(steps, name))(z, labels if integers else y, c)
+    E = np.exp(z - z.max(-1, keepdims=True))
+    s, c, Y = E / E.sum(-1, keepdims=True), c[:, None], y.sum(-1, keepdims=True)
+    planted = [
+        ({"s": E / E.sum(0)}, "over the examples"),
+        ({"s": E}, "not divided by S"),
+        ({"log_s": np.log(E)}, "log S is not subtracted"),
+        ({"loss": (y * np.log(s)).sum(-1)}, "the sign"),
+        ({"loss": -(y * np.log(s)).mean(-1)}, "a mean over the K = 4"),
+        ({"d_logits": -c * y}, "softmax is not added"),
+        ({"d_logits": c * s}, "the labels are not subtracted"),
+        ({"d_logits": c * (y - Y * s)}, "the sign: y − s"),
+        ({"d_logits": -c * y / s}, "Jacobian of softmax is missing"),
+        ({"d_logits": c * (np.log(s) - y)}, "log s − y"),
+        ({"d_logits": c * (Y * s - y) / 6}, "divided by N = 6"),
+    ]
+    if not integers:
+        planted += [
+            ({"d_logits": c * (s - y)}, "missing factor Y"),
+            ({"d_labels": c * np.log(s)}, "the sign"),
+            ({"d_labels": c * s}, "missing logarithm"),
+        ]
+    for mine, words in planted:
+        assert words in _slip(mine, right)
+    assert steps.first_difference({"s": s, "d_logits": c * (Y * s - y)}, right) is None
+
+
+def test_slips_beside_a_label_that_is_no_class():
+    logits, labels = jnp.stack([Z, -Z, 2 * Z]), jnp.array([-1, 0, 2])
+    right = steps.softmax_cross_entropy_with_integer_labels(logits, labels)
+    assert "labels are not subtracted" in _slip({"d_logits": right.s * jnp.array([[np.nan], [1], [1]])}, right)
 
 
 def test_differentiable():

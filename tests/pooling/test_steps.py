@@ -1,5 +1,8 @@
-"""The steps of the pools: shares, winners, and δ spread by the stride."""
+"""The steps of the pools: shares, winners, δ spread by the stride, and the slips that are recognized."""
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -50,6 +53,108 @@ def test_nan_wins_and_the_first_of_several():
     assert jnp.isnan(s.z).all()
     np.testing.assert_array_equal(s.winner.ravel(), [1])
     np.testing.assert_array_equal(s.dx.ravel(), [0, 1, 0, 0])
+
+
+def _handed_back(shape, window, stride, padding, hand, dilation=1):
+    """dx, window by window: `hand(dx, place, cell, window)` does what it wants with each cell that is no padding."""
+    dx = np.zeros(shape)
+    B, M, N, C = shape
+    span = (window - 1) * dilation + 1
+    for b, i, j, c in np.ndindex(B, *((size + 2 * padding - span) // stride + 1 for size in (M, N)), C):
+        for x, y in np.ndindex(window, window):
+            p, q = stride * i + dilation * x - padding, stride * j + dilation * y - padding
+            if 0 <= p < M and 0 <= q < N:
+                hand(dx, (b, p, q, c), x * window + y, (b, i, j, c))
+    return dx
+
+
+def _add(values):
+    return lambda dx, place, cell, window: dx.__setitem__(place, dx[place] + values(cell, window))
+
+
+def _assign(values, when=lambda cell, window: True):
+    return lambda dx, place, cell, window: dx.__setitem__(place, values(cell, window)) if when(cell, window) else None
+
+
+def slip(mine, right) -> Any:
+    found = steps.first_difference(mine, right)
+    assert found is not None
+    assert found.step == next(iter(mine))
+    return found.slip
+
+
+@pytest.mark.parametrize(
+    ("dtype", "window", "stride", "padding", "count_include_pad"),
+    [("float64", 2, 1, 0, True), ("float64", 3, 2, 1, True), ("float64", 3, 2, 1, False), ("float32", 3, 1, 1, False)],
+)
+def test_slips_of_the_average(dtype, window, stride, padding, count_include_pad):
+    rng = np.random.default_rng(0)
+    n = (5 + 2 * padding - window) // stride + 1
+    x, dy = (rng.normal(size=(2, k, k, 3)).astype(dtype) for k in (5, n))
+    options = {"strides": stride, "padding": ((padding, padding),) * 2}
+    right, other = (
+        jax.jit(
+            lambda x, dy, count: steps.avg_pool(x, window, dy, count_include_pad=count, **options), static_argnums=2
+        )(x, dy, count)
+        for count in (count_include_pad, not count_include_pad)
+    )
+    share = np.asarray(right.share)
+
+    def handed(values, hand=_add):
+        return {"dx": _handed_back(x.shape, window, stride, padding, hand(lambda cell, w: values[w]))}
+
+    assert steps.first_difference(handed(share), right) is None
+    assert "assigned where windows overlap" in slip(handed(share, _assign), right)
+    assert "missing divisor" in slip(handed(dy), right)
+    assert "missing divisor" in slip({"z": right.total}, right)
+    one_side = {"z": right.total / window}
+    assert f"one side of the window, {window}, must be both, {window**2}" in slip(one_side, right)
+    words = "no padding, where all" if count_include_pad else f"all {window**2} cells of the window"
+    for step in ("count", "z", "share", "dx") if padding else ():
+        assert words in slip({step: getattr(other, step)}, right)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "window", "stride", "dilation"),
+    [("float64", 2, 1, 1), ("float32", 3, 2, 1), ("float64", 2, 1, 2), ("float64", 2, 2, 1)],
+)
+def test_slips_of_the_maximum(dtype, window, stride, dilation):
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 3, (2, 6, 6, 2)).astype(dtype)  # ties in almost every window
+    n = (6 - (window - 1) * dilation - 1) // stride + 1
+    dy = rng.normal(size=(2, n, n, 2)).astype(dtype)
+    right = jax.jit(lambda x, dy: steps.max_pool(x, window, dy, strides=stride, dilation=dilation))(x, dy)
+    winner, z = np.asarray(right.winner), np.asarray(right.z)
+
+    def tied(w):
+        b, i, j, c = w
+        rows, columns = (np.arange(window) * dilation + stride * k for k in (i, j))
+        return np.flatnonzero(x[b][np.ix_(rows, columns)][..., c].ravel() == z[w])
+
+    def handed(hand):
+        return {"dx": _handed_back(x.shape, window, stride, 0, hand, dilation)}
+
+    def won(cell, w):
+        return winner[w] == cell
+
+    assert steps.first_difference(handed(_add(lambda cell, w: won(cell, w) * dy[w])), right) is None
+    if stride < window:
+        assert "assigned where windows overlap" in slip(handed(_assign(lambda cell, w: dy[w], won)), right)
+    for words, values in (
+        ("each of the cells that tie", lambda cell, w: (cell in tied(w)) * dy[w]),
+        ("shared by the cells that tie", lambda cell, w: (cell in tied(w)) * dy[w] / len(tied(w))),
+        ("last of the cells that tie", lambda cell, w: (cell == tied(w)[-1]) * dy[w]),
+        ("handed to every cell", lambda cell, w: dy[w]),
+        ("as in average pooling", lambda cell, w: dy[w] / window**2),
+    ):
+        assert words in slip(handed(_add(values)), right)
+
+
+def test_no_slip_where_the_windows_cannot_be_seen():
+    """All δ of a row of windows are 0: a difference all the same, and no guess."""
+    dy = jnp.ones((1, 2, 2, 1)).at[0, 0].set(0)
+    right = steps.avg_pool(jnp.ones((1, 3, 3, 1)), 2, dy, strides=1)
+    assert slip({"dx": np.random.default_rng(0).normal(size=(1, 3, 3, 1))}, right) is None
 
 
 @pytest.mark.parametrize("pool", [steps.avg_pool, steps.max_pool])

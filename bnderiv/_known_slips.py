@@ -1,0 +1,125 @@
+"""Which slip it looks like: of those people make anywhere, and of those they make in one layer (its `slips.py`)."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from bnderiv._rounding import distance, largest
+from bnderiv.activation import slips as activation
+from bnderiv.activation import steps as activation_steps
+from bnderiv.convolution.slips import of_conv2d
+from bnderiv.convolution.steps import Conv2d
+from bnderiv.linear.slips import of_dense
+from bnderiv.linear.steps import Dense
+from bnderiv.loss import slips as loss
+from bnderiv.loss import steps as loss_steps
+from bnderiv.models.slips import of_lenet5
+from bnderiv.models.steps import LeNet5
+from bnderiv.normalization.slips import of_batch_norm
+from bnderiv.normalization.steps import BatchNorm, BatchNormGraph, BatchNormRelu
+from bnderiv.pooling.slips import of_avg_pool, of_max_pool
+from bnderiv.pooling.steps import AvgPool, MaxPool
+
+Candidate = tuple[str, np.ndarray]
+
+# (step, sentence, what the slip would have given), for every slip that the room knows.
+_ROOMS: dict[type, Callable[[Any], Iterable[tuple[str, str, np.ndarray]]]] = {
+    BatchNorm: of_batch_norm,
+    BatchNormRelu: of_batch_norm,
+    BatchNormGraph: of_batch_norm,
+    Dense: of_dense,
+    Conv2d: of_conv2d,
+    AvgPool: of_avg_pool,
+    MaxPool: of_max_pool,
+    activation_steps.Tanh: activation.of_tanh,
+    activation_steps.Sigmoid: activation.of_sigmoid,
+    activation_steps.Softmax: activation.of_softmax,
+    loss_steps.SquaredError: loss.of_squared_error,
+    loss_steps.SoftmaxCrossEntropy: loss.of_cross_entropy,
+    loss_steps.SoftmaxCrossEntropyWithIntegerLabels: loss.of_cross_entropy,
+    LeNet5: of_lenet5,
+}
+
+
+def explain(name: str, mine: np.ndarray, right: np.ndarray, tolerance: float, floor: float, steps: Any) -> str | None:
+    """The known slip that gives these numbers, if there is one."""
+    off = float(distance(mine, right).max(initial=0.0)) if mine.shape == right.shape else math.inf
+    allowed = max(tolerance * largest(right), floor)
+    # A gross difference is explained by a slip that leaves none; one near the rounding by a slip much nearer still.
+    enough = allowed if off > allowed else off / 16
+    gross = off > allowed
+    for sentence, candidate in _candidates(name, mine, right, steps, gross):
+        known = np.isfinite(candidate)
+        if candidate.shape != mine.shape or not known.any():
+            continue
+        left = float(distance(mine, candidate)[known].max())
+        here = float(distance(mine, right)[known].max()) if gross and mine.shape == right.shape else off
+        size = max(tolerance * largest(candidate[known]), floor) if gross else enough
+        if left <= size and here > size:
+            return sentence
+    return None
+
+
+def about_shapes(mine: np.ndarray, right: np.ndarray) -> str | None:
+    if [n for n in mine.shape if n != 1] == [n for n in right.shape if n != 1]:
+        same = np.allclose(mine.ravel(), right.ravel(), rtol=1e-4, equal_nan=True)
+        return "the numbers are right, but axes of length 1 were kept or added" if same else None
+    if sorted(mine.shape) == sorted(right.shape):
+        return "a transpose: the same axes in another order"
+    if mine.ndim != right.ndim:
+        return "a sum over the wrong axes: axes are left over or gone"
+    return None
+
+
+def _candidates(name: str, mine: np.ndarray, right: np.ndarray, steps: Any, gross: bool) -> Iterator[Candidate]:
+    """What slips would have given: those of the room, then those of anywhere."""
+    for step, sentence, value in _ROOMS.get(type(steps), lambda _: ())(steps):
+        if step == name:
+            yield sentence, np.asarray(value)
+    if not gross:
+        return
+    yield "the sign: it is minus the right value", -right
+    if right.ndim >= 2:
+        for axes in itertools.permutations(range(right.ndim)):
+            if axes != tuple(range(right.ndim)):
+                yield f"a transpose: the right array with its axes in the order {axes}", right.transpose(axes)
+        yield from _flips(right)
+    if mine.shape == right.shape and np.isfinite(mine).all() and np.isfinite(right).all() and right.any():
+        factor = float((mine * right).sum() / (right * right).sum())
+        sentence = _about_factor(factor, steps, right.size)
+        if sentence is not None:
+            yield sentence, factor * right
+
+
+def _flips(right: np.ndarray) -> Iterator[Candidate]:
+    if right.ndim == 4:
+        yield "a flipped kernel: it is turned by 180° (rows and columns)", right[::-1, ::-1]
+        yield "a flipped image: it is turned by 180° (rows and columns)", right[:, ::-1, ::-1]
+        yield "a flipped image: it is turned by 180° (rows and columns)", right[:, :, ::-1, ::-1]
+    for axis in range(right.ndim):
+        yield f"flipped: axis {axis} runs backwards", np.flip(right, axis)
+
+
+def _about_factor(factor: float, steps: Any, size: int) -> str | None:
+    if factor == 0 or math.isclose(factor, 1, rel_tol=1e-3):
+        return None
+    shape = max((np.shape(value) for value in steps if hasattr(value, "shape")), key=len, default=())
+    products = {}
+    for length in range(1, len(shape) + 1):
+        for axes in itertools.combinations(range(len(shape)), length):
+            n = math.prod(shape[a] for a in axes)
+            if n > 1:
+                products.setdefault(n, f"{'·'.join(str(shape[a]) for a in axes)}")
+    for n, written in products.items():
+        if math.isclose(abs(factor), n, rel_tol=1e-6):
+            named = written if written == str(n) else f"{written} = {n}"
+            return f"too large by the factor {named}: a missing 1/m, a sum where a mean belongs"
+        if math.isclose(abs(factor), 1 / n, rel_tol=1e-6):
+            named = written if written == str(n) else f"{written} = {n}"
+            return f"too small by the factor {named}: divided by m once too often, a mean where a sum belongs"
+    if size < 3:
+        return None  # any number is some multiple of another
+    return f"every element is {factor:.6g} times the right value: a factor is missing or wrong"

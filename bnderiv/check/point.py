@@ -1,0 +1,209 @@
+"""One function at one point: the arguments, the cotangent, the truth, and how an array is held against another."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, lru_cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bnderiv.check import derivatives, numbers
+from bnderiv.check.problem import Arguments, is_inexact
+from bnderiv.check.report import FAIL, NOT_AVAILABLE, OK, Row
+
+
+class Point:
+    """What every mode needs.
+
+    Attributes:
+      f, reference: as they were given; `h` and `r` are the same as (floats, carried) ↦ floating outputs, flat.
+      floats, carried: the arguments that are differentiated, and the other arrays.
+      out_leaves: the outputs of `f`, `value` the floating ones.
+      cotangent: one for each of these.
+      kinks_found: whether the first derivative has been seen to jump here.
+    """
+
+    def __init__(self, f: Callable, reference: Any, args: tuple, key: Any, tolerances: dict[str, float]):
+        self.f, self.tolerances = f, tolerances
+        self.reference: Any = reference
+        bits = jax.random.bits(jax.random.key(0) if key is None else key, (4,))
+        self.entropy = [int(b) for b in np.asarray(bits)]
+        self.arguments = a = Arguments(f, args)
+        self.floats, self.carried = a.floats, a.carried
+        self.h = a.bind(f)
+        self.r: Any = None if reference is None else a.bind(reference)
+        self.out = f(*a.rebuild(a.floats, a.carried))
+        flat, self.out_tree = jax.tree_util.tree_flatten_with_path(self.out)
+        self.out_leaves = [leaf for _, leaf in flat]
+        self.out_names = ["output" + jax.tree_util.keystr(path) for path, _ in flat]
+        self.value = self.inexact(self.out_leaves)
+        self.cotangent = self.draw(self.value, 1)
+        self.kinks_found = False
+        self.reported: list[Exception] = []
+
+    def inexact(self, like: Sequence[Any]) -> tuple[jax.Array, ...]:
+        return tuple(jnp.asarray(leaf) for leaf in like if is_inexact(leaf))
+
+    def random(self, seed: int) -> np.random.Generator:
+        return np.random.default_rng([seed, *self.entropy])
+
+    def draw(self, like: Sequence[Any], seed: int) -> tuple[jax.Array, ...]:
+        """Standard normal numbers of these shapes and dtypes."""
+        rng = self.random(seed)
+
+        def normal(a: Any) -> jax.Array:
+            numbers_ = rng.standard_normal(a.shape)
+            if jnp.issubdtype(a.dtype, jnp.complexfloating):
+                numbers_ = numbers_ + 1j * rng.standard_normal(a.shape)
+            return jnp.asarray(np.asarray(numbers_).astype(a.dtype))
+
+        return tuple(normal(a) for a in like)
+
+    def given_cotangent(self, cotangent: Any) -> tuple[jax.Array, ...]:
+        try:
+            leaves = self.out_tree.flatten_up_to(cotangent)
+        except ValueError as error:
+            raise ValueError(f"cotangent must have the structure of the output, {self.out_tree}: {error}") from None
+        pairs = [(c, o) for c, o in zip(leaves, self.out_leaves, strict=True) if is_inexact(o)]
+        for (c, _), o in zip(pairs, self.value, strict=True):
+            if np.shape(c) != o.shape:
+                raise ValueError(f"cotangent must have the shape of the output, {o.shape}, got {np.shape(c)}")
+        return tuple(jnp.asarray(c, o.dtype) for (c, _), o in zip(pairs, self.value, strict=True))
+
+    @cached_property
+    def _gradientor_error(self) -> Any:
+        try:
+            return derivatives.pull(self.h, self.cotangent, self.floats, self.carried)
+        except Exception as error:
+            return error
+
+    @property
+    def forward_value(self) -> tuple:
+        return self._pulled[0]
+
+    @property
+    def gradient(self) -> tuple:
+        """The gradient as `f`'s rule returns it, without jit."""
+        return self._pulled[1]
+
+    @property
+    def _pulled(self) -> Any:
+        if isinstance(self._gradientor_error, Exception):
+            raise self._gradientor_error
+        return self._gradientor_error
+
+    @property
+    def names(self) -> list[str]:
+        return self.arguments.float_names
+
+    @property
+    def inexact_names(self) -> list[str]:
+        return [name for name, leaf in zip(self.out_names, self.out_leaves, strict=True) if is_inexact(leaf)]
+
+    def tolerance(self, mode: str, table: dict[str, float]) -> float:
+        dtypes = [a.dtype for a in (*self.floats, *self.value)]
+        return self.tolerances.get(mode, numbers.lookup(table, dtypes))
+
+    def raised(self, mode: str, error: Exception, check: str = "", argument: str = "") -> Row:
+        """A failed row; where the same exception has failed one before, that one is enough."""
+        check = check or mode.replace("_", " ")
+        if any(error is other for other in self.reported):
+            return Row(mode, check, argument, NOT_AVAILABLE, note="the gradient raises, see above")
+        self.reported.append(error)
+        return Row(mode, check, argument, FAIL, note=message(error))
+
+    def rows(
+        self,
+        mode: str,
+        check: str,
+        names: Sequence[str],
+        actual: Sequence[Any],
+        expected: Sequence[Any],
+        tolerance: float,
+        note: str = "",
+        own: Callable[[], Sequence[Any]] | None = None,
+    ) -> Iterator[Row]:
+        """A row per array. `own` gives the reference in the dtype of `f`: where its rounding alone is more than the
+        tolerance (at most 100 times), four times that is allowed; an explicit tolerance stands."""
+        for i, scale in enumerate(numbers.scales(expected)):
+            allowed, said = tolerance, note
+            try:
+                error, index = numbers.distance(actual[i], expected[i], scale)
+            except ValueError as wrong:
+                yield Row(mode, check, names[i], FAIL, note=str(wrong))
+                continue
+            if error > allowed and own is not None and mode not in self.tolerances:
+                rounding = 4 * numbers.distance(own()[i], expected[i], scale).error
+                if tolerance < rounding < np.inf:
+                    allowed = min(rounding, 100 * tolerance)
+                    said = join(note, f"the reference itself is off by {rounding / 4:.1e} in this dtype")
+            if not error <= allowed:
+                said = join(f"got {element(actual[i], index)}, expected {element(expected[i], index)}", said)
+            yield Row(mode, check, names[i], OK if error <= allowed else FAIL, error, allowed, index, said)
+
+    @cached_property
+    def compiled(self) -> Callable:
+        """Value and gradient of `f`, of anything shaped like its arguments."""
+        return derivatives.compiled(partial(derivatives.pull, self.h))
+
+    @cached_property
+    def compiled_reference(self) -> Callable:
+        return derivatives.compiled(partial(derivatives.pull, self.r))
+
+    def in_float64(self, compute: Callable, h: Callable, *data: Any) -> Any:
+        """`compute(h, *data)` with everything widened; raises where the result does not come out in float64."""
+        with jax.enable_x64(True):
+            result = derivatives.compiled(partial(compute, h))(*(derivatives.widen(d) for d in data))
+            for leaf in jax.tree.leaves(result):
+                if leaf.dtype not in (jnp.float64, jnp.complex128):
+                    raise TypeError(f"a result stays {leaf.dtype}")
+            return jax.tree.map(np.asarray, result)
+
+    def expected(self, compute: Callable, *data: Any) -> tuple[Any, Callable[[], Any], str]:
+        """The reference's result in float64 (in the dtype of `f` where that cannot be), how to get it in that of `f`,
+        and a note."""
+        run = self.compiled_reference if compute is derivatives.pull else derivatives.compiled(partial(compute, self.r))
+        own = lru_cache(lambda: run(*data))
+        if self.in_double:
+            return own(), own, ""
+        try:
+            return self.in_float64(compute, self.r, *data), own, ""
+        except Exception as error:
+            return own(), own, f"the reference cannot be evaluated in float64 ({message(error)})"
+
+    @property
+    def in_double(self) -> bool:
+        return all(a.dtype in (jnp.float64, jnp.complex128) for a in (*self.floats, *self.value))
+
+    def widened(self, cotangent: Any, double: bool) -> tuple[tuple[jax.Array, ...], Any]:
+        """The arguments and a cotangent, in float64 if so wanted."""
+        if not double:
+            return self.floats, cotangent
+        with jax.enable_x64(True):
+            return derivatives.widen(self.floats), derivatives.widen(cotangent)
+
+    def moved(self, seed: int) -> tuple[jax.Array, ...]:
+        """Another point near by: every element shrunk by up to a tenth, which keeps signs and zeros."""
+        rng = self.random(seed)
+        return tuple(
+            jnp.asarray((np.asarray(a) * (1 - 0.1 * rng.random(a.shape))).astype(a.dtype)) for a in self.floats
+        )
+
+    @cached_property
+    def truth(self) -> tuple[Any, Callable[[], Any], str]:
+        """Value and gradient of the reference: in float64, in the dtype of `f`, and a note where the first is not."""
+        return self.expected(derivatives.pull, self.cotangent, self.floats, self.carried)
+
+
+def element(array: Any, index: tuple[int, ...] | None) -> str:
+    return "?" if index is None else f"{numbers.wide(array)[index]:.6g}"
+
+
+def message(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}{'…' if len(text) > 300 else ''}"
+
+
+def join(*notes: str) -> str:
+    return "; ".join(note for note in notes if note)

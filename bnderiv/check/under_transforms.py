@@ -1,0 +1,96 @@
+"""The modes that run a rule as JAX may run it: compiled, mapped, in a loop, recomputed. The numbers must not change."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bnderiv.check import derivatives, numbers
+from bnderiv.check.point import Point, join
+from bnderiv.check.report import FAIL, OK, Row
+
+
+def jit(at: Point) -> Iterator[Row]:
+    value, gradient = jax.jit(partial(derivatives.pull, at.h))(at.cotangent, at.floats, at.carried)
+    tolerance = at.tolerance("jit", numbers.SAME)
+    yield from at.rows("jit", "jit: value", at.inexact_names, value, at.value, tolerance)
+    yield from at.rows("jit", "jit: gradient", at.names, gradient, at.gradient, tolerance)
+
+
+def vmap(at: Point) -> Iterator[Row]:
+    points = [at.floats, at.moved(11), at.moved(12)]
+    rolled = [tuple(jnp.roll(a, k) if _is_numeric(a) else a for a in at.carried) for k in range(3)]
+    count = len(at.floats)
+    arrays = [(*p, *c) for p, c in zip(points, rolled, strict=True)]
+    names = (*at.names, *at.arguments.carried_names)
+    mappable = [i for i, a in enumerate(arrays[0]) if i < count or _is_numeric(a)]
+    choices = [(names[i], {i}) for i in mappable]
+    if len(mappable) > 1:
+        choices.append(("(all)", set(mappable)))
+    for name, mapped in choices:
+        try:
+            yield _mapped(at, name, mapped, arrays, count)
+        except Exception as error:
+            yield at.raised("vmap", error, "vmap", name)
+
+
+def scan(at: Point) -> Iterator[Row]:
+    points = [at.floats, at.moved(11), at.moved(12)]
+
+    def total(stacked: Any) -> Any:
+        def step(sum_: Any, floats: Any) -> Any:
+            return sum_ + numbers.dot(at.h(floats, at.carried), at.cotangent).astype(sum_.dtype), None
+
+        start = jnp.zeros((), numbers.dot(at.value, at.cotangent).dtype)
+        return jax.lax.scan(step, start, stacked)[0]
+
+    loop = [at.compiled(at.cotangent, floats, at.carried)[1] for floats in points]
+    expected = [np.stack(g) for g in zip(*loop, strict=True)]
+    actual = derivatives.compiled(jax.grad(total))(tuple(jnp.stack(a) for a in zip(*points, strict=True)))
+    yield from at.rows("scan", "scan", at.names, actual, expected, at.tolerance("scan", numbers.SAME))
+
+
+def checkpoint(at: Point) -> Iterator[Row]:
+    h = jax.checkpoint(at.h)
+    _, actual = derivatives.compiled(partial(derivatives.pull, h))(at.cotangent, at.floats, at.carried)
+    tolerance = at.tolerance("checkpoint", numbers.SAME)
+    yield from at.rows("checkpoint", "checkpoint", at.names, actual, at.gradient, tolerance)
+
+
+def _mapped(at: Point, name: str, mapped: set[int], arrays: Sequence[Sequence[Any]], count: int) -> Row:
+    """vmap over some arguments against a loop; what is not mapped is given the sum of its gradients."""
+    axes = [0 if i in mapped else None for i in range(len(arrays[0]))]
+    stacked = [jnp.stack(a) if i in mapped else a[0] for i, a in enumerate(zip(*arrays, strict=True))]
+    calls = [[a[i] if i in mapped else arrays[0][i] for i in range(len(a))] for a in arrays]
+    function = jax.vmap(at.h, (tuple(axes[:count]), tuple(axes[count:])))
+    outs = [jnp.stack([o, o, o]) for o in at.value]
+    cotangent = at.draw(outs, 13)
+    loop = [
+        at.compiled(tuple(c[k] for c in cotangent), tuple(call[:count]), tuple(call[count:]))
+        for k, call in enumerate(calls)
+    ]
+    actual = derivatives.compiled(partial(derivatives.pull, function))(
+        cotangent, tuple(stacked[:count]), tuple(stacked[count:])
+    )
+    values = [np.stack(o) for o in zip(*(v for v, _ in loop), strict=True)]
+    gradients = [np.stack(g) for g in zip(*(g for _, g in loop), strict=True)]
+    gradients = [g if i in mapped else numbers.wide(g).sum(0) for i, g in enumerate(gradients)]
+    tolerance = at.tolerance("vmap", numbers.SAME)
+    worst = Row("vmap", "vmap", name, OK, 0.0, tolerance)
+    named = (("value", at.inexact_names, actual[0], values), ("gradient", at.names, actual[1], gradients))
+    for what, names, mine, expected in named:
+        for row in at.rows("vmap", "vmap", names, mine, expected, tolerance):
+            if row.error is None or row.error > (worst.error or 0.0):
+                note = join(f"{what} of {row.argument}", row.note) if row.verdict == FAIL else ""
+                worst = replace(row, argument=name, note=note)
+                if row.error is None:
+                    return worst
+    return worst
+
+
+def _is_numeric(a: Any) -> bool:
+    return jnp.issubdtype(a.dtype, jnp.integer) or jnp.issubdtype(a.dtype, jnp.bool_)

@@ -1,0 +1,134 @@
+"""Batch norm for Equinox, under its names: change the import, keep the model and its checkpoints."""
+
+from collections.abc import Hashable, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from bnderiv import _adapters
+
+try:
+    import equinox as eqx
+except ImportError as error:
+    raise ImportError('bnderiv.equinox needs Equinox: pip install "bnderiv[equinox]"') from error
+
+__all__ = ["BatchNorm"]
+
+
+class BatchNorm(eqx.nn.BatchNorm):
+    """`equinox.nn.BatchNorm` computed by `bnderiv.batch_norm`: its arguments, defaults, fields and state.
+
+    To be called, like Equinox's, on one example under `jax.vmap` or another map that has `axis_name`. Fields and state
+    have its shapes and dtypes, so leaves saved from either load into the other. What is other than in Equinox:
+
+    * The statistics are right at any mean and scale, and so is the gradient, whose rule is the closed form; only x and
+      vectors are saved for it. Forward-mode differentiation is not defined. In the mode "ema" the input is normalized
+      by averages that the state holds as one number each, so there only the averages themselves are more precise.
+    * Half precision is computed in float32. The state keeps its dtype for wider input too, where Equinox raises.
+    * Complex input is refused. With an infinite variance in the state y is NaN.
+
+    Args:
+      activation: None, or "relu" to apply it within the same rule, which then saves no more than without.
+      others: as in `equinox.nn.BatchNorm`.
+
+    Raises:
+      ValueError: an unknown mode or activation.
+    """
+
+    activation: str | None = eqx.field(static=True)
+
+    def __init__(
+        self,
+        input_size: int,
+        axis_name: Hashable | Sequence[Hashable],
+        eps: float = 1e-5,
+        channelwise_affine: bool = True,
+        momentum: float = 0.99,
+        inference: bool = False,
+        dtype: Any = None,
+        mode: Literal["ema", "batch", "legacy"] = "legacy",
+        *,
+        activation: str | None = None,
+    ):
+        _adapters.check_activation(activation)
+        super().__init__(input_size, axis_name, eps, channelwise_affine, momentum, inference, dtype, mode)
+        self.activation = activation
+
+    def __call__(
+        self, x: Any, state: eqx.nn.State, *, key: Any = None, inference: bool | None = None
+    ) -> tuple[jax.Array, eqx.nn.State]:
+        """Normalizes one example by the statistics of its batch, which then enter the state, or by the state.
+
+        Args:
+          x: one example, shape (input_size, ...), real.
+          state: what `equinox.nn.make_with_state` gave.
+          key: ignored.
+          inference: whether to take the statistics of the state; by default as the field says.
+
+        Returns:
+          An array of the shape of `x`, and the new state.
+
+        Raises:
+          TypeError: complex `x`.
+          NameError: no map around the call has `axis_name`.
+        """
+        x = _adapters.real_array("bnderiv.equinox.BatchNorm", x)
+        inference = self.inference if inference is None else inference
+        with jax.named_scope("bnderiv.equinox.BatchNorm"):
+            if self.mode == "ema":
+                return self._by_averages(x, state, inference)
+            return self._by_batch(x, state, inference)
+
+    def _by_batch(self, x: jax.Array, state: Any, inference: bool) -> tuple[jax.Array, Any]:
+        counter, stored = state.get(self.batch_counter), state.get(self.batch_state_index)
+        if inference:
+            # Equinox's way from the sums to the averages, its 1 − momentum^counter for the variance too.
+            weight = jnp.where(counter == 0, 1, 1 - self.momentum**counter).astype(stored[0].dtype)
+            return self._normalize_by(x, *(a / weight for a in stored)), state
+        y, batch = self._statistics(x, self.activation, self._dtype(x))
+        state = state.set(self.batch_counter, counter + 1)
+        return y, state.set(self.batch_state_index, self._averages(stored, batch))
+
+    def _by_averages(self, x: jax.Array, state: Any, inference: bool) -> tuple[jax.Array, Any]:
+        stored = state.get(self.ema_state_index)
+        if inference:
+            return self._normalize_by(x, *stored), state
+        first = state.get(self.ema_first_time_index)
+        _, batch = self._statistics(x, None, self._dtype(x))
+        average = self._averages(stored, batch)
+        mean, var = (
+            jnp.where(first, new.astype(a.dtype), a) for new, a in zip((batch.mean, batch.var), average, strict=True)
+        )
+        state = state.set(self.ema_first_time_index, jnp.array(False))
+        return self._normalize_by(x, mean, var), state.set(self.ema_state_index, (mean, var))
+
+    def _averages(self, stored: tuple[jax.Array, jax.Array], batch: _adapters.Batch) -> tuple[jax.Array, ...]:
+        return tuple(
+            _adapters.average(self.momentum, old, new, batch.counted).astype(old.dtype)
+            for old, new in zip(stored, (batch.mean, batch.var), strict=True)
+        )
+
+    def _statistics(self, x: jax.Array, activation: str | None, dtype: Any) -> tuple[jax.Array, _adapters.Batch]:
+        return _adapters.by_batch(
+            x, self.weight, self.bias, (0,), eps=self.eps, dtype=dtype, activation=activation, axis_name=self.axis_name
+        )
+
+    def _normalize_by(self, x: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
+        return _adapters.by_given(
+            x,
+            self.weight,
+            self.bias,
+            mean,
+            var,
+            (0,),
+            eps=self.eps,
+            dtype=self._dtype(x, mean, var),
+            activation=self.activation,
+        )
+
+    def _dtype(self, x: jax.Array, *statistics: jax.Array) -> Any:
+        """Of y: that of all arrays that enter, by the rules that JAX is set to."""
+        entering = (x, *statistics, self.weight, self.bias)
+        dtype = jnp.result_type(*(a for a in entering if a is not None))
+        return dtype if jnp.issubdtype(dtype, jnp.floating) else _adapters.promote(dtype, jnp.float32)

@@ -1,0 +1,159 @@
+"""Batch norm for Haiku, under its names: change the import, keep the model and its checkpoints."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bnderiv import _adapters
+from bnderiv.activation.relu import relu
+
+try:
+    import haiku as hk
+except ImportError as error:
+    raise ImportError('bnderiv.haiku needs Haiku: pip install "bnderiv[haiku]"') from error
+
+__all__ = ["BatchNorm"]
+
+
+class BatchNorm(hk.BatchNorm):
+    """`haiku.BatchNorm` computed by `bnderiv.batch_norm`: its arguments, defaults, parameters, state and names.
+
+    Parameters `scale` and `offset` and the two averages have Haiku's paths, shapes and dtypes, so the trees of either
+    serve the other. What is other than in Haiku:
+
+    * The statistics are right at any mean and scale, and so is the gradient, whose rule is the closed form; only x and
+      vectors are saved for it. Forward-mode differentiation is not defined.
+    * Half precision is computed in float32; the averages are stored in the dtype of the input, as Haiku does.
+    * Complex input is refused. With an infinite variance in the state y is NaN.
+
+    Args:
+      activation: None, or "relu" to apply it within the same rule, which then saves no more than without.
+      others: as in `haiku.BatchNorm`.
+
+    Raises:
+      ValueError: an unknown activation, or as in `haiku.BatchNorm`.
+    """
+
+    def __init__(
+        self,
+        create_scale: bool,
+        create_offset: bool,
+        decay_rate: float,
+        eps: float = 1e-5,
+        scale_init: Any = None,
+        offset_init: Any = None,
+        axis: Sequence[int] | None = None,
+        cross_replica_axis: str | Sequence[str] | None = None,
+        cross_replica_axis_index_groups: Sequence[Sequence[int]] | None = None,
+        data_format: str = "channels_last",
+        name: str | None = None,
+        *,
+        activation: str | None = None,
+    ):
+        _adapters.check_activation(activation)
+        super().__init__(
+            create_scale,
+            create_offset,
+            decay_rate,
+            eps,
+            scale_init,
+            offset_init,
+            axis,
+            cross_replica_axis,
+            cross_replica_axis_index_groups,
+            data_format,
+            name,
+        )
+        self.activation = activation
+
+    def __call__(
+        self,
+        inputs: Any,
+        is_training: bool,
+        test_local_stats: bool = False,
+        scale: Any = None,
+        offset: Any = None,
+    ) -> jax.Array:
+        """Normalizes `inputs` by its own statistics or by the averages.
+
+        Args:
+          inputs: real; laid out as `data_format` says.
+          is_training: whether to take the statistics of `inputs`, and to let them enter the averages.
+          test_local_stats: whether to take them in any case.
+          scale, offset: what broadcasts to the shape of `inputs`, where the module creates none itself.
+
+        Returns:
+          An array of the shape of `inputs`.
+
+        Raises:
+          TypeError: complex `inputs`.
+          ValueError: `scale` or `offset` given though the module creates it, or an axis out of range.
+        """
+        if self.create_scale and scale is not None:
+            raise ValueError("scale must not be given at call time where create_scale=True")
+        if self.create_offset and offset is not None:
+            raise ValueError("offset must not be given at call time where create_offset=True")
+        inputs = _adapters.real_array("bnderiv.haiku.BatchNorm", inputs)
+        rank = inputs.ndim
+        if self.axis is None:
+            axes = _adapters.feature_axes(self.channel_index, rank) if rank else ()
+        else:
+            reduced = _adapters.feature_axes(tuple(self.axis), rank)
+            axes = tuple(a for a in range(rank) if a not in reduced)
+        shape = [n if a in axes else 1 for a, n in enumerate(inputs.shape)]
+        features = [inputs.shape[a] for a in axes]
+        if jnp.issubdtype(inputs.dtype, jnp.floating):
+            stored = inputs.dtype
+        else:
+            stored = _adapters.promote(inputs.dtype, jnp.float32)
+
+        by_batch = is_training or test_local_stats
+        averages = () if by_batch else (self.mean_ema.average, self.var_ema.average)
+        if self.create_scale:
+            scale = hk.get_parameter("scale", shape, inputs.dtype, self.scale_init)
+        if self.create_offset:
+            offset = hk.get_parameter("offset", shape, inputs.dtype, self.offset_init)
+
+        dtype = jnp.result_type(stored, *(a for a in (scale, offset) if a is not None))
+        # Inside the rule go a scale and an offset that are constant where the statistics are; others come after it.
+        within = all(a is None or _one_per_feature(jnp.shape(a), shape) for a in (scale, offset))
+        activation = self.activation if within else None
+
+        def vector(a: Any) -> jax.Array | None:
+            if a is None or not within:
+                return None
+            return jnp.broadcast_to(jnp.asarray(a, dtype), shape).reshape(features)
+
+        gamma, beta = vector(scale), vector(offset)
+        if by_batch:
+            y, batch = _adapters.by_batch(
+                inputs,
+                gamma,
+                beta,
+                axes,
+                eps=self.eps,
+                dtype=dtype,
+                activation=activation,
+                axis_name=self.cross_replica_axis or None,
+                axis_index_groups=self.cross_replica_axis_index_groups,
+            )
+            if is_training:
+                self.mean_ema(batch.mean.reshape(shape).astype(stored))
+                self.var_ema(batch.var.reshape(shape).astype(stored))
+        else:
+            mean, var = (jnp.reshape(a, features) for a in averages)
+            y = _adapters.by_given(
+                inputs, gamma, beta, mean, var, axes, eps=self.eps, dtype=dtype, activation=activation
+            )
+        if within:
+            return y
+        y = y * (1 if scale is None else scale) + (0 if offset is None else offset)
+        return relu(y) if self.activation == "relu" else y
+
+
+def _one_per_feature(shape: tuple[int, ...], features: Sequence[int]) -> bool:
+    """Whether an array of this shape broadcasts to the features' alone."""
+    padded = (1,) * (len(features) - len(shape)) + tuple(shape)
+    return len(padded) == len(features) and all(n in (1, m) for n, m in zip(padded, features, strict=True))

@@ -1,0 +1,65 @@
+"""Times taken in turns: in every round each contestant runs a few times in a row, the first of which does not count.
+
+In turns, so that what the machine does meanwhile happens to all of them; in a row, so that each finds its program and
+its data as its last call left them, as in a training loop. Reported are the median and the quartiles over all rounds.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+Contestant = Callable[[int], list[float]]  # runs so many times; the seconds that each took
+Times = dict[str, dict[str, Any]]  # by contestant: {"ms": [quartile, median, quartile], "runs"}, or {"absent": reason}
+
+
+class Effort(NamedTuple):
+    """How long to measure."""
+
+    quick: bool
+    rounds: int
+    burst: int  # runs of a round that count
+
+
+FULL = Effort(quick=False, rounds=8, burst=6)
+QUICK = Effort(quick=True, rounds=3, burst=3)
+
+
+class Absent(Exception):
+    """This contestant cannot take part, and why."""
+
+
+def of_jax(f: Callable[..., Any], *args: Any) -> Contestant:
+    """Calls of a jitted function, each until its results are there."""
+
+    def run(times: int) -> list[float]:
+        seconds = []
+        for _ in range(times):
+            start = time.perf_counter()
+            jax.block_until_ready(f(*args))
+            seconds.append(time.perf_counter() - start)
+        return seconds
+
+    return run
+
+
+def interleaved(contestants: Mapping[str, Contestant], effort: Effort, per: int = 1) -> Times:
+    """Times of each; `per` is how many steps a run makes, and times are for one of them."""
+    times: Times = {}
+    taking_part = dict(contestants)
+    for name, contestant in contestants.items():
+        try:
+            contestant(2)  # compiles
+        except Absent as reason:
+            times[name] = {"absent": str(reason)}
+            del taking_part[name]
+    seconds: dict[str, list[float]] = {name: [] for name in taking_part}
+    for _ in range(effort.rounds):
+        for name, contestant in taking_part.items():
+            seconds[name] += contestant(effort.burst + 1)[1:]
+    for name, taken in seconds.items():
+        quartiles = np.percentile(taken, [25, 50, 75]) * 1e3 / per
+        times[name] = {"ms": [float(f"{q:.4g}") for q in quartiles], "runs": len(taken)}
+    return {name: times[name] for name in contestants}

@@ -1,0 +1,57 @@
+"""Flax's side: its own layers in the same network, and its layers one by one. Imported only where flax is installed."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class LeNet5(nn.Module):
+    """As `bnderiv.models.lenet5`: no bias where batch norm would cancel it."""
+
+    pool: str
+    activation: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        pool = {"max": nn.max_pool, "avg": nn.avg_pool}[self.pool]
+        activation = {"relu": nn.relu, "tanh": nn.tanh}[self.activation]
+
+        def normalized(x: jax.Array) -> jax.Array:
+            return activation(nn.BatchNorm(use_running_average=False, momentum=0.9)(x))
+
+        x = normalized(nn.Conv(6, (5, 5), padding=2, use_bias=False)(x))
+        x = normalized(nn.Conv(16, (5, 5), padding="VALID", use_bias=False)(pool(x, (2, 2), (2, 2))))
+        x = pool(x, (2, 2), (2, 2)).reshape(x.shape[0], -1)
+        x = normalized(nn.Dense(120, use_bias=False)(x))
+        x = normalized(nn.Dense(84, use_bias=False)(x))
+        return nn.Dense(10)(x)
+
+
+def lenet5(pool: str, activation: str, x: jax.Array) -> tuple[Callable[..., Any], Any, Any]:
+    """apply(params, state, x) -> logits, state; params; state."""
+    network = LeNet5(pool, activation)
+    variables = network.init(jax.random.key(0), x)
+
+    def apply(params: Any, state: Any, x: jax.Array) -> Any:
+        variables = {"params": params, "batch_stats": state}
+        logits, new = network.apply(variables, x, mutable=["batch_stats"])
+        return logits, new["batch_stats"]
+
+    return apply, variables["params"], variables["batch_stats"]
+
+
+def batch_norm(x: jax.Array, gamma: jax.Array, beta: jax.Array, relu: bool) -> tuple[jax.Array, Any]:
+    """y and the new running statistics: what a step of training computes. In the dtype of x, parameters in theirs."""
+    layer = nn.BatchNorm(use_running_average=False, dtype=x.dtype, param_dtype=gamma.dtype)
+    running = {"mean": jnp.zeros(gamma.shape), "var": jnp.ones(gamma.shape)}
+    variables = {"params": {"scale": gamma, "bias": beta}, "batch_stats": running}
+    y, new = layer.apply(variables, x, mutable=["batch_stats"])
+    return (nn.relu(y) if relu else y), new
+
+
+def pool(kind: str, x: jax.Array, window: int, stride: int) -> jax.Array:
+    """The pools, without padding."""
+    return {"max": nn.max_pool, "avg": nn.avg_pool}[kind](x, (window, window), (stride, stride))

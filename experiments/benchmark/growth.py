@@ -1,0 +1,104 @@
+"""What must not grow faster than its cause: time and memory with the elements, compiling, importing."""
+
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import bnderiv
+from experiments.benchmark import steps
+from experiments.benchmark.clock import Effort, interleaved, of_jax
+from experiments.benchmark.layers import both_ways
+from experiments.benchmark.memory import saved
+
+SIZES = tuple(10**k for k in range(4, 9))
+PLACES = 10_000  # 10×10 pixels of 100 channels, times the batch
+
+
+def measure(effort: Effort) -> dict[str, Any]:
+    return {"sizes": _sizes(effort), "compile": _compile(effort), "import": _import(effort)}
+
+
+def _sizes(effort: Effort) -> list[dict[str, Any]]:
+    """Batch norm and max pool forward and backward, from 10⁴ elements to 10⁸."""
+    found = []
+    for size in SIZES[:-2] if effort.quick else SIZES:
+        shape = (size // PLACES, 10, 10, 100)
+        if size * 4 * 8 > _free_bytes():
+            found.append({"elements": size, "absent": "too little free memory"})
+            continue
+        x = jax.random.normal(jax.random.key(0), shape)
+        programs = {
+            "batch_norm": (lambda *args: bnderiv.batch_norm(*args)[0], (x, x[0, 0, 0], x[0, 0, 1])),
+            "max_pool": (partial(bnderiv.max_pool, window=2), (x,)),
+        }
+        case: dict[str, Any] = {"elements": size}
+        contestants = {}
+        for name, (f, arguments) in programs.items():
+            dy = jax.random.normal(jax.random.key(1), jax.eval_shape(f, *arguments).shape)
+            program = both_ways(f)
+            analysis = program.lower(arguments, dy).compile().memory_analysis()
+            case[f"{name}: temporary bytes"] = None if analysis is None else analysis.temp_size_in_bytes
+            case[f"{name}: saved bytes"] = saved(f, *arguments)
+            contestants[name] = of_jax(program, arguments, dy)
+        few = effort._replace(rounds=3, burst=3) if size > 10**7 else effort
+        found.append({**case, "times": interleaved(contestants, few)})
+    return found
+
+
+def _free_bytes() -> float:
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
+        return float("inf")
+    (line,) = (line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))
+    return 1024 * int(line.split()[1])
+
+
+def _compile(effort: Effort) -> dict[str, Any]:
+    """Seconds to trace, to lower and to compile a step of LeNet-5, everything forgotten before each."""
+    seconds: dict[str, list[list[float]]] = {"closed_form": [], "autodiff": []}
+    for _ in range(2 if effort.quick else 7):
+        for gradients, taken in seconds.items():
+            f, arguments = steps.ours(gradients, 32, "max", "relu")
+            jax.clear_caches()
+            marks = [time.perf_counter()]
+            traced = f.trace(*arguments)
+            marks.append(time.perf_counter())
+            lowered = traced.lower()
+            marks.append(time.perf_counter())
+            lowered.compile()
+            marks.append(time.perf_counter())
+            taken.append([*np.diff(marks), marks[-1] - marks[0]])
+    parts = ("trace", "lower", "compile", "all")
+    names = {"closed_form": "bnderiv", "autodiff": "plain autodiff"}
+    return {
+        names[gradients]: {
+            part: _quartiles(column) for part, column in zip(parts, zip(*taken[1:], strict=True), strict=True)
+        }
+        for gradients, taken in seconds.items()
+    }
+
+
+def _import(effort: Effort) -> dict[str, Any]:
+    """Milliseconds, in fresh processes: `import jax`, then `import bnderiv` in the same one."""
+    program = (
+        "import time; a = time.perf_counter(); import jax; b = time.perf_counter(); import bnderiv; "
+        "print(b - a, time.perf_counter() - b)"
+    )
+    taken = []
+    for _ in range(4 if effort.quick else 12):
+        root = Path(__file__).parents[2]
+        run = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True)
+        taken.append([float(s) for s in run.stdout.split()])
+    jax_alone, ours = zip(*taken[1:], strict=True)
+    return {"jax": _quartiles(jax_alone), "bnderiv, after it": _quartiles(ours)}
+
+
+def _quartiles(seconds: Any) -> dict[str, Any]:
+    quartiles = np.percentile(seconds, [25, 50, 75]) * 1e3
+    return {"ms": [float(f"{q:.4g}") for q in quartiles], "runs": len(seconds)}

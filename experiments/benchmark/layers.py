@@ -1,0 +1,111 @@
+"""Pools and batch norm by themselves, forward and backward."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import bnderiv
+from experiments.benchmark import peers
+from experiments.benchmark.clock import Contestant, Effort, interleaved, of_jax
+from experiments.benchmark.torch_peer import Torch
+
+IMAGES = (64, 56, 56, 64)
+SHAPES = (IMAGES, (256, 8, 8, 512), (32, 28, 28, 6), (128, 1024))
+RESNET50 = tuple((256, side, side, c) for side, c in ((112, 64), (56, 64), (56, 256), (28, 512), (14, 1024), (7, 2048)))
+
+
+def pools(effort: Effort, torch: Torch) -> dict[str, Any]:
+    flax = peers.flax()
+    x = jax.random.normal(jax.random.key(0), (8, *IMAGES[1:]) if effort.quick else IMAGES)
+    cases = []
+    for kind in ("max", "avg"):
+        for window, stride in ((2, 2), (3, 2)):
+            options = {"window": window, "strides": stride}
+            layers = {
+                "bnderiv": partial(getattr(bnderiv, f"{kind}_pool"), **options),
+                "plain autodiff": partial(getattr(bnderiv.reference, f"{kind}_pool"), **options),
+            }
+            if flax:
+                layers["Flax"] = partial(flax.pool, kind, window=window, stride=stride)
+            dy = jax.random.normal(jax.random.key(1), jax.eval_shape(layers["bnderiv"], x).shape)
+            contestants = {who: of_jax(both_ways(f), (x,), dy) for who, f in layers.items()}
+            contestants |= torch.contestants(
+                "pool", not effort.quick, shape=x.shape, kind=kind, window=window, stride=stride
+            )
+            contestants["a copy of x"] = of_jax(jax.jit(lambda x: 2 * x), x)
+            name = f"{kind} pool {window}×{window}, stride {stride}, {by(x.shape)}"
+            cases.append({"case": name, "times": interleaved(contestants, effort)})
+    return {"cases": cases}
+
+
+def batch_norms(effort: Effort, torch: Torch) -> dict[str, Any]:
+    cases = []
+    for shape in SHAPES[2:] if effort.quick else SHAPES:
+        for relu in (False, True):
+            cases.append(batch_norm(effort, torch, shape, jnp.float32, relu))
+    return {"cases": cases}
+
+
+def batch_norms_of_resnet(effort: Effort, torch: Torch) -> dict[str, Any]:
+    """On a GPU; elsewhere nothing."""
+    if jax.default_backend() != "gpu":
+        return {"cases": [], "absent": "no GPU measured"}
+    shapes = RESNET50[-1:] if effort.quick else RESNET50
+    return {"cases": [batch_norm(effort, torch, s, d, False) for s in shapes for d in (jnp.float32, jnp.bfloat16)]}
+
+
+def batch_norm(effort: Effort, torch: Torch, shape: Sequence[int], dtype: Any, relu: bool) -> dict[str, Any]:
+    """Everybody, with the running statistics renewed; and what four copies of x take."""
+    x = jax.random.normal(jax.random.key(0), shape, dtype)
+    parameters = jnp.ones(shape[-1]), jnp.zeros(shape[-1])
+    dy = jax.random.normal(jax.random.key(1), shape, dtype)
+    layers = {"bnderiv": partial(_ours, bnderiv, relu), "plain autodiff": partial(_ours, bnderiv.reference, relu)}
+    if flax := peers.flax():
+        layers["Flax"] = partial(flax.batch_norm, relu=relu)
+    contestants: dict[str, Contestant] = {
+        who: of_jax(both_ways(f, has_aux=True), (x, *parameters), dy) for who, f in layers.items()
+    }
+    contestants |= torch.contestants(
+        "batch_norm", not effort.quick, shape=shape, relu=relu, dtype=jnp.dtype(dtype).name
+    )
+    contestants["4 copies"] = _copies(jax.jit(lambda x: 2 * x), x)
+    in_place = jax.jit(lambda x: 2 * x, donate_argnums=0)
+    contestants["4 copies in place"] = _copies(in_place, jnp.zeros_like(x), again=True)
+    name = f"batch norm{' + relu' if relu else ''}, {by(shape)}, {jnp.dtype(dtype).name}"
+    return {"case": name, "times": interleaved(contestants, effort)}
+
+
+def both_ways(layer: Callable[..., Any], has_aux: bool = False) -> Callable[..., Any]:
+    """Jitted: output, gradients and whatever else the layer gives, from its arguments and a cotangent."""
+
+    def run(arguments: Any, dy: jax.Array) -> Any:
+        out, pull_back, *more = jax.vjp(layer, *arguments, has_aux=has_aux)
+        return out, pull_back(dy), more
+
+    return jax.jit(run)
+
+
+def by(shape: Sequence[int]) -> str:
+    return "×".join(map(str, shape))
+
+
+def _ours(package: Any, relu: bool, x: jax.Array, gamma: jax.Array, beta: jax.Array) -> Any:
+    y, batch = (package.batch_norm_relu if relu else package.batch_norm)(x, gamma, beta)
+    batch = jax.lax.stop_gradient(batch)
+    return y, package.update_running_stats(package.init_running_stats(x.shape[-1]), batch)
+
+
+def _copies(copy: Callable[..., Any], x: jax.Array, again: bool = False) -> Contestant:
+    """Four in a row; `again`, each of the last one's result, whose memory it takes."""
+    now = [x]
+
+    def run(*_: Any) -> Any:
+        for _ in range(4):
+            y = jax.block_until_ready(copy(now[0]))
+            if again:
+                now[0] = y
+
+    return of_jax(run)

@@ -1,0 +1,139 @@
+"""What is saved between forward and backward, counted from shapes, and what a compiled stack of layers needs."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+import bnderiv
+from experiments.benchmark import peers
+from experiments.benchmark.clock import Effort, interleaved, of_jax
+from experiments.benchmark.layers import IMAGES, by
+
+DEPTH = 4
+TIMED_BATCH = 4
+
+
+def measure(effort: Effort) -> dict[str, Any]:
+    return {"residuals": _residuals(), "stack": _stack(effort)}
+
+
+def saved(f: Callable[..., Any], *args: Any) -> int:
+    """Bytes of everything the backward of `f` holds, by `jax.eval_shape`: nothing is computed."""
+    kept = jax.eval_shape(lambda *args: jax.vjp(f, *args)[1], *args)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))
+
+
+def _residuals() -> dict[str, Any]:
+    """In units of the bytes of x; what a layer saves is x itself, or y, or something else."""
+    flax = peers.flax()
+    cases = []
+    for dtype in (jnp.float32, jnp.bfloat16):
+        x = jax.ShapeDtypeStruct(IMAGES, dtype)
+        vector = jax.ShapeDtypeStruct(IMAGES[-1:], jnp.float32)
+        for name, arguments, layers in _layers(flax):
+            kept = {who: saved(f, x, *[vector] * arguments) / (x.size * x.dtype.itemsize) for who, f in layers.items()}
+            cases.append(
+                {"case": f"{name}, {jnp.dtype(dtype).name}", "of x": {w: round(k, 4) for w, k in kept.items()}}
+            )
+    return {"shape": by(IMAGES), "cases": cases}
+
+
+def _layers(flax: Any) -> list[tuple[str, int, dict[str, Callable[..., Any]]]]:
+    """(name, number of parameters, by library: y of x and the parameters)."""
+
+    def normalized(package: Any, name: str) -> Callable[..., Any]:
+        return lambda *args: getattr(package, name)(*args)[0]
+
+    found = []
+    for name in ("batch_norm", "batch_norm_relu"):
+        layers = {who: normalized(p, name) for who, p in (("bnderiv", bnderiv), ("plain autodiff", bnderiv.reference))}
+        if flax:
+            layers["Flax"] = partial(_flax_batch_norm, flax, name.endswith("relu"))
+        found.append((name.replace("_", " ").replace("norm relu", "norm + relu"), 2, layers))
+    for kind, window in (("max", 2), ("max", 3), ("avg", 2), ("avg", 3)):
+        options = {"window": window, "strides": 2}
+        layers = {
+            "bnderiv": partial(getattr(bnderiv, f"{kind}_pool"), **options),
+            "plain autodiff": partial(getattr(bnderiv.reference, f"{kind}_pool"), **options),
+        }
+        if flax:
+            layers["Flax"] = partial(flax.pool, kind, window=window, stride=2)
+        found.append((f"{kind} pool {window}×{window}, stride 2", 0, layers))
+    for name, usual in (("relu", jax.nn.relu), ("tanh", jnp.tanh)):
+        layers = {"bnderiv": getattr(bnderiv, name), "plain autodiff": getattr(bnderiv.reference, name)}
+        found.append((name, 0, layers | ({"Flax": usual} if flax else {})))  # flax.linen's are these
+    return found
+
+
+def _stack(effort: Effort) -> list[dict[str, Any]]:
+    """Value and gradient of four times conv 3×3 → batch norm → ReLU: temporary memory of the program, and its time."""
+    flax = peers.flax()
+    found = []
+    for dtype in (jnp.float32, jnp.bfloat16):
+        blocks = {
+            "bnderiv": _normalized_relu,
+            "bnderiv, its residuals behind a barrier": _behind_barrier,
+            "plain autodiff": lambda *args: bnderiv.reference.batch_norm_relu(*args)[0],
+        }
+        if flax:
+            blocks["Flax"] = partial(_flax_batch_norm, flax, True)
+        temporary, contestants = {}, {}
+        for who, block in blocks.items():
+            program = jax.jit(jax.value_and_grad(partial(_loss, block), argnums=(0, 1)))
+            x, parameters = _arguments(IMAGES[0], dtype)
+            temporary[who] = _temporary(program, parameters, x)
+            x, parameters = _arguments(TIMED_BATCH, dtype)
+            drawn = jax.tree.map(lambda a: jax.random.normal(jax.random.key(a.size), a.shape, a.dtype), (parameters, x))
+            contestants[who] = of_jax(program, *drawn)
+        case: dict[str, Any] = {"case": jnp.dtype(dtype).name, "shape": by(IMAGES), "temporary MiB": temporary}
+        if not effort.quick:
+            times = interleaved(contestants, effort._replace(rounds=3, burst=2))
+            case |= {"timed shape": by((TIMED_BATCH, *IMAGES[1:])), "times": times}
+        found.append(case)
+    return found
+
+
+def _arguments(batch: int, dtype: Any) -> tuple[Any, Any]:
+    c = IMAGES[-1]
+    vector = jax.ShapeDtypeStruct((c,), jnp.float32)
+    block = jax.ShapeDtypeStruct((3, 3, c, c), dtype), vector, vector
+    return jax.ShapeDtypeStruct((batch, *IMAGES[1:]), dtype), [block] * DEPTH
+
+
+def _loss(block: Callable[..., Any], parameters: Any, x: jax.Array) -> jax.Array:
+    for kernel, gamma, beta in parameters:
+        z = lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        x = block(z, gamma, beta)
+    return x.astype(jnp.float32).mean()
+
+
+def _temporary(program: Any, *args: Any) -> float | None:
+    analysis = program.lower(*args).compile().memory_analysis()
+    return None if analysis is None else round(analysis.temp_size_in_bytes / 2**20, 1)
+
+
+def _flax_batch_norm(flax: Any, relu: bool, *args: Any) -> jax.Array:
+    return flax.batch_norm(*args, relu=relu)[0]
+
+
+def _normalized_relu(*args: Any) -> jax.Array:
+    return bnderiv.batch_norm_relu(*args)[0]
+
+
+@jax.custom_vjp
+def _behind_barrier(*args: Any) -> jax.Array:
+    """`batch_norm_relu` whose backward takes its residuals through a barrier, so that nothing made of them forward and
+    wanted again is kept instead: such as a float32 copy of a bfloat16 x."""
+    return _normalized_relu(*args)
+
+
+def _behind_barrier_bwd(pull_back: Any, delta: jax.Array) -> Any:
+    kept, tree = jax.tree.flatten(pull_back)
+    return jax.tree.unflatten(tree, lax.optimization_barrier(kept))(delta)
+
+
+_behind_barrier.defvjp(lambda *args: jax.vjp(_normalized_relu, *args), _behind_barrier_bwd)

@@ -1,0 +1,113 @@
+"""How fast bnderiv is and how much it keeps: against Flax, PyTorch, plain autodiff and what the machine can do.
+
+    python experiments/benchmark/run.py                     everything
+    python experiments/benchmark/run.py --quick             a part of it, in under two minutes
+    python experiments/benchmark/run.py --only pools lenet  these sections again; the others keep their numbers
+    python experiments/benchmark/run.py --redraw            tables and picture again, from the numbers
+
+A peer that is not installed (`pip install "bnderiv[peers]"` has them all) is left out and named.
+"""
+
+import argparse
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # on a GPU PyTorch needs some of its memory
+
+import jax
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # a script's own folder is all that Python looks in
+
+from experiments import _report
+from experiments.benchmark import convolutions, growth, layers, lenet_step, memory, overhead, peers, picture, tables
+from experiments.benchmark.clock import FULL, QUICK, Effort
+from experiments.benchmark.torch_peer import Torch, torch_processes
+
+HERE = Path(__file__).parent
+SECTIONS: dict[str, Callable[[Effort, Torch], dict[str, Any]]] = {
+    "lenet": lenet_step.measure,
+    "pools": layers.pools,
+    "batch_norm": layers.batch_norms,
+    "memory": lambda effort, _: memory.measure(effort),
+    "convolution": lambda effort, _: convolutions.measure(effort),
+    "growth": lambda effort, _: growth.measure(effort),
+    "overhead": lambda effort, _: overhead.measure(effort),
+    "gpu": layers.batch_norms_of_resnet,
+}
+
+
+def processor() -> str:
+    """What the processor calls itself, and the vector units it has."""
+    info = Path("/proc/cpuinfo")
+    if not info.exists():
+        return "unknown"
+    text = info.read_text()
+    name = re.search(r"^model name\s*:\s*(.+)$", text, re.M)
+    units = [word for flag, word in (("avx512f", "AVX-512"), ("amx_tile", "AMX")) if re.search(rf"\b{flag}\b", text)]
+    return ", ".join([name[1] if name else "unknown", *units])
+
+
+def stem() -> str:
+    """Of the files: the machine in words."""
+    return re.sub(r"\W+", "-", _report.machine().lower()).strip("-")
+
+
+def run(names: list[str], effort: Effort, numbers: Path) -> dict[str, Any]:
+    """Measures the sections, each written as soon as it is done."""
+    content: dict[str, Any] = json.loads(numbers.read_text()) if numbers.exists() else {}
+    content |= {
+        "machine": _report.machine(),
+        "processor": processor(),
+        "backend": jax.default_backend(),
+        "quick": effort.quick,
+    }
+    content.setdefault("sections", {})
+    for name in names:
+        print(f"{name} …", flush=True)
+        start = time.perf_counter()
+        with torch_processes() as torch:
+            section = SECTIONS[name](effort, torch)
+        section["seconds"] = round(time.perf_counter() - start)
+        section["date"], section["versions"] = _report.today(), _report.versions() | peers.versions()
+        content["sections"][name] = section
+        _report.write(numbers, _report.as_json(content))
+    return content
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer cases and runs, PyTorch not compiled")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="these sections")
+    parser.add_argument("--out", type=Path, help="folder of the results; default results/, with --quick runs/quick/")
+    parser.add_argument("--redraw", action="store_true", help="no measuring: tables and picture from the numbers there")
+    options = parser.parse_args()
+
+    out = options.out or HERE / ("runs/quick" if options.quick else "results")
+    numbers = out / f"{stem()}.json"
+    if options.redraw:
+        if not numbers.exists():
+            parser.error(f"--redraw needs the numbers of a run on this machine, there is no {numbers}")
+        content = json.loads(numbers.read_text())
+    else:
+        content = run(options.only, QUICK if options.quick else FULL, numbers)
+
+    written = {"numbers": numbers, "tables": numbers.with_suffix(".md"), "picture": numbers.with_suffix(".png")}
+    _report.write(written["tables"], tables.markdown(content).encode())
+    drawn = picture.draw(content)
+    if drawn is None:
+        del written["picture"]
+    else:
+        _report.write(written["picture"], _report.png(drawn))
+    print(tables.summary(content))
+    for what, path in written.items():
+        print(f"{what:<8} {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""A step of training LeNet-5, of anybody's network: value, gradient, SGD and running statistics."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+import bnderiv
+from bnderiv.models import lenet5
+from experiments.benchmark import peers
+
+Step = tuple[
+    Callable[..., Any], tuple[Any, ...]
+]  # jitted (params, state, x, labels) -> (params, state, loss); arguments
+RATE = 0.01
+
+
+def batch(size: int) -> tuple[jax.Array, jax.Array]:
+    x = jax.random.normal(jax.random.key(1), (size, 28, 28, 1), jnp.float32)
+    return x, jax.random.randint(jax.random.key(2), (size,), 0, 10)
+
+
+def ours(gradients: str, size: int, pool: str, activation: str) -> Step:
+    """bnderiv's network, its gradients in closed form or by autodiff."""
+    config = lenet5.Config(pool=pool, activation=activation, gradients=gradients)
+    params, state = lenet5.init(jax.random.key(0), config)
+    cross_entropy = {"closed_form": bnderiv, "autodiff": bnderiv.reference}[
+        gradients
+    ].softmax_cross_entropy_with_integer_labels
+
+    def apply(params: Any, state: Any, x: jax.Array) -> Any:
+        return lenet5.apply(params, state, x, config, train=True)
+
+    return _step(apply, cross_entropy), (params, state, *batch(size))
+
+
+def flax(size: int, pool: str, activation: str) -> Step | None:
+    """Flax's network with optax's loss; None without Flax."""
+    peer = peers.flax()
+    if peer is None:
+        return None
+    import optax  # flax needs it
+
+    x, labels = batch(size)
+    apply, params, state = peer.lenet5(pool, activation, x)
+    return _step(apply, optax.softmax_cross_entropy_with_integer_labels), (params, state, x, labels)
+
+
+def epoch(step: Step, steps: int) -> Step:
+    """So many steps in one `lax.scan`, on batches of their own."""
+    one, (params, state, x, labels) = step
+    many = jnp.stack([x] * steps), jnp.stack([labels] * steps)
+
+    def body(carry: Any, now: Any) -> Any:
+        params, state, loss = one(*carry, *now)
+        return (params, state), loss
+
+    return jax.jit(lambda params, state, *many: lax.scan(body, (params, state), many)), (params, state, *many)
+
+
+def flops(size: int) -> int:
+    """Multiplications and additions of the convolutions and dense layers, counted from the shapes.
+
+    Each product in three: forward, gradient of the weights, gradient of the input; the images need none.
+    """
+    convolutions = [(28 * 28, 5 * 5 * 1, 6), (10 * 10, 5 * 5 * 6, 16)]
+    dense = [(1, 400, 120), (1, 120, 84), (1, 84, 10)]
+    forward = [2 * size * places * inputs * outputs for places, inputs, outputs in convolutions + dense]
+    return 3 * sum(forward) - forward[0]
+
+
+def _step(apply: Callable[..., Any], cross_entropy: Callable[..., Any]) -> Callable[..., Any]:
+    @jax.jit
+    def step(params: Any, state: Any, x: jax.Array, labels: jax.Array) -> Any:
+        def loss(params: Any) -> Any:
+            logits, new = apply(params, state, x)
+            return cross_entropy(logits, labels).mean(), new
+
+        (value, new), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+        return jax.tree.map(lambda p, g: p - RATE * g, params, gradient), new, value
+
+    return step

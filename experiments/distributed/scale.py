@@ -1,0 +1,351 @@
+"""What synchronized batch norm sends in a training step, counted in compiled programs, and what that costs at scale.
+
+    python experiments/distributed/scale.py                                    compiles for 8 and 256 CPU devices
+    python experiments/distributed/scale.py --tpu v4:2x2x2 v4:4x8x8 v4:16x16x16  and for TPUs, by libtpu alone
+
+The page on it is scale.md beside this file; the sources of the interconnects' figures are there.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import tyro
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # a script's own folder is all that Python looks in
+
+import bnderiv
+from bnderiv.models import lenet5
+from experiments import _report
+from experiments.distributed import training
+
+RESULTS = Path(__file__).parent / "results" / "scale"
+PER_DEVICE = 8  # images; the messages do not depend on it
+SIZES = (8, 256, 4096)
+
+
+# Counting.
+
+
+class Message(NamedTuple):
+    """One collective of a compiled program."""
+
+    kind: str
+    shapes: tuple[tuple[int, ...], ...]  # of the arrays that travel in it
+    bytes: int
+    members: int  # devices that take part in each of its groups
+
+
+_COLLECTIVE = re.compile(
+    r" = (?P<arrays>.*?) (?P<kind>all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all)(?:-start)?\("
+)
+_ARRAY = re.compile(r"\b(pred|[subf]+\d+)\[([\d,]*)\]")
+
+
+def messages(program: str, devices: int) -> list[Message]:
+    """The collectives in the text of a compiled program that runs on so many devices, in its order.
+
+    Those within groups of one device, which send nothing, are left out.
+    """
+    found = []
+    for line in program.splitlines():
+        if not (match := _COLLECTIVE.search(line)):
+            continue
+        arrays = [
+            (tuple(int(n) for n in shape.split(",") if n), int(re.sub(r"\D", "", dtype) or 8) // 8)
+            for dtype, shape in _ARRAY.findall(match["arrays"])
+        ]
+        members = group_size(line, devices)
+        if members > 1:
+            size = sum(math.prod(shape) * width for shape, width in arrays)
+            found.append(Message(match["kind"], tuple(shape for shape, _ in arrays), size, members))
+    return found
+
+
+def group_size(line: str, devices: int) -> int:
+    """Devices in each group of a collective, in any of the ways XLA writes groups."""
+    if match := re.search(r"replica_groups=mesh\[([^\]]*)\] {([^}]*)}", line):  # axes of a mesh
+        sizes = dict(axis.split("=") for axis in match[1].split(","))
+        return math.prod(int(sizes[axis.strip()]) for axis in match[2].split(","))
+    if match := re.search(r"replica_groups=\[\d+,(\d+)\]<=", line):  # [groups, members] of an iota
+        return int(match[1])
+    if match := re.search(r"replica_groups={{([\d,]*)}", line):
+        return len(match[1].split(","))
+    if "replica_groups={}" in line:
+        return devices
+    raise ValueError(f"cannot tell the groups of: {line.strip()[:200]}")
+
+
+def compiled_step(devices: Sequence[Any], group: int) -> tuple[str, lenet5.Config]:
+    """The program of one step of LeNet-5."""
+    config = lenet5.Config()
+    params, state = jax.eval_shape(lambda: lenet5.init(jax.random.key(0), config))
+    images = len(devices) * PER_DEVICE
+    batch = (jax.ShapeDtypeStruct((images, *config.image_shape), jnp.float32), jax.ShapeDtypeStruct((images,), "int32"))
+    step = training.make_step(config, training.mesh_of(list(devices), group), 0.1)
+    return text(step.lower((params, state, params), *batch)), config
+
+
+def compiled_batch_norm(devices: Sequence[Any], channels: int, *, named: bool, backward: bool) -> str:
+    """The program of one batch norm over all devices: in `shard_map` with `axis_name`, or by sharding alone."""
+    mesh = Mesh(np.array(devices), ("batch",))
+
+    def forward(x, gamma, beta):
+        return bnderiv.batch_norm(x, gamma, beta, axis_name="batch" if named else None)[0]
+
+    def and_backward(x, gamma, beta, dy):
+        return jax.vjp(lambda x: forward(x, gamma, beta), x)[1](dy)[0]
+
+    f, given = (and_backward, (P("batch"), P(), P(), P("batch"))) if backward else (forward, (P("batch"), P(), P()))
+    if named:
+        f = jax.shard_map(f, mesh=mesh, in_specs=given, out_specs=P("batch"))
+    x = jax.ShapeDtypeStruct((len(devices) * PER_DEVICE, 4, 4, channels), jnp.float32)
+    vector = jax.ShapeDtypeStruct((channels,), jnp.float32)
+    shardings = tuple(NamedSharding(mesh, spec) for spec in given)
+    jitted = jax.jit(f, in_shardings=shardings, out_shardings=NamedSharding(mesh, P("batch")))
+    return text(jitted.lower(*(x, vector, vector, x)[: len(given)]))
+
+
+def text(lowered: jax.stages.Lowered) -> str:
+    program = lowered.compile().as_text()
+    assert program is not None
+    return program
+
+
+def step_counts(devices: Sequence[Any], group: int) -> dict[str, Any]:
+    """Messages and bytes of the statistics, and of the gradients with all that travels in the same message."""
+    program, config = compiled_step(devices, group)
+    params, _ = jax.eval_shape(lambda: lenet5.init(jax.random.key(0), config))
+    of_parameters = {a.shape for name, layer in params.items() if "bn" not in name for a in layer.values()}
+    found = messages(program, len(devices))
+    gradients = [m for m in found if of_parameters & set(m.shapes)]
+    statistics = [m for m in found if m not in gradients]
+    return {
+        "statistics": {"messages": len(statistics), "bytes": sum(m.bytes for m in statistics)},
+        "gradients": {"messages": len(gradients), "bytes": sum(m.bytes for m in gradients)},
+        "kinds": sorted({m.kind for m in found}),
+        "each": [[m.bytes, m.members] for m in found],
+    }
+
+
+def layer_counts(devices: Sequence[Any], channels: int, named: bool) -> dict[str, Any]:
+    """Messages and bytes of one batch norm, forward and backward."""
+    forward, both = (
+        messages(compiled_batch_norm(devices, channels, named=named, backward=backward), len(devices))
+        for backward in (False, True)
+    )
+    sizes = [[m.bytes for m in part] for part in (forward, both)]
+    return {
+        "forward": {"messages": len(forward), "bytes": sum(sizes[0])},
+        "backward": {"messages": len(both) - len(forward), "bytes": sum(sizes[1]) - sum(sizes[0])},
+    }
+
+
+# Costs. All in microseconds and bytes; α is a latency, B bytes in a microsecond (a GB/s is 1,000 of them).
+
+
+def ring(p: int, n: float, alpha: float, bandwidth: float) -> float:
+    """All-reduce of n bytes around a ring of p: 2(p − 1) steps of n/p bytes each. Least bytes, most steps."""
+    return 2 * (p - 1) * alpha + 2 * (p - 1) / p * n / bandwidth
+
+
+def tree(p: int, n: float, alpha: float, bandwidth: float) -> float:
+    """All-reduce of n bytes up a binary tree of p and down again. Few steps, each of all the bytes."""
+    return 2 * math.ceil(math.log2(p)) * (alpha + n / bandwidth)
+
+
+class Nodes(NamedTuple):
+    """GPUs in nodes: NVLink within, InfiniBand between. NCCL's own model of its tree, whose figures these are."""
+
+    members: int = 8
+    start: float = 6.8
+    inside: float = 0.6
+    between: float = 5.0
+    inside_bandwidth: float = 450_000
+    between_bandwidth: float = 50_000
+
+    def small(self, p: int, n: float) -> float:
+        """A chain within each node and a tree between them: start + 2 ((m − 1) α₁ + log₂(nodes) α₂) + 2 n / B."""
+        m = min(p, self.members)
+        nodes = p // m
+        bandwidth = self.between_bandwidth if nodes > 1 else self.inside_bandwidth
+        return self.start + 2 * ((m - 1) * self.inside + math.log2(nodes) * self.between) + 2 * n / bandwidth
+
+    def large(self, p: int, n: float) -> float:
+        """The bytes of a ring, at the bandwidth of its narrowest link, and the latency of the tree."""
+        bandwidth = self.between_bandwidth if p > self.members else self.inside_bandwidth
+        return self.small(p, 0) + 2 * (p - 1) / p * n / bandwidth
+
+
+class Torus(NamedTuple):
+    """TPU chips in a torus: every hop takes so long, and every axis carries so much (both directions together)."""
+
+    shapes: dict[int, tuple[int, ...]]
+    hop: float = 1.0
+    axis_bandwidth: float = 90_000
+
+    def hops(self, p: int) -> float:
+        """To the farthest chip: half of each axis that closes to a ring (a multiple of 4), all of one that does not."""
+        return sum(size / 2 if size % 4 == 0 else size - 1 for size in self.shapes[p])
+
+    def small(self, p: int, n: float) -> float:
+        """There and back, or the bytes, whichever takes longer: 2 max(Σ hops, n / (B axes))."""
+        closed = 1 if all(size % 4 == 0 for size in self.shapes[p]) else 2  # an open axis has half the bandwidth
+        return 2 * max(self.hop * self.hops(p), closed * n / (self.axis_bandwidth * len(self.shapes[p])))
+
+    large = small
+
+
+NETWORKS: dict[str, Nodes | Torus] = {
+    "H100: NVLink, NDR InfiniBand": Nodes(),
+    "TPU v4: ICI, 3D torus": Torus({8: (2, 2, 2), 256: (4, 8, 8), 4096: (16, 16, 16)}),
+}
+
+
+class Network(NamedTuple):
+    """What of a neural network matters here."""
+
+    norms: int
+    channels: int  # of all batch norms together
+    parameters: int
+
+
+RESNET50 = Network(norms=53, channels=26_560, parameters=25_557_032)
+LENET5 = Network(norms=4, channels=6 + 16 + 120 + 84, parameters=61_932)
+
+
+def costs(of: Network, per_layer: int, bytes_per_channel: int, network: Nodes | Torus, p: int) -> dict[str, float]:
+    """Microseconds of one step: the statistics' messages, one after the other, and the gradients' as one message."""
+    each = of.channels / of.norms * bytes_per_channel
+    statistics = of.norms * per_layer * network.small(p, each)
+    return {"statistics": round(statistics, 1), "gradients": round(network.large(p, 4 * of.parameters), 1)}
+
+
+def by_name_bytes(p: int, channels: float) -> float:
+    """Bytes that `axis_name` sends for one batch norm: every device's five vectors, each in a place of its own."""
+    return 20 * p * channels
+
+
+# The run.
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What to compile for."""
+
+    devices: tuple[int, ...] = (8, 256)
+    """Numbers of CPU devices."""
+    tpu: tuple[str, ...] = ()
+    """TPU topologies by libtpu's names, such as v4:4x8x8. No TPU is needed; `pip install libtpu` is."""
+    out: Path = RESULTS
+    """Folder of the results."""
+
+
+def tpu_devices(topology: str) -> list[Any]:
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no machine to ask about itself
+    from jax.experimental import topologies
+
+    # One device for each chip, as on the machines themselves.
+    options = {"chip_config_name": "megacore"} if topology.startswith(("v4", "v5:")) else {}
+    return list(topologies.get_topology_desc(topology, platform="tpu", **options).devices)
+
+
+def draw(table: list[dict[str, Any]]) -> bytes:
+    """Milliseconds that a step of ResNet-50 waits for its statistics, against the number of devices."""
+    figure, axes = plt.subplots(figsize=(8, 4.4), layout="constrained")
+    for color, network in zip(("C2", "C4"), NETWORKS, strict=True):
+        rows = [row for row in table if row["network"] == network and row["of"] == "ResNet-50"]
+        sizes = [row["devices"] for row in rows]
+        axes.plot(sizes, [row["statistics"] / 1e3 for row in rows], "o-", color=color, label=f"statistics, {network}")
+        axes.plot(sizes, [row["gradients"] / 1e3 for row in rows], "s:", color=color, label=f"gradients, {network}")
+    for images, milliseconds in ((32, 32 / 3.5), (256, 256 / 3.5)):
+        axes.axhline(milliseconds, color="gray", lw=1, ls="--")
+        words = f"computing {images} images a device (3,500 a second)"
+        axes.annotate(words, (8, milliseconds), (0, 4), textcoords="offset points", color="gray", fontsize=9)
+    axes.set(xscale="log", yscale="log", xlabel="devices", ylabel="ms in a step of ResNet-50", ylim=(None, 200))
+    axes.set_xticks(SIZES, [f"{p:,}" for p in SIZES])
+    axes.minorticks_off()
+    axes.yaxis.set_major_formatter(lambda milliseconds, _: f"{milliseconds:g}")
+    axes.set_title("Statistics of all devices: 159 short messages, one after the other")
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=9)
+    return _report.png(figure)
+
+
+def run(settings: Settings) -> None:
+    machines: dict[str, Callable[[], list[Any]]] = {
+        f"{p} CPU devices": lambda p=p: jax.devices()[:p] for p in settings.devices
+    } | {f"TPU {topology}": lambda topology=topology: tpu_devices(topology) for topology in settings.tpu}
+    counted = {}
+    for name, devices in machines.items():
+        there = devices()
+        print(f"compiling for {name} …", flush=True)
+        counted[name] = {
+            "devices": len(there),
+            "lenet5": {
+                "all devices": step_counts(there, 0),
+                "groups of 8": step_counts(there, 8) if len(there) > 8 else None,
+                "each device alone": step_counts(there, 1),
+            },
+            "one batch norm of 64 channels": {
+                "jit, sharded arrays": layer_counts(there, 64, named=False),
+                "shard_map, axis_name": layer_counts(there, 64, named=True),
+            },
+        }
+    table = [
+        {"of": of, "network": name, "devices": p} | costs(sizes, 3, 8, network, p)
+        for of, sizes in (("LeNet-5", LENET5), ("ResNet-50", RESNET50))
+        for name, network in NETWORKS.items()
+        for p in SIZES
+    ]
+    picture = draw(table)
+    content = {"date": _report.today(), "versions": _report.versions(), "counted": counted, "costs_us": table}
+    counts = [
+        [name, statistics, *(part[key] for part in (c["statistics"], c["gradients"]) for key in ("messages", "bytes"))]
+        for name, machine in counted.items()
+        for statistics, c in machine["lenet5"].items()
+        if c
+    ]
+    columns = ("compiled for", "statistics of", "their messages", "bytes", "gradients' messages", "bytes ")
+    report = _report.page(
+        "What synchronized batch norm sends",
+        "Counted in compiled programs: for each batch norm two messages forward, one backward; one for all gradients.",
+        [
+            _report.Table("A step of LeNet-5", columns, counts),
+            _report.Table("Costs", tuple(table[0]), [list(row.values()) for row in table], "Microseconds in a step."),
+            _report.Picture("ResNet-50", picture, "Milliseconds of a step, against the number of devices."),
+        ],
+        command="python experiments/distributed/scale.py",
+        configuration={"devices": settings.devices, "tpu": settings.tpu},
+    )
+    files = {"scale.json": (json.dumps(content) + "\n").encode(), "scale.png": picture, "report.html": report}
+    for file, what in files.items():
+        _report.write(settings.out / file, what)
+    for row in counts:
+        print("{}, statistics of {}: {} messages, {} bytes; gradients {} and {}".format(*row))
+    for row in table:
+        print("{of}, {network}, {devices} devices: statistics {statistics} µs, gradients {gradients} µs".format(**row))
+    print(*(settings.out / file for file in files), sep="\n")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    settings = tyro.cli(Settings, description=__doc__, args=arguments)
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", max(settings.devices, default=1))
+    run(settings)
+
+
+if __name__ == "__main__":
+    main()

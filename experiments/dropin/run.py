@@ -1,0 +1,278 @@
+"""A ResNet-18-shaped Flax model with Flax's batch norm and with ours: step time, memory, loss, inputs far from 0.
+
+    python experiments/dropin/run.py                        everything: numbers, picture, the tables of the README
+    python experiments/dropin/run.py --parts time-float32   one part; the numbers of the others stay
+    python experiments/dropin/run.py --parts                only the picture and the tables again, from the numbers
+
+The network is ResNet-18 for small images (3×3 stem, no first pooling), narrower by default; the images are
+scikit-learn's digits, each pixel enlarged to 4×4. The stem takes no padding, so that a constant added to the images is
+a constant added to what its batch norm sees. Needs `pip install "bnderiv[experiments,flax]"`.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+
+import bnderiv.linen
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from experiments._data import load
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+RESULTS = Path(__file__).parent / "results"
+README = Path(__file__).parent / "README.md"
+PARTS = ("time-float32", "time-bfloat16", "loss-float32", "loss-bfloat16")
+SHIFTS = (0.0, 1e3, 1e4)
+
+
+class Layer(nn.Module):
+    """Batch norm and ReLU under one name whichever they are, so that one set of variables serves all variants."""
+
+    batch_norm: Any
+    train: bool
+    relu: bool = True
+    fused: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        options = {"use_running_average": not self.train, "momentum": 0.9, "dtype": self.dtype, "name": "norm"}
+        if self.fused and self.relu:
+            return self.batch_norm(activation="relu", **options)(x)
+        y = self.batch_norm(**options)(x)
+        return nn.relu(y) if self.relu else y
+
+
+class Block(nn.Module):
+    """Two 3×3 convolutions and the way around them."""
+
+    width: int
+    stride: int
+    layer: Any
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x):
+        conv = partial(nn.Conv, use_bias=False, dtype=self.dtype)
+        y = self.layer()(conv(self.width, (3, 3), self.stride)(x))
+        y = self.layer(relu=False)(conv(self.width, (3, 3))(y))
+        if x.shape != y.shape:
+            x = self.layer(relu=False)(conv(self.width, (1, 1), self.stride)(x))
+        return nn.relu(x + y)
+
+
+class ResNet18(nn.Module):
+    """Eight blocks in four stages, each stage at half the resolution and twice the width of the one before."""
+
+    width: int
+    batch_norm: Any
+    fused: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, train):
+        layer = partial(Layer, self.batch_norm, train, fused=self.fused, dtype=self.dtype)
+        x = nn.Conv(self.width, (3, 3), padding="VALID", use_bias=False, dtype=self.dtype)(x)
+        x = layer()(x)
+        for stage in range(4):
+            for block in range(2):
+                stride = 2 if stage > 0 and block == 0 else 1
+                x = Block(self.width * 2**stage, stride, layer, self.dtype)(x)
+        return nn.Dense(10)(x.mean((1, 2)).astype(jnp.float32))
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "Flax": {"batch_norm": nn.BatchNorm},
+    "Flax, use_fast_variance=False": {"batch_norm": partial(nn.BatchNorm, use_fast_variance=False)},
+    "bnderiv": {"batch_norm": bnderiv.linen.BatchNorm},
+    'bnderiv, activation="relu"': {"batch_norm": bnderiv.linen.BatchNorm, "fused": True},
+}
+
+
+def make_step(model: ResNet18) -> Callable[..., Any]:
+    """One step of gradient descent with momentum 0.9, as a function of state, images and labels."""
+
+    def step(state, images, labels):
+        variables, momentum = state
+
+        def loss(params):
+            logits, updated = model.apply({**variables, "params": params}, images, True, mutable=["batch_stats"])
+            picked = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1)
+            return -picked.mean(), updated
+
+        (value, updated), gradient = jax.value_and_grad(loss, has_aux=True)(variables["params"])
+        momentum = jax.tree.map(lambda m, g: 0.9 * m + g, momentum, gradient)
+        params = jax.tree.map(lambda p, m: p - 0.02 * m, variables["params"], momentum)
+        return ({"params": params, **updated}, momentum), value
+
+    return step
+
+
+def start(width: int, dtype: Any, images: jax.Array) -> Any:
+    """The same first state for every variant."""
+    model = ResNet18(width, nn.BatchNorm, dtype=dtype)
+    variables = jax.jit(partial(model.init, train=True))(jax.random.key(0), images)
+    return variables, jax.tree.map(jnp.zeros_like, variables["params"])
+
+
+def measure_time(options: argparse.Namespace, dtype: Any) -> dict[str, Any]:
+    """Median and quartiles of single steps, the variants by turns, and the program's temporary memory."""
+    images, labels = batches(options, 1)
+    state = start(options.width, dtype, images[0])
+    steps, results = {}, {}
+    for name, variant in VARIANTS.items():
+        model = ResNet18(options.width, dtype=dtype, **variant)
+        steps[name] = jax.jit(make_step(model)).lower(state, images[0], labels[0]).compile()
+        memory = steps[name].memory_analysis()
+        results[name] = {"temporary_bytes": int(memory.temp_size_in_bytes), "seconds": []}
+    for turn in range(options.rounds + 1):
+        for name in list(steps)[turn % len(steps) :] + list(steps)[: turn % len(steps)]:
+            begin = time.perf_counter()
+            jax.block_until_ready(steps[name](state, images[0], labels[0]))
+            if turn:  # the first one warms up
+                results[name]["seconds"].append(round(time.perf_counter() - begin, 6))
+    return results
+
+
+def measure_loss(options: argparse.Namespace, dtype: Any, shifts: tuple[float, ...]) -> dict[str, Any]:
+    """Training loss at each step, by variant and shift of the images."""
+    images, labels = batches(options, options.steps)
+    first = start(options.width, dtype, images[0])
+    results: dict[str, Any] = {}
+    for name, variant in VARIANTS.items():
+        step = jax.jit(make_step(ResNet18(options.width, dtype=dtype, **variant)))
+        for shift in shifts:
+            state, losses = first, []
+            for x, labels_ in zip(images, labels, strict=True):
+                state, value = step(state, x + shift, labels_)
+                losses.append(float(value))
+            results.setdefault(f"{shift:g}", {})[name] = losses
+    return results
+
+
+def batches(options: argparse.Namespace, count: int) -> tuple[jax.Array, jax.Array]:
+    """`count` batches of the digits, images (count, N, 32, 32, 1) and labels (count, N), in a fixed random order."""
+    data = load()
+    rng = np.random.default_rng(0)
+    order = np.concatenate([rng.permutation(len(data.train_labels)) for _ in range(1 + count * options.batch // 1000)])
+    chosen = order[: count * options.batch].reshape(count, options.batch)
+    return jnp.asarray(data.train_images[chosen]), jnp.asarray(data.train_labels[chosen], jnp.int32)
+
+
+# What is left of it: the picture and the tables.
+
+
+def draw(numbers: dict[str, Any], path: Path) -> None:
+    """The loss against the step, one panel for each dtype and shift."""
+    panels = [("float32", f"{shift:g}") for shift in SHIFTS] + [("bfloat16", "0")]
+    colors = dict(zip(VARIANTS, ("#d95f02", "#e6ab02", "#1b6ca8", "#7fb8dd"), strict=True))
+    figure, axes = plt.subplots(1, len(panels), figsize=(13, 3.6), sharey=True, layout="constrained")
+    for ax, (dtype, shift) in zip(axes, panels, strict=True):
+        for name, losses in numbers.get(f"loss-{dtype}", {}).get(shift, {}).items():
+            style = "--" if "," in name else "-"
+            ax.plot(np.arange(1, len(losses) + 1), losses, style, color=colors[name], label=name, lw=1.6)
+        ax.set_title(f"{dtype}, images" + (f" + {float(shift):,.0f}" if float(shift) else " as they are"), fontsize=10)
+        ax.set_xlabel("step")
+        ax.grid(alpha=0.25)
+    axes[0].set_ylabel("training loss (nats)")
+    axes[0].set_yscale("log")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def time_table(numbers: dict[str, Any]) -> str:
+    """Rows of variants; step time and memory for each dtype."""
+    lines = [
+        "| batch norm | float32 step, ms | temporary, MiB | bfloat16 step, ms | temporary, MiB |",
+        "|---|---|---|---|---|",
+    ]
+    for name in VARIANTS:
+        cells = [f"`{name}`" if "=" in name else name]
+        for dtype in ("float32", "bfloat16"):
+            result = numbers.get(f"time-{dtype}", {}).get(name)
+            if result is None:
+                cells += ["", ""]
+                continue
+            low, middle, high = (1e3 * q for q in statistics.quantiles(result["seconds"], n=4))
+            cells += [f"{middle:.0f} ({low:.0f}–{high:.0f})", f"{result['temporary_bytes'] / 2**20:.1f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def loss_table(numbers: dict[str, Any]) -> str:
+    """The mean loss of the last ten steps."""
+    columns = [("float32", f"{shift:g}") for shift in SHIFTS] + [("bfloat16", "0")]
+    heads = [f"{dtype}, + {float(shift):g}" if float(shift) else dtype for dtype, shift in columns]
+    lines = [f"| batch norm | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
+    for name in VARIANTS:
+        cells = [f"`{name}`" if "=" in name else name]
+        for dtype, shift in columns:
+            losses = numbers.get(f"loss-{dtype}", {}).get(shift, {}).get(name)
+            cells.append("" if losses is None else f"{np.mean(losses[-10:]):.3f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def write_tables(numbers: dict[str, Any], path: Path) -> None:
+    """Puts the tables between their marks in a page."""
+    text = path.read_text()
+    for mark, table in (("time", time_table(numbers)), ("loss", loss_table(numbers))):
+        before, rest = text.split(f"<!-- {mark} -->\n")
+        _, after = rest.split(f"<!-- end of {mark} -->")
+        text = f"{before}<!-- {mark} -->\n{table}\n<!-- end of {mark} -->{after}"
+    path.write_text(text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument(
+        "--parts", nargs="*", choices=PARTS, default=PARTS, help="what to measure (default: everything)"
+    )
+    parser.add_argument("--width", type=int, default=16, help="channels of the first stage; ResNet-18 has 64")
+    parser.add_argument("--batch", type=int, default=32, help="images in a batch")
+    parser.add_argument("--steps", type=int, default=40, help="steps of each training")
+    parser.add_argument("--rounds", type=int, default=20, help="timed steps of each variant")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    options = parser.parse_args()
+
+    options.out.mkdir(parents=True, exist_ok=True)
+    file = options.out / "dropin.json"
+    numbers = json.loads(file.read_text()) if file.exists() else {}
+    for part in options.parts:
+        kind, dtype = part.split("-")
+        begin = time.perf_counter()
+        if kind == "time":
+            numbers[part] = measure_time(options, jnp.dtype(dtype))
+        else:
+            numbers[part] = measure_loss(options, jnp.dtype(dtype), SHIFTS if dtype == "float32" else (0.0,))
+        print(f"{part}: {time.perf_counter() - begin:.0f} s", flush=True)
+        asked = {name: getattr(options, name) for name in ("width", "batch", "steps", "rounds")}
+        numbers.setdefault("options", {})[part] = asked
+        numbers["versions"] = {name: version(name) for name in ("jax", "jaxlib", "flax", "numpy")}
+        file.write_text(json.dumps(numbers, indent=1) + "\n")
+    draw(numbers, options.out / "dropin.png")
+    print(time_table(numbers), loss_table(numbers), sep="\n\n")
+    if options.out == RESULTS:
+        write_tables(numbers, README)
+    print(f"numbers  {file}\npicture  {options.out / 'dropin.png'}")
+
+
+if __name__ == "__main__":
+    main()

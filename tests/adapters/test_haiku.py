@@ -1,0 +1,211 @@
+"""`bnderiv.haiku.BatchNorm` against `haiku.BatchNorm`, module against module."""
+
+import pickle
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+hk = pytest.importorskip("haiku", reason="needs the extra haiku")
+
+import bnderiv.haiku
+from tests.adapters.alike import alike, fast_jit, normal, sgd
+from tests.normalization.truth import batch_norm as truth
+from tests.normalization.truth import relative_error
+
+OURS: Any = bnderiv.haiku.BatchNorm
+THEIRS: Any = hk.BatchNorm
+KEY = jax.random.key(0)
+RANDOM = {"scale_init": hk.initializers.RandomNormal(), "offset_init": hk.initializers.RandomNormal()}
+
+
+@pytest.fixture(autouse=True)
+def _implicit_promotion():
+    """Haiku's averages multiply a float by an integer counter."""
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def network(batch_norm, cross_replica_axis=None, remat=False):
+    """Two layers of a linear map, batch norm and ReLU, and another linear map."""
+
+    def layer(x, is_training):
+        x = hk.Linear(8, with_bias=False)(x)
+        norm = batch_norm(True, True, 0.9, cross_replica_axis=cross_replica_axis, **RANDOM)
+        return jax.nn.relu(norm(x, is_training))
+
+    def forward(x, is_training):
+        for _ in range(2):
+            x = (hk.remat(layer, static_argnums=1) if remat else layer)(x, is_training)
+        return hk.Linear(5)(x)
+
+    return hk.without_apply_rng(hk.transform_with_state(forward))
+
+
+def data():
+    return normal(0, (16, 6), jnp.float64), normal(1, (16, 5), jnp.float64)
+
+
+def init(model, *args):
+    return fast_jit(lambda: model.init(KEY, *args))()
+
+
+def gradient(model, params, state, x, target):
+    def loss(params):
+        y, new = model.apply(params, state, x, True)
+        return jnp.square(y - target).mean(), new
+
+    return jax.grad(loss, has_aux=True)(params)
+
+
+def train(model, start, x, target, steps):
+    params, state = start
+
+    @fast_jit
+    def step(params, state):
+        d_params, state = gradient(model, params, state, x, target)
+        return sgd(params, d_params), state
+
+    for _ in range(steps):
+        params, state = step(params, state)
+    return params, state
+
+
+@pytest.mark.slow
+def test_ten_steps_of_training_then_inference():
+    x, target = data()
+    results = []
+    for module in (OURS, THEIRS):
+        model = network(module)
+        start = init(model, x, True)
+        params, state = train(model, start, x, target, 10)
+        assert not np.allclose(params["batch_norm"]["scale"], start[0]["batch_norm"]["scale"])
+        results.append((start, params, state, fast_jit(lambda p, s, m=model: m.apply(p, s, x, False))(params, state)))
+    alike(*results)
+
+
+@pytest.mark.slow
+def test_checkpoints_of_each_continue_in_the_other():
+    x, target = data()
+    for first, second in ((OURS, THEIRS), (THEIRS, OURS)):
+        start = init(network(second), x, True)
+        saved = pickle.dumps(jax.device_get(train(network(first), start, x, target, 3)))
+        continued = train(network(second), pickle.loads(saved), x, target, 2)
+        alike(continued, train(network(second), start, x, target, 5))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        ((6, 4, 3), {}),
+        ((6, 3, 4, 2), {"data_format": "NCHW", "eps": 0.1}),
+        ((6, 3, 4), {"axis": [0, 2]}),
+        ((6, 3, 4), {"axis": (0,)}),  # two axes of features
+        ((6, 3, 4), {"create_scale": False}),
+        ((6, 3, 4), {"create_scale": False, "create_offset": False}),
+        ((), {}),
+    ],
+)
+@pytest.mark.parametrize("dtype", [jnp.float64, jnp.bfloat16])
+def test_variables_values_and_averages(shape, options, dtype):
+    x = normal(0, shape, dtype)
+    options = {"create_scale": True, "create_offset": True, "decay_rate": 0.9, **options}
+    results = []
+    for module in (OURS, THEIRS):
+        model = hk.without_apply_rng(
+            hk.transform_with_state(lambda x, is_training, local=False, m=module: m(**options)(x, is_training, local))
+        )
+        params, state = init(model, x, True)
+        y, state = model.apply(params, state, x, True)
+        local, _ = model.apply(params, state, x + 1, False, True)
+        results.append((params, state, y, local, model.apply(params, state, x, False)[0]))
+    # With a single element in bfloat16 Haiku's variance is a rounding.
+    ours, theirs = results
+    alike(ours, theirs, None if dtype == jnp.float64 else 0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize("shape", [(3,), (1, 1, 3), (), (6, 1, 3)])
+def test_scale_and_offset_from_outside(shape, activation):
+    x, scale, offset = normal(0, (6, 4, 3), jnp.float64), normal(1, shape, jnp.float64), normal(2, shape, jnp.float64)
+    results = []
+    for module, options in ((OURS, {"activation": activation}), (THEIRS, {})):
+
+        def forward(x, is_training, scale, offset, module=module, options=options):
+            return module(False, False, 0.9, **options)(x, is_training, scale=scale, offset=offset)
+
+        model = hk.without_apply_rng(hk.transform_with_state(forward))
+        params, state = model.init(KEY, x, True, scale, offset)
+
+        def product(*a, model=model, params=params, state=state):
+            y = model.apply(params, state, a[0], True, *a[1:])[0]
+            y = jax.nn.relu(y) if activation else y
+            return jnp.vdot(normal(3, y.shape, jnp.float64), y)
+
+        results.append(fast_jit(jax.value_and_grad(product, (0, 1, 2)))(x, scale, offset))
+    alike(*results)
+
+
+@pytest.mark.slow
+def test_means_far_above_the_deviation():
+    x, delta = normal(0, (32, 9, 3), mean=1e4, scale=1), normal(1, (32, 9, 3))
+    expected = truth(x, np.ones(3), np.zeros(3), delta)
+    model = hk.without_apply_rng(hk.transform_with_state(lambda x: OURS(True, True, 0.9)(x, True)))
+    params, state = model.init(KEY, x)
+    y, pull_back = jax.vjp(lambda x: model.apply(params, state, x)[0], x)
+    assert relative_error(y, expected[0]) < 4e-7
+    assert relative_error(pull_back(delta)[0], expected[1]) < 4e-7
+
+
+@pytest.mark.slow
+def test_rematerialized_and_across_devices():
+    x, target = data()
+    params, state = init(network(OURS), x, True)
+    expected = fast_jit(partial(gradient, network(OURS)))(params, state, x, target)
+    alike(fast_jit(partial(gradient, network(OURS, remat=True)))(params, state, x, target), expected)
+
+    mesh = jax.make_mesh((4,), ("i",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:4])
+
+    def own_mean(params, state, x, target):
+        d_params, state = gradient(network(OURS, "i"), jax.lax.pcast(params, "i", to="varying"), state, x, target)
+        return jax.lax.pmean(d_params, "i"), state
+
+    across = jax.shard_map(own_mean, mesh=mesh, in_specs=(P(), P(), P("i"), P("i")), out_specs=(P(), P()))
+    alike(fast_jit(across)(params, state, x, target), expected)
+
+
+@pytest.mark.slow
+def test_groups_of_devices():
+    x = normal(0, (8, 4, 3))
+    groups = [[0, 1], [2, 3], [4, 5], [6, 7]]
+    model = hk.without_apply_rng(
+        hk.transform_with_state(
+            lambda x: OURS(False, False, 0.9, cross_replica_axis="i", cross_replica_axis_index_groups=groups)(x, True)
+        )
+    )
+    params, state = jax.pmap(lambda x: model.init(KEY, x), axis_name="i")(x)
+    y, _ = jax.pmap(model.apply, axis_name="i")(params, state, x)
+    alone = hk.without_apply_rng(hk.transform_with_state(lambda x: OURS(False, False, 0.9)(x, True)))
+    pairs = x.reshape(4, 8, 3)
+    expected = [alone.apply(*alone.init(KEY, pair), pair)[0] for pair in pairs]
+    alike(y.reshape(4, 8, 3), jnp.stack(expected), 1e-6)
+
+
+def test_errors():
+    def run(x, *, activation=None, create=True, **options):
+        model = hk.transform_with_state(lambda x: OURS(create, create, 0.9, activation=activation)(x, True, **options))
+        model.init(KEY, x)
+
+    with pytest.raises(ValueError, match='activation must be None or "relu"'):
+        run(jnp.ones((4, 3), jnp.float32), activation="tanh")
+    with pytest.raises(TypeError, match=r"bnderiv\.haiku\.BatchNorm takes real input, got complex64"):
+        run(jnp.ones((4, 3), jnp.complex64))
+    with pytest.raises(ValueError, match="scale must not be given at call time where create_scale=True"):
+        run(jnp.ones((4, 3), jnp.float32), scale=2.0)
+    run(jnp.ones((4, 3), jnp.float32), scale=2.0, create=False)

@@ -1,0 +1,242 @@
+"""A killed run ends with the bits of one that is not; what is damaged or another's is refused and left alone."""
+
+import dataclasses
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.lenet import checkpoints, training
+from experiments.lenet.checkpoints import CheckpointError, Checkpoints
+from experiments.lenet.configuration import Configuration
+
+ROOT = Path(__file__).parents[2]
+UNFINISHED = "*.orbax-checkpoint-tmp*"
+CHOSEN = Configuration(model="mlp", optimizer="adam", learning_rate=1e-3, batch_size=8, epochs=3, shift=1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """44 random images in the IDX format: 6 steps an epoch, the last of 4 images."""
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 44), ("t10k", 10)):
+        for what, array in (("images", rng.integers(0, 256, (count, 28, 28))), ("labels", rng.integers(0, 10, count))):
+            header = b"".join(n.to_bytes(4, "big") for n in (0x0800 + array.ndim, *array.shape))
+            (folder / f"{part}-{what}-idx{array.ndim}-ubyte").write_bytes(header + array.astype(np.uint8).tobytes())
+    return folder
+
+
+def start(*words: object) -> subprocess.Popen:
+    """The command as a user starts it, away from the tests' settings."""
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    return subprocess.Popen(
+        [sys.executable, "experiments/lenet/run.py", *map(str, words)],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen, code: int = 0) -> str:
+    out, error = process.communicate(timeout=300)
+    assert process.returncode == code, error
+    assert "Traceback" not in error
+    return out + error
+
+
+def kill_when(process: subprocess.Popen, reached) -> None:
+    """Stops the process as soon as `reached()`, and kills it if that still holds while it stands."""
+    try:
+        for _ in range(200_000):
+            assert process.poll() is None, process.communicate()
+            if reached():
+                process.send_signal(signal.SIGSTOP)
+                time.sleep(0.01)
+                if reached():
+                    return
+                process.send_signal(signal.SIGCONT)
+            time.sleep(0.001)
+        raise AssertionError("never reached")
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def parameters(run: Path) -> dict[str, np.ndarray]:
+    with np.load(run / "parameters.npz") as file:
+        return dict(file)
+
+
+@pytest.mark.slow
+def test_killed_at_three_points_it_ends_with_the_same_bits(folder, tmp_path):
+    """Between two checkpoints in an epoch's middle; while one is written; after the last, before the results."""
+    options = [*CHOSEN.arguments().split(), "--data", folder, "--checkpoint-every", 4]
+    whole, run = tmp_path / "whole", tmp_path / "killed"
+    finish(start("train", *options, "--out", whole))
+    kept = run / "checkpoints"
+
+    kill_when(start("train", *options, "--out", run), lambda: (kept / "4").exists() and not list(kept.glob(UNFINISHED)))
+    assert Checkpoints(run).steps() == [4]
+
+    kill_when(
+        start("resume", run, "--checkpoint-every", 4), lambda: (kept / "8").exists() and list(kept.glob(UNFINISHED))
+    )
+    assert list(kept.glob(UNFINISHED))
+    assert 8 in Checkpoints(run).steps()
+
+    kill_when(start("resume", run), lambda: (kept / "18").exists())
+    assert not (run / "parameters.npz").exists()
+    assert not list(kept.glob(UNFINISHED))
+
+    assert "goes on from step 18" in finish(start("resume", run))
+    wanted, found = parameters(whole), parameters(run)
+    assert wanted.keys() == found.keys()
+    for name in wanted:
+        np.testing.assert_array_equal(found[name], wanted[name], err_msg=name, strict=True)
+    histories = [json.loads((path / "metrics.json").read_text())["history"] for path in (whole, run)]
+    for history in histories:
+        assert history.pop("seconds")
+    assert histories[0] == histories[1]
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A small state, saved after steps 1 and 2."""
+    state = training.State(
+        {"dense1": {"kernel": jnp.arange(600, dtype=jnp.float32).reshape(20, 30)}},
+        {},
+        (jnp.int32(3), {"trace": jnp.ones(7)}),
+        jax.random.key_data(jax.random.key(5)),
+        {"dense1": jnp.float32(0.5)},
+        jnp.int32(1),
+    )
+    progress = training.Progress({"seconds": [1.5], "test_loss": [float("nan")]}, 0.25)
+    kept = Checkpoints(tmp_path / "run")
+    kept.save(state, progress, CHOSEN, "abc")
+    state = state._replace(step=jnp.int32(2), params=jax.tree.map(jnp.sin, state.params))
+    kept.save(state, progress, CHOSEN, "abc")
+    return kept, state, progress
+
+
+def zeros(state: training.State) -> training.State:
+    return jax.tree.map(jnp.zeros_like, state)
+
+
+def test_what_is_saved_comes_back(saved):
+    kept, state, progress = saved
+    found, again = kept.restore(zeros(state), CHOSEN, "abc")
+    assert jax.tree.structure(found) == jax.tree.structure(state)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(state), strict=True):
+        np.testing.assert_array_equal(a, b, strict=True)
+    np.testing.assert_equal(again, progress)
+    later = state._replace(step=jnp.int32(5))
+    kept.save(later, progress, dataclasses.replace(CHOSEN, data="moved"), "abc")
+    assert kept.steps() == [2, 5]  # the last, and the one before
+    assert int(kept.restore(zeros(state), CHOSEN, "abc")[0].step) == 5
+
+
+def test_another_run_s(saved, tmp_path):
+    kept, state, _ = saved
+    with pytest.raises(CheckpointError, match="of another configuration: epochs 3, not 4; seed 0, not 1"):
+        kept.restore(state, dataclasses.replace(CHOSEN, epochs=4, seed=1), "abc")
+    with pytest.raises(CheckpointError, match="of other images"):
+        kept.restore(state, CHOSEN, "other")
+    kept.restore(state, CHOSEN, None)
+    other = state._replace(params={"dense1": {"kernel": jnp.zeros((20, 31))}})
+    with pytest.raises(
+        CheckpointError, match="2: damaged, or not a checkpoint of this experiment; delete that folder to"
+    ):
+        kept.restore(other, CHOSEN, "abc")
+    with pytest.raises(CheckpointError, match="checkpoints: no checkpoint"):
+        Checkpoints(tmp_path / "nothing").restore(state, CHOSEN, "abc")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["half", "empty", "gone", "a bit"])
+def test_damage_is_refused_or_harmless(damage, saved, tmp_path):
+    """Each file of the last checkpoint in turn: never a state that was not saved; then the one before is taken."""
+    kept, state, _ = saved
+    last = kept.folder / "2"
+    refused = []
+    for file in sorted(path for path in last.rglob("*") if path.is_file()):
+        content = file.read_bytes()
+        match damage:
+            case "half":
+                file.write_bytes(content[: len(content) // 2])
+            case "empty":
+                file.write_bytes(b"")
+            case "gone":
+                file.unlink()
+            case _:
+                middle = len(content) // 2
+                file.write_bytes(content[:middle] + bytes([content[middle] ^ 16]) + content[middle + 1 :])
+        try:
+            found, _ = kept.restore(zeros(state), CHOSEN, "abc")
+        except CheckpointError as error:
+            refused.append((file, str(error)))
+        else:
+            for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(state), strict=True):
+                np.testing.assert_array_equal(a, b, strict=True)
+        file.write_bytes(content)
+    kept.restore(zeros(state), CHOSEN, "abc")
+    files, messages = zip(*refused, strict=True)
+    assert len(files) > 2
+    assert last / "about" / "metadata" in files
+    assert all("2: damaged, or not a checkpoint" in message for message in messages)
+    assert all("delete that folder to go on from step 1 " in message for message in messages)
+    shutil.rmtree(last)
+    assert int(kept.restore(zeros(state), CHOSEN, "abc")[0].step) == 1
+
+
+def test_a_wrong_array_is_seen_even_where_orbax_reads_it(saved, monkeypatch):
+    kept, state, _ = saved
+    monkeypatch.setattr(checkpoints, "_checksum", lambda tree: "another")
+    with pytest.raises(CheckpointError, match=r"2: damaged, .* its checksum is another"):
+        kept.restore(zeros(state), CHOSEN, "abc")
+
+
+def test_a_failed_save_removes_what_it_left(saved, monkeypatch):
+    kept, state, progress = saved
+
+    def fails(manager, step, **_):
+        (kept.folder / f"{step}.orbax-checkpoint-tmp-1").mkdir()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints.ocp.CheckpointManager, "save", fails)
+    with pytest.raises(
+        CheckpointError, match=r"step 9 cannot be written; the last one is of step 2, complete.*No space"
+    ):
+        kept.save(state._replace(step=jnp.int32(9)), progress, CHOSEN, "abc")
+    assert sorted(path.name for path in kept.folder.iterdir()) == ["1", "2"]
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(saved):
+    """No file may grow beyond a few kilobytes, as on a disk with no more room; the array needs 400."""
+    kept, state, progress = saved
+    noise = jax.random.normal(jax.random.key(0), (100_000,), jnp.float32)
+    large = state._replace(params={"dense1": {"kernel": noise}}, step=jnp.int32(9))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(CheckpointError, match="the last one is of step 2, complete"):
+            kept.save(large, progress, CHOSEN, "abc")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert sorted(path.name for path in kept.folder.iterdir()) == ["1", "2"]
+    kept.restore(zeros(state), CHOSEN, "abc")
+    kept.save(large, progress, CHOSEN, "abc")  # there is room again
+    found, _ = kept.restore(zeros(large), CHOSEN, "abc")
+    np.testing.assert_array_equal(found.params["dense1"]["kernel"], noise)
