@@ -1,7 +1,8 @@
 """Times taken in turns: in every round each contestant runs a few times in a row, the first of which does not count.
 
-In turns, so that what the machine does meanwhile happens to all of them; in a row, so that each finds its program and
-its data as its last call left them, as in a training loop. Reported are the median and the quartiles over all rounds.
+In turns, so that what the machine does meanwhile happens to all of them; in a row after a pause, so that each finds its
+program and its data as its last call left them, as in a training loop. Reported are the median and the quartiles over
+all rounds.
 """
 
 import time
@@ -14,6 +15,8 @@ import numpy as np
 Contestant = Callable[[int], list[float]]  # runs so many times; the seconds that each took
 Times = dict[str, dict[str, Any]]  # by contestant: {"ms": [quartile, median, quartile], "runs"}, or {"absent": reason}
 
+PAUSE = 0.03  # seconds; the last one's threads wait for more work for a while, and keep a core busy by it
+
 
 class Effort(NamedTuple):
     """How long to measure."""
@@ -24,6 +27,7 @@ class Effort(NamedTuple):
 
 
 FULL = Effort(quick=False, rounds=8, burst=6)
+FEWER = FULL._replace(rounds=4, burst=2)  # where a run takes long
 QUICK = Effort(quick=True, rounds=3, burst=3)
 
 
@@ -51,13 +55,14 @@ def interleaved(contestants: Mapping[str, Contestant], effort: Effort, per: int 
     taking_part = dict(contestants)
     for name, contestant in contestants.items():
         try:
-            contestant(2)  # compiles
+            contestant(1)  # compiles
         except Absent as reason:
             times[name] = {"absent": str(reason)}
             del taking_part[name]
     seconds: dict[str, list[float]] = {name: [] for name in taking_part}
     for _ in range(effort.rounds):
         for name, contestant in taking_part.items():
+            time.sleep(PAUSE)
             seconds[name] += contestant(effort.burst + 1)[1:]
     for name, taken in seconds.items():
         quartiles = np.percentile(taken, [25, 50, 75]) * 1e3 / per

@@ -33,7 +33,7 @@ class LeNet5(nn.Module):
 def lenet5(pool: str, activation: str, x: jax.Array) -> tuple[Callable[..., Any], Any, Any]:
     """apply(params, state, x) -> logits, state; params; state."""
     network = LeNet5(pool, activation)
-    variables = network.init(jax.random.key(0), x)
+    variables = jax.jit(network.init)(jax.random.key(0), x)
 
     def apply(params: Any, state: Any, x: jax.Array) -> Any:
         variables = {"params": params, "batch_stats": state}

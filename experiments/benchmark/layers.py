@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 import bnderiv
 from experiments.benchmark import peers
-from experiments.benchmark.clock import Contestant, Effort, interleaved, of_jax
+from experiments.benchmark.clock import FEWER, Contestant, Effort, interleaved, of_jax
 from experiments.benchmark.torch_peer import Torch
 
 IMAGES = (64, 56, 56, 64)
@@ -17,36 +17,32 @@ SHAPES = (IMAGES, (256, 8, 8, 512), (32, 28, 28, 6), (128, 1024))
 RESNET50 = tuple((256, side, side, c) for side, c in ((112, 64), (56, 64), (56, 256), (28, 512), (14, 1024), (7, 2048)))
 
 
-def pools(effort: Effort, torch: Torch) -> dict[str, Any]:
+def pools(kind: str, effort: Effort, torch: Torch) -> dict[str, Any]:
     flax = peers.flax()
     x = jax.random.normal(jax.random.key(0), (8, *IMAGES[1:]) if effort.quick else IMAGES)
     cases = []
-    for kind in ("max", "avg"):
-        for window, stride in ((2, 2), (3, 2)):
-            options = {"window": window, "strides": stride}
-            layers = {
-                "bnderiv": partial(getattr(bnderiv, f"{kind}_pool"), **options),
-                "plain autodiff": partial(getattr(bnderiv.reference, f"{kind}_pool"), **options),
-            }
-            if flax:
-                layers["Flax"] = partial(flax.pool, kind, window=window, stride=stride)
-            dy = jax.random.normal(jax.random.key(1), jax.eval_shape(layers["bnderiv"], x).shape)
-            contestants = {who: of_jax(both_ways(f), (x,), dy) for who, f in layers.items()}
-            contestants |= torch.contestants(
-                "pool", not effort.quick, shape=x.shape, kind=kind, window=window, stride=stride
-            )
-            contestants["a copy of x"] = of_jax(jax.jit(lambda x: 2 * x), x)
-            name = f"{kind} pool {window}×{window}, stride {stride}, {by(x.shape)}"
-            cases.append({"case": name, "times": interleaved(contestants, effort)})
+    for window, stride in ((2, 2), (3, 2)):
+        options = {"window": window, "strides": stride}
+        layers = {
+            "bnderiv": partial(getattr(bnderiv, f"{kind}_pool"), **options),
+            "plain autodiff": partial(getattr(bnderiv.reference, f"{kind}_pool"), **options),
+        }
+        if flax:
+            layers["Flax"] = partial(flax.pool, kind, window=window, stride=stride)
+        dy = jax.random.normal(jax.random.key(1), jax.eval_shape(layers["bnderiv"], x).shape)
+        contestants = {who: of_jax(both_ways(f), (x,), dy) for who, f in layers.items()}
+        contestants |= torch.contestants(
+            "pool", not effort.quick, shape=x.shape, kind=kind, window=window, stride=stride
+        )
+        contestants["a copy of x"] = of_jax(jax.jit(lambda x: 2 * x), x)
+        times = interleaved(contestants, effort if effort.quick else FEWER)
+        cases.append({"case": f"{kind} pool {window}×{window}, stride {stride}, {by(x.shape)}", "times": times})
     return {"cases": cases}
 
 
-def batch_norms(effort: Effort, torch: Torch) -> dict[str, Any]:
-    cases = []
-    for shape in SHAPES[2:] if effort.quick else SHAPES:
-        for relu in (False, True):
-            cases.append(batch_norm(effort, torch, shape, jnp.float32, relu))
-    return {"cases": cases}
+def batch_norms(relu: bool, effort: Effort, torch: Torch) -> dict[str, Any]:
+    shapes = SHAPES[2:] if effort.quick else SHAPES
+    return {"cases": [batch_norm(effort, torch, shape, jnp.float32, relu) for shape in shapes]}
 
 
 def batch_norms_of_resnet(effort: Effort, torch: Torch) -> dict[str, Any]:
@@ -75,7 +71,7 @@ def batch_norm(effort: Effort, torch: Torch, shape: Sequence[int], dtype: Any, r
     in_place = jax.jit(lambda x: 2 * x, donate_argnums=0)
     contestants["4 copies in place"] = _copies(in_place, jnp.zeros_like(x), again=True)
     name = f"batch norm{' + relu' if relu else ''}, {by(shape)}, {jnp.dtype(dtype).name}"
-    return {"case": name, "times": interleaved(contestants, effort)}
+    return {"case": name, "times": interleaved(contestants, FEWER if x.size > 10**6 else effort)}
 
 
 def both_ways(layer: Callable[..., Any], has_aux: bool = False) -> Callable[..., Any]:

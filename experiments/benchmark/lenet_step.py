@@ -14,37 +14,43 @@ MATRIX = 1024
 
 
 def measure(effort: Effort, torch: Torch) -> dict[str, Any]:
+    """One step in one call; and a matrix product, for the rate that the machine has."""
     cases = []
     for pool, activation in (("max", "relu"), ("avg", "tanh")):
         for size in (32,) if effort.quick else (32, 128):
+            contestants = {who: of_jax(f, *a) for who, (f, a) in _networks(size, pool, activation).items()}
+            options = {"batch": size, "pool": pool, "activation": activation}
+            contestants |= torch.contestants("lenet", not effort.quick, **options)
             name = f"batch {size}, {pool} pool, {activation}"
-            found = {
-                "bnderiv": steps.ours("closed_form", size, pool, activation),
-                "plain autodiff": steps.ours("autodiff", size, pool, activation),
-                "Flax": steps.flax(size, pool, activation),
-            }
-            found = {who: step for who, step in found.items() if step is not None}
-            contestants = {who: of_jax(f, *arguments) for who, (f, arguments) in found.items()}
-            contestants |= torch.contestants("lenet", not effort.quick, batch=size, pool=pool, activation=activation)
-            if not cases:
-                a = jax.random.normal(jax.random.key(0), (MATRIX, MATRIX))
-                contestants["matrix product"] = of_jax(jax.jit(jnp.matmul), a, a)
-            times = interleaved(contestants, effort)
-            case: dict[str, Any] = {"case": name, "flops": steps.flops(size)}
-            if "matrix product" in times:
-                case["matrix product"] = times.pop("matrix product")
-            cases.append({**case, "times": times})
-            if pool == "max" and not effort.quick:
-                epochs = {who: steps.epoch(step, EPOCH) for who, step in found.items()}
-                contestants = {who: of_jax(f, *arguments) for who, (f, arguments) in epochs.items()}
-                few = effort._replace(rounds=3, burst=1)
-                times = interleaved(contestants, few, per=EPOCH)
-                cases.append({"case": f"{name}, in a scan of {EPOCH}", "flops": steps.flops(size), "times": times})
+            cases.append({"case": name, "flops": steps.flops(size), "times": interleaved(contestants, effort)})
+    a = jax.random.normal(jax.random.key(0), (MATRIX, MATRIX))
+    product = interleaved({"matrix product": of_jax(jax.jit(jnp.matmul), a, a)}, effort)
+    return {"cases": cases, **product}
+
+
+def epochs(effort: Effort, torch: Torch) -> dict[str, Any]:
+    """Many steps in one `lax.scan`; the time of one. (PyTorch has nothing like it.)"""
+    cases = []
+    for size in (32,) if effort.quick else (32, 128):
+        contestants = {}
+        for who, step in _networks(size, "max", "relu").items():
+            f, arguments = steps.epoch(step, EPOCH)
+            contestants[who] = of_jax(f, *arguments)
+        times = interleaved(contestants, effort._replace(rounds=3, burst=1), per=EPOCH)
+        cases.append({"case": f"batch {size}, max pool, relu, {EPOCH} in a scan", "times": times})
     return {"cases": cases}
 
 
 def rates(section: dict[str, Any]) -> tuple[float, list[tuple[str, float]]]:
     """GFLOP/s of a matrix product, and of each case of ours."""
-    (product,) = (case["matrix product"] for case in section["cases"] if "matrix product" in case)
     of_ours = [(c["case"], c["flops"] / c["times"]["bnderiv"]["ms"][1] / 1e6) for c in section["cases"]]
-    return 2 * MATRIX**3 / product["ms"][1] / 1e6, of_ours
+    return 2 * MATRIX**3 / section["matrix product"]["ms"][1] / 1e6, of_ours
+
+
+def _networks(size: int, pool: str, activation: str) -> dict[str, steps.Step]:
+    found = {
+        "bnderiv": steps.ours("closed_form", size, pool, activation),
+        "plain autodiff": steps.ours("autodiff", size, pool, activation),
+        "Flax": steps.flax(size, pool, activation),
+    }
+    return {who: step for who, step in found.items() if step is not None}

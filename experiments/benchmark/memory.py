@@ -22,9 +22,12 @@ def measure(effort: Effort) -> dict[str, Any]:
 
 
 def saved(f: Callable[..., Any], *args: Any) -> int:
-    """Bytes of everything the backward of `f` holds, by `jax.eval_shape`: nothing is computed."""
-    kept = jax.eval_shape(lambda *args: jax.vjp(f, *args)[1], *args)
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))
+    """Bytes of everything the backward of `f` holds, each array once, by `jax.eval_shape`: nothing is computed."""
+
+    def kept(*args: Any) -> Any:
+        return list({id(leaf): leaf for leaf in jax.tree.leaves(jax.vjp(f, *args)[1])}.values())
+
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.eval_shape(kept, *args))
 
 
 def _residuals() -> dict[str, Any]:

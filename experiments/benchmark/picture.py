@@ -5,17 +5,16 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from experiments.benchmark.tables import LIMITS, OURS, TITLES, best_of_torch
+from experiments.benchmark.tables import LIMITS, OURS, TIMED, TITLES, best_of_torch
 
 LOOK = {"plain autodiff": ("#7f7f7f", "s"), "Flax": ("#1f77b4", "o"), "PyTorch": ("#d62728", "D")}
-SECTIONS = ("lenet", "pools", "batch_norm", "gpu")
 
 
 def draw(content: dict[str, Any]) -> Figure | None:
     """A row for each case, a mark for each peer; nothing where nothing was timed."""
     groups = [
         (name, content["sections"][name]["cases"])
-        for name in SECTIONS
+        for name in TIMED
         if content["sections"].get(name, {}).get("cases")
     ]
     rows = sum(len(cases) + 1 for _, cases in groups)
@@ -39,8 +38,9 @@ def draw(content: dict[str, Any]) -> Figure | None:
                     seen["copies of x: 1 for a pool, 4 for batch norm"] = mark
             ticks.append((y, f"{case['case']}   {ours:.2g} ms"))
             y += 1
+    axes.set_xscale("log")
     low = min(axes.get_xlim()[0], 0.5)
-    axes.set(xscale="log", ylim=(y - 0.5, -0.7), xlabel="time / bnderiv's time")
+    axes.set(ylim=(y - 0.5, -0.7), xlabel="time / bnderiv's time")
     axes.set_xlim(left=low)
     axes.axvspan(low, 1, color="#f6e3e3", zorder=0)
     axes.axvline(1, color="black", lw=1)
@@ -50,8 +50,6 @@ def draw(content: dict[str, Any]) -> Figure | None:
     axes.set_yticks([t for t, _ in ticks], [label for _, label in ticks], fontsize=9)
     axes.grid(axis="x", color="#dddddd")
     axes.set_axisbelow(True)
-    axes.set_title(
-        "How long others take: right of the line they are slower than bnderiv, left (red) faster", fontsize=11
-    )
-    axes.legend(seen.values(), seen.keys(), loc="lower center", bbox_to_anchor=(0.35, 1.03), ncols=4, frameon=False)
+    figure.suptitle("How many times bnderiv's time the others take (in the red area they are faster)", fontsize=12)
+    figure.legend(seen.values(), seen.keys(), loc="outside upper center", ncols=4, frameon=False)
     return figure

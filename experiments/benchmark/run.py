@@ -2,7 +2,7 @@
 
     python experiments/benchmark/run.py                     everything
     python experiments/benchmark/run.py --quick             a part of it, in under two minutes
-    python experiments/benchmark/run.py --only pools lenet  these sections again; the others keep their numbers
+    python experiments/benchmark/run.py --only lenet epoch  these sections again; the others keep their numbers
     python experiments/benchmark/run.py --redraw            tables and picture again, from the numbers
 
 A peer that is not installed (`pip install "bnderiv[peers]"` has them all) is left out and named.
@@ -15,6 +15,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,11 @@ from experiments.benchmark.torch_peer import Torch, torch_processes
 HERE = Path(__file__).parent
 SECTIONS: dict[str, Callable[[Effort, Torch], dict[str, Any]]] = {
     "lenet": lenet_step.measure,
-    "pools": layers.pools,
-    "batch_norm": layers.batch_norms,
+    "epoch": lenet_step.epochs,
+    "max_pool": partial(layers.pools, "max"),
+    "avg_pool": partial(layers.pools, "avg"),
+    "batch_norm": partial(layers.batch_norms, False),
+    "batch_norm_relu": partial(layers.batch_norms, True),
     "memory": lambda effort, _: memory.measure(effort),
     "convolution": lambda effort, _: convolutions.measure(effort),
     "growth": lambda effort, _: growth.measure(effort),

@@ -24,16 +24,23 @@ def batch(size: int) -> tuple[jax.Array, jax.Array]:
 
 def ours(gradients: str, size: int, pool: str, activation: str) -> Step:
     """bnderiv's network, its gradients in closed form or by autodiff."""
+    step, arguments = network(gradients, pool, activation)
+    return step, arguments(size)
+
+
+def network(gradients: str, pool: str, activation: str) -> tuple[Callable[..., Any], Callable[[int], tuple[Any, ...]]]:
+    """The step, and its arguments for a batch of some size."""
     config = lenet5.Config(pool=pool, activation=activation, gradients=gradients)
-    params, state = lenet5.init(jax.random.key(0), config)
-    cross_entropy = {"closed_form": bnderiv, "autodiff": bnderiv.reference}[
-        gradients
-    ].softmax_cross_entropy_with_integer_labels
+    layers = {"closed_form": bnderiv, "autodiff": bnderiv.reference}[gradients]
 
     def apply(params: Any, state: Any, x: jax.Array) -> Any:
         return lenet5.apply(params, state, x, config, train=True)
 
-    return _step(apply, cross_entropy), (params, state, *batch(size))
+    def arguments(size: int) -> tuple[Any, ...]:
+        params, state = jax.jit(lenet5.init, static_argnums=1)(jax.random.key(0), config)
+        return params, state, *batch(size)
+
+    return _step(apply, layers.softmax_cross_entropy_with_integer_labels), arguments
 
 
 def flax(size: int, pool: str, activation: str) -> Step | None:

@@ -7,6 +7,7 @@ from experiments.benchmark import lenet_step
 
 Row = Sequence[str]
 OURS = "bnderiv"
+TIMED = ("lenet", "epoch", "max_pool", "avg_pool", "batch_norm", "batch_norm_relu", "gpu")  # against peers
 LIMITS = ("a copy of x", "4 copies", "4 copies in place")
 
 
@@ -37,7 +38,7 @@ def summary(content: dict[str, Any]) -> str:
 
 def comparisons(content: dict[str, Any]) -> Iterator[tuple[str, str, float]]:
     """(case, peer, its median time / ours) of the LeNet step, the pools and batch norm; PyTorch at its best."""
-    for name in ("lenet", "pools", "batch_norm", "gpu"):
+    for name in TIMED:
         for case in content["sections"].get(name, {"cases": []})["cases"]:
             times = best_of_torch(case["times"])
             for who in times:
@@ -207,8 +208,11 @@ def _about(section: dict[str, Any]) -> str:
 
 TITLES = {
     "lenet": "A step of LeNet-5",
-    "pools": "Pools",
+    "epoch": "Steps of LeNet-5 in one call",
+    "max_pool": "Max pool",
+    "avg_pool": "Average pool",
     "batch_norm": "Batch norm",
+    "batch_norm_relu": "Batch norm and ReLU",
     "memory": "Memory",
     "convolution": "Convolutions: which way",
     "growth": "Growth",
@@ -217,8 +221,11 @@ TITLES = {
 }
 SECTIONS = {
     "lenet": _lenet,
-    "pools": _timed,
+    "epoch": _timed,
+    "max_pool": _timed,
+    "avg_pool": _timed,
     "batch_norm": _timed,
+    "batch_norm_relu": _timed,
     "memory": _memory,
     "convolution": _convolution,
     "growth": _growth,
