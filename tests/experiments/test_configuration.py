@@ -149,6 +149,7 @@ def test_the_networks():
     assert model == lenet5.Config(pool="avg", activation="tanh", batch_norm=False, gradients="autodiff")
     model = dataclasses.replace(chosen, model="mlp").network((28, 28, 1))
     assert model == mlp.Config(activation="tanh", batch_norm=False, gradients="autodiff")
+    assert isinstance(model, mlp.Config)
     assert (model.features, *model.hidden, model.classes) == (784, 500, 150, 10)
     assert Configuration(dtype="bfloat16").network((28, 28, 1)).dtype.name == "bfloat16"  # type: ignore[union-attr]
 

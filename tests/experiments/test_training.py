@@ -148,11 +148,11 @@ def test_initializers(initializer):
 def test_optimizers(name):
     """The update is that of optax's own of the name; with a zero gradient the decay moves kernels and nothing else."""
     chosen = dataclasses.replace(PLAIN, optimizer=name, learning_rate=0.1)
-    rate, momentum = optax.constant_schedule(0.1), {"momentum": 0.9}
+    rate = optax.constant_schedule(0.1)
     theirs = {
         "sgd": optax.sgd(rate),
-        "momentum": optax.sgd(rate, **momentum),
-        "nesterov": optax.sgd(rate, **momentum, nesterov=True),
+        "momentum": optax.sgd(rate, momentum=0.9),
+        "nesterov": optax.sgd(rate, momentum=0.9, nesterov=True),
         "adamw": optax.adamw(rate, weight_decay=0.0),
     }.get(name) or getattr(optax, name)(rate)
     if name == "lion":
