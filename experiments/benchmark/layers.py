@@ -78,7 +78,8 @@ def both_ways(layer: Callable[..., Any], has_aux: bool = False) -> Callable[...,
     """Jitted: output, gradients and whatever else the layer gives, from its arguments and a cotangent."""
 
     def run(arguments: Any, dy: jax.Array) -> Any:
-        out, pull_back, *more = jax.vjp(layer, *arguments, has_aux=has_aux)
+        results: Any = jax.vjp(layer, *arguments, has_aux=has_aux)
+        out, pull_back, *more = results
         return out, pull_back(dy), more
 
     return jax.jit(run)

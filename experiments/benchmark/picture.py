@@ -13,9 +13,7 @@ LOOK = {"plain autodiff": ("#7f7f7f", "s"), "Flax": ("#1f77b4", "o"), "PyTorch":
 def draw(content: dict[str, Any]) -> Figure | None:
     """A row for each case, a mark for each peer; nothing where nothing was timed."""
     groups = [
-        (name, content["sections"][name]["cases"])
-        for name in TIMED
-        if content["sections"].get(name, {}).get("cases")
+        (name, content["sections"][name]["cases"]) for name in TIMED if content["sections"].get(name, {}).get("cases")
     ]
     rows = sum(len(cases) + 1 for _, cases in groups)
     if not rows:

@@ -7,11 +7,15 @@ Reads one JSON object a line, {"task", "options", "compile", "runs"}, and answer
 """
 
 import json
+import os
 import shutil
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
+
+# Its workers would go on starting up while others are being timed.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 import torch
 import torch.nn.functional as F

@@ -1,0 +1,126 @@
+"""The benchmark's own arithmetic: who is timed how, what is counted, and that the tables say what the numbers do."""
+
+import json
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from experiments.benchmark import clock, lenet_step, memory, steps, tables, torch_peer
+
+FOLDER = Path(lenet_step.__file__).parent
+RESULTS = sorted((FOLDER / "results").glob("*.json"))
+
+
+def test_in_turns_and_the_first_of_a_row_does_not_count(monkeypatch):
+    monkeypatch.setattr(clock, "PAUSE", 0)
+    calls = []
+
+    def contestant(name, seconds):
+        def run(times):
+            calls.append((name, times))
+            return [99.0, *[seconds] * (times - 1)]
+
+        return run
+
+    def missing(times):
+        raise clock.Absent("not installed")
+
+    effort = clock.Effort(quick=False, rounds=3, burst=2)
+    contestants = {"slow": contestant("slow", 0.2), "missing": missing, "fast": contestant("fast", 0.1)}
+    times = clock.interleaved(contestants, effort, per=10)
+    assert list(times) == ["slow", "missing", "fast"]
+    assert times["missing"] == {"absent": "not installed"}
+    assert times["slow"] == {"ms": [20, 20, 20], "runs": 6}
+    assert calls == [("slow", 1), ("fast", 1)] + [("slow", 3), ("fast", 3)] * 3
+
+
+def test_saved_counts_bytes_and_each_array_once():
+    x = jax.ShapeDtypeStruct((8, 4), jnp.float32)
+    assert memory.saved(jnp.sin, x) == x.size * 4
+    assert memory.saved(lambda x: x * jnp.ones_like(x), x) == x.size * 4
+    assert memory.saved(lambda x: (x + 1, x[0]), x) == 0
+
+    @jax.custom_vjp
+    def twice(x):
+        return x
+
+    twice.defvjp(lambda x: (x, (x, x)), lambda kept, delta: (delta,))
+    assert memory.saved(twice, x) == x.size * 4
+
+
+def test_flops_are_those_of_the_products():
+    """Counted by hand, batch 1: forward 235,200 + 480,000 + 96,000 + 20,160 + 1,680; the first has no ∂J/∂a."""
+    forward = 235_200 + 480_000 + 96_000 + 20_160 + 1_680
+    assert steps.flops(1) == 3 * forward - 235_200
+    assert steps.flops(32) == 32 * steps.flops(1)
+
+
+def ms(median):
+    return {"ms": [median * 0.9, median, median * 1.1], "runs": 3}
+
+
+def test_pytorch_at_its_best_and_losses_in_bold():
+    times = {
+        "bnderiv": ms(2.0),
+        "Flax": ms(1.0),
+        "PyTorch eager, 1 thread": ms(8.0),
+        "PyTorch compiled, 2 threads": ms(6.0),
+        "PyTorch compiled, 1 thread": {"absent": "no compiler"},
+        "4 copies": ms(1.0),
+    }
+    assert list(tables.best_of_torch(times)) == ["bnderiv", "Flax", "4 copies", "PyTorch (compiled, 2 threads)"]
+    about = {"machine": "m", "processor": "p", "backend": "cpu"}
+    section = {"cases": [{"case": "a case", "times": times}], "date": "d", "seconds": 1, "versions": {"torch": None}}
+    text = tables.markdown({**about, "sections": {"batch_norm": section}})
+    assert "1 (0.9–1.1), **0.50×**" in text  # Flax
+    assert "6 (5.4–6.6), 3.00×, compiled, 2 threads" in text
+    assert "1 (0.9–1.1), 0.50×" in text  # a limit is no peer
+    assert "In 1 of 2 comparisons" in text
+    assert "| a case | Flax | 0.50 |" in text
+    assert "torch absent" in text
+
+
+def test_without_a_gpu_the_table_says_so():
+    section = {"cases": [], "absent": "no GPU measured", "date": "d", "seconds": 1, "versions": {}}
+    content = {"machine": "m", "processor": "p", "backend": "cpu", "sections": {"gpu": section}}
+    assert "no GPU measured" in tables.markdown(content)
+
+
+@pytest.mark.parametrize(
+    ("says", "expected"),
+    [
+        ('print(\'{"torch": "2"}\', flush=True); input(); print(\'{"seconds": [1.0]}\', flush=True)', [1.0]),
+        ('print(\'{"torch": "2"}\', flush=True); input(); print(\'{"error": "Oh: no"}\', flush=True)', "Oh: no"),
+        ('print(\'{"torch": "2"}\', flush=True); input()', "the process ended"),
+        ("raise ModuleNotFoundError('torch')", "torch is not installed"),
+    ],
+    ids=["answers", "fails", "dies", "is absent"],
+)
+def test_a_process_that(says, expected, tmp_path, monkeypatch):
+    (tmp_path / "torch_process.py").write_text(says)
+    monkeypatch.setattr(torch_peer, "__file__", str(tmp_path / "torch_peer.py"))
+    monkeypatch.setattr(torch_peer, "THREADS", (1,))
+    assert sys.executable
+    with torch_peer.torch_processes() as torch:
+        run = torch.contestants("pool", compiled=False)["PyTorch eager, 1 thread"]
+        if isinstance(expected, list):
+            assert run(1) == expected
+        else:
+            with pytest.raises(clock.Absent, match=expected):
+                run(1)
+
+
+@pytest.mark.parametrize("numbers", RESULTS, ids=lambda path: path.stem)
+def test_the_tables_are_those_of_the_numbers(numbers):
+    assert numbers.with_suffix(".md").read_text() == tables.markdown(json.loads(numbers.read_text()))
+
+
+def test_the_readme_quotes_the_tables():
+    """Row by row; its first cells may be worded otherwise in no row."""
+    rows = [line for line in (FOLDER / "README.md").read_text().splitlines() if line.startswith("| ")]
+    written = "\n".join(path.with_suffix(".md").read_text() for path in RESULTS).splitlines()
+    assert rows
+    assert not [row for row in rows if row not in written]

@@ -1,0 +1,138 @@
+"""Counts behind the times of `experiments/benchmark`: bytes kept, arrays written, kernels, flops and bytes moved.
+
+Compiled for the CPU, where they do not depend on how busy the machine is. Each bound is what it is today and a few per
+cent more; where one is broken on purpose, measure before moving it.
+"""
+
+import math
+import re
+from functools import lru_cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import bnderiv
+from experiments.benchmark import steps
+from experiments.benchmark.memory import saved
+
+SHAPE = (16, 20, 20, 24)
+X, VECTOR = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (SHAPE, SHAPE[-1:]))
+VECTOR_BYTES = 4 * SHAPE[-1]
+
+
+def size_in_bytes(array):
+    return array.size * array.dtype.itemsize
+
+
+def normalized(layer):
+    return lambda *args: getattr(bnderiv, layer)(*args)[0]
+
+
+@lru_cache
+def batch_norm_program(layer) -> Any:
+    def both_ways(x, gamma, beta, dy):
+        y, pull_back = jax.vjp(normalized(layer), x, gamma, beta)
+        return y, pull_back(dy)
+
+    return jax.jit(both_ways).lower(X, VECTOR, VECTOR, X).compile()
+
+
+@lru_cache
+def lenet_program() -> Any:
+    step, arguments = steps.network("closed_form", "max", "relu")
+    return step.lower(*jax.eval_shape(lambda: arguments(32))).compile()
+
+
+def kernels(program):
+    """(opcode, elements of each array it writes) of what the program runs one after the other."""
+    text = program.as_text()
+    for line in text[text.index("\nENTRY") :].splitlines():
+        found = re.search(r" = (\(.*?\)|\S+) ([a-z][\w-]*)\(", line)
+        if found and found[2] not in ("parameter", "constant", "bitcast", "tuple", "get-tuple-element"):
+            shapes = re.findall(r"\b[a-z]+\d*\[([\d,]*)\]", found[1])
+            yield found[2], [math.prod(int(n) for n in shape.split(",") if n) for shape in shapes]
+
+
+def opcodes(program):
+    """Of every instruction, inside of kernels too."""
+    return set(re.findall(r" = (?:\(.*?\)|\S+) ([a-z][\w-]*)\(", program.as_text()))
+
+
+SLOW = {"gather", "scatter", "select-and-scatter", "reduce-window", "sort", "while", "conditional", "convolution"}
+
+
+# Batch norm. Arrays of the size of x: y and dx, and with a ReLU its masked δ, which two sums and dx share.
+
+
+@pytest.mark.parametrize(("layer", "full"), [("batch_norm", 2), ("batch_norm_relu", 3)])
+def test_batch_norm_writes_nothing_of_the_size_of_x_but_its_results(layer, full):
+    written = [n for _, sizes in kernels(batch_norm_program(layer)) for n in sizes if n >= X.size]
+    assert written == [X.size] * full
+    assert batch_norm_program(layer).memory_analysis().temp_size_in_bytes < 0.01 * size_in_bytes(X)
+
+
+@pytest.mark.parametrize(("layer", "sweeps", "flops"), [("batch_norm", 12, 36.1), ("batch_norm_relu", 15, 46.1)])
+def test_batch_norm_sweeps_and_arithmetic(layer, sweeps, flops):
+    """Bytes moved in units of x; operations an element."""
+    cost = batch_norm_program(layer).cost_analysis()
+    assert cost["bytes accessed"] < 1.02 * sweeps * size_in_bytes(X)
+    assert cost["flops"] < 1.03 * flops * X.size
+
+
+@pytest.mark.parametrize("layer", ["batch_norm", "batch_norm_relu"])
+def test_batch_norm_runs_none_of_the_slow_operations(layer):
+    assert not opcodes(batch_norm_program(layer)) & SLOW
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("layer", ["batch_norm", "batch_norm_relu"])
+def test_batch_norm_keeps_x_and_nine_vectors(layer, dtype):
+    x = jax.ShapeDtypeStruct(SHAPE, dtype)
+    assert saved(normalized(layer), x, VECTOR, VECTOR) <= size_in_bytes(x) + 9 * VECTOR_BYTES + 8
+
+
+@pytest.mark.parametrize(
+    ("layer", "share"),
+    [
+        (partial(bnderiv.max_pool, window=2), 1 / 16),  # a byte for each output
+        (partial(bnderiv.max_pool, window=3, strides=2), 1 / 16),
+        (partial(bnderiv.avg_pool, window=2), 0),
+        (partial(bnderiv.avg_pool, window=3, strides=2), 0),
+        (bnderiv.relu, 1),  # y
+        (bnderiv.tanh, 1),
+    ],
+    ids=["max_pool 2×2", "max_pool 3×3", "avg_pool 2×2", "avg_pool 3×3", "relu", "tanh"],
+)
+def test_other_layers_keep(layer, share):
+    assert saved(layer, X) <= share * size_in_bytes(X)
+
+
+# A step of training LeNet-5, batch 32.
+
+
+def test_lenet_step_runs_none_of_the_slow_operations():
+    assert not opcodes(lenet_program()) & SLOW
+
+
+def test_lenet_step_is_few_kernels():
+    names = [name for name, _ in kernels(lenet_program())]
+    assert len(names) <= 135
+    assert len(re.findall(r" dot\(", lenet_program().as_text())) <= 16
+
+
+def test_lenet_step_arithmetic_and_memory():
+    cost = lenet_program().cost_analysis()
+    assert cost["flops"] < 2.9 * steps.flops(32)  # the zeros of banded kernels, and all that is no product
+    assert cost["bytes accessed"] < 29.6e6
+    assert lenet_program().memory_analysis().temp_size_in_bytes < 3.42e6
+
+
+def test_the_counts_see():
+    """A step of plain autodiff has what the closed forms are free of."""
+    pool = partial(bnderiv.reference.max_pool, window=3, strides=2)
+    program = jax.jit(jax.grad(lambda x: pool(x).sum())).lower(X).compile()
+    assert opcodes(program) & SLOW
+    plain = lambda *args: bnderiv.reference.batch_norm_relu(*args)[0]  # noqa: E731
+    assert saved(plain, X, VECTOR, VECTOR) > 1.5 * size_in_bytes(X)
