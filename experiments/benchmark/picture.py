@@ -49,5 +49,5 @@ def draw(content: dict[str, Any]) -> Figure | None:
     axes.grid(axis="x", color="#dddddd")
     axes.set_axisbelow(True)
     figure.suptitle("How many times bnderiv's time the others take (in the red area they are faster)", fontsize=12)
-    figure.legend(seen.values(), seen.keys(), loc="outside upper center", ncols=4, frameon=False)
+    figure.legend(seen.values(), seen.keys(), loc="outside lower center", ncols=4, frameon=False)
     return figure
