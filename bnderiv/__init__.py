@@ -1,9 +1,9 @@
 """Batch-normalized convolutional networks in JAX, every gradient derived by hand and attached in closed form."""
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bnderiv import check, forward_mode, models, reference, steps
+from bnderiv import models, reference
 from bnderiv.activation.relu import relu
 from bnderiv.activation.sigmoid import sigmoid
 from bnderiv.activation.softmax import softmax
@@ -18,6 +18,9 @@ from bnderiv.normalization.inference import batch_norm_inference
 from bnderiv.normalization.running_stats import BatchStats, RunningStats, init_running_stats, update_running_stats
 from bnderiv.pooling.avg_pool import avg_pool
 from bnderiv.pooling.max_pool import max_pool
+
+if TYPE_CHECKING:
+    from bnderiv import check, forward_mode, steps
 
 __all__ = [
     "dense",
@@ -47,8 +50,15 @@ __all__ = [
 ]
 
 
+# Imported when first asked for: what a training loop does without, and the adapters, which need their framework.
+_ON_DEMAND = ("forward_mode", "steps", "check", "linen", "nnx", "equinox", "haiku")
+
+
 def __getattr__(name: str) -> Any:
-    """The adapters, each imported when it is first asked for: they alone need their framework."""
-    if name in ("linen", "nnx", "equinox", "haiku"):
+    if name in _ON_DEMAND:
         return importlib.import_module(f"bnderiv.{name}")
     raise AttributeError(f"module 'bnderiv' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
