@@ -68,7 +68,8 @@ def measure(effort: Effort) -> dict[str, Any]:
 
 
 def _problem(shape: Shape, axes: tuple[int, int, int, int]) -> tuple[Any, jax.Array, jax.Array, jax.Array]:
-    geometry = _Geometry((1, 1), ((shape.padding,) * 2,) * 2, (1, 1), 1, axes)
+    padding = shape.padding, shape.padding
+    geometry = _Geometry((1, 1), (padding, padding), (1, 1), 1, axes)
     side = shape.side + 2 * shape.padding - shape.kernel + 1
     sizes = {"x": (shape.batch, shape.c_in, *[shape.side] * 2), "delta": (shape.batch, shape.c_out, side, side)}
     laid = {name: [size[axes.index(a)] for a in range(4)] for name, size in sizes.items()}

@@ -100,7 +100,7 @@ def _copies(copy: Callable[..., Any], x: jax.Array, again: bool = False) -> Cont
     now = [x]
 
     def run(*_: Any) -> Any:
-        for _ in range(4):
+        for _turn in range(4):
             y = jax.block_until_ready(copy(now[0]))
             if again:
                 now[0] = y

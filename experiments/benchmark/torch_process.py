@@ -6,6 +6,9 @@ Reads one JSON object a line, {"task", "options", "compile", "runs"}, and answer
 {"error"}; the first line it writes says what it is. Between two lines it sleeps.
 """
 
+# PyTorch is in the extra `peers`, which the type checker does without.
+# pyright: reportMissingImports=false
+
 import json
 import os
 import shutil
