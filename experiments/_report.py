@@ -8,6 +8,7 @@ import io
 import json
 import os
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -32,7 +33,7 @@ class Picture(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Rows of cells, shown as `str` shows them; numbers are set to the right."""
+    """Rows of cells, shown as `str` shows them; a column of numbers is set to the right."""
 
     title: str
     columns: Sequence[str]
@@ -47,10 +48,19 @@ class Text(NamedTuple):
     text: str
 
 
+class Markdown(NamedTuple):
+    """What an experiment's own Markdown file says: headings, paragraphs and tables, with **bold** and `code`."""
+
+    text: str
+
+
+Part = Picture | Table | Text | Markdown
+
+
 def page(
     title: str,
     summary: str,
-    parts: Sequence[Picture | Table | Text],
+    parts: Sequence[Part],
     *,
     command: str,
     configuration: Mapping[str, Any],
@@ -61,13 +71,14 @@ def page(
     Args:
       title: of the page.
       summary: what came out, in a sentence or two.
-      parts: pictures, tables and paragraphs, in this order.
+      parts: what is shown, in this order.
       command: the line that repeats the run.
       configuration: every option of the run, as resolved.
-      facts: further lines beside command, date, machine and versions, such as the seconds it took.
+      facts: further lines, such as the seconds it took; and `date`, `machine` and `versions` where they are not those
+        of now and here, but of the numbers that are drawn again.
     """
-    about = {"date": today(), "machine": machine()} | dict(facts or {})
-    about["versions"] = ", ".join(f"{name} {number}" for name, number in versions().items())
+    about = {"date": today(), "machine": machine(), "versions": versions()} | dict(facts or {})
+    about["versions"] = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
     body = "\n".join(_part(part) for part in parts)
     return f"""<!doctype html>
 <html lang="en">
@@ -101,10 +112,10 @@ def machine() -> str:
     return words if len(devices) == 1 else f"{words}, as {len(devices)} devices"
 
 
-def versions() -> dict[str, str]:
-    """Python's and the packages' that decide the numbers."""
+def versions(*more: str) -> dict[str, str]:
+    """Python's and the packages' that decide the numbers; of `more` packages, where an experiment has others."""
     found = {"python": platform.python_version()}
-    for name in PACKAGES:
+    for name in (*PACKAGES, *more):
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
@@ -123,9 +134,9 @@ def png(figure: Figure, dpi: int = 120) -> bytes:
     return buffer.getvalue()
 
 
-def as_json(content: Mapping[str, Any]) -> bytes:
-    """JSON proper, which has no NaN, with date, machine and versions."""
-    content = dict(content) | {"date": today(), "machine": machine(), "versions": versions()}
+def as_json(content: Mapping[str, Any], *more: str) -> bytes:
+    """JSON proper, which has no NaN, with date, machine and versions (of `more` packages as well)."""
+    content = dict(content) | {"date": today(), "machine": machine(), "versions": versions(*more)}
     return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
 
 
@@ -148,13 +159,18 @@ h1 { line-height: 1.2 } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd }
 .summary { font-size: 1.15rem } figure { margin: 0 } img { max-width: 100%; height: auto }
 figcaption, .caption { color: #555 }
 pre { background: #f4f4f4; padding: .7rem 1rem; overflow-x: auto }
+.wide { overflow-x: auto; font-size: .85rem; white-space: nowrap; width: max-content; min-width: 100%; max-width: 94vw;
+  position: relative; left: 50%; transform: translateX(-50%) }
+code { background: #f4f4f4 }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 td, th { padding: .15rem .9rem .15rem 0; vertical-align: top }
 th { text-align: left; border-bottom: 1px solid #999 } td.number, th.number { text-align: right }
 """
 
 
-def _part(part: Picture | Table | Text) -> str:
+def _part(part: Part) -> str:
+    if isinstance(part, Markdown):
+        return "\n".join(_block(block) for block in re.split(r"\n{2,}", part.text.strip()))
     heading = f"<h2>{html.escape(part.title)}</h2>\n"
     if isinstance(part, Text):
         return f"{heading}<p>{html.escape(part.text)}</p>"
@@ -168,6 +184,22 @@ def _part(part: Picture | Table | Text) -> str:
     )
 
 
+def _block(block: str) -> str:
+    """A heading, a table or a paragraph of Markdown."""
+    if block.startswith("#"):
+        return f"<h2>{_inline(block.lstrip('# '))}</h2>"
+    if block.startswith("|"):
+        columns, _, *rows = ([cell.strip() for cell in line[1:-1].split("|")] for line in block.splitlines())
+        return f'<div class="wide">{_rows(columns, rows)}</div>'
+    return f"<p>{_inline(block)}</p>"
+
+
+def _inline(text: Any) -> str:
+    """As HTML, with Markdown's **bold** and `code`."""
+    escaped = html.escape(str(text))
+    return re.sub(r"`(.+?)`", r"<code>\1</code>", re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", escaped))
+
+
 def _rows(columns: Sequence[str], rows: Any) -> str:
     rows = [tuple(row) for row in rows]
     number = [
@@ -179,11 +211,10 @@ def _rows(columns: Sequence[str], rows: Any) -> str:
         styles = [' class="number"' if right else "" for right in number]
         return (
             "<tr>"
-            + "".join(
-                f"<{tag}{style}>{html.escape(str(cell))}</{tag}>" for cell, style in zip(cells, styles, strict=True)
-            )
+            + "".join(f"<{tag}{style}>{_inline(cell)}</{tag}>" for cell, style in zip(cells, styles, strict=True))
             + "</tr>"
         )
 
     head = line(columns, "th") if any(columns) else ""
-    return "<table>\n" + "\n".join(filter(None, [head, *(line(row, "td") for row in rows)])) + "\n</table>"
+    lines = "\n".join(filter(None, [head, *(line(row, "td") for row in rows)]))
+    return f"<table>\n{lines}\n</table>"

@@ -27,7 +27,7 @@ def test_the_command(tmp_path):
     command = [sys.executable, "experiments/by_hand/run.py", "--epochs", "1", "--out", str(out)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert {path.name for path in out.iterdir()} == {"by_hand.json", "by_hand.png"}
+    assert {path.name for path in out.iterdir()} == {"by_hand.json", "by_hand.png", "report.html"}
     assert (out / "by_hand.png").read_bytes().startswith(b"\x89PNG")
     content = json.loads((out / "by_hand.json").read_text())
     assert 0 < content["largest_difference"] < 1e-5  # float32 rounding; average pooling and tanh have no kink
@@ -39,6 +39,9 @@ def test_the_command(tmp_path):
     assert f"{content['largest_difference']:.2e} of its norm" in done.stdout
     assert "no jax.grad, jax.vjp or custom_vjp among the" in content["path"]
     assert content["path"] in done.stdout
+    report = (out / "report.html").read_text()
+    assert "python experiments/by_hand/run.py --epochs 1</pre>" in report
+    assert str(tmp_path) not in report
     assert "loss 0." in done.stderr  # the progress bar
 
 

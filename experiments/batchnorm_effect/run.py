@@ -225,7 +225,7 @@ def present(content: dict[str, Any], out: Path) -> None:
         command=COMMAND + " --data DIR" * (configuration["data"] != "digits"),
         configuration=configuration,
         facts={
-            "date": content["date"],
+            **{name: content[name] for name in ("date", "machine", "versions")},
             "images": content["images"],
             "seconds": first["seconds"],
             "of the rates": rates["seconds"],

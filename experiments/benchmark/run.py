@@ -62,7 +62,7 @@ def stem() -> str:
     return re.sub(r"\W+", "-", _report.machine().lower()).strip("-")
 
 
-def run(names: list[str], effort: Effort, numbers: Path) -> dict[str, Any]:
+def run(names: list[str], effort: Effort, numbers: Path) -> None:
     """Measures the sections, each written as soon as it is done."""
     content: dict[str, Any] = json.loads(numbers.read_text()) if numbers.exists() else {}
     content |= {
@@ -81,7 +81,23 @@ def run(names: list[str], effort: Effort, numbers: Path) -> dict[str, Any]:
         section["date"], section["versions"] = _report.today(), _report.versions() | peers.versions()
         content["sections"][name] = section
         _report.write(numbers, _report.as_json(content))
-    return content
+
+
+def report(content: dict[str, Any], text: str, drawn: bytes | None) -> bytes:
+    """The page with picture and tables."""
+    compared = list(tables.comparisons(content))
+    pictures = (
+        [] if drawn is None else [_report.Picture("In one picture", drawn, "Left of 1 bnderiv is the slower one.")]
+    )
+    return _report.page(
+        "How fast is bnderiv, and how much does it keep?",
+        f"In {sum(ratio > 1 for *_, ratio in compared)} of {len(compared)} comparisons with Flax, PyTorch and autodiff "
+        "bnderiv is the faster one.",
+        [*pictures, _report.Markdown(text)],
+        command="python experiments/benchmark/run.py" + " --quick" * content["quick"],
+        configuration={"quick": content["quick"], "sections": ", ".join(content["sections"])},
+        facts={name: content[name] for name in ("date", "machine", "processor", "versions")},
+    )
 
 
 def main() -> None:
@@ -89,7 +105,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer cases and runs, PyTorch not compiled")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="these sections")
     parser.add_argument("--out", type=Path, help="folder of the results; default results/, with --quick runs/quick/")
-    parser.add_argument("--redraw", action="store_true", help="no measuring: tables and picture from the numbers there")
+    parser.add_argument("--redraw", action="store_true", help="no measuring: the rest from the numbers there")
     options = parser.parse_args()
 
     out = options.out or HERE / ("runs/quick" if options.quick else "results")
@@ -97,17 +113,18 @@ def main() -> None:
     if options.redraw:
         if not numbers.exists():
             parser.error(f"--redraw needs the numbers of a run on this machine, there is no {numbers}")
-        content = json.loads(numbers.read_text())
     else:
-        content = run(options.only, QUICK if options.quick else FULL, numbers)
+        run(options.only, QUICK if options.quick else FULL, numbers)
 
-    written = {"numbers": numbers, "tables": numbers.with_suffix(".md"), "picture": numbers.with_suffix(".png")}
-    _report.write(written["tables"], tables.markdown(content).encode())
-    drawn = picture.draw(content)
-    if drawn is None:
-        del written["picture"]
-    else:
-        _report.write(written["picture"], _report.png(drawn))
+    content = json.loads(numbers.read_text())
+    text, figure = tables.markdown(content), picture.draw(content)
+    drawn = None if figure is None else _report.png(figure)
+    files = {".md": text.encode(), ".png": drawn, ".html": report(content, text, drawn)}
+    written = {"numbers": numbers}
+    for what, (suffix, data) in zip(("tables", "picture", "report"), files.items(), strict=True):
+        if data is not None:
+            written[what] = numbers.with_suffix(suffix)
+            _report.write(written[what], data)
     print(tables.summary(content))
     for what, path in written.items():
         print(f"{what:<8} {path}")

@@ -27,8 +27,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # a script's own folder is a
 import bnderiv
 from bnderiv import steps
 from bnderiv.models import lenet5
+from experiments import _report
 from experiments._data import Data, load
-from experiments._report import as_json, png, write
 
 RESULTS = Path(__file__).parent / "results"
 DEFAULT = lenet5.Config(image_shape=(32, 32, 1))
@@ -230,10 +230,37 @@ def draw(result: Result, loss: str) -> bytes:
         axes.grid(alpha=0.3)
     above.legend()
     below.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
-    return png(figure)
+    return _report.png(figure)
 
 
-def report(result: Result) -> None:
+def report(content: dict[str, Any], picture: bytes) -> bytes:
+    """The page of a run, from what its numbers say."""
+    by_hand, by_grad = (f"{value:.2%}" for value in content["test_accuracy"].values())
+    again = content["suspicious_steps_in_float64"]
+    options = {name: content[name] for name in ("seed", "epochs", "batch_size", "learning_rate", "loss")}
+    return _report.page(
+        "LeNet-5 by formulas alone",
+        f"No gradient by hand differs from that of jax.grad by more than {content['largest_difference']:.1e} of its "
+        f"norm; {by_hand} of the test images are recognized by hand, {by_grad} by jax.grad.",
+        [
+            _report.Picture(
+                "Losses and gradients", picture, "Two networks, one learning by formulas, one by jax.grad."
+            ),
+            _report.Table(
+                "Array by array",
+                ("array", "largest difference of a step"),
+                [(name, f"{value:.1e}") for name, value in content["largest_difference_by_array"].items()],
+                "‖by hand − jax.grad‖ / ‖jax.grad‖, both taken at the same parameters.",
+            ),
+            _report.Text("What is in the path", content["path"] + "."),
+        ],
+        command="python experiments/by_hand/run.py" + content["arguments"],
+        configuration=options | content["config"],
+        facts={"seconds": content["seconds"], f"steps above {SUSPICIOUS:.0e}, in float64": again or "none"},
+    )
+
+
+def summarize(result: Result) -> None:
     worst = result.worst()
     array = max(result.differences, key=lambda name: max(result.differences[name]))
     print(f"largest difference of any gradient  {worst.max():.2e} of its norm ({array}, step {worst.argmax() + 1})")
@@ -263,8 +290,9 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("--seed must be at least 0")
 
     config = dataclasses.replace(DEFAULT, pool=options.pool, activation=options.activation)
+    chosen = ((name, getattr(options, name)) for name in ("epochs", "seed", "loss", "pool", "activation"))
     result = train(config, options.loss, options.epochs, options.seed, load())
-    report(result)
+    summarize(result)
     worst = result.worst()
     content = {
         "largest_difference": worst.max(),
@@ -273,6 +301,7 @@ def main(arguments: list[str] | None = None) -> None:
         "suspicious_steps_in_float64": {str(step + 1): value for step, value in result.in_float64.items()},
         "test_accuracy": result.accuracies,
         "path": result.checked,
+        "arguments": "".join(f" --{name} {value}" for name, value in chosen if value != parser.get_default(name)),
         "seconds": round(result.seconds, 1),
         "seed": options.seed,
         "epochs": options.epochs,
@@ -284,9 +313,15 @@ def main(arguments: list[str] | None = None) -> None:
         "largest_difference_by_step": [float(f"{value:.3g}") for value in worst],
         "losses": {name: [round(value, 7) for value in values] for name, values in result.losses.items()},
     }
-    write(options.out / "by_hand.json", as_json(content))
-    write(options.out / "by_hand.png", draw(result, options.loss))
-    print(f"numbers  {options.out / 'by_hand.json'}\npicture  {options.out / 'by_hand.png'}")
+    picture = draw(result, options.loss)
+    files = {
+        "numbers": ("by_hand.json", _report.as_json(content)),
+        "picture": ("by_hand.png", picture),
+        "report": ("report.html", report(content, picture)),
+    }
+    for what, (name, data) in files.items():
+        _report.write(options.out / name, data)
+        print(f"{what:<8} {options.out / name}")
     if result.in_float64 and not max(result.in_float64.values()) < 1e-9:
         sys.exit("the gradients differ in float64 too: a formula is wrong")
 

@@ -2,7 +2,7 @@
 
     python experiments/dropin/run.py                        everything: numbers, picture, the tables of the README
     python experiments/dropin/run.py --parts time-float32   one part; the numbers of the others stay
-    python experiments/dropin/run.py --parts                only the picture and the tables again, from the numbers
+    python experiments/dropin/run.py --parts                only picture, tables and report again, from the numbers
 
 The network is ResNet-18 for small images (3×3 stem, no first pooling), narrower by default; the images are
 scikit-learn's digits, each pixel enlarged to 4×4. The stem takes no padding, so that a constant added to the images is
@@ -16,23 +16,20 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).parents[2]))  # a script's own folder is all that Python looks in
+
 import bnderiv.linen
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
+from experiments import _report
 from experiments._data import load
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parent / "README.md"
@@ -177,7 +174,7 @@ def batches(options: argparse.Namespace, count: int) -> tuple[jax.Array, jax.Arr
 # What is left of it: the picture and the tables.
 
 
-def draw(numbers: dict[str, Any], path: Path) -> None:
+def draw(numbers: dict[str, Any]) -> bytes:
     """The loss against the step, one panel for each dtype and shift."""
     panels = [("float32", f"{shift:g}") for shift in SHIFTS] + [("bfloat16", "0")]
     colors = dict(zip(VARIANTS, ("#d95f02", "#e6ab02", "#1b6ca8", "#7fb8dd"), strict=True))
@@ -193,8 +190,33 @@ def draw(numbers: dict[str, Any], path: Path) -> None:
     axes[0].set_yscale("log")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    return _report.png(figure, dpi=110)
+
+
+def report(numbers: dict[str, Any], picture: bytes) -> bytes:
+    """The page with picture and tables."""
+    steps = numbers.get("time-float32", {})
+    memory = (
+        f"{steps[name]['temporary_bytes'] / 2**20:.1f} MiB with {name}'s" for name in ("bnderiv", "Flax") if steps
+    )
+    return _report.page(
+        "One changed import: what a Flax model gains",
+        "A ResNet-18-shaped Flax model with Flax's batch norm and with bnderiv's."
+        + bool(steps) * f" A step in float32 takes, beside arguments and results, {', '.join(memory)}.",
+        [
+            _report.Picture(
+                "Loss", picture, "Training loss against the step; in the middle with a constant added to the images."
+            ),
+            _report.Markdown(f"## Time and memory\n\nMedian of a step (quartiles).\n\n{time_table(numbers)}"),
+            _report.Markdown(f"## Loss\n\nMean of the last ten steps.\n\n{loss_table(numbers)}"),
+        ],
+        command="python experiments/dropin/run.py",
+        configuration={
+            part: ", ".join(f"{name} {value}" for name, value in asked.items())
+            for part, asked in numbers["options"].items()
+        },
+        facts={name: numbers[name] for name in ("date", "machine", "versions")},
+    )
 
 
 def time_table(numbers: dict[str, Any]) -> str:
@@ -240,7 +262,7 @@ def write_tables(numbers: dict[str, Any], path: Path) -> None:
     path.write_text(text)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument(
         "--parts", nargs="*", choices=PARTS, default=PARTS, help="what to measure (default: everything)"
@@ -250,11 +272,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40, help="steps of each training")
     parser.add_argument("--rounds", type=int, default=20, help="timed steps of each variant")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+    asked = {name: getattr(options, name) for name in ("width", "batch", "steps", "rounds")}
+    for name, value in asked.items():
+        if value < (least := 2 if name == "rounds" else 1):  # two for quartiles
+            parser.error(f"--{name} must be at least {least}, got {value}")
 
-    options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / "dropin.json"
     numbers = json.loads(file.read_text()) if file.exists() else {}
+    if not options.parts and not numbers:
+        parser.error(f"--parts without a part needs the numbers of a run, there is no {file}")
     for part in options.parts:
         kind, dtype = part.split("-")
         begin = time.perf_counter()
@@ -263,15 +290,17 @@ def main() -> None:
         else:
             numbers[part] = measure_loss(options, jnp.dtype(dtype), SHIFTS if dtype == "float32" else (0.0,))
         print(f"{part}: {time.perf_counter() - begin:.0f} s", flush=True)
-        asked = {name: getattr(options, name) for name in ("width", "batch", "steps", "rounds")}
         numbers.setdefault("options", {})[part] = asked
-        numbers["versions"] = {name: version(name) for name in ("jax", "jaxlib", "flax", "numpy")}
-        file.write_text(json.dumps(numbers, indent=1) + "\n")
-    draw(numbers, options.out / "dropin.png")
+        _report.write(file, _report.as_json(numbers, "flax"))
+    numbers = json.loads(file.read_text())
+    picture = draw(numbers)
     print(time_table(numbers), loss_table(numbers), sep="\n\n")
     if options.out == RESULTS:
         write_tables(numbers, README)
-    print(f"numbers  {file}\npicture  {options.out / 'dropin.png'}")
+    print(f"numbers  {file}")
+    for what, name, data in (("picture", "dropin.png", picture), ("report", "report.html", report(numbers, picture))):
+        _report.write(options.out / name, data)
+        print(f"{what:<8} {options.out / name}")
 
 
 if __name__ == "__main__":
