@@ -21,6 +21,7 @@ from bnderiv.models import lenet5
 AXES = ("group", "member")  # the devices: groups that share statistics, and the members of each
 BY_BATCH, EVERYWHERE = P(AXES), P()
 MOMENTUM = 0.9
+CHUNK = 1000  # images evaluated at once
 
 
 def mesh_of(devices: list[Any], group: int = 0) -> Mesh:
@@ -104,5 +105,5 @@ def evaluate(network: Any, config: lenet5.Config, images: np.ndarray, labels: np
         logits, _ = lenet5.apply(params, state, images, config, train=False)
         return (logits.argmax(-1) == labels).sum()
 
-    parts = range(0, len(labels), 1000)
-    return sum(int(right(images[i : i + 1000], labels[i : i + 1000])) for i in parts) / len(labels)
+    parts = (slice(first, first + CHUNK) for first in range(0, len(labels), CHUNK))
+    return sum(int(right(images[part], labels[part])) for part in parts) / len(labels)

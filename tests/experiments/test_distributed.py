@@ -141,6 +141,21 @@ def test_two_processes_have_the_loss_curve_of_one_device(tmp_path):
     assert str(tmp_path) not in (two / "run.json").read_text() + (two / "report.html").read_text()
 
 
+@pytest.mark.slow
+def test_accuracy_by_the_running_statistics(quickly, monkeypatch):
+    """Of more images than are evaluated at once; by a network whose running statistics are none of these images'."""
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((24, 28, 28, 1)).astype(np.float32)
+    config = lenet5.Config()
+    monkeypatch.setattr(training, "CHUNK", 10)
+    params, state = lenet5.init(jax.random.key(0), config)
+    state = {name: running._replace(mean=running.mean + 0.3, var=2 * running.var) for name, running in state.items()}
+    logits, _ = jax.jit(partial(lenet5.apply, config=config, train=False))(params, state, images)
+    labels = np.asarray(logits).argmax(-1)
+    labels[[3, 13, 23]] += 1
+    assert training.evaluate((params, state, params), config, images, labels) == 21 / 24
+
+
 def test_groups_share_out_the_devices():
     assert training.mesh_of(jax.devices()[:8]).devices.shape == (1, 8)
     assert training.mesh_of(jax.devices()[:8], 2).devices.shape == (4, 2)

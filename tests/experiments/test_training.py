@@ -1,6 +1,8 @@
 """A step of the LeNet experiment against one written anew; batches, decay, dtype, and the devices."""
 
+import copy
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -69,6 +71,88 @@ def test_every_image_once_an_epoch_in_an_order_of_its_own(steps):
     assert saved == [2, 3, 4, 6]
     other, _ = steps(dataclasses.replace(PLAIN, seed=1), data)
     assert (np.concatenate(other) != np.concatenate(first)).any()
+
+
+@pytest.fixture
+def quickly(monkeypatch):
+    monkeypatch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=FAST))
+    training._compiled_step.cache_clear()
+
+
+def test_a_training_is_its_steps_one_after_the_other(quickly):
+    """Two epochs written out: orders, the whole run's schedule, and what is noted; and from any of its checkpoints."""
+    chosen = dataclasses.replace(PLAIN, schedule="cosine", batch_norm=False, seed=7)
+    data, saved = make_data(), {}
+    begin = training.start(SHAPE, 6, chosen)
+    params = begin.params
+
+    def train(state, progress):
+        state, progress = jax.tree.map(jnp.copy, state), training.Progress(*copy.deepcopy(tuple(progress)))
+
+        def save(state, progress):
+            saved[int(state.step)] = jax.device_get(state), copy.deepcopy(progress)
+
+        return training.train(state, progress, data, chosen, save, every=2)
+
+    def mean_loss(params, images, labels):
+        z, _ = network.apply(params, begin.running, jnp.asarray(images), chosen, train=False)
+        return optax.softmax_cross_entropy_with_integer_labels(z, labels).mean(), (z.argmax(-1) == labels).mean()
+
+    end, progress = train(begin, training.Progress(training.new_history(begin), 0.0))
+    key = jax.random.split(jax.random.key(7))[1]
+    for epoch in range(2):
+        order, norms = np.asarray(_data.epoch_order(key, epoch, 20)), []
+        for i in range(3):
+            rows = order[8 * i : 8 * i + 8]
+            gradient, _ = jax.grad(mean_loss, has_aux=True)(params, data.train_images[rows], data.train_labels[rows])
+            rate = jnp.float32(0.05 * (1 + np.cos(np.pi * (3 * epoch + i) / 6)))
+            params = jax.tree.map(lambda p, g, rate=rate: p - rate * g, params, gradient)
+            norms.append(float(jnp.linalg.norm(gradient["dense1"]["kernel"])))
+        noted = {name: values[epoch] for name, values in progress.history.items() if name not in ("gradient_norms",)}
+        for name, images, labels in (("training", *data[:2]), ("test", *data[2:])):
+            loss, accuracy = mean_loss(params, images, labels)
+            assert noted[f"{name}_loss"] == pytest.approx(float(loss), rel=1e-4)
+            assert noted[f"{name}_accuracy"] == pytest.approx(float(accuracy), abs=1e-6)
+        assert progress.history["gradient_norms"]["dense1"][epoch] == pytest.approx(np.mean(norms), rel=1e-4)
+    for a, b in zip(jax.tree.leaves(end.params), jax.tree.leaves(params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+    assert sorted(saved) == [2, 3, 4, 6]
+    for step, (state, earlier) in sorted(saved.items())[:3]:
+        again, later = train(state, earlier._replace(seconds=1000.0 * (step != 3)))
+        jax.tree.map(np.testing.assert_array_equal, again, end)
+        seconds = later.history.pop("seconds")
+        assert [second > 999 for second in seconds] == [step == 2, step == 4]  # the epoch under way had them
+        assert later.history == {name: values for name, values in progress.history.items() if name != "seconds"}
+
+
+def test_images_are_moved_anew_in_every_step(monkeypatch):
+    """By a key for each step, apart from those of the orders; all of them, and no more than asked."""
+    chosen, data, calls = dataclasses.replace(PLAIN, shift=2), make_data(), []
+
+    def shifted(key, images, most):
+        calls.append((tuple(np.asarray(jax.random.key_data(key))), np.asarray(images), most))
+        return images
+
+    def apply(params, running, images, *_, **__):
+        return jnp.zeros((len(images), 10)) + params["output"]["bias"][None], running
+
+    monkeypatch.setattr(_data, "shifted", shifted)
+    monkeypatch.setattr(network, "apply", apply)
+    rows = np.array([5, 0, 7])
+    state = training.start(SHAPE, 6, chosen)
+    for _ in range(2):
+        state = training._step(state, jnp.asarray(data.train_images), jnp.asarray(data.train_labels), rows, chosen, 6)
+    keys, images, most = zip(*calls, strict=True)
+    orders = {
+        tuple(np.asarray(jax.random.key_data(jax.random.fold_in(jax.random.wrap_key_data(state.key), epoch))))
+        for epoch in range(2)
+    }
+    assert len({*keys, *orders}) == 4
+    np.testing.assert_array_equal(images, [data.train_images[rows]] * 2)
+    assert most == (2, 2)
+    training._step(state, jnp.asarray(data.train_images), jnp.asarray(data.train_labels), rows, PLAIN, 6)
+    assert len(calls) == 2
 
 
 LOSSES = {
