@@ -79,6 +79,19 @@ def test_more_classes(folder):
     with pytest.raises(ValueError, match="label 10 is 10, but 10 classes are numbered 0 to 9"):
         _data.load(folder)
     assert _data.load(folder, classes=20).train_labels.max() == 19
+    with pytest.raises(ValueError, match="label 19 is 19, but 19 classes"):
+        _data.load(folder, classes=19)
+
+
+def test_the_fingerprint_is_of_all_images_and_labels():
+    data = _data.Data(*(np.zeros((3, 2, 2, 1), np.float32), np.zeros(3, np.int32)) * 2)
+    found = {data.fingerprint(), data._replace().fingerprint()}
+    assert len(found) == 1
+    for name, array in data._asdict().items():
+        other = array.copy()
+        other.flat[1] = 1
+        found.add(data._replace(**{name: other}).fingerprint())
+    assert len(found) == 5
 
 
 BAD_IMAGES = {
@@ -200,4 +213,5 @@ def test_shifted_images_are_the_images_moved():
         assert len(places) == 1
         offsets.update(places)
     assert {i for i, _ in offsets} == {j for _, j in offsets} == set(range(5))
+    assert len(offsets) > 10  # both ways by draws of their own
     np.testing.assert_array_equal(_data.shifted(jax.random.key(1), jnp.asarray(images), 0), images)
