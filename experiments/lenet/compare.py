@@ -109,7 +109,8 @@ def write(
 ) -> None:
     """The table, on the screen and in files, the picture, the numbers and the report."""
     timed = _seconds(out)
-    columns = ["setting", "test error, %", "best", "worst", "seconds an epoch"]
+    of = "validation" if all(chosen.validation for chosen in settings.values()) else "test"
+    columns = ["setting", f"{of} error, %", "best", "worst", "seconds an epoch"]
     if any(beside.values()):
         columns.append("SimpleNN")
     rows, numbers = [], {}
@@ -149,13 +150,14 @@ def write(
         command.settings.stem.replace("_", " "),
         "; ".join(f"{row[0]}: {row[1]} % wrong" for row in rows) + ".",
         [
-            _report.Table("Test error", columns, rows, caption),
+            _report.Table(f"{of.capitalize()} error", columns, rows, caption),
             _report.Picture(
                 "How they learned", picture, "Lines: mean over the seeds. Bands: from the best to the worst."
             ),
         ],
         command=f"python experiments/lenet/compare.py experiments/lenet/settings/{command.settings.name}"
-        + f" --data {command.data}" * (command.data is not None),
+        + f" --data {command.data}" * (command.data is not None)
+        + f" --seeds {command.seeds}" * (command.seeds != Compare.seeds),
         configuration=dataclasses.asdict(first),
         facts={"seeds": f"0 to {command.seeds - 1}", "configuration below": f"that of {next(iter(settings))!r}"},
     )

@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from experiments._report import png
 
@@ -39,6 +39,7 @@ def comparison(histories: Mapping[str, Sequence[Mapping[str, Any]]], loss: str, 
     left.set(title="Loss on the test images", xlabel="epoch", ylabel=loss, yscale="log")
     right.set(title="Test error", xlabel="epoch", ylabel="images not recognized, %", yscale="log")
     right.yaxis.set_major_formatter("{x:g}")
+    right.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
     right.yaxis.set_minor_formatter("{x:g}")
     return _decorate(figure, left, right, title, columns=2)
 
