@@ -101,7 +101,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def make_step(model: ResNet18) -> Callable[..., Any]:
+def make_step(model: nn.Module) -> Callable[..., Any]:
     """One step of gradient descent with momentum 0.9, as a function of state, images and labels."""
 
     def step(state, images, labels):

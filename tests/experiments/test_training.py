@@ -139,7 +139,7 @@ def test_images_are_moved_anew_in_every_step(monkeypatch):
 
     monkeypatch.setattr(_data, "shifted", shifted)
     monkeypatch.setattr(network, "apply", apply)
-    rows = np.array([5, 0, 7])
+    rows = jnp.array([5, 0, 7])
     state = training.start(SHAPE, 6, chosen)
     for _ in range(2):
         state = training._step(state, jnp.asarray(data.train_images), jnp.asarray(data.train_labels), rows, chosen, 6)
