@@ -1,6 +1,7 @@
 """Training over devices and processes: the losses of one device, and those of groups where statistics are a group's."""
 
 import dataclasses
+import functools
 import json
 import os
 import socket
@@ -24,10 +25,15 @@ STEPS, BATCH, RATE = 3, 16, 0.05
 CONFIG = lenet5.Config(dtype="float64", pool="avg", activation="tanh")  # no kinks for rounding to fall either side of
 
 
-@pytest.fixture(scope="module")
-def batches():
+@functools.cache
+def make_batches():
     rng = np.random.default_rng(0)
     return rng.standard_normal((STEPS, BATCH, 28, 28, 1)), rng.integers(0, 10, (STEPS, BATCH)).astype(np.int32)
+
+
+@pytest.fixture
+def batches():
+    return make_batches()
 
 
 @pytest.fixture
@@ -46,7 +52,8 @@ def trained(batches, mesh):
     return losses, jax.device_get(network)
 
 
-def trained_alone(batches, groups):
+@functools.cache
+def trained_alone(groups):
     """Without sharding: the groups one after the other, loss and running statistics their mean."""
     params, state = lenet5.init(jax.random.key(0), CONFIG)
     velocity = jax.tree.map(jnp.zeros_like, params)
@@ -64,7 +71,7 @@ def trained_alone(batches, groups):
         return jax.value_and_grad(loss, has_aux=True)(params)
 
     losses = []
-    for images, labels in zip(*batches, strict=True):
+    for images, labels in zip(*make_batches(), strict=True):
         parts = (a.reshape(groups, -1, *a.shape[1:]) for a in (images, labels))
         (loss, new), d = gradient(params, state, *parts)
         state = jax.tree.map(lambda *of_groups: sum(of_groups) / groups, *new)
@@ -78,19 +85,23 @@ def trained_alone(batches, groups):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("devices", "group", "groups"),
-    [(1, 0, 1), (8, 0, 1), (4, 1, 4), (8, 4, 2)],
+    [(1, 0, 1), (8, 0, 1), (2, 1, 2), (8, 4, 2)],
     ids=["one device", "synchronized", "ghost batches", "groups of four"],
 )
 def test_devices_train_to_the_numbers_of_one(devices, group, groups, batches, quickly):
     """By loops over the groups on one device: losses, parameters, running statistics and momenta."""
     losses, network = trained(batches, training.mesh_of(jax.devices()[:devices], group))
-    expected, numbers = trained_alone(batches, groups)
+    expected, numbers = trained_alone(groups)
     np.testing.assert_allclose(losses, expected, rtol=1e-10)
     for a, b in zip(jax.tree.leaves(network), jax.tree.leaves(numbers), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-11)
     assert network[1]["bn1"].count == STEPS
     if groups > 1:  # the test can tell groups from none
-        assert abs(losses[0] - trained_alone([a[:1] for a in batches], 1)[0][0]) > 1e-4
+        params, state = lenet5.init(jax.random.key(0), CONFIG)
+        apply = jax.jit(partial(lenet5.apply, config=CONFIG, train=True))
+        logits, _ = apply(params, state, batches[0][0])
+        together = bnderiv.reference.softmax_cross_entropy_with_integer_labels(logits, batches[1][0]).mean()
+        assert abs(losses[0] - together) > 1e-4
 
 
 @pytest.mark.slow

@@ -79,6 +79,7 @@ def quickly(monkeypatch):
     training._compiled_step.cache_clear()
 
 
+@pytest.mark.slow
 def test_a_training_is_its_steps_one_after_the_other(quickly):
     """Two epochs written out: orders, the whole run's schedule, and what is noted; and from any of its checkpoints."""
     chosen = dataclasses.replace(PLAIN, schedule="cosine", batch_norm=False, seed=7)
@@ -261,7 +262,7 @@ def test_schedules():
     def rates(name, warmup=0, epochs=10):
         chosen = dataclasses.replace(PLAIN, schedule=name, warmup=warmup, epochs=epochs, learning_rate=0.4)
         rate = optimizers.schedule(chosen, 100)
-        return np.array([np.asarray(rate(i)) for i in range(101)])
+        return np.asarray(jax.jit(jax.vmap(rate))(jnp.arange(101)))
 
     np.testing.assert_allclose(rates("constant"), 0.4, rtol=1e-6)
     np.testing.assert_allclose(rates("cosine"), 0.2 * (1 + np.cos(np.pi * np.arange(101) / 100)), atol=1e-6)
@@ -282,7 +283,8 @@ def test_answers_are_those_of_the_images_whatever_the_chunk(monkeypatch):
     data, state = make_data(test=7), training.start(SHAPE, 6, PLAIN)
     monkeypatch.setattr(training, "CHUNK", 3)
     found = training.answers(state, data.test_images, data.test_labels, chosen)
-    z, _ = network.apply(state.params, state.running, jnp.asarray(data.test_images), chosen, train=False)
+    apply = jax.jit(functools.partial(network.apply, configuration=chosen, train=False))
+    z, _ = apply(state.params, state.running, data.test_images)
     np.testing.assert_allclose(found.outputs, jax.nn.softmax(z), rtol=1e-4, atol=1e-6)
     wanted = optax.softmax_cross_entropy_with_integer_labels(z, data.test_labels)
     np.testing.assert_allclose(found.losses, wanted, rtol=1e-4)
@@ -291,7 +293,7 @@ def test_answers_are_those_of_the_images_whatever_the_chunk(monkeypatch):
 
 
 @pytest.mark.slow
-def test_devices_train_as_one():
+def test_devices_train_as_one(quickly):
     """The same curve and the same parameters to rounding, the short batch (of 4, on 8 devices) included."""
     data = make_data(train=60)
     found = {}
