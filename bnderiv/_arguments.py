@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import Tracer
 
 Pair = tuple[int, int]
 Padding = tuple[Pair, Pair]
@@ -20,7 +21,8 @@ def float_array(name: str, value: Any) -> jax.Array:
     """
     if not hasattr(value, "dtype") and not isinstance(value, (float, int)):
         raise TypeError(f"{name} must be an array of floating dtype, got {type(value).__name__}")
-    value = jnp.asarray(value)
+    if not isinstance(value, jax.Array):
+        value = jnp.asarray(value)
     if not jnp.issubdtype(value.dtype, jnp.floating):
         raise TypeError(f"{name} must have a floating dtype (real, not integer), got {_describe(value)}")
     return value
@@ -169,7 +171,7 @@ def same_varying(*arrays: Any) -> tuple[Any, ...]:
 
 
 def _varying_axes(a: Any) -> frozenset[str]:
-    return frozenset(jax.typeof(a).manual_axis_type.varying)
+    return frozenset(jax.typeof(a).manual_axis_type.varying) if isinstance(a, Tracer) else frozenset()
 
 
 def _describe(x: jax.Array) -> str:

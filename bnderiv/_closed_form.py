@@ -10,15 +10,20 @@ Why this works. `_bwd(residuals, ·)` is the linear map Jᵀ; its transpose is J
 
 Reverse mode over that transposes once more and runs `_bwd` itself. So a rule must be *linear in the cotangent in the
 eyes of JAX*: it may multiply, add, select by residuals and sum, never compare a cotangent with anything.
+
+Outside of any transform JAX runs a function operation by operation, and each costs some 20 µs however small it is. So
+what is called with nothing traced, the core and `_bwd`, is compiled as a whole, `_compiled_where_untraced`.
 """
 
 import contextlib
 import contextvars
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import wraps
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 _both_modes: contextvars.ContextVar[bool] = contextvars.ContextVar("bnderiv_both_modes", default=False)
 
@@ -39,11 +44,38 @@ class closed_form(jax.custom_vjp[Any]):
     The non-differentiable arguments, where there are any, come first (as `nondiff_argnums=(0, 1, ...)`).
     """
 
+    def __init__(self, fun: Callable[..., Any], nondiff_argnums: Sequence[int] = ()):
+        super().__init__(fun, nondiff_argnums)
+        reverse_mode = super().__call__
+
+        @wraps(fun)
+        def call(*args: Any) -> Any:
+            return reverse_mode(*args)
+
+        self._reverse_mode = _compiled_where_untraced(call, self.nondiff_argnums)
+
+    def defvjp(self, fwd: Callable[..., Any], bwd: Callable[..., Any]) -> None:
+        """As `jax.custom_vjp.defvjp`."""
+        # Not `fwd`: a compiled program would copy the arguments that are among its residuals.
+        super().defvjp(fwd, _compiled_where_untraced(bwd, self.nondiff_argnums))
+
     def __call__(self, *args: Any) -> Any:
         if not _both_modes.get():
-            return super().__call__(*args)
+            return self._reverse_mode(*args)
         static = args[: len(self.nondiff_argnums)]
         return _attach_both_modes(self.fwd, self.bwd, static)(*args[len(static) :])
+
+
+def _compiled_where_untraced(f: Callable[..., Any], static_argnums: tuple[int, ...]) -> Callable[..., Any]:
+    """`f` in one program if none of its arrays is traced, and as it is within a transform, which sees all of it."""
+    compiled = jax.jit(f, static_argnums=static_argnums)
+
+    @wraps(f)
+    def call(*args: Any) -> Any:
+        traced = any(isinstance(a, Tracer) for a in jax.tree.leaves(args[len(static_argnums) :]))
+        return f(*args) if traced else compiled(*args)
+
+    return call
 
 
 def _attach_both_modes(fwd: Any, bwd: Any, static: tuple[Any, ...]) -> Any:
@@ -54,7 +86,8 @@ def _attach_both_modes(fwd: Any, bwd: Any, static: tuple[Any, ...]) -> Any:
 
     def push_forward(args: tuple[Any, ...], tangents: tuple[Any, ...]) -> Any:
         out, residuals = fwd(*static, *args)
-        transpose = jax.linear_transpose(lambda ct: pull_back(residuals, ct, args), out)
+        # Linear in the cotangents whatever these are, if not step by step: so it is linearized, at any of them.
+        _, transpose = jax.vjp(lambda ct: pull_back(residuals, ct, args), out)
         return transpose(tangents)[0]
 
     @jax.custom_jvp

@@ -40,6 +40,7 @@ def measure(channels: Channels, x: jax.Array, where: jax.Array | None, eps: jax.
     return recentre(Moments(n, shift, scale, *mean_and_var))
 
 
+@jax.jit
 def recentre(moments: Moments) -> Moments:
     """The same moments about K' = μ rounded, so that equal elements are told to have no deviation at all.
 
@@ -55,6 +56,7 @@ def recentre(moments: Moments) -> Moments:
     return Moments(n, nearer, scale, left, var)
 
 
+@jax.jit
 def batch_stats(moments: Moments) -> BatchStats:
     """The moments in the units of x."""
     n, shift, scale, mean, var = moments
@@ -69,6 +71,7 @@ def masked(where: jax.Array | None, values: jax.Array) -> jax.Array:
     return values if where is None else jnp.where(where, values, 0)
 
 
+@partial(jax.jit, static_argnums=0)
 def _count(channels: Channels, x: jax.Array, where: jax.Array | None) -> jax.Array:
     number, dtype = channels.number(channels.view(x)), accumulator(x.dtype)
     all_of_them = x.size // number
@@ -83,6 +86,7 @@ def _count(channels: Channels, x: jax.Array, where: jax.Array | None) -> jax.Arr
 # nothing else wants them; equal expressions (even a vector laid along x) it finds, shares, and so writes out.
 
 
+@partial(jax.jit, static_argnums=0)
 def _units(channels, x, where, n, eps):
     """K, the mean rounded, and s, the power of two that brings the larger of mean |x| and √ε to about 1.
 

@@ -1,0 +1,188 @@
+"""Outside of jit a layer is one program, not one for each operation, and nothing else about it differs by that."""
+
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.core import eval_jaxpr
+from jax.sharding import NamedSharding, PartitionSpec
+
+import bnderiv
+from bnderiv import forward_mode
+from tests.contract import HALF, near
+
+# Of the forward and of the backward, at most. Batch norm: ε as an array, in the dtype wanted, and then `_count`,
+# `_units`, `_moments`, `recentre`, `_normalize` and `batch_stats`; back through four of these, and a sum of cotangents.
+PROGRAMS = {"batch_norm": (8, 5), "batch_norm_relu": (8, 5), "batch_norm_inference": (3, 1)}
+
+
+def calls(n):
+    """Every layer, its float32 arguments for a batch of n, and its other arguments."""
+    rng = np.random.default_rng(n)
+
+    def normal(*shape):
+        return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
+    x, h, vector = normal(n, 6, 4, 3), normal(n, 9), partial(normal, 3)
+    positive = jnp.abs(vector())
+    return {
+        "dense": ((h, normal(9, 5), normal(5)), {}),
+        "conv2d": ((x, normal(3, 2, 3, 5), normal(5)), {"strides": np.int64(2), "padding": [[1, 0], [0, 1]]}),
+        "avg_pool": ((x,), {"window": [2, np.int32(3)]}),
+        "max_pool": ((x,), {"window": 2, "strides": [1, 2]}),
+        "batch_norm": ((x, vector(), vector()), {}),
+        "batch_norm_relu": ((x, vector(), vector()), {}),
+        "batch_norm_inference": ((x, vector(), vector(), vector(), positive), {}),
+        "relu": ((x,), {}),
+        "tanh": ((x,), {}),
+        "sigmoid": ((x,), {}),
+        "softmax": ((h,), {"axis": np.int8(0)}),
+        "flatten": ((x,), {}),
+        "softmax_cross_entropy": ((h, jax.nn.softmax(normal(n, 9))), {}),
+        "softmax_cross_entropy_with_integer_labels": ((h,), {"labels": jnp.asarray(rng.integers(0, 9, n), jnp.int32)}),
+        "squared_error": ((h, normal(n, 9)), {}),
+    }
+
+
+EVERY = sorted(calls(1))
+every_layer = pytest.mark.parametrize("layer", EVERY)
+
+
+def bind(layers, layer, n):
+    arrays, options = calls(n)[layer]
+    return partial(getattr(layers, layer), **options), arrays
+
+
+@pytest.fixture
+def compiled():
+    """`compiled(f, ...)`: the result of f, and how many programs were traced or compiled for it."""
+    names = ("/jax/core/compile/backend_compile_duration", "/jax/core/compile/jaxpr_trace_duration")
+    seen = []
+
+    def listen(event: str, duration_secs: float, **_: str | int) -> None:
+        seen.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+
+    def run(f, *args):
+        seen.clear()
+        out = jax.block_until_ready(f(*args))
+        return out, tuple(seen.count(name) for name in names)
+
+    yield run
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.mark.parametrize(
+    "layer", [pytest.param(name, marks=[] if name in ("batch_norm", "dense") else pytest.mark.slow) for name in EVERY]
+)
+def test_programs(layer, compiled):
+    f, arrays = bind(bnderiv, layer, 11)  # shapes that no other test has
+    forward, backward = PROGRAMS.get(layer, (1, 1))
+    out, (programs, _) = compiled(f, *arrays)
+    assert 1 <= programs <= forward
+    assert compiled(f, *arrays)[1] == (0, 0)  # neither traced nor compiled again
+
+    _, pull_back = jax.vjp(f, *arrays)
+    _, (programs, _) = compiled(pull_back, out)
+    assert 1 <= programs <= backward
+    assert compiled(jax.vjp(f, *arrays)[1], out)[1][0] == 0
+
+
+def test_operation_by_operation_where_jit_is_disabled(compiled):
+    f, arrays = bind(bnderiv, "softmax_cross_entropy", 13)
+    with jax.disable_jit():
+        assert compiled(f, *arrays)[1][0] > 5
+
+
+def both_ways(f, arrays):
+    out, pull_back = jax.vjp(f, *arrays)
+    return f(*arrays), pull_back(jax.tree.map(lambda y: jnp.cos(3 * y), out))
+
+
+def on_another_device(arrays):
+    return jax.device_put(arrays, jax.devices()[5])
+
+
+def sharded(arrays):
+    """Over the batch where there is one."""
+    mesh = jax.make_mesh((8,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
+    return tuple(
+        jax.device_put(a, NamedSharding(mesh, PartitionSpec("batch" if a.shape[0] == 8 else None))) for a in arrays
+    )
+
+
+@pytest.mark.slow
+@every_layer
+@pytest.mark.parametrize("place", [on_another_device, sharded])
+def test_as_operation_by_operation(layer, place):
+    """The same numbers but for rounding, of the same kind and where the arguments are; and those are left alone."""
+    f, arrays = bind(bnderiv, layer, 8)
+    arrays = place(arrays)
+    before = jax.tree.map(np.array, arrays)
+    actual = both_ways(f, arrays)
+    chex.assert_trees_all_equal(arrays, before)
+    with jax.disable_jit():
+        expected = both_ways(f, arrays)
+    near(actual, expected, HALF["float32"])
+    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert (a.shape, a.dtype, a.weak_type) == (e.shape, e.dtype, e.weak_type)
+        assert (a.committed, a.devices()) == (True, arrays[0].devices())
+        if e.committed:  # batch norm's count is a constant there
+            assert a.sharding.is_equivalent_to(e.sharding, a.ndim), (a.sharding, e.sharding)
+
+
+@pytest.mark.slow
+@every_layer
+def test_settings_are_not_cached(layer):
+    """What was compiled under one setting does not answer for another."""
+    f, arrays = bind(bnderiv, layer, 2)
+    with_x64 = f(*arrays)
+    with jax.enable_x64(False):
+        chex.assert_trees_all_equal_shapes_and_dtypes(f(*arrays), with_x64)
+    wide = [a.astype(jnp.float64) for a in arrays]
+    assert {y.dtype for y in jax.tree.leaves(f(*wide))} == {jnp.dtype("float64")}
+    with jax.default_device(jax.devices()[3]):  # of arrays that are committed to none
+        assert {d for y in jax.tree.leaves(f(*map(np.asarray, arrays))) for d in y.devices()} == {jax.devices()[3]}
+
+
+@pytest.mark.slow
+@every_layer
+@pytest.mark.parametrize(("n", "order"), [(3, (bnderiv, forward_mode)), (4, (forward_mode, bnderiv))], ids=["3", "4"])
+def test_modes_do_not_leak(layer, n, order):
+    """What an eager call compiled for one attachment is not what the other then differentiates."""
+    for layers in order:
+        f, arrays = bind(layers, layer, n)
+        jax.block_until_ready(f(*arrays))
+        if layers is forward_mode:
+            jax.jvp(f, arrays, arrays)
+        else:
+            jax.vjp(f, *arrays)
+            with pytest.raises(TypeError, match="forward-mode"):
+                jax.jvp(f, arrays, arrays)
+
+
+@pytest.mark.parametrize("layer", ["dense", "conv2d", "batch_norm"])
+def test_the_backward_keeps_x_itself(layer):
+    f, arrays = bind(bnderiv, layer, 2)
+    saved = [a for a in jax.tree.leaves(jax.vjp(f, *arrays)[1]) if a.shape == arrays[0].shape]
+    assert {a.unsafe_buffer_pointer() for a in saved} == {arrays[0].unsafe_buffer_pointer()}
+
+
+@pytest.mark.slow
+def test_untraced_arguments_within_a_transform():
+    """They too belong to the transform: its axis names, and its trace."""
+    (x, gamma, beta), _ = calls(2)["batch_norm"]
+
+    def count(layers):
+        of_one = lambda _: layers.batch_norm(x, gamma, beta, axis_name="i")[1].count  # noqa: E731
+        return jax.jit(jax.vmap(of_one, axis_name="i"))(jnp.zeros(5))
+
+    near(count(bnderiv), count(bnderiv.reference), 0)
+    assert (count(bnderiv) == 5 * x.size / 3).all()
+    program = jax.make_jaxpr(lambda: bnderiv.relu(x))()
+    gradient = jax.grad(lambda constant: eval_jaxpr(program.jaxpr, [constant])[0].sum())(x)
+    chex.assert_trees_all_equal(gradient, (x > 0).astype(x.dtype))
