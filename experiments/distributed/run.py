@@ -169,6 +169,11 @@ def write(settings: Settings, result: dict[str, Any], data: _data.Data) -> None:
     configuration = dataclasses.asdict(settings) | {"data": "IDX files" if settings.data else None}
     for elsewhere in ("out", "compare", "coordinator_address", "process_id"):
         del configuration[elsewhere]
+    words = (
+        f" --{field.name.replace('_', '-')}" + (f" {configuration[field.name]}" if field.type is not bool else "")
+        for field in dataclasses.fields(settings)
+        if field.name in configuration and getattr(settings, field.name) != field.default
+    )
     content = {
         "name": name,
         "date": _report.today(),
@@ -186,7 +191,9 @@ def write(settings: Settings, result: dict[str, Any], data: _data.Data) -> None:
         f"LeNet-5 on {name}",
         summary,
         [_report.Picture("Loss", picture, "The loss of every step, and the relative difference of two runs.")],
-        command="python experiments/distributed/run.py, in each process",
+        command="python experiments/distributed/run.py"
+        + "".join(words).replace("IDX files", "FOLDER")
+        + (", in each process its own --process-id" if settings.coordinator_address else ""),
         configuration=configuration,
         facts={"seconds": result["seconds"]},
     )

@@ -338,7 +338,7 @@ def run(settings: Settings) -> None:
             _report.Table("Costs", tuple(table[0]), [list(row.values()) for row in table], "Microseconds in a step."),
             _report.Picture("ResNet-50", picture, "Milliseconds of a step, against the number of devices."),
         ],
-        command="python experiments/distributed/scale.py",
+        command="python experiments/distributed/scale.py" + bool(settings.tpu) * f" --tpu {' '.join(settings.tpu)}",
         configuration={"devices": settings.devices, "tpu": settings.tpu},
     )
     files = {"scale.json": (json.dumps(content) + "\n").encode(), "scale.png": picture, "report.html": report}
