@@ -144,6 +144,7 @@ def write(
         histories,
         plots.LOSSES[first.loss] if len(losses) == 1 else "loss of its own kind",
         f"{command.seeds} seeds: their mean, and the band from the best to the worst",
+        of,
     )
     caption = f"Mean ± standard deviation over the seeds 0 to {command.seeds - 1}, after the last epoch (not the best)."
     page = _report.page(

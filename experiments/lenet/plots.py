@@ -25,8 +25,10 @@ def curves(history: Mapping[str, Any], loss: str, title: str) -> bytes:
     return _finish(figure, left, right, loss, title)
 
 
-def comparison(histories: Mapping[str, Sequence[Mapping[str, Any]]], loss: str, title: str) -> bytes:
-    """Test loss and error against the epoch: the mean of the seeds, and the band from the best to the worst."""
+def comparison(
+    histories: Mapping[str, Sequence[Mapping[str, Any]]], loss: str, title: str, images: str = "test"
+) -> bytes:
+    """Loss and error against the epoch, of test or validation images: the mean of the seeds, the best and the worst."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 5), layout="constrained")
     for name, runs in histories.items():
         for axes, values in (
@@ -36,8 +38,8 @@ def comparison(histories: Mapping[str, Sequence[Mapping[str, Any]]], loss: str, 
             epochs = range(1, values.shape[1] + 1)
             (line,) = axes.plot(epochs, values.mean(0), "o-" if values.shape[1] < 6 else "-", lw=2, ms=4, label=name)
             axes.fill_between(epochs, values.min(0), values.max(0), color=line.get_color(), alpha=0.2, lw=0)
-    left.set(title="Loss on the test images", xlabel="epoch", ylabel=loss, yscale="log")
-    right.set(title="Test error", xlabel="epoch", ylabel="images not recognized, %", yscale="log")
+    left.set(title=f"Loss on the {images} images", xlabel="epoch", ylabel=loss, yscale="log")
+    right.set(title=f"{images.capitalize()} error", xlabel="epoch", ylabel="images not recognized, %", yscale="log")
     right.yaxis.set_major_formatter("{x:g}")
     right.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
     right.yaxis.set_minor_formatter("{x:g}")
