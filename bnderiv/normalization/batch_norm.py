@@ -99,7 +99,7 @@ def _public(relu, x, gamma, beta, channel_axis, eps, where, axis_name, groups):
         raise ValueError("axis_index_groups must come with axis_name, got axis_name=None")
 
     x, where, gamma, beta, eps = _arguments.same_varying(x, where, gamma, beta, eps)
-    channels = Channels.of(axis, x.shape) if where is None else Channels(axis)
+    channels = Channels.of(axis, x.shape, masked=where is not None)
     moments = measure(channels, x, where, eps)
     own = axis_name is None or axis_name == ()
     if not own:
@@ -119,7 +119,8 @@ def _normalize(channels, relu, own, x, where, gamma, beta, eps, count, shift, sc
 
 
 def _scaled(channels, relu, x, where, gamma, beta, eps, shift, scale, mean, var):
-    shape, x, r = x.shape, channels.view(x), _inverse_deviation(var, eps, scale)
+    shape, x, where = x.shape, channels.view(x), channels.mask(where)
+    r = _inverse_deviation(var, eps, scale)
     usable = _usable(channels, x, where, shift, scale)
     y = _affine(channels, _centred(channels, usable, shift, scale, mean), r, gamma, beta)
     if where is not None:  # elsewhere the same map; by itself, so that in second derivatives too 0 · NaN is 0
@@ -135,7 +136,7 @@ def _normalize_fwd(channels, relu, own, x, where, gamma, beta, eps, count, shift
 
 def _normalize_bwd(channels, relu, own, residuals, delta):
     x, where, gamma, beta, eps, n, shift, scale, mean, var = residuals
-    shape, x, delta = x.shape, channels.view(x), channels.view(delta)
+    shape, x, where, delta = x.shape, channels.view(x), channels.mask(where), channels.view(delta)
     x = _usable(channels, x, where, shift, scale)
     u, r = _centred(channels, x, shift, scale, mean), _inverse_deviation(var, eps, scale)
     delta = delta.astype(u.dtype)
@@ -143,9 +144,9 @@ def _normalize_bwd(channels, relu, own, residuals, delta):
         delta = jnp.where(_affine(channels, u, r, gamma, beta) > 0, delta, 0)  # (N22)
 
     g = gamma.astype(r.dtype) * r
-    d_beta = channels.sum(delta)  # (N6)
+    d_beta = channels.sum_closely(delta)  # (N6)
     eighth = _centred(channels, x, shift, scale / 8, mean / 8)  # of u; a sum has terms of its own, see `moments`
-    d_gamma = channels.sum(delta * eighth) * (8 * r)  # (N5), as x̂ = u r
+    d_gamma = channels.sum_closely(delta * eighth) * (8 * r)  # (N5), as x̂ = u r
     d_var = -0.5 * g * (r * d_gamma)  # (N8); g r may overflow where d_gamma is 0
     if own:
         n = jnp.maximum(n, 1)

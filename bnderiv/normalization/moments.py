@@ -79,7 +79,8 @@ def _count(channels: Channels, x: jax.Array, where: jax.Array | None) -> jax.Arr
         return jnp.full((number,), all_of_them, dtype)
     # Counted in floats as long as these hold every integer: over a sharded batch, sums of one dtype are one message.
     exact = all_of_them <= 2 ** (jnp.finfo(dtype).nmant + 1)
-    return channels.sum(jnp.broadcast_to(where, x.shape).astype(dtype if exact else jnp.int32)).astype(dtype)
+    ones = jnp.broadcast_to(where, x.shape).astype(dtype if exact else jnp.int32)
+    return channels.sum(channels.view(ones)).astype(dtype)
 
 
 # Every sum below has a power of two of its own in its terms. XLA computes the terms of a sum on the fly as long as
@@ -93,7 +94,7 @@ def _units(channels, x, where, n, eps):
     The sums are of x·2⁻ᵏ with 2ᵏ above the number of elements, so they cannot overflow. What s is taken from bounds the
     squares: (Σu)² ≥ Σu², and √ε·s ≤ 1.
     """
-    x, dtype = channels.view(x), accumulator(x.dtype)
+    x, where, dtype = channels.view(x), channels.mask(where), accumulator(x.dtype)
     small = 2.0 ** -(x.size // channels.number(x)).bit_length()
     wide, n = x.astype(dtype), jnp.maximum(n, 1)
     shift = channels.sum(masked(where, wide * small)) / (small * n)
@@ -120,7 +121,7 @@ def _moments(channels, x, where, n, shift, scale):
 
 
 def _mean_and_var(channels, x, where, n, shift, scale):
-    x, n = channels.view(x), jnp.maximum(n, 1)
+    x, where, n = channels.view(x), channels.mask(where), jnp.maximum(n, 1)
     mean = channels.sum(masked(where, in_units(channels, x, shift, 2 * scale))) / (2 * n)  # (N1)
     square = channels.sum(jnp.square(masked(where, in_units(channels, x, shift, 4 * scale)))) / (16 * n)
     return mean, jnp.maximum(square - mean**2, 0)  # (N2)
@@ -134,7 +135,7 @@ def _moments_fwd(channels, x, where, n, shift, scale):
 def _moments_bwd(channels, residuals, cotangents):
     x, where, n, shift, scale, mean = residuals
     d_mean, d_var = cotangents
-    shape, x, n = x.shape, channels.view(x), jnp.maximum(n, 1)
+    shape, x, where, n = x.shape, channels.view(x), channels.mask(where), jnp.maximum(n, 1)
     u = masked(where, in_units(channels, x, shift, scale)) - channels.along(mean, x)
     # (N13): ∂m/∂x = s/n and ∂v/∂x = 2 s (u − m)/n; (N9) is why the mean inside v adds nothing.
     dx = channels.along(d_mean / n, x) + channels.along(2 * d_var / n, x) * u

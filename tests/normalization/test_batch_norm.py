@@ -43,6 +43,17 @@ def test_epsilon_stands_inside_the_root():
     np.testing.assert_allclose(y.ravel(), [-2, 2], rtol=1e-15)  # 3 · 1/√(1 + 1.25)
 
 
+@pytest.mark.parametrize("shape", [(6, 1, 1, 7), (5, 9, 1, 3), (4, 1, 9, 3), (1, 1, 1, 4), (8, 30, 1, 20)], ids=str)
+def test_axes_of_length_one(shape):
+    x, gamma, beta = _draw(shape, dtype=jnp.float64)
+    y, pull_back, stats = jax.vjp(bnderiv.batch_norm, x, gamma, beta, has_aux=True)
+    expected, pull_back_expected, stats_expected = jax.vjp(bnderiv.reference.batch_norm, x, gamma, beta, has_aux=True)
+    delta = random_like(y, 3)
+    near((y, stats), (expected, stats_expected), 1e-12)
+    if x.size > shape[-1]:
+        near(pull_back(delta), pull_back_expected(delta), 1e-11)
+
+
 def test_gamma_and_beta_can_undo_the_normalization():
     x, _, _ = _draw((64, 5), dtype=jnp.float64)
     eps = 1e-3

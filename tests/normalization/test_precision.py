@@ -36,15 +36,15 @@ def _normal(shape, seed):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("mean", [0, 1, 1e2, 1e3, 1e4])
 def test_means_far_above_the_deviation(shape, mean):
-    y, dx, d_gamma, d_beta = _errors(_normal(shape, 0) + mean, 1)
-    assert max(y, dx) < 2e-7
-    # Sums of terms of either sign: what they cancel to is as uncertain as float32 sums are, x̂ or not.
-    assert max(d_gamma, d_beta) < 4e-7
+    assert max(_errors(_normal(shape, 0) + mean, 1)) < 2e-7
 
 
-def test_parameter_gradients_are_as_exact_as_float32_sums():
-    errors = np.median([_errors(_normal((32, 28, 28, 6), seed) + 1e4, seed + 50) for seed in range(9)], axis=0)
-    assert errors.max() < 2e-7
+def test_parameter_gradients_from_one_sample_to_the_next():
+    """Six sums of either sign may all cancel by chance; of 30 draws that takes one or two above 2e-7."""
+    errors = [_errors(_normal((32, 28, 28, 6), seed) + 1e4, seed + 50)[2:] for seed in range(30)]
+    assert np.max(errors, axis=1).max() < 4e-7
+    assert np.sort(np.max(errors, axis=1))[-3] < 2e-7
+    assert np.median(errors, axis=0).max() < 1.2e-7
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
