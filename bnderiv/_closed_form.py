@@ -6,10 +6,11 @@ By itself a `closed_form` *is* the `jax.custom_vjp` it inherits from. Inside `bo
 
 Why this works. `_bwd(residuals, ·)` is the linear map Jᵀ; its transpose is J, which is all that forward mode needs:
 
-    ẏ = J ẋ = (Jᵀ)ᵀ ẋ = linear_transpose(ct ↦ _bwd(residuals, ct))(ẋ)
+    ẏ = J ẋ = (Jᵀ)ᵀ ẋ = transpose(ct ↦ _bwd(residuals, ct))(ẋ)
 
-Reverse mode over that transposes once more and runs `_bwd` itself. So a rule must be *linear in the cotangent in the
-eyes of JAX*: it may multiply, add, select by residuals and sum, never compare a cotangent with anything.
+Reverse mode over that transposes once more. JAX finds the transpose by differentiating, so a rule must be *linear in
+the cotangent in the eyes of JAX*: it may multiply, add, select by residuals and sum. Where it rounds a cotangent, or
+compares it with anything, it does so under `stop_gradient`, to no effect but on roundings.
 
 Outside of any transform JAX runs a function operation by operation, and each costs some 20 µs however small it is. So
 what is called with nothing traced, the core and `_bwd`, is compiled as a whole, `_compiled_where_untraced`.
@@ -86,7 +87,7 @@ def _attach_both_modes(fwd: Any, bwd: Any, static: tuple[Any, ...]) -> Any:
 
     def push_forward(args: tuple[Any, ...], tangents: tuple[Any, ...]) -> Any:
         out, residuals = fwd(*static, *args)
-        # Linear in the cotangents whatever these are, if not step by step: so it is linearized, at any of them.
+        # The derivative of a linear map is the map, at `out` as anywhere; XLA drops its value there.
         _, transpose = jax.vjp(lambda ct: pull_back(residuals, ct, args), out)
         return transpose(tangents)[0]
 
