@@ -98,6 +98,14 @@ def test_operation_by_operation_where_jit_is_disabled(compiled):
         assert compiled(f, *arrays)[1][0] > 5
 
 
+def test_as_it_is_within_a_transform():
+    """There the rule is not hidden in a program of its own, and the enclosing one compiles it with the rest."""
+    (x,), _ = calls(2)["relu"]
+    assert [e.primitive.name for e in jax.make_jaxpr(bnderiv.relu)(x).eqns] == ["custom_vjp_call"]
+    backward = jax.make_jaxpr(lambda dy: jax.vjp(bnderiv.relu, x)[1](dy))(x)
+    assert "_relu_bwd" not in str(backward)
+
+
 def both_ways(f, arrays):
     out, pull_back = jax.vjp(f, *arrays)
     return f(*arrays), pull_back(jax.tree.map(lambda y: jnp.cos(3 * y), out))
