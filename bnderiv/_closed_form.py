@@ -19,7 +19,7 @@ what is called with nothing traced, the core and `_bwd`, is compiled as a whole,
 import contextlib
 import contextvars
 from collections.abc import Callable, Iterator, Sequence
-from functools import wraps
+from functools import cache, wraps
 from typing import Any
 
 import jax
@@ -69,12 +69,15 @@ class closed_form(jax.custom_vjp[Any]):
 
 def _compiled_where_untraced(f: Callable[..., Any], static_argnums: tuple[int, ...]) -> Callable[..., Any]:
     """`f` in one program if none of its arrays is traced, and as it is within a transform, which sees all of it."""
-    compiled = jax.jit(f, static_argnums=static_argnums)
+
+    @cache
+    def compiled() -> Any:  # when first wanted: two for every rule would be felt in the time of the import
+        return jax.jit(f, static_argnums=static_argnums)
 
     @wraps(f)
     def call(*args: Any) -> Any:
         traced = any(isinstance(a, Tracer) for a in jax.tree.leaves(args[len(static_argnums) :]))
-        return f(*args) if traced else compiled(*args)
+        return f(*args) if traced else compiled()(*args)
 
     return call
 
