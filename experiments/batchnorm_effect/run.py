@@ -182,6 +182,10 @@ def arrays(by_name: dict[str, Any]) -> dict[bool, np.ndarray]:
     return {kind: np.array(by_name[name], float) for kind, name in KINDS.items()}
 
 
+def seconds(figure: dict[str, Any]) -> str:
+    return ", ".join(f"{what} {value:g} s" for what, value in figure["seconds"].items())
+
+
 def present(content: dict[str, Any], out: Path) -> None:
     """Writes pictures and report, and prints the table, from the numbers alone."""
     first, rates = content["first_figure"], content["rates_figure"]
@@ -227,8 +231,8 @@ def present(content: dict[str, Any], out: Path) -> None:
         facts={
             **{name: content[name] for name in ("date", "machine", "versions")},
             "images": content["images"],
-            "seconds": first["seconds"],
-            "of the rates": rates["seconds"],
+            "first figure": seconds(first),
+            "learning rates": seconds(rates),
         },
     )
     files = {"figure1.png": figure, "rates.png": rates_figure, "report.html": report}
