@@ -21,8 +21,8 @@ def float_array(name: str, value: Any) -> jax.Array:
     """
     if not hasattr(value, "dtype") and not isinstance(value, (float, int)):
         raise TypeError(f"{name} must be an array of floating dtype, got {type(value).__name__}")
-    if not isinstance(value, jax.Array) or isinstance(value, Tracer):  # one may stand for a Python number
-        value = jnp.asarray(value)
+    if not isinstance(value, jax.Array) or not value.ndim:  # a traced scalar may stand for a Python number
+        value = jnp.asarray(value)  # for a traced array, this would be a copy
     if not jnp.issubdtype(value.dtype, jnp.floating):
         raise TypeError(f"{name} must have a floating dtype (real, not integer), got {_describe(value)}")
     return value
