@@ -39,10 +39,13 @@ def test_messages_of_a_program():
 
 @pytest.mark.slow
 def test_what_a_step_sends(quickly):
-    """For each batch norm two messages of 2C floats forward, one backward; in one more all gradients and the loss."""
-    devices, channels = jax.devices()[:8], 6 + 16 + 120 + 84
+    """For each batch norm two messages of 2C floats forward, one backward; in one more all gradients and the loss.
+
+    The sums of the backward are in two parts where there are pixels to sum over.
+    """
+    devices, channels, of_images = jax.devices()[:8], 6 + 16 + 120 + 84, 6 + 16
     together = scale.step_counts(devices, 0)
-    assert together["statistics"] == {"messages": 12, "bytes": 3 * 2 * channels * 4}
+    assert together["statistics"] == {"messages": 12, "bytes": 4 * (3 * 2 * channels + 2 * of_images)}
     parameters = scale.LENET5.parameters - 2 * channels
     # At least: XLA may sum a convolution's gradient over the devices in the larger form its product has it in.
     assert together["gradients"]["messages"] == 1
@@ -62,10 +65,10 @@ def test_what_one_batch_norm_sends(devices, quickly):
     sharded, named = (scale.layer_counts(there, 16, named=named) for named in (False, True))
     assert sharded == {
         "forward": {"messages": 2, "bytes": 4 * 4 * 16},
-        "backward": {"messages": 1, "bytes": 2 * 4 * 16},
+        "backward": {"messages": 1, "bytes": 4 * 4 * 16},
     }
     assert named["forward"] == {"messages": 1, "bytes": scale.by_name_bytes(devices, 16)}
-    assert named["backward"] == {"messages": 1, "bytes": 2 * 4 * 16}
+    assert named["backward"] == {"messages": 1, "bytes": 2 * 4 * 16}  # each device adds up its own two parts
 
 
 def test_what_is_compiled_for_another_machine_is_traced_for_it():
