@@ -41,7 +41,7 @@ class Channels(NamedTuple):
         if not sample:
             return Channels(axis, repeats)
         longest = max(sample, key=lambda i: shape[i])
-        size = next((n for n in range(7, shape[longest]) if shape[longest] % n == 0), 0)
+        size = next((n for n in range(14, shape[longest]) if shape[longest] % n == 0), 0)
         if not size:
             return Channels(axis, repeats, longest)
         return Channels(axis + (longest < axis), repeats, longest + 1, size)

@@ -72,9 +72,10 @@ def test_what_cancels_is_summed_closely(shape, axis, scale):
         np.linalg.norm((np.asarray(total(channels.view(jnp.asarray(a))), np.float64) - true) / scale)
         for total in (jax.jit(channels.sum_closely), jax.jit(channels.sum))
     )
-    assert close < 3 * 30 * np.sqrt(a.size) * 2.0**-24  # three roundings a term, of either sign
+    # The 14 terms of a block have one sign: their sum is rounded up to 13 times, the last ones at 14 · 30.
+    assert close < 14 * 30 * np.sqrt(a.size / 14) * 13**0.5 * 2.0**-24
     if batch == 0:  # where the batch is last, halves that cancel lie side by side, which suits the plain sum too
-        assert plain > 4 * close
+        assert plain > 2.5 * close
 
 
 @settings(max_examples=40, deadline=None)
