@@ -12,13 +12,13 @@ from bnderiv._arguments import along
 class Channels(NamedTuple):
     """The view that arrays of one shape are computed in: another shape, of the same elements in the same order.
 
-    The channels lie along its `axis`, the same ones `repeats` times in a row. `block` is the axis whose elements
-    `sum_closely` adds first, None where there is none; split off in the view, with `size` elements, if that is not 0.
+    The channels lie along its `axis`, the same ones `repeats` times in a row. `block` has the axes along which
+    `sum_closely` adds first. Where `size` is not 0, that is one, of so many elements, which the view has split off.
     """
 
     axis: int
     repeats: int = 1
-    block: int | None = None
+    block: tuple[int, ...] = ()
     size: int = 0
 
     @staticmethod
@@ -26,31 +26,27 @@ class Channels(NamedTuple):
         """For arrays of this shape; if `masked`, for what broadcasts to it as well.
 
         Few channels on the last axis are viewed as whole rows of them: six do not fill a vector register, a row of
-        28·6 does. The longest axis of a sample (the batch is first, or last if the channels are first) comes in blocks.
+        28·6 does. A sample (the batch is the first axis, or the last if the channels are first) comes in blocks of 14
+        elements or some more of its longest axis; one that is less than 14 long and wide is a block itself.
         """
         repeats = 1
-        if (
-            not masked
-            and axis == len(shape) - 1 > 1
-            and shape[-2] > 1
-            and shape[-1] < 16
-            and shape[-1] * shape[-2] <= 1024
-        ):
+        few = not masked and axis == len(shape) - 1 > 1 and shape[-1] < 16
+        if few and 1 < shape[-2] <= 1024 // shape[-1]:
             axis, repeats, shape = axis - 1, shape[-2], (*shape[:-2], shape[-2] * shape[-1])
-        sample = [i for i in range(len(shape)) if i not in (axis, _batch(axis, len(shape)))]
-        if not sample:
-            return Channels(axis, repeats)
-        longest = max(sample, key=lambda i: shape[i])
-        size = next((n for n in range(14, shape[longest]) if shape[longest] % n == 0), 0)
-        if not size:
-            return Channels(axis, repeats, longest)
-        return Channels(axis + (longest < axis), repeats, longest + 1, size)
+        sample = _sample(axis, len(shape))
+        longest = max(sample, key=lambda i: shape[i], default=0)
+        if not sample or shape[longest] < 14:
+            return Channels(axis, repeats, sample)
+        size = next(n for n in range(14, shape[longest] + 1) if shape[longest] % n == 0)
+        if size == shape[longest]:
+            return Channels(axis, repeats, (longest,))
+        return Channels(axis + (longest < axis), repeats, (longest + 1,), size)
 
     def view(self, a: jax.Array) -> jax.Array:
         """`a` in the shape that the other methods are for. An axis of length 1, in masks, stays one."""
         shape = (*a.shape[:-2], a.shape[-2] * a.shape[-1]) if self.repeats > 1 else a.shape
-        if self.block is not None and self.size:
-            i = self.block - 1
+        if self.size:
+            i = self.block[0] - 1
             split = (shape[i] // self.size, self.size) if shape[i] > 1 else (1, 1)
             shape = (*shape[:i], *split, *shape[i + 1 :])
         return a.reshape(shape)
@@ -79,16 +75,17 @@ class Channels(NamedTuple):
         over a channel, so that float32 adds them exactly; of the rest the roundings are a thousand times smaller.
         (After Rump, Ogita and Oishi, "Accurate floating-point summation", 2008. Only the blocks' sums cost a sweep.)
         """
-        if self.block is None:
+        if not self.block:
             return self.sum(a)
         sums = a.sum(self.block, keepdims=True)
-        sample = tuple(i for i in range(a.ndim) if i not in (self.axis, _batch(self.axis, a.ndim)))
-        _, exponent = jnp.frexp(jnp.abs(lax.stop_gradient(sums)).max(sample, keepdims=True))
+        _, exponent = jnp.frexp(jnp.abs(lax.stop_gradient(sums)).max(_sample(self.axis, a.ndim), keepdims=True))
         unit = jnp.ldexp(jnp.ones((), a.dtype), jnp.maximum(exponent - 10, jnp.finfo(a.dtype).minexp))
         leading = lax.stop_gradient(jnp.round(sums / unit) * unit)
         leading = jnp.where(jnp.isfinite(leading), leading, 0)
         return self.sum(leading) + self.sum(sums - leading)
 
 
-def _batch(axis: int, ndim: int) -> int:
-    return 0 if axis else ndim - 1
+def _sample(axis: int, ndim: int) -> tuple[int, ...]:
+    """The axes of one sample and one channel."""
+    batch = 0 if axis else ndim - 1
+    return tuple(i for i in range(ndim) if i not in (axis, batch))
