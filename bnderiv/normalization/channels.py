@@ -26,14 +26,14 @@ class Channels(NamedTuple):
         """For arrays of this shape; if `masked`, for what broadcasts to it as well.
 
         Few channels on the last axis are viewed as whole rows of them: six do not fill a vector register, a row of
-        28·6 does. A sample (the batch is the first axis, or the last if the channels are first) comes in blocks of 14
+        28·6 does. And they are summed closely; among many, one that cancels by chance hardly counts, and all cost more.
+        A sample (the batch is the first axis, or the last if the channels are first) then comes in blocks, of 14
         elements or some more of its longest axis; one that is less than 14 long and wide is a block itself.
         """
-        repeats = 1
-        few = not masked and axis == len(shape) - 1 > 1 and shape[-1] < 16
-        if few and 1 < shape[-2] <= 1024 // shape[-1]:
+        few, repeats = shape[axis] < 16, 1
+        if few and not masked and axis == len(shape) - 1 > 1 and 1 < shape[-2] <= 1024 // shape[-1]:
             axis, repeats, shape = axis - 1, shape[-2], (*shape[:-2], shape[-2] * shape[-1])
-        sample = _sample(axis, len(shape))
+        sample = _sample(axis, len(shape)) if few else ()
         longest = max(sample, key=lambda i: shape[i], default=0)
         if not sample or shape[longest] < 14:
             return Channels(axis, repeats, sample)
