@@ -118,7 +118,7 @@ def test_lenet_step_runs_none_of_the_slow_operations():
 
 def test_lenet_step_is_few_kernels():
     names = [name for name, _ in kernels(lenet_program())]
-    assert len(names) <= 135
+    assert len(names) <= 141  # a dozen of them for the closer sums of the first batch norm's six channels
     assert len(re.findall(r" dot\(", lenet_program().as_text())) <= 16
 
 
