@@ -41,11 +41,11 @@ def test_messages_of_a_program():
 def test_what_a_step_sends(quickly):
     """For each batch norm two messages of 2C floats forward, one backward; in one more all gradients and the loss.
 
-    The sums of the backward are in two parts where there are pixels to sum over.
+    The sums of the backward are in two parts where they are of few channels: of the first convolution's six.
     """
-    devices, channels, of_images = jax.devices()[:8], 6 + 16 + 120 + 84, 6 + 16
+    devices, channels, few = jax.devices()[:8], 6 + 16 + 120 + 84, 6
     together = scale.step_counts(devices, 0)
-    assert together["statistics"] == {"messages": 12, "bytes": 4 * (3 * 2 * channels + 2 * of_images)}
+    assert together["statistics"] == {"messages": 12, "bytes": 4 * (3 * 2 * channels + 2 * few)}
     parameters = scale.LENET5.parameters - 2 * channels
     # At least: XLA may sum a convolution's gradient over the devices in the larger form its product has it in.
     assert together["gradients"]["messages"] == 1
@@ -61,14 +61,14 @@ def test_what_a_step_sends(quickly):
 @pytest.mark.parametrize("devices", [4, 8])
 def test_what_one_batch_norm_sends(devices, quickly):
     """By sharding the bytes do not depend on the number of devices; by `axis_name` those of the forward pass do."""
-    there = jax.devices()[:devices]
-    sharded, named = (scale.layer_counts(there, 16, named=named) for named in (False, True))
+    there, channels = jax.devices()[:devices], 16
+    sharded, named = (scale.layer_counts(there, channels, named=named) for named in (False, True))
     assert sharded == {
-        "forward": {"messages": 2, "bytes": 4 * 4 * 16},
-        "backward": {"messages": 1, "bytes": 4 * 4 * 16},
+        "forward": {"messages": 2, "bytes": 4 * 4 * channels},
+        "backward": {"messages": 1, "bytes": 4 * 2 * channels},
     }
-    assert named["forward"] == {"messages": 1, "bytes": scale.by_name_bytes(devices, 16)}
-    assert named["backward"] == {"messages": 1, "bytes": 2 * 4 * 16}  # each device adds up its own two parts
+    assert named["forward"] == {"messages": 1, "bytes": scale.by_name_bytes(devices, channels)}
+    assert named["backward"] == {"messages": 1, "bytes": 4 * 2 * channels}
 
 
 def test_what_is_compiled_for_another_machine_is_traced_for_it():
