@@ -186,7 +186,9 @@ def test_untraced_arguments_within_a_transform():
     (x, gamma, beta), _ = calls(2)["batch_norm"]
 
     def count(layers):
-        of_one = lambda _: layers.batch_norm(x, gamma, beta, axis_name="i")[1].count  # noqa: E731
+        def of_one(_):
+            return layers.batch_norm(x, gamma, beta, axis_name="i")[1].count
+
         return jax.jit(jax.vmap(of_one, axis_name="i"))(jnp.zeros(5))
 
     near(count(bnderiv), count(bnderiv.reference), 0)

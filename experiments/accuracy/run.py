@@ -12,11 +12,9 @@ import argparse
 import importlib
 import json
 import os
-import platform
 import sys
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +32,7 @@ from experiments import _report
 RESULTS = Path(__file__).parent / "results"
 SHAPES = [(32, 28, 28, 6), (64, 84), (256, 32, 32, 8)]  # the first also serves every case that is not drawn in all
 SEEDS = range(5)
+PEERS = ("flax", "equinox", "dm-haiku", "torch")
 EPS = 1e-5
 QUANTITIES = {"y": "y", "dx": "dx", "dgamma": "dγ", "dbeta": "dβ"}
 MEANS = ("0", "1", "1e2", "1e3", "1e4", "1e6")
@@ -531,16 +530,6 @@ def as_json(content: dict[str, Any]) -> str:
     return f'{head[:-2]},\n "rows": [\n' + ",\n".join(rows) + "\n ]\n}\n"
 
 
-def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in ("bnderiv", "jax", "jaxlib", "numpy", "flax", "equinox", "dm-haiku", "torch"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one shape, one seed")
@@ -557,7 +546,7 @@ def main(arguments: list[str] | None = None) -> None:
         seeds = SEEDS[:1] if options.quick else SEEDS
         content = {
             "date": _report.today(),
-            "versions": versions(),
+            "versions": _report.versions("bnderiv", *PEERS),
             "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores",
             "eps": EPS,
             "seeds": list(seeds),

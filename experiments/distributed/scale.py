@@ -36,7 +36,7 @@ from experiments.distributed import training
 RESULTS = Path(__file__).parent / "results" / "scale"
 PER_DEVICE = 8  # images; the messages do not depend on it
 SIZES = (8, 256, 4096)
-BYTES = (8 + 8 + 16) / 3  # of a channel in one message of the statistics: two forward, one backward
+BYTES = 8  # of a channel in one message of the statistics
 
 
 # Counting.
@@ -237,7 +237,7 @@ RESNET50 = Network(norms=53, channels=26_560, parameters=25_557_032)
 LENET5 = Network(norms=4, channels=6 + 16 + 120 + 84, parameters=61_932)
 
 
-def costs(of: Network, per_layer: int, bytes_per_channel: float, network: Nodes | Torus, p: int) -> dict[str, float]:
+def costs(of: Network, per_layer: int, bytes_per_channel: int, network: Nodes | Torus, p: int) -> dict[str, float]:
     """Microseconds of one step: the statistics' messages, one after the other, and the gradients' as one message."""
     each = of.channels / of.norms * bytes_per_channel
     statistics = of.norms * per_layer * network.small(p, each)
