@@ -11,14 +11,15 @@ to output i, weight k along the other axis from its line to line s. The letters 
 Each function is compiled as a whole, for calls outside of `jax.jit`.
 """
 
+import math
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
+from bnderiv._platform import on_one_device
 from bnderiv._precision import accumulator
 
 
@@ -41,14 +42,14 @@ def correlation(geometry, x, kernel):
     """z_ois = Σ T_oikcp a_cp(s + k), all of it (C15)."""
     layout = LAYOUTS[geometry.layout]
     band, stacked = _band(geometry, x.shape, kernel), _stacked(geometry, x, kernel.shape)
-    return _contract(layout.band, band, layout.stacked, stacked, layout.output)
+    return _product(layout.band, band, layout.stacked, stacked, layout.output)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def input_gradient(geometry, x_shape, kernel, delta):
     """∂J/∂a = Tᵀδ, each line added up from the lines s that it was stacked for (C16)."""
     layout = LAYOUTS[geometry.layout]
-    lines = _contract(layout.band, _band(geometry, x_shape, kernel), layout.output, delta, layout.stacked)
+    lines = _product(layout.band, _band(geometry, x_shape, kernel), layout.output, delta, layout.stacked)
     _, other = layout.spatial
     axis, (before, _) = geometry.layout[2 + other], geometry.padding[other]
     stride, dilation = geometry.strides[other], geometry.dilation[other]
@@ -57,8 +58,7 @@ def input_gradient(geometry, x_shape, kernel, delta):
         line = lax.index_in_dim(lines, k, layout.stacked.index("k"), keepdims=False)
         low = k * dilation - before
         reach = low + (line.shape[axis] - 1) * stride + 1
-        padding = [(low, x_shape[axis] - reach, stride - 1) if a == axis else (0, 0, 0) for a in range(4)]
-        terms.append(lax.pad(line, jnp.zeros((), line.dtype), padding))
+        terms.append(_padded(line, axis, low, x_shape[axis] - reach, stride - 1))
     return sum(terms[1:], terms[0])
 
 
@@ -67,24 +67,41 @@ def kernel_gradient(geometry, kernel_shape, x, delta):
     """∂J/∂T = δ aᵀ, summed along its diagonals (C17)."""
     layout = LAYOUTS[geometry.layout]
     stacked = _stacked(geometry, x, kernel_shape)
-    d_band = _contract(layout.output, delta, layout.stacked, stacked, layout.band)
-    return _contract("pji", _diagonals(geometry, x.shape, kernel_shape), layout.band, d_band, layout.kernel)
-
-
-def _diagonals(geometry, x_shape, kernel_shape):
-    """1 where weight j leads from cell p to output i of the banded axis: p = stride·i + dilation·j − before (C14)."""
-    banded, _ = LAYOUTS[geometry.layout].spatial
-    size, k = x_shape[geometry.layout[2 + banded]], kernel_shape[banded]
-    stride, dilation, padding = (option[banded] for option in (geometry.strides, geometry.dilation, geometry.padding))
-    outputs = (size + sum(padding) - dilation * (k - 1) - 1) // stride + 1
-    p, j, i = np.ogrid[:size, :k, :outputs]
-    return p == stride * i + dilation * j - padding[0]
+    d_band = _product(layout.output, delta, layout.stacked, stacked, layout.band)
+    letters = layout.band.replace("i", "").replace("p", "j")  # of one line of T
+    axis, size, dilation, windows = letters.index("j"), *_windows(geometry, x.shape, kernel_shape)
+    met = []
+    for i, (begin, end) in enumerate(windows):
+        line = lax.index_in_dim(d_band, i, layout.band.index("i"), keepdims=False)
+        met.append(_padded(line, axis, -begin, end - size))
+    weights = lax.slice_in_dim(sum(met[1:], met[0]), 0, None, dilation, axis)
+    return weights.transpose([letters.index(c) for c in layout.kernel])
 
 
 def _band(geometry, x_shape, kernel):
-    """T: the kernel, each weight along its diagonal (C14)."""
+    """T: line i is the kernel, laid along the cells that output i meets (C14)."""
     layout = LAYOUTS[geometry.layout]
-    return _contract("pji", _diagonals(geometry, x_shape, kernel.shape), layout.kernel, kernel, layout.band)
+    letters = layout.band.replace("i", "").replace("p", "j")  # of one line of T
+    axis, size, dilation, windows = letters.index("j"), *_windows(geometry, x_shape, kernel.shape)
+    weights = kernel.transpose([layout.kernel.index(c) for c in letters])
+    lines = [_padded(weights, axis, begin, size - end, dilation - 1) for begin, end in windows]
+    return jnp.stack(lines, layout.band.index("i"))
+
+
+def _windows(geometry, x_shape, kernel_shape):
+    """Of the banded axis its size and dilation, and for each output (begin, end) of the cells from its first weight to
+    its last, inside of the input or not: weight j leads from p = stride·i + dilation·j − before to output i (C14).
+    """
+    banded, _ = LAYOUTS[geometry.layout].spatial
+    size, stride, dilation = x_shape[geometry.layout[2 + banded]], geometry.strides[banded], geometry.dilation[banded]
+    before, after = geometry.padding[banded]
+    reach = dilation * (kernel_shape[banded] - 1) + 1
+    return size, dilation, [(p, p + reach) for p in range(-before, size + after - reach + 1, stride)]
+
+
+def _padded(a, axis, low, high, interior=0):
+    """`lax.pad` with zeros along one axis; negative edges cut."""
+    return lax.pad(a, jnp.zeros((), a.dtype), [(low, high, interior) if i == axis else (0, 0, 0) for i in range(a.ndim)])
 
 
 def _stacked(geometry, x, kernel_shape):
@@ -92,9 +109,7 @@ def _stacked(geometry, x, kernel_shape):
     layout = LAYOUTS[geometry.layout]
     _, other = layout.spatial
     axis, stride, dilation = geometry.layout[2 + other], geometry.strides[other], geometry.dilation[other]
-    x = lax.pad(
-        x, jnp.zeros((), x.dtype), [(*geometry.padding[other], 0) if a == axis else (0, 0, 0) for a in range(4)]
-    )
+    x = _padded(x, axis, *geometry.padding[other])
     reach = dilation * (kernel_shape[other] - 1)
     lines = [
         lax.slice_in_dim(x, k * dilation, x.shape[axis] - reach + k * dilation, stride, axis)
@@ -103,13 +118,26 @@ def _stacked(geometry, x, kernel_shape):
     return jnp.stack(lines, layout.stacked.index("k"))
 
 
-def _contract(of_a, a, of_b, b, of_result):
-    """`einsum(f"{of_a},{of_b}->{of_result}")`, but factors and summed axes are in the order that copies the least."""
-    wide = accumulator(b.dtype)  # the products of this backend's narrower matrices are no faster, nor always there
+def _product(of_a, a, of_b, b, of_result):
+    """`einsum(f"{of_a},{of_b}->{of_result}")` of arrays that are matrices as they lie: what is summed is first or last.
+
+    Where XLA is given the matrices themselves it multiplies them as they are, transposed or not. Several summed axes it
+    makes one by a copy. But axes that are spread over devices must stay axes.
+    """
     if of_result[0] in of_b:
         of_a, a, of_b, b = of_b, b, of_a, a
-    summed = [c for c in of_a if c in of_b]
-    axes = [of_a.index(c) for c in summed], [of_b.index(c) for c in summed]
-    result = lax.dot_general(jnp.asarray(a, wide), jnp.asarray(b, wide), (axes, ((), ())))
-    free = [c for c in of_a + of_b if c not in summed]
-    return result.transpose([free.index(c) for c in of_result])
+    sizes = dict(zip(of_a + of_b, a.shape + b.shape, strict=True))
+    wide = accumulator(b.dtype)  # the products of this backend's narrower matrices are no faster, nor always there
+    a, summed_in_a = _matrix(of_a, a.astype(wide), of_result)
+    b, summed_in_b = _matrix(of_b, b.astype(wide), of_result)
+    result = lax.dot_general(a, b, ((summed_in_a, summed_in_b), ((), ())))
+    return result.reshape([sizes[c] for c in of_result])
+
+
+def _matrix(letters, a, of_result):
+    """`a`, and which of its axes are not in the result; two axes in all if there is but one device."""
+    summed = [i for i, c in enumerate(letters) if c not in of_result]
+    if not on_one_device():
+        return a, summed
+    cut = len(summed) if summed[0] == 0 else summed[0]
+    return a.reshape(math.prod(a.shape[:cut]), -1), [0 if summed[0] == 0 else 1]
