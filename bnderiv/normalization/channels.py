@@ -61,7 +61,8 @@ class Channels(NamedTuple):
 
     def along(self, vector: jax.Array, a: jax.Array) -> jax.Array:
         """(C,) laid along the channels of `a`, to broadcast against it explicitly."""
-        if a.size > 2**20:
+        last = self.axis == a.ndim - 1 and self.repeats == 1
+        if a.size > (2**13 if last else 2**20):
             vector = _settled(vector)
         return along(jnp.tile(vector, self.repeats) if self.repeats > 1 else vector, self.axis, a.ndim)
 
@@ -91,8 +92,9 @@ def _settled(vector: jax.Array) -> jax.Array:
     """The same, computed once before it is laid along an array, and not anew for each of its elements.
 
     XLA's CPU backend computes what leads to an element together with it, all the steps to a mean or a scale too, back to
-    the last one that it holds expensive. A division is, and this one is by 1, which XLA cannot know. Without, batch norm
-    takes a third longer; where the array is in the cache, the price of one more kernel is as high as the gain.
+    the last one that it holds expensive. A division is, and this one is by 1, which XLA cannot know. Without it batch norm
+    of a large array takes a third longer. Of a small one the price, another kernel, is higher than the gain; the more so
+    where neighbours are of one channel, as then what leads to the channel is computed once for a row of them.
     """
     return vector / jnp.where(vector == vector, 1, 2).astype(vector.dtype)
 
