@@ -63,6 +63,15 @@ def _loop(shape, x, kernel):
     return z, gradients
 
 
+@pytest.fixture
+def one_device(monkeypatch):
+    """As where there is one device; the suite has eight."""
+    monkeypatch.setattr(banded, "on_one_device", lambda: True)
+    jax.clear_caches()  # what was traced for eight
+    yield
+    jax.clear_caches()
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize(
     ("way", "layout"),
@@ -74,6 +83,17 @@ def _loop(shape, x, kernel):
     ],
 )
 def test_each_way_is_the_loop(way, layout, shape):
+    _is_the_loop(way, layout, shape)
+
+
+@pytest.mark.usefixtures("one_device")
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("layout", [NHWC, CHWN], ids=["nhwc", "chwn"])
+def test_so_are_the_products_of_one_device(layout, shape):
+    _is_the_loop(banded, layout, shape)
+
+
+def _is_the_loop(way, layout, shape):
     rng = np.random.default_rng(1)
     x = rng.standard_normal((3, shape.rows, shape.columns, shape.kernel[2]))
     kernel = rng.standard_normal(shape.kernel)
@@ -94,6 +114,20 @@ def test_each_way_is_the_loop(way, layout, shape):
 
 def _near(a, b):
     np.testing.assert_allclose(a, b, rtol=0, atol=1e-13 * max(1.0, np.abs(b).max()))
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_products_copy_neither_matrix_nor_an_axis_that_may_be_spread(devices, monkeypatch):
+    """On one device the gradient of the kernel is a product of matrices; on more the batch stays an axis."""
+    monkeypatch.setattr(banded, "on_one_device", lambda: devices == 1)
+    jax.clear_caches()
+    geometry = _Geometry((1, 1), ((0, 0), (0, 0)), (1, 1), 1, CHWN)
+    x, delta = jnp.ones((2, 6, 6, 5)), jnp.ones((3, 4, 4, 5))
+    gradient = jax.make_jaxpr(lambda x, delta: banded.kernel_gradient(geometry, (3, 3, 2, 3), x, delta))(x, delta)
+    (product,) = (e for e in gradient.jaxpr.eqns[0].params["jaxpr"].eqns if e.primitive.name == "dot_general")
+    shapes = [v.aval.shape for v in product.invars]
+    assert shapes == ([(3 * 4, 4 * 5), (3 * 2 * 6, 4 * 5)] if devices == 1 else [(3, 4, 4, 5), (3, 2, 6, 4, 5)])
+    jax.clear_caches()
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
