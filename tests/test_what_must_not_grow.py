@@ -97,7 +97,7 @@ def test_batch_norm_sweeps_and_arithmetic(layer, sweeps, flops):
 
 @pytest.mark.parametrize("layer", ["batch_norm", "batch_norm_relu"])
 def test_batch_norm_computes_its_vectors_once(layer):
-    """Not anew for each element of x: what writes such an array is handed vectors, and does nothing but lay them out."""
+    """Not anew for each element of x: what writes such an array is handed vectors, and lays them out."""
     program = batch_norm_program(layer)
     elements = re.escape(f"[{','.join(map(str, SHAPE))}]")
     full = re.findall(rf" = \S+{elements}\S* fusion\(.*kind=kLoop, calls=(%[\w.-]+)", program.as_text())

@@ -101,7 +101,9 @@ def _windows(geometry, x_shape, kernel_shape):
 
 def _padded(a, axis, low, high, interior=0):
     """`lax.pad` with zeros along one axis; negative edges cut."""
-    return lax.pad(a, jnp.zeros((), a.dtype), [(low, high, interior) if i == axis else (0, 0, 0) for i in range(a.ndim)])
+    return lax.pad(
+        a, jnp.zeros((), a.dtype), [(low, high, interior) if i == axis else (0, 0, 0) for i in range(a.ndim)]
+    )
 
 
 def _stacked(geometry, x, kernel_shape):
