@@ -92,9 +92,9 @@ def _settled(vector: jax.Array) -> jax.Array:
     """The same, computed once before it is laid along an array, and not anew for each of its elements.
 
     XLA's CPU backend computes what leads to an element together with it, all the steps to a mean or a scale too, back
-    to the last one that it holds expensive. A division is, and this one is by 1, which XLA cannot know. Without it batch
-    norm of a large array takes a third longer. Of a small one the price, another kernel, is higher than the gain; the
-    more so where neighbours are of one channel: what leads to it is then computed once for a row of them.
+    to the last one that it holds expensive. A division is, and this one is by 1, which XLA cannot know. Without it,
+    batch norm of a large array takes a third longer. Of a small one the price, another kernel, is higher than the
+    gain; the more so where neighbours are of one channel: what leads to it is then computed once for a row of them.
     """
     return vector / jnp.where(vector == vector, 1, 2).astype(vector.dtype)
 
