@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import pytest
 
 import bnderiv
-from bnderiv.convolution import banded
+from bnderiv.convolution import _lines, banded
 from experiments.benchmark import steps
 from experiments.benchmark.memory import saved
 
@@ -45,7 +45,8 @@ def lenet_program(devices: int = 8) -> Any:
     """As traced where there are so many devices; the suite has eight."""
     step, arguments = steps.network("closed_form", "max", "relu")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(banded, "on_one_device", lambda: devices == 1)
+        for module in (banded, _lines):
+            patch.setattr(module, "on_one_device", lambda: devices == 1)
         jax.clear_caches()
         program = step.lower(*jax.eval_shape(lambda: arguments(32))).compile()
     jax.clear_caches()
@@ -145,12 +146,13 @@ def test_lenet_step_runs_none_of_the_slow_operations():
 @pytest.mark.parametrize("devices", [1, 8])
 def test_lenet_step_is_few_kernels(devices):
     program = lenet_program(devices)
-    # A dozen of them for the closer sums of the first batch norm's six channels, ten for the second kernel's band.
-    assert len(list(kernels(program))) <= 145
+    # A dozen of them for the closer sums of the first batch norm's six channels, ten for the second kernel's band, thirty
+    # vectors of the last two batch norms, a microsecond each, that would else be computed anew for every example.
+    assert len(list(kernels(program))) <= 171
     assert len(re.findall(r" dot\(", program.as_text())) <= 13
 
 
-@pytest.mark.parametrize(("devices", "moved", "kept"), [(1, 26.6e6, 3.12e6), (8, 29.4e6, 3.39e6)])
+@pytest.mark.parametrize(("devices", "moved", "kept"), [(1, 24.3e6, 3.12e6), (8, 29.4e6, 3.39e6)])
 def test_lenet_step_arithmetic_and_memory(devices, moved, kept):
     program = lenet_program(devices)
     cost = program.cost_analysis()

@@ -21,6 +21,7 @@ from jax import lax
 
 from bnderiv._platform import on_one_device
 from bnderiv._precision import accumulator
+from bnderiv.convolution._lines import lines
 
 
 class _Layout(NamedTuple):
@@ -49,13 +50,13 @@ def correlation(geometry, x, kernel):
 def input_gradient(geometry, x_shape, kernel, delta):
     """∂J/∂a = Tᵀδ, each line added up from the lines s that it was stacked for (C16)."""
     layout = LAYOUTS[geometry.layout]
-    lines = _product(layout.band, _band(geometry, x_shape, kernel), layout.output, delta, layout.stacked)
+    stacked = _product(layout.band, _band(geometry, x_shape, kernel), layout.output, delta, layout.stacked)
     _, other = layout.spatial
     axis, (before, _) = geometry.layout[2 + other], geometry.padding[other]
     stride, dilation = geometry.strides[other], geometry.dilation[other]
     terms = []
     for k in range(kernel.shape[other]):
-        line = lax.index_in_dim(lines, k, layout.stacked.index("k"), keepdims=False)
+        line = lax.index_in_dim(stacked, k, layout.stacked.index("k"), keepdims=False)
         low = k * dilation - before
         reach = low + (line.shape[axis] - 1) * stride + 1
         terms.append(_padded(line, axis, low, x_shape[axis] - reach, stride - 1))
@@ -84,8 +85,8 @@ def _band(geometry, x_shape, kernel):
     letters = layout.band.replace("i", "").replace("p", "j")  # of one line of T
     axis, size, dilation, windows = letters.index("j"), *_windows(geometry, x_shape, kernel.shape)
     weights = kernel.transpose([layout.kernel.index(c) for c in letters])
-    lines = [_padded(weights, axis, begin, size - end, dilation - 1) for begin, end in windows]
-    return jnp.stack(lines, layout.band.index("i"))
+    band = [_padded(weights, axis, begin, size - end, dilation - 1) for begin, end in windows]
+    return jnp.stack(band, layout.band.index("i"))
 
 
 def _windows(geometry, x_shape, kernel_shape):
@@ -113,11 +114,8 @@ def _stacked(geometry, x, kernel_shape):
     axis, stride, dilation = geometry.layout[2 + other], geometry.strides[other], geometry.dilation[other]
     x = _padded(x, axis, *geometry.padding[other])
     reach = dilation * (kernel_shape[other] - 1)
-    lines = [
-        lax.slice_in_dim(x, k * dilation, x.shape[axis] - reach + k * dilation, stride, axis)
-        for k in range(kernel_shape[other])
-    ]
-    return jnp.stack(lines, layout.stacked.index("k"))
+    first = range(0, reach + 1, dilation)
+    return jnp.stack([lines(x, axis, k, x.shape[axis] - reach + k, stride) for k in first], layout.stacked.index("k"))
 
 
 def _product(of_a, a, of_b, b, of_result):

@@ -10,6 +10,7 @@ from jax import lax
 
 from bnderiv import _arguments
 from bnderiv._precision import accumulator
+from bnderiv.convolution._lines import lines
 
 
 @partial(jax.jit, static_argnums=0)
@@ -32,4 +33,4 @@ def correlation(geometry, x, kernel):
 def _met_by(i, k, axis, geometry, x):
     """The cells along `axis` that weight i of k meets, one for each output."""
     stride, dilation = geometry.strides[axis - 1], geometry.dilation[axis - 1]
-    return lax.slice_in_dim(x, i * dilation, x.shape[axis] - dilation * (k - 1 - i), stride, axis)
+    return lines(x, axis, i * dilation, x.shape[axis] - dilation * (k - 1 - i), stride)

@@ -62,7 +62,7 @@ class Channels(NamedTuple):
     def along(self, vector: jax.Array, a: jax.Array) -> jax.Array:
         """(C,) laid along the channels of `a`, to broadcast against it explicitly."""
         last = self.axis == a.ndim - 1 and self.repeats == 1
-        if a.size > (2**13 if last else 2**20):
+        if a.size > (2**11 if last else 2**20):
             vector = _settled(vector)
         return along(jnp.tile(vector, self.repeats) if self.repeats > 1 else vector, self.axis, a.ndim)
 

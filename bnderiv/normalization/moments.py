@@ -107,7 +107,7 @@ def _units(channels, x, where, n, eps):
     largest = (
         -info.minexp - 6
     )  # so that 1/s is normal, and s times the few powers of two of the sums is finite and normal
-    return shift, jnp.ldexp(jnp.ones_like(n), jnp.clip(-exponent, -largest, largest))
+    return shift, 1 / jnp.ldexp(jnp.ones_like(n), jnp.clip(exponent, -largest, largest))
 
 
 def in_units(channels: Channels, x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:

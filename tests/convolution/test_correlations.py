@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import bnderiv
-from bnderiv.convolution import banded, correlations, direct, shifted
+from bnderiv.convolution import _lines, banded, correlations, direct, shifted
 from bnderiv.convolution.conv2d import _Geometry
 
 NHWC, CHWN = (0, 3, 1, 2), (3, 0, 1, 2)
@@ -66,7 +66,8 @@ def _loop(shape, x, kernel):
 @pytest.fixture
 def one_device(monkeypatch):
     """As where there is one device; the suite has eight."""
-    monkeypatch.setattr(banded, "on_one_device", lambda: True)
+    for module in (banded, _lines):
+        monkeypatch.setattr(module, "on_one_device", lambda: True)
     jax.clear_caches()  # what was traced for eight
     yield
     jax.clear_caches()
@@ -88,9 +89,16 @@ def test_each_way_is_the_loop(way, layout, shape):
 
 @pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("layout", [NHWC, CHWN], ids=["nhwc", "chwn"])
-def test_so_are_the_products_of_one_device(layout, shape):
-    _is_the_loop(banded, layout, shape)
+@pytest.mark.parametrize(
+    ("way", "layout"),
+    [
+        pytest.param(banded, NHWC, id="banded-nhwc"),
+        pytest.param(banded, CHWN, id="banded-chwn"),
+        pytest.param(shifted, CHWN, id="shifted-chwn"),
+    ],
+)
+def test_on_one_device_each_way_is_the_loop(way, layout, shape):
+    _is_the_loop(way, layout, shape)
 
 
 def _is_the_loop(way, layout, shape):
@@ -117,8 +125,8 @@ def _near(a, b):
 
 
 @pytest.mark.parametrize("devices", [1, 8])
-def test_products_copy_neither_matrix_nor_an_axis_that_may_be_spread(devices, monkeypatch):
-    """On one device the gradient of the kernel is a product of matrices; on more the batch stays an axis."""
+def test_the_gradient_of_the_kernel_is_a_product_of_matrices(devices, monkeypatch):
+    """On one device; on more the batch, which may be spread over them, stays an axis."""
     monkeypatch.setattr(banded, "on_one_device", lambda: devices == 1)
     jax.clear_caches()
     geometry = _Geometry((1, 1), ((0, 0), (0, 0)), (1, 1), 1, CHWN)
