@@ -146,8 +146,8 @@ def test_lenet_step_runs_none_of_the_slow_operations():
 @pytest.mark.parametrize("devices", [1, 8])
 def test_lenet_step_is_few_kernels(devices):
     program = lenet_program(devices)
-    # A dozen of them for the closer sums of the first batch norm's six channels, ten for the second kernel's band, thirty
-    # vectors of the last two batch norms, a microsecond each, that would else be computed anew for every example.
+    # A dozen of them for the closer sums of the first batch norm's six channels, ten for the second kernel's band; and
+    # thirty vectors of the last two batch norms, a microsecond each, that would else be computed for every example.
     assert len(list(kernels(program))) <= 171
     assert len(re.findall(r" dot\(", program.as_text())) <= 13
 
