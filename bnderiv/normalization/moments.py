@@ -104,9 +104,9 @@ def _units(channels, x, where, n, eps):
     info = jnp.finfo(dtype)
     shift = lax.reduce_precision(shift, info.nexp, info.nmant - 1)
     _, exponent = jnp.frexp(jnp.maximum(size, jnp.sqrt(eps)))
-    largest = (
-        -info.minexp - 6
-    )  # so that 1/s is normal, and s times the few powers of two of the sums is finite and normal
+    # So that 1/s is normal, and s times the few powers of two of the sums is finite and normal. A quotient, because XLA
+    # computes it once for a channel (see `channels`).
+    largest = -info.minexp - 6
     return shift, 1 / jnp.ldexp(jnp.ones_like(n), jnp.clip(exponent, -largest, largest))
 
 
