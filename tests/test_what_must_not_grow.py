@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import pytest
 
 import bnderiv
-from bnderiv.convolution import _lines, banded
 from experiments.benchmark import steps
 from experiments.benchmark.memory import saved
+from tests.devices import traced_for
 
 SHAPE = (16, 20, 20, 24)
 X, VECTOR = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (SHAPE, SHAPE[-1:]))
@@ -44,13 +44,8 @@ def batch_norm_program(layer) -> Any:
 def lenet_program(devices: int = 8) -> Any:
     """As traced where there are so many devices; the suite has eight."""
     step, arguments = steps.network("closed_form", "max", "relu")
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (banded, _lines):
-            patch.setattr(module, "on_one_device", lambda: devices == 1)
-        jax.clear_caches()
-        program = step.lower(*jax.eval_shape(lambda: arguments(32))).compile()
-    jax.clear_caches()
-    return program
+    with traced_for(devices):
+        return step.lower(*jax.eval_shape(lambda: arguments(32))).compile()
 
 
 def kernels(program):

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bnderiv._platform import on_one_device
+from bnderiv import _platform
 from bnderiv._precision import accumulator
 from bnderiv.convolution._lines import lines
 
@@ -137,7 +137,7 @@ def _product(of_a, a, of_b, b, of_result):
 def _matrix(letters, a, of_result):
     """`a`, and which of its axes are not in the result; two axes in all if there is but one device."""
     summed = [i for i, c in enumerate(letters) if c not in of_result]
-    if not on_one_device():
+    if not _platform.on_one_device():
         return a, summed
     cut = len(summed) if summed[0] == 0 else summed[0]
     return a.reshape(math.prod(a.shape[:cut]), -1), [0 if summed[0] == 0 else 1]

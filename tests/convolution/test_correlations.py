@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import bnderiv
-from bnderiv.convolution import _lines, banded, correlations, direct, shifted
+from bnderiv.convolution import banded, correlations, direct, shifted
 from bnderiv.convolution.conv2d import _Geometry
+from tests.devices import traced_for
 
 NHWC, CHWN = (0, 3, 1, 2), (3, 0, 1, 2)
 
@@ -63,16 +64,6 @@ def _loop(shape, x, kernel):
     return z, gradients
 
 
-@pytest.fixture
-def one_device(monkeypatch):
-    """As where there is one device; the suite has eight."""
-    for module in (banded, _lines):
-        monkeypatch.setattr(module, "on_one_device", lambda: True)
-    jax.clear_caches()  # what was traced for eight
-    yield
-    jax.clear_caches()
-
-
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize(
     ("way", "layout"),
@@ -85,20 +76,9 @@ def one_device(monkeypatch):
 )
 def test_each_way_is_the_loop(way, layout, shape):
     _is_the_loop(way, layout, shape)
-
-
-@pytest.mark.usefixtures("one_device")
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize(
-    ("way", "layout"),
-    [
-        pytest.param(banded, NHWC, id="banded-nhwc"),
-        pytest.param(banded, CHWN, id="banded-chwn"),
-        pytest.param(shifted, CHWN, id="shifted-chwn"),
-    ],
-)
-def test_on_one_device_each_way_is_the_loop(way, layout, shape):
-    _is_the_loop(way, layout, shape)
+    if way is not direct:
+        with traced_for(devices=1):
+            _is_the_loop(way, layout, shape)
 
 
 def _is_the_loop(way, layout, shape):
@@ -125,17 +105,15 @@ def _near(a, b):
 
 
 @pytest.mark.parametrize("devices", [1, 8])
-def test_the_gradient_of_the_kernel_is_a_product_of_matrices(devices, monkeypatch):
+def test_the_gradient_of_the_kernel_is_a_product_of_matrices(devices):
     """On one device; on more the batch, which may be spread over them, stays an axis."""
-    monkeypatch.setattr(banded, "on_one_device", lambda: devices == 1)
-    jax.clear_caches()
     geometry = _Geometry((1, 1), ((0, 0), (0, 0)), (1, 1), 1, CHWN)
     x, delta = jnp.ones((2, 6, 6, 5)), jnp.ones((3, 4, 4, 5))
-    gradient = jax.make_jaxpr(lambda x, delta: banded.kernel_gradient(geometry, (3, 3, 2, 3), x, delta))(x, delta)
+    with traced_for(devices):
+        gradient = jax.make_jaxpr(lambda x, delta: banded.kernel_gradient(geometry, (3, 3, 2, 3), x, delta))(x, delta)
     (product,) = (e for e in gradient.jaxpr.eqns[0].params["jaxpr"].eqns if e.primitive.name == "dot_general")
     shapes = [v.aval.shape for v in product.invars]
     assert shapes == ([(3 * 4, 4 * 5), (3 * 2 * 6, 4 * 5)] if devices == 1 else [(3, 4, 4, 5), (3, 2, 6, 4, 5)])
-    jax.clear_caches()
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
