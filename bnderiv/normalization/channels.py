@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from bnderiv._arguments import along
+from bnderiv._computed_once import quotient
 
 
 class Channels(NamedTuple):
@@ -61,9 +62,11 @@ class Channels(NamedTuple):
 
     def along(self, vector: jax.Array, a: jax.Array) -> jax.Array:
         """(C,) laid along the channels of `a`, to broadcast against it explicitly."""
+        # Batch norm of a large array takes a third longer without. Of a small one the price, another kernel, is higher
+        # than the gain; the more so where neighbours are of one channel, who share what leads to it.
         last = self.axis == a.ndim - 1 and self.repeats == 1
         if a.size > (2**11 if last else 2**20):
-            vector = _settled(vector)
+            vector = quotient(vector)
         return along(jnp.tile(vector, self.repeats) if self.repeats > 1 else vector, self.axis, a.ndim)
 
     def sum(self, a: jax.Array) -> jax.Array:
@@ -86,17 +89,6 @@ class Channels(NamedTuple):
         leading = lax.stop_gradient(jnp.round(sums / unit) * unit)
         leading = jnp.where(jnp.isfinite(leading), leading, 0)
         return self.sum(leading) + self.sum(sums - leading)
-
-
-def _settled(vector: jax.Array) -> jax.Array:
-    """The same, computed once before it is laid along an array, and not anew for each of its elements.
-
-    XLA's CPU backend computes what leads to an element together with it, all the steps to a mean or a scale too, back
-    to the last one that it holds expensive. A division is, and this one is by 1, which XLA cannot know. Without it,
-    batch norm of a large array takes a third longer. Of a small one the price, another kernel, is higher than the
-    gain; the more so where neighbours are of one channel: what leads to it is then computed once for a row of them.
-    """
-    return vector / jnp.where(vector == vector, 1, 2).astype(vector.dtype)
 
 
 def _sample(axis: int, ndim: int) -> tuple[int, ...]:

@@ -105,7 +105,7 @@ def _units(channels, x, where, n, eps):
     shift = lax.reduce_precision(shift, info.nexp, info.nmant - 1)
     _, exponent = jnp.frexp(jnp.maximum(size, jnp.sqrt(eps)))
     # So that 1/s is normal, and s times the few powers of two of the sums is finite and normal. A quotient, because XLA
-    # computes it once for a channel (see `channels`).
+    # computes it once for a channel (see `_computed_once`).
     largest = -info.minexp - 6
     return shift, 1 / jnp.ldexp(jnp.ones_like(n), jnp.clip(exponent, -largest, largest))
 

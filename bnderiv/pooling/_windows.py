@@ -78,9 +78,9 @@ def windows(
     return rows, columns
 
 
-def pad(x: jax.Array, w: Windows, value: float) -> jax.Array:
-    """`x` with its padding along the axis of `w`."""
-    return _pad(x, w.axis, (w.before, w.after, 0), value)
+def pad(x: jax.Array, both: tuple[Windows, Windows], value: float) -> jax.Array:
+    """`x` with its padding, along both axes at once: on a CPU, padding what was computed of padded arrays is slow."""
+    return _pad(x, {w.axis: (w.before, w.after, 0) for w in both}, value)
 
 
 def take(x: jax.Array, w: Windows, start: int, stride: int, count: int) -> jax.Array:
@@ -88,17 +88,56 @@ def take(x: jax.Array, w: Windows, start: int, stride: int, count: int) -> jax.A
     return lax.slice_in_dim(x, start, start + (count - 1) * stride + 1, stride, w.axis)
 
 
+def few_overlapping(both: tuple[Windows, Windows]) -> list[tuple[int, int]]:
+    """The cells (row, column) of a window, if a CPU is fastest taking each by itself (`collect`, `place`); else none.
+
+    It is where windows of a few cells overlap; not where the innermost axis is strided: what lies side by side in
+    memory then does not in the windows. Left out are cells that every window has in the padding.
+    """
+    rows, columns = both
+    innermost = max(both, key=lambda w: w.axis)
+    overlap = len(rows.cells_of) * len(columns.cells_of) > 1
+    if rows.window * columns.window > 9 or not overlap or (innermost.axis == 3 and innermost.stride > 1):
+        return []
+    return [
+        (i, j)
+        for i in range(rows.window)
+        for j in range(columns.window)
+        if i in rows.cells_of and j in columns.cells_of
+    ]
+
+
+def collect(x: jax.Array, both: tuple[Windows, Windows], cell: tuple[int, int]) -> jax.Array:
+    """What each window has in this cell; 0 in the padding."""
+    margins = {}
+    for w, k in zip(both, cell, strict=True):
+        at = k * w.dilation - w.before
+        first, last = max(0, -(at // w.stride)), min(w.count - 1, (w.size - 1 - at) // w.stride)  # that have it in x
+        x = take(x, w, at + first * w.stride, w.stride, last - first + 1)
+        margins[w.axis] = first, w.count - 1 - last, 0
+    return _pad(x, margins, 0)
+
+
+def place(delta: jax.Array, both: tuple[Windows, Windows], cell: tuple[int, int]) -> jax.Array:
+    """The transpose: each window's δ where it has this cell, 0 elsewhere."""
+    margins = {}
+    for w, k in zip(both, cell, strict=True):
+        at = k * w.dilation - w.before
+        margins[w.axis] = at, w.size - 1 - at - (w.count - 1) * w.stride, w.stride - 1
+    return _pad(delta, margins, 0)
+
+
 def dilate(delta: jax.Array, w: Windows) -> jax.Array:
     """δ with stride − 1 zeros between its entries and a margin: entry p + reach − 1 − k·dilation of the result is the δ
     of the window that has x's cell p as its cell k, or zero where there is none (P5).
     """
     low, high = w.reach - 1 - w.before, w.size + w.before - 1 - (w.count - 1) * w.stride  # neither is negative
-    return _pad(delta, w.axis, (low, high, w.stride - 1), 0)
+    return _pad(delta, {w.axis: (low, high, w.stride - 1)}, 0)
 
 
 def with_margins(delta: jax.Array, w: Windows) -> jax.Array:
     """δ with room for windows that are not there, for `spread`."""
-    return _pad(delta, w.axis, (len(w.cells_of) - 1, _starts(w) - w.count, 0), 0)
+    return _pad(delta, {w.axis: (len(w.cells_of) - 1, _starts(w) - w.count, 0)}, 0)
 
 
 def spread(delta: jax.Array, w: Windows, back: int | jax.Array) -> jax.Array:
@@ -118,7 +157,7 @@ def _starts(w: Windows) -> int:
     return -(-(w.size + w.before) // w.stride)
 
 
-def _pad(x: jax.Array, axis: int, config: tuple[int, int, int], value: float) -> jax.Array:
-    if not any(config):
+def _pad(x: jax.Array, config: dict[int, tuple[int, int, int]], value: float) -> jax.Array:
+    if not any(any(c) for c in config.values()):
         return x
-    return lax.pad(x, jnp.asarray(value, x.dtype), [config if a == axis else (0, 0, 0) for a in range(x.ndim)])
+    return lax.pad(x, jnp.asarray(value, x.dtype), [config.get(a, (0, 0, 0)) for a in range(x.ndim)])

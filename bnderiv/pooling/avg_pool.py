@@ -10,8 +10,20 @@ import numpy as np
 
 from bnderiv import _arguments
 from bnderiv._closed_form import closed_form
+from bnderiv._computed_once import quotient
 from bnderiv._precision import accumulator
-from bnderiv.pooling._windows import Windows, dilate, pad, spread, take, windows, with_margins
+from bnderiv.pooling._windows import (
+    Windows,
+    collect,
+    dilate,
+    few_overlapping,
+    pad,
+    place,
+    spread,
+    take,
+    windows,
+    with_margins,
+)
 
 
 def avg_pool(
@@ -61,8 +73,12 @@ _compiled = functools.partial(jax.jit, static_argnums=(0, 1))
 @_compiled
 def _average(both, count_include_pad, x):
     total = x.astype(accumulator(x.dtype))
-    for w in reversed(both):  # over the columns, then over the rows (P2)
-        total = _window_sums(pad(total, w, 0), w, w.window, w.stride, w.count)
+    if cells := few_overlapping(both):
+        total = _sum([collect(total, both, cell) for cell in cells])
+    else:
+        total = pad(total, both, 0)
+        for w in both:  # over the rows, then over the columns (P2)
+            total = _window_sums(total, w, w.window, w.stride, w.count)
     return (total / _divisor(both, count_include_pad, total)).astype(x.dtype)  # (P1)
 
 
@@ -76,16 +92,22 @@ def _avg_pool_fwd(both, count_include_pad, x):
 @_compiled
 def _avg_pool_bwd(both, count_include_pad, _, delta):
     share = delta.astype(accumulator(delta.dtype))
-    share = share / _divisor(both, count_include_pad, share)
-    for w in both:  # (P4): the sum over the windows that cover a cell
-        cells = w.cells_of
-        if len(cells) <= 8:  # (P6)
+    n = _divisor(both, count_include_pad, share)
+    if cells := few_overlapping(both):  # (P4): the sum over the windows that cover a cell
+        share = quotient(share, n)
+        return (_sum([place(share, both, cell) for cell in cells]).astype(delta.dtype),)
+    share = share / n
+    for w in both:  # the same, one axis at a time
+        if len(w.cells_of) <= 8:  # (P6)
             share = with_margins(share, w)
-            terms = [_where_covered(cell, spread(share, w, back), w) for back, cell in enumerate(cells)]
-            share = sum(terms[1:], terms[0])
+            share = _sum([_where_covered(cell, spread(share, w, back), w) for back, cell in enumerate(w.cells_of)])
         else:  # (P5)
             share = _window_sums(dilate(share, w), w, w.window, 1, w.size)
     return (share.astype(delta.dtype),)
+
+
+def _sum(terms):
+    return sum(terms[1:], terms[0])
 
 
 def _where_covered(cell, share, w):
@@ -99,8 +121,7 @@ _avg_pool.defvjp(_avg_pool_fwd, _avg_pool_bwd)
 def _window_sums(x, w: Windows, cells, stride, count):
     """The sums of `count` runs of `cells` cells each, their starts `stride` apart."""
     if cells <= 8:
-        first, *others = (take(x, w, k, stride, count) for k in range(cells))
-        return sum(others, first)
+        return _sum([take(x, w, k, stride, count) for k in range(cells)])
     # A long run is two runs of half the length: log(cells) additions, in place of one slice for each cell.
     half = cells // 2
     step = math.gcd(half, stride)

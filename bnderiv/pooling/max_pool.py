@@ -69,26 +69,28 @@ _max_pool = closed_form(_maxima, nondiff_argnums=(0,))
 def _winners(both, x):
     """The maxima, and where each was found: row·n + column within the window of m rows and n columns."""
     rows, columns = both
-    place = jnp.zeros(x.shape, np.min_scalar_type(rows.window * columns.window - 1))
+    x = pad(x, both, -jnp.inf)
+    winner = jnp.zeros(x.shape, np.min_scalar_type(rows.window * columns.window - 1))
     # The first maximum of each row of a window, then the first of those (P8).
-    return _first_maxima(*_first_maxima(x, place, columns, 1), rows, columns.window)
+    return _first_maxima(*_first_maxima(x, winner, columns, 1), rows, columns.window)
 
 
-def _first_maxima(x, place, w, step):
+def _first_maxima(x, winners, w, step):
     """The first maximum of each window along one axis; its place grows by `step` with each cell."""
-    first_real = np.maximum(0, -((np.arange(w.count) * w.stride - w.before) // w.dilation))
-    x, place = pad(x, w, -jnp.inf), pad(place, w, 0)
 
     def cell(k):
-        value, at = (take(a, w, k * w.dilation, w.stride, w.count) for a in (x, place))
-        return value, at + k * step
+        value, its_place = (take(a, w, k * w.dilation, w.stride, w.count) for a in (x, winners))
+        return value, its_place + k * step
 
     best, winner = cell(0)
+    # Padding never wins: where all is −inf, the first cell that is not padding does (P9).
+    first_real = np.maximum(0, -((np.arange(w.count) * w.stride - w.before) // w.dilation))
+    first_real = np.where(first_real < w.window, first_real, 0)  # in a window of padding alone nothing is won
+    if first_real.any():
+        winner += _arguments.along(jnp.asarray(first_real * step, winner.dtype), w.axis, x.ndim)
     for k in range(1, w.window):
         candidate, its_place = cell(k)
         wins = (best == best) & ~(candidate <= best)  # larger, or NaN where there was none (P7)
-        if k in first_real:  # all before it was padding, which never wins (P9)
-            wins |= _arguments.along(jnp.asarray(first_real == k), w.axis, x.ndim)
         best, winner = jnp.where(wins, candidate, best), jnp.where(wins, its_place, winner)
     return best, winner
 
@@ -110,8 +112,8 @@ def _max_pool_bwd(both, winner, delta):
         terms = []
         for column_back, column_cell in enumerate(column_cells):
             row, column = _arguments.along(row_cell, rows.axis, 4), _arguments.along(column_cell, columns.axis, 4)
-            place = jnp.where((row < 0) | (column < 0), -1, row * columns.window + column)
-            wins = spread(by, columns, column_back).astype(place.dtype) == place
+            cell = jnp.where((row < 0) | (column < 0), -1, row * columns.window + column)
+            wins = spread(by, columns, column_back).astype(cell.dtype) == cell
             terms.append(jnp.where(wins, spread(term, columns, column_back), 0))
         return sum(terms[1:], terms[0])
 

@@ -43,3 +43,26 @@ def test_the_program_grows_with_the_sides_of_the_window_not_with_its_area(layer)
         return gradient(getattr(bnderiv, layer), options, (1, 48, 48, 1)).as_text().count("\n")
 
     assert lines(40) < 2.5 * lines(20)
+
+
+@pytest.mark.parametrize("layer", ["avg_pool", "max_pool"])
+def test_padding_is_one_copy(layer):
+    """Of both axes at once; a padded array made from a padded one costs several times as much on a CPU."""
+    x = jax.ShapeDtypeStruct((2, 12, 12, 3), jnp.float32)
+    pool = getattr(bnderiv, layer)
+    for padding, copies in ((0, 0), (1, 1)):
+        program = jax.jit(lambda x, p=padding: pool(x, 4, strides=2, padding=p)).lower(x)
+        assert program.as_text().count("stablehlo.pad") == copies
+
+
+def test_what_overlapping_windows_hand_down_is_computed_once():
+    """And not for each cell of a window anew, with all that led to it."""
+
+    def loss(x):
+        return (bnderiv.avg_pool(jnp.tanh(x), 3, strides=2) ** 2).sum()
+
+    program = jax.jit(jax.grad(loss)).lower(jax.ShapeDtypeStruct((2, 12, 12, 3), jnp.float32)).compile().as_text()
+    for kernel in re.findall(r"^%?fused\S* \(.*?^}", program, re.M | re.S):
+        assert len(re.findall(r" pad\(", kernel)) in (0, 9)
+        if " pad(" in kernel:
+            assert not re.search(r" (divide|slice)\(", kernel)
