@@ -1,10 +1,10 @@
-"""Times taken in turns: in every round each contestant runs a few times in a row, the first of which does not count.
+"""Times taken in turns: in every round each contestant first runs to get warm, then a few times in a row that count.
 
-In turns, so that what the machine does meanwhile happens to all of them; in a row after a pause, so that each finds its
-program and its data as its last call left them, as in a training loop. Reported are the median and the quartiles over
-all rounds.
+In turns, so that what the machine does meanwhile happens to all of them; warm and in a row, so that each finds its
+program, its data and the processor as a training loop does. Reported are the median and the quartiles over all rounds.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ Contestant = Callable[[int], list[float]]  # runs so many times; the seconds tha
 Times = dict[str, dict[str, Any]]  # by contestant: {"ms": [quartile, median, quartile], "runs"}, or {"absent": reason}
 
 PAUSE = 0.03  # seconds; the last one's threads wait for more work for a while, and keep a core busy by it
+WARMING = 0.05  # seconds, and once at least; the first dozen steps of LeNet-5 after a pause are up to a fifth slower
 
 
 class Effort(NamedTuple):
@@ -52,18 +53,18 @@ def of_jax(f: Callable[..., Any], *args: Any) -> Contestant:
 def interleaved(contestants: Mapping[str, Contestant], effort: Effort, per: int = 1) -> Times:
     """Times of each; `per` is how many steps a run makes, and times are for one of them."""
     times: Times = {}
-    taking_part = dict(contestants)
+    warming: dict[str, int] = {}  # how many runs
     for name, contestant in contestants.items():
         try:
             contestant(1)  # compiles
+            warming[name] = max(1, math.ceil(WARMING / contestant(2)[1]))
         except Absent as reason:
             times[name] = {"absent": str(reason)}
-            del taking_part[name]
-    seconds: dict[str, list[float]] = {name: [] for name in taking_part}
+    seconds: dict[str, list[float]] = {name: [] for name in warming}
     for _ in range(effort.rounds):
-        for name, contestant in taking_part.items():
+        for name, runs in warming.items():
             time.sleep(PAUSE)
-            seconds[name] += contestant(effort.burst + 1)[1:]
+            seconds[name] += contestants[name](runs + effort.burst)[runs:]
     for name, taken in seconds.items():
         quartiles = np.percentile(taken, [25, 50, 75]) * 1e3 / per
         times[name] = {"ms": [float(f"{q:.4g}") for q in quartiles], "runs": len(taken)}

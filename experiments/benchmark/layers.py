@@ -21,22 +21,23 @@ def pools(kind: str, effort: Effort, torch: Torch) -> dict[str, Any]:
     flax = peers.flax()
     x = jax.random.normal(jax.random.key(0), (8, *IMAGES[1:]) if effort.quick else IMAGES)
     cases = []
-    for window, stride in ((2, 2), (3, 2)):
-        options = {"window": window, "strides": stride}
+    for window, stride, padding in ((2, 2, 0), (3, 2, 0), (3, 2, 1)):  # the last as before ResNet's first block
+        options = {"window": window, "strides": stride, "padding": padding}
         layers = {
             "bnderiv": partial(getattr(bnderiv, f"{kind}_pool"), **options),
             "plain autodiff": partial(getattr(bnderiv.reference, f"{kind}_pool"), **options),
         }
         if flax:
-            layers["Flax"] = partial(flax.pool, kind, window=window, stride=stride)
+            layers["Flax"] = partial(flax.pool, kind, window=window, stride=stride, padding=padding)
         dy = jax.random.normal(jax.random.key(1), jax.eval_shape(layers["bnderiv"], x).shape)
         contestants = {who: of_jax(both_ways(f), (x,), dy) for who, f in layers.items()}
         contestants |= torch.contestants(
-            "pool", not effort.quick, shape=x.shape, kind=kind, window=window, stride=stride
+            "pool", not effort.quick, shape=x.shape, kind=kind, window=window, stride=stride, padding=padding
         )
         contestants["a copy of x"] = of_jax(jax.jit(lambda x: 2 * x), x)
         times = interleaved(contestants, effort if effort.quick else FEWER)
-        cases.append({"case": f"{kind} pool {window}×{window}, stride {stride}, {by(x.shape)}", "times": times})
+        name = f"{kind} pool {window}×{window}, stride {stride}{', padding 1' if padding else ''}, {by(x.shape)}"
+        cases.append({"case": name, "times": times})
     return {"cases": cases}
 
 

@@ -4,6 +4,7 @@
     python experiments/benchmark/run.py --quick             a part of it, in under two minutes
     python experiments/benchmark/run.py --only lenet epoch  these sections again; the others keep their numbers
     python experiments/benchmark/run.py --redraw            tables and picture again, from the numbers
+    python experiments/benchmark/run.py --fresh-memory      large arrays in memory new to the process (`allocator.py`)
 
 A peer that is not installed (`pip install "bnderiv[peers]"` has them all) is left out and named.
 """
@@ -26,7 +27,18 @@ import jax
 sys.path.insert(0, str(Path(__file__).parents[2]))  # a script's own folder is all that Python looks in
 
 from experiments import _report
-from experiments.benchmark import convolutions, growth, layers, lenet_step, memory, overhead, peers, picture, tables
+from experiments.benchmark import (
+    allocator,
+    convolutions,
+    growth,
+    layers,
+    lenet_step,
+    memory,
+    overhead,
+    peers,
+    picture,
+    tables,
+)
 from experiments.benchmark.clock import FULL, QUICK, Effort
 from experiments.benchmark.torch_peer import Torch, torch_processes
 
@@ -44,6 +56,7 @@ SECTIONS: dict[str, Callable[[Effort, Torch], dict[str, Any]]] = {
     "overhead": lambda effort, _: overhead.measure(effort),
     "gpu": layers.batch_norms_of_resnet,
 }
+LAYERS = ["max_pool", "avg_pool", "batch_norm", "batch_norm_relu"]
 
 
 def processor() -> str:
@@ -57,9 +70,9 @@ def processor() -> str:
     return ", ".join([name[1] if name else "unknown", *units])
 
 
-def stem() -> str:
+def stem(fresh_memory: bool) -> str:
     """Of the files: the machine in words."""
-    return re.sub(r"\W+", "-", _report.machine().lower()).strip("-")
+    return re.sub(r"\W+", "-", _report.machine().lower()).strip("-") + "-fresh-memory" * fresh_memory
 
 
 def run(names: list[str], effort: Effort, numbers: Path) -> None:
@@ -69,6 +82,7 @@ def run(names: list[str], effort: Effort, numbers: Path) -> None:
         "machine": _report.machine(),
         "processor": processor(),
         "backend": jax.default_backend(),
+        "memory": "kept by the process" if allocator.keeps() else "new to the process",
         "quick": effort.quick,
     }
     content.setdefault("sections", {})
@@ -94,27 +108,32 @@ def report(content: dict[str, Any], text: str, drawn: bytes | None) -> bytes:
         f"In {sum(ratio > 1 for *_, ratio in compared)} of {len(compared)} comparisons with Flax, PyTorch and autodiff "
         "bnderiv is the faster one.",
         [*pictures, _report.Markdown(text)],
-        command="python experiments/benchmark/run.py" + " --quick" * content["quick"],
+        command="python experiments/benchmark/run.py"
+        + " --quick" * content["quick"]
+        + " --fresh-memory" * content["memory"].startswith("new"),
         configuration={"quick": content["quick"], "sections": ", ".join(content["sections"])},
-        facts={name: content[name] for name in ("date", "machine", "processor", "versions")},
+        facts={name: content[name] for name in ("date", "machine", "processor", "memory", "versions")},
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer cases and runs, PyTorch not compiled")
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="these sections")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, help="these sections; default all")
+    parser.add_argument("--fresh-memory", action="store_true", help="the allocator's default; the layers, by default")
     parser.add_argument("--out", type=Path, help="folder of the results; default results/, with --quick runs/quick/")
     parser.add_argument("--redraw", action="store_true", help="no measuring: the rest from the numbers there")
     options = parser.parse_args()
+    allocator.start_again(keeping=not options.fresh_memory)
+    names = options.only or (LAYERS if options.fresh_memory else list(SECTIONS))
 
     out = options.out or HERE / ("runs/quick" if options.quick else "results")
-    numbers = out / f"{stem()}.json"
+    numbers = out / f"{stem(options.fresh_memory)}.json"
     if options.redraw:
         if not numbers.exists():
             parser.error(f"--redraw needs the numbers of a run on this machine, there is no {numbers}")
     else:
-        run(options.only, QUICK if options.quick else FULL, numbers)
+        run(names, QUICK if options.quick else FULL, numbers)
 
     content = json.loads(numbers.read_text())
     text, figure = tables.markdown(content), picture.draw(content)

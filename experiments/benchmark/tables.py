@@ -14,7 +14,8 @@ LIMITS = ("a copy of x", "4 copies", "4 copies in place")
 def markdown(content: dict[str, Any]) -> str:
     """Everything that was measured."""
     parts = [
-        f"Measured on: {content['machine']}; {content['processor']}; backend {content['backend']}.\n",
+        f"Measured on: {content['machine']}; {content['processor']}; backend {content['backend']}; "
+        f"memory of large arrays {content['memory']}.\n",
         summary(content),
     ]
     for name, make in SECTIONS.items():

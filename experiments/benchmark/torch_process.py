@@ -65,11 +65,13 @@ def lenet(compiled: Callable[[Any], Any], batch: int, pool: str, activation: str
     return step
 
 
-def pool(compiled: Callable[[Any], Any], shape: list[int], kind: str, window: int, stride: int) -> Callable[[], Any]:
+def pool(
+    compiled: Callable[[Any], Any], shape: list[int], kind: str, window: int, stride: int, padding: int
+) -> Callable[[], Any]:
     """Forward and backward of x in (N, H, W, C)."""
     function = {"max": F.max_pool2d, "avg": F.avg_pool2d}[kind]
     x = _images(shape, torch.float32)
-    return _both_ways(compiled(lambda x: function(x, window, stride)), x)
+    return _both_ways(compiled(lambda x: function(x, window, stride, padding)), x)
 
 
 def batch_norm(compiled: Callable[[Any], Any], shape: list[int], relu: bool, dtype: str) -> Callable[[], Any]:

@@ -1,6 +1,10 @@
 """The benchmark's own arithmetic: who is timed how, what is counted, and that the tables say what the numbers do."""
 
 import json
+import math
+import os
+import platform
+import subprocess
 import sys
 from pathlib import Path
 
@@ -8,20 +12,23 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments.benchmark import clock, lenet_step, memory, steps, tables, torch_peer
+from experiments.benchmark import allocator, clock, lenet_step, memory, steps, tables, torch_peer
 
 FOLDER = Path(lenet_step.__file__).parent
 RESULTS = sorted((FOLDER / "results").glob("*.json"))
 
 
-def test_in_turns_and_the_first_of_a_row_does_not_count(monkeypatch):
+def test_in_turns_and_what_comes_before_it_is_warm_does_not_count(monkeypatch):
     monkeypatch.setattr(clock, "PAUSE", 0)
+    monkeypatch.setattr(clock, "WARMING", 0.25)
     calls = []
 
     def contestant(name, seconds):
+        cold = math.ceil(0.25 / seconds)
+
         def run(times):
             calls.append((name, times))
-            return [99.0, *[seconds] * (times - 1)]
+            return [*[99.0] * cold, *[seconds] * (times - cold)] if times > 2 else [99.0, seconds][:times]
 
         return run
 
@@ -34,7 +41,27 @@ def test_in_turns_and_the_first_of_a_row_does_not_count(monkeypatch):
     assert list(times) == ["slow", "missing", "fast"]
     assert times["missing"] == {"absent": "not installed"}
     assert times["slow"] == {"ms": [20, 20, 20], "runs": 6}
-    assert calls == [("slow", 1), ("fast", 1)] + [("slow", 3), ("fast", 3)] * 3
+    assert times["fast"] == {"ms": [10, 10, 10], "runs": 6}
+    assert calls == [("slow", 1), ("slow", 2), ("fast", 1), ("fast", 2)] + [("slow", 2 + 2), ("fast", 3 + 2)] * 3
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
+def test_a_process_that_keeps_its_memory_starts_once_and_faults_no_pages(tmp_path):
+    """A large array again and again: with the default each is new pages, kept it is the same ones."""
+    (tmp_path / "program.py").write_text(
+        f"import sys; sys.path.insert(0, {str(FOLDER.parents[1])!r})\n"
+        "from experiments.benchmark import allocator\n"
+        "allocator.start_again(keeping=sys.argv[1] == 'kept')\n"
+        "import resource; faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "touch = lambda: bytearray(2**26).count(1)\n"
+        "touch(); before = faults(); touch(); print(allocator.keeps(), faults() - before)\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name not in allocator.KEEPING}
+    for how in ("kept", "fresh"):
+        command = [sys.executable, str(tmp_path / "program.py"), how]
+        printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
+        assert printed[0] == str(how == "kept")
+        assert (int(printed[1]) < 100) == (how == "kept")
 
 
 def test_saved_counts_bytes_and_each_array_once():
@@ -72,7 +99,7 @@ def test_pytorch_at_its_best_and_losses_in_bold():
         "4 copies": ms(1.0),
     }
     assert list(tables.best_of_torch(times)) == ["bnderiv", "Flax", "4 copies", "PyTorch (compiled, 2 threads)"]
-    about = {"machine": "m", "processor": "p", "backend": "cpu"}
+    about = {"machine": "m", "processor": "p", "backend": "cpu", "memory": "kept"}
     section = {"cases": [{"case": "a case", "times": times}], "date": "d", "seconds": 1, "versions": {"torch": None}}
     text = tables.markdown({**about, "sections": {"batch_norm": section}})
     assert "1 (0.9–1.1), **0.50×**" in text  # Flax
@@ -85,7 +112,7 @@ def test_pytorch_at_its_best_and_losses_in_bold():
 
 def test_without_a_gpu_the_table_says_so():
     section = {"cases": [], "absent": "no GPU measured", "date": "d", "seconds": 1, "versions": {}}
-    content = {"machine": "m", "processor": "p", "backend": "cpu", "sections": {"gpu": section}}
+    content = {"machine": "m", "processor": "p", "backend": "cpu", "memory": "kept", "sections": {"gpu": section}}
     assert "no GPU measured" in tables.markdown(content)
 
 
