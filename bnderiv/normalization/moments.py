@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from bnderiv import _platform
 from bnderiv._closed_form import closed_form
 from bnderiv._precision import accumulator
 from bnderiv.normalization.channels import Channels
@@ -35,9 +36,9 @@ class Moments(NamedTuple):
 def measure(channels: Channels, x: jax.Array, where: jax.Array | None, eps: jax.Array) -> Moments:
     """The moments of the True elements of `x` for each channel; all 0 for a channel without any."""
     n = _count(channels, x, where)
-    shift, scale = _units(channels, lax.stop_gradient(x), where, n, lax.stop_gradient(eps))
-    mean_and_var: Any = _moments(channels, x, where, n, shift, scale)
-    return recentre(Moments(n, shift, scale, *mean_and_var))
+    moments: Any = _moments(channels, x, where, n, eps)
+    *units, mean, var = moments
+    return recentre(Moments(n, *lax.stop_gradient(units), mean, var))
 
 
 @jax.jit
@@ -116,8 +117,39 @@ def in_units(channels: Channels, x: jax.Array, shift: jax.Array, scale: jax.Arra
 
 
 @partial(closed_form, nondiff_argnums=(0,))
-def _moments(channels, x, where, n, shift, scale):
-    return _mean_and_var(channels, x, where, n, shift, scale)
+def _moments(channels, x, where, n, eps):
+    return _measured(channels, x, where, n, eps)
+
+
+def _measured(channels, x, where, n, eps):
+    """K, s, m and v.
+
+    Where two sweeps count, K and s are those of a sample. They are good if no square overflows and m² ≤ v, so that v is
+    a difference of numbers at most twice its size; else all of x tells them.
+    """
+
+    def about(some, n_of_some):
+        units = _units(channels, lax.stop_gradient(some), where, n_of_some, lax.stop_gradient(eps))
+        return *units, *_mean_and_var(channels, x, where, n, *units)
+
+    if not _sampled(channels, x, where):
+        return about(x, n)
+    sample = _sample(channels, x)
+    *units, mean, var = about(sample, n * (sample.size / x.size))
+    good = jnp.isfinite(var) & (mean**2 <= var)
+    return lax.cond(good.all(), lambda: (*units, mean, var), lambda: about(x, n))
+
+
+def _sampled(channels, x, where):
+    """Whether `x` is large, and not spread over devices; with few channels, it is viewed in another shape."""
+    large = x.size >= 2**20 and x.size >= 512 * channels.number(x)
+    return large and where is None and not channels.block and _platform.on_cpu() and _platform.on_one_device()
+
+
+def _sample(channels, x):
+    """Every eighth row of each image; without rows, every eighth example."""
+    axis = next((i for i in range(1, x.ndim) if i != channels.axis), 0)
+    return lax.slice_in_dim(x, x.shape[axis] // 2 % 8, None, 8, axis)
 
 
 def _mean_and_var(channels, x, where, n, shift, scale):
@@ -127,20 +159,20 @@ def _mean_and_var(channels, x, where, n, shift, scale):
     return mean, jnp.maximum(square - mean**2, 0)  # (N2)
 
 
-def _moments_fwd(channels, x, where, n, shift, scale):
-    mean, var = _mean_and_var(channels, x, where, n, shift, scale)
-    return (mean, var), (x, where, n, shift, scale, mean)
+def _moments_fwd(channels, x, where, n, eps):
+    shift, scale, mean, var = _measured(channels, x, where, n, eps)
+    return (shift, scale, mean, var), (x, where, n, shift, scale, mean)
 
 
 def _moments_bwd(channels, residuals, cotangents):
     x, where, n, shift, scale, mean = residuals
-    d_mean, d_var = cotangents
+    _, _, d_mean, d_var = cotangents  # whatever K and s are, μ and σ² are the same
     shape, x, where, n = x.shape, channels.view(x), channels.mask(where), jnp.maximum(n, 1)
     u = masked(where, in_units(channels, x, shift, scale)) - channels.along(mean, x)
     # (N13): ∂m/∂x = s/n and ∂v/∂x = 2 s (u − m)/n; (N9) is why the mean inside v adds nothing.
     dx = channels.along(d_mean / n, x) + channels.along(2 * d_var / n, x) * u
     dx = masked(where, dx * channels.along(scale, x))
-    return dx.astype(x.dtype).reshape(shape), None, None, None, None
+    return dx.astype(x.dtype).reshape(shape), None, None, None
 
 
 _moments.defvjp(_moments_fwd, _moments_bwd)

@@ -8,7 +8,7 @@ from tests.case import Case
 from tests.slip import Slip, scaled
 
 
-def _input(*shape, channels, axis=-1):
+def random_input(*shape, channels, axis=-1):
     def arrays(rng):
         x = 2 + 3 * rng.standard_normal(np.insert(np.array(shape), axis % (len(shape) + 1), channels))
         return x, 1 + rng.standard_normal(channels), rng.standard_normal(channels)
@@ -29,7 +29,7 @@ def _far_from_the_kink(arrays):
 def _inference(*shape, channels, axis=-1):
     def arrays(rng):
         mean, var = rng.standard_normal(channels), 0.5 + rng.random(channels)
-        return *_input(*shape, channels=channels, axis=axis)(rng), mean, var
+        return *random_input(*shape, channels=channels, axis=axis)(rng), mean, var
 
     return arrays
 
@@ -39,18 +39,18 @@ _IMAGES = np.random.default_rng(7).random((3, 2, 4, 1)) < 0.6
 _EACH = np.random.default_rng(8).random((6, 3)) < 0.6
 
 CASES = (
-    ROWS := Case("batch_norm", "rows", _input(7, channels=3)),
-    IMAGES := Case("batch_norm", "images", _input(3, 2, 4, channels=2)),
-    Case("batch_norm", "channels-first", _input(3, 2, 4, channels=2, axis=1), {"channel_axis": 1}),
-    Case("batch_norm", "channels-leading", _input(3, 5, channels=2, axis=0), {"channel_axis": 0}),
-    Case("batch_norm", "volumes", _input(2, 2, 2, 2, channels=2), {"eps": 1e-3}),
-    Case("batch_norm", "masked-rows", _input(5, channels=3), {"where": _ROWS}),
-    MASKED := Case("batch_norm", "masked-pixels", _input(3, 2, 4, channels=2), {"where": _IMAGES}),
-    Case("batch_norm", "masked-entries", _input(6, channels=3), {"where": _EACH}),
-    RELU := Case("batch_norm_relu", "images", _input(3, 2, 4, channels=3)),
-    Case("batch_norm_relu", "channels-first", _input(3, 2, 4, channels=2, axis=1), {"channel_axis": 1}),
-    Case("batch_norm_relu", "cut-off-channels", _far_from_the_kink(_input(6, channels=4))),
-    Case("batch_norm_relu", "masked-pixels", _input(3, 2, 4, channels=2), {"where": _IMAGES}),
+    ROWS := Case("batch_norm", "rows", random_input(7, channels=3)),
+    IMAGES := Case("batch_norm", "images", random_input(3, 2, 4, channels=2)),
+    Case("batch_norm", "channels-first", random_input(3, 2, 4, channels=2, axis=1), {"channel_axis": 1}),
+    Case("batch_norm", "channels-leading", random_input(3, 5, channels=2, axis=0), {"channel_axis": 0}),
+    Case("batch_norm", "volumes", random_input(2, 2, 2, 2, channels=2), {"eps": 1e-3}),
+    Case("batch_norm", "masked-rows", random_input(5, channels=3), {"where": _ROWS}),
+    MASKED := Case("batch_norm", "masked-pixels", random_input(3, 2, 4, channels=2), {"where": _IMAGES}),
+    Case("batch_norm", "masked-entries", random_input(6, channels=3), {"where": _EACH}),
+    RELU := Case("batch_norm_relu", "images", random_input(3, 2, 4, channels=3)),
+    Case("batch_norm_relu", "channels-first", random_input(3, 2, 4, channels=2, axis=1), {"channel_axis": 1}),
+    Case("batch_norm_relu", "cut-off-channels", _far_from_the_kink(random_input(6, channels=4))),
+    Case("batch_norm_relu", "masked-pixels", random_input(3, 2, 4, channels=2), {"where": _IMAGES}),
     INFERENCE := Case("batch_norm_inference", "rows", _inference(5, channels=3)),
     Case("batch_norm_inference", "images", _inference(2, 2, 3, channels=2)),
     Case("batch_norm_inference", "channels-first", _inference(2, 2, 3, channels=2, axis=1), {"channel_axis": 1}),
@@ -124,9 +124,17 @@ def _unbiased(bwd):
     """∂σ²/∂x = 2 (x − μ)/(n − 1), the derivative of the other variance."""
 
     def broken(axis, residuals, cotangents):
-        d_mean, d_var = cotangents
+        *constants, d_mean, d_var = cotangents
         n = residuals[2]
-        return bwd(axis, residuals, (d_mean, d_var * n / (n - 1)))
+        return bwd(axis, residuals, (*constants, d_mean, d_var * n / (n - 1)))
+
+    return broken
+
+
+def _mean_ignored(bwd):
+    def broken(axis, residuals, cotangents):
+        *constants, d_mean, d_var = cotangents
+        return bwd(axis, residuals, (*constants, 0 * d_mean, d_var))
 
     return broken
 
@@ -138,7 +146,7 @@ SLIPS = (
     Slip("gamma-missing-in-dx", IMAGES, batch_norm._normalize, _dx(_without_gamma)),
     Slip("x-for-x-hat-in-gamma", IMAGES, batch_norm._normalize, _gamma_gradient_of_x),
     Slip("mask-forgotten", MASKED, batch_norm._normalize, _mask_forgotten),
-    Slip("returned-mean-ignored", ROWS, moments._moments, lambda bwd: lambda a, r, ct: bwd(a, r, (0 * ct[0], ct[1]))),
+    Slip("returned-mean-ignored", ROWS, moments._moments, _mean_ignored),
     Slip("returned-variance-unbiased", ROWS, moments._moments, _unbiased),
     Slip("relu-ignored", RELU, batch_norm._normalize, _everything_passes),
     Slip("variance-gradient-sign", INFERENCE, inference._inference, scaled(1, 1, 1, 1, -1, 1)),
