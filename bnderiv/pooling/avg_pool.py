@@ -2,6 +2,7 @@
 
 import functools
 import math
+import operator
 from typing import Any
 
 import jax
@@ -107,7 +108,7 @@ def _avg_pool_bwd(both, count_include_pad, _, delta):
 
 
 def _sum(terms):
-    return sum(terms[1:], terms[0])
+    return functools.reduce(operator.add, terms)
 
 
 def _where_covered(cell, share, w):
