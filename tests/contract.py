@@ -13,7 +13,7 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
-from jax.test_util import check_grads
+from jax.test_util import check_vjp
 
 import bnderiv.reference
 from tests.case import Case, random_like
@@ -45,8 +45,24 @@ def eager(layers: Any, case: Case) -> None:
 def finite_differences(layers: Any, case: Case) -> None:
     """First and second derivative in reverse mode agree with finite differences in float64."""
     f, args = case.bind(layers)
-    compiled = jax.jit(lambda *a: tuple(jax.tree.leaves(f(*a))))
-    check_grads(compiled, args, order=2, modes=("rev",), atol=1e-4, rtol=1e-4)
+    value, rule = _jit(f), _compiled(f)
+    second = _compiled(partial(_gradient, f))
+    cotangent, points = _cotangent(f, args), jax.tree.map(np.asarray, args)  # of NumPy, whose sums compile nothing
+
+    def gradient(*a: Any) -> Any:
+        return jax.tree.map(np.asarray, rule(cotangent, *a)[1])
+
+    def check(function: Callable, pull_back: Callable) -> None:
+        check_vjp(
+            lambda *a: jax.tree.map(np.asarray, function(*a)),
+            lambda *a: (function(*a), lambda c: pull_back(c, *a)[1]),
+            points,
+            atol=1e-4,
+            rtol=1e-4,
+        )
+
+    check(value, rule)
+    check(gradient, second)
 
 
 def gradient_of_gradient(layers: Any, case: Case) -> None:
@@ -81,17 +97,25 @@ def vmap(layers: Any, case: Case) -> None:
     """Mapped over each argument alone, value and gradient equal a loop; the others' gradients are the sums."""
     f, args = case.bind(layers)
     one = _compiled(f)
-    for i in range(len(args)):
-        batch = jnp.stack([case.bind(layers, seed=s)[1][i] for s in range(3)])
-        mapped = jax.vmap(f, [0 if j == i else None for j in range(len(args))])
-        arguments = (*args[:i], batch, *args[i + 1 :])
-        cotangent = _cotangent(mapped, arguments)
+    points = [case.bind(layers, seed=s)[1] for s in range(3)]
+    batches = [np.stack([np.asarray(a) for a in column]) for column in zip(*points, strict=True)]
+    cotangents = jax.tree.map(np.asarray, _cotangent(jax.vmap(f), tuple(batches)))
+
+    @_jit
+    def over_each(cotangents: Any, batches: Any) -> Any:
+        results = []
+        for i, batch in enumerate(batches):
+            mapped = jax.vmap(f, [0 if j == i else None for j in range(len(args))])
+            results.append(_value_and_gradient(mapped, cotangents, *args[:i], batch, *args[i + 1 :]))
+        return results
+
+    for i, actual in enumerate(over_each(cotangents, batches)):
         rows = [
-            one(jax.tree.map(lambda c, s=s: c[s], cotangent), *args[:i], batch[s], *args[i + 1 :]) for s in range(3)
+            one(jax.tree.map(lambda c, s=s: c[s], cotangents), *args[:i], batches[i][s], *args[i + 1 :])
+            for s in range(3)
         ]
-        outs, grads = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
-        expected = tuple(g if j == i else g.sum(0) for j, g in enumerate(grads))
-        close(_compiled(mapped)(cotangent, *arguments), (outs, expected))
+        outs, grads = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
+        close(actual, (outs, tuple(g if j == i else g.sum(0) for j, g in enumerate(grads))))
 
 
 def dtypes(layers: Any, case: Case) -> None:
@@ -246,4 +270,4 @@ def _dot(a: Any, b: Any) -> jax.Array:
 
 
 def _wide(tree: Any) -> Any:
-    return jax.tree.map(lambda a: a.astype(jnp.float64), tree)
+    return jax.tree.map(lambda a: np.asarray(a).astype(np.float64), tree)
