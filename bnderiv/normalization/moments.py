@@ -141,9 +141,10 @@ def _measured(channels, x, where, n, eps):
 
 
 def _sampled(channels, x, where):
-    """Whether `x` is large, and not spread over devices; with few channels, it is viewed in another shape."""
-    large = x.size >= 2**20 and x.size >= 512 * channels.number(x)
-    return large and where is None and not channels.block and _platform.on_cpu() and _platform.on_one_device()
+    """Whether `x` is large and on one device; with few channels, every digit counts (see `Channels.of`)."""
+    number = channels.number(channels.view(x))
+    large = x.size >= 2**20 and x.size >= 512 * number and number >= 16
+    return large and where is None and _platform.on_cpu() and _platform.on_one_device()
 
 
 def _sample(channels, x):

@@ -44,7 +44,8 @@ def test_large_arrays_on_one_device():
         assert conditionals((64, 64, 16, 16), channel_axis=1) == 1
         assert conditionals((2**14, 63)) == 0
         assert conditionals((2**8, 2**12)) == 0  # a sample of 32
-        assert conditionals((2**8, 32, 32, 8)) == 0  # viewed as rows of 32·8
+        assert conditionals((2**8, 32, 32, 8)) == 0
+        assert conditionals((2**18, 15)) == 0
         assert conditionals((2**14, 64), where=jnp.ones((2**14, 1), bool)) == 0
     with traced_for(8):
         assert conditionals((2**14, 64)) == 0
