@@ -9,14 +9,9 @@ import os
 import platform
 import sys
 
-# glibc reads these when a process starts: no array so large that it is mapped by itself, no giving back, and one heap
-# for all threads, as that of a thread ends at 64 MB.
-KEEPING = {
-    "MALLOC_MMAP_THRESHOLD_": str(2**32),
-    "MALLOC_TRIM_THRESHOLD_": str(2**33),
-    "MALLOC_TOP_PAD_": str(2**28),
-    "MALLOC_ARENA_MAX": "1",
-}
+# glibc reads these when a process starts: no array so large that it is mapped by itself, no giving back. (One heap for
+# all threads, MALLOC_ARENA_MAX=1, would keep the temporary arrays too, and have XLA's threads wait for each other.)
+KEEPING = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33), "MALLOC_TOP_PAD_": str(2**28)}
 
 
 def keeps() -> bool:

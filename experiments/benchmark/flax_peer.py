@@ -52,6 +52,6 @@ def batch_norm(x: jax.Array, gamma: jax.Array, beta: jax.Array, relu: bool) -> t
     return (nn.relu(y) if relu else y), new
 
 
-def pool(kind: str, x: jax.Array, window: int, stride: int, padding: int) -> jax.Array:
+def pool(kind: str, x: jax.Array, window: int, stride: int, padding: int = 0) -> jax.Array:
     sides = ((padding, padding), (padding, padding))
     return {"max": nn.max_pool, "avg": nn.avg_pool}[kind](x, (window, window), (stride, stride), sides)
