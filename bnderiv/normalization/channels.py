@@ -8,6 +8,7 @@ from jax import lax
 
 from bnderiv._arguments import along
 from bnderiv._computed_once import quotient
+from bnderiv._precision import power_of_two
 
 
 class Channels(NamedTuple):
@@ -84,8 +85,8 @@ class Channels(NamedTuple):
         if not self.block:
             return self.sum(a)
         sums = a.sum(self.block, keepdims=True)
-        _, exponent = jnp.frexp(jnp.abs(lax.stop_gradient(sums)).max(_sample(self.axis, a.ndim), keepdims=True))
-        unit = jnp.ldexp(jnp.ones((), a.dtype), jnp.maximum(exponent - 10, jnp.finfo(a.dtype).minexp))
+        largest = jnp.abs(lax.stop_gradient(sums)).max(_sample(self.axis, a.ndim), keepdims=True)
+        unit = jnp.maximum(power_of_two(largest) * 2.0**-9, jnp.finfo(a.dtype).tiny)
         leading = lax.stop_gradient(jnp.round(sums / unit) * unit)
         leading = jnp.where(jnp.isfinite(leading), leading, 0)
         return self.sum(leading) + self.sum(sums - leading)

@@ -3,7 +3,7 @@
 A float32 mean of 1e4 is itself off by up to 5e-4, and the square of 1e20 is no float32. So a channel's moments are
 taken in units of its own, u = (x − K)·s, and travel like that from the statistics to the centring, backward included:
 
-    K   the mean, rounded to a float          m = mean(u)             →  μ  = K + m/s
+    K   the mean or near, a float             m = mean(u)             →  μ  = K + m/s
     s   a power of two, so exact, ≈ 1/|x|     v = mean(u²) − m²       →  σ² = v/s²
 
 K and s are constants chosen near the data; whatever they are, μ and σ² are the same, so they carry no gradient.
@@ -18,7 +18,7 @@ from jax import lax
 
 from bnderiv import _platform
 from bnderiv._closed_form import closed_form
-from bnderiv._precision import accumulator
+from bnderiv._precision import accumulator, power_of_two
 from bnderiv.normalization.channels import Channels
 from bnderiv.normalization.running_stats import BatchStats
 
@@ -104,11 +104,10 @@ def _units(channels, x, where, n, eps):
     # subtracts it, product and difference become one FMA, which subtracts another K than the one that travels.
     info = jnp.finfo(dtype)
     shift = lax.reduce_precision(shift, info.nexp, info.nmant - 1)
-    _, exponent = jnp.frexp(jnp.maximum(size, jnp.sqrt(eps)))
-    # So that 1/s is normal, and s times the few powers of two of the sums is finite and normal. A quotient, because XLA
-    # computes it once for a channel (see `_computed_once`).
-    largest = -info.minexp - 6
-    return shift, 1 / jnp.ldexp(jnp.ones_like(n), jnp.clip(exponent, -largest, largest))
+    # So that s and 1/s are normal, and s times the few powers of two of the sums. A quotient, because XLA computes it
+    # once for a channel (see `_computed_once`).
+    largest = 2.0 ** -(info.minexp + 6)
+    return shift, 1 / jnp.clip(2 * power_of_two(jnp.maximum(size, jnp.sqrt(eps))), 1 / largest, largest)
 
 
 def in_units(channels: Channels, x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:

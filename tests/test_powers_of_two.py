@@ -1,0 +1,24 @@
+"""Powers of two, against NumPy's `frexp`."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bnderiv._precision import power_of_two
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_power_of_two(dtype):
+    info = np.finfo(dtype)
+    drawn = np.exp2(np.random.default_rng(0).uniform(info.minexp, info.maxexp, 1000)).astype(dtype)
+    exact = np.exp2(np.arange(info.minexp, info.maxexp)).astype(dtype)
+    a = np.concatenate([drawn, exact, np.nextafter(exact[1:], dtype(0)), [info.tiny, info.max]]).astype(dtype)
+    _, exponent = np.frexp(a)
+    actual = power_of_two(jnp.asarray(a))
+    assert actual.dtype == dtype
+    np.testing.assert_array_equal(actual, np.ldexp(dtype(1), exponent - 1))
+
+
+def test_power_of_two_of_what_is_no_normal_number():
+    a = np.array([0, 1e-45, 1e-39, np.inf, np.nan], np.float32)
+    np.testing.assert_array_equal(power_of_two(jnp.asarray(a)), np.array([0, 0, 0, np.inf, np.inf], np.float32))
