@@ -30,7 +30,7 @@ class Case:
         drawn = self.arrays(np.random.default_rng(seed))
         is_float = [a is not None and np.issubdtype(a.dtype, np.floating) for a in drawn]
         fixed = [None if f or a is None else jnp.asarray(a) for a, f in zip(drawn, is_float, strict=True)]
-        floats = tuple(jnp.asarray(a.astype(dtype)) for a, f in zip(drawn, is_float, strict=True) if f)
+        floats = tuple(jnp.asarray(np.asarray(a, dtype)) for a, f in zip(drawn, is_float, strict=True) if f)
         layer = getattr(layers, self.layer)
 
         def function(*args: jax.Array) -> Any:

@@ -256,7 +256,7 @@ def _oracle(case: Case) -> Callable:
     return _compiled(case.bind(bnderiv.reference)[0])
 
 
-def _cotangent(function: Callable, args: tuple[jax.Array, ...]) -> Any:
+def _cotangent(function: Callable, args: tuple[Any, ...]) -> Any:
     return random_like(jax.eval_shape(function, *args), 1)
 
 
