@@ -37,8 +37,7 @@ def measure(channels: Channels, x: jax.Array, where: jax.Array | None, eps: jax.
     """The moments of the True elements of `x` for each channel; all 0 for a channel without any."""
     n = _count(channels, x, where)
     moments: Any = _moments(channels, x, where, n, eps)
-    shift, scale, mean, var = moments
-    return recentre(Moments(n, lax.stop_gradient(shift), lax.stop_gradient(scale), mean, var))
+    return recentre(Moments(n, *moments))
 
 
 @jax.jit
