@@ -114,11 +114,6 @@ def in_units(channels: Channels, x: jax.Array, shift: jax.Array, scale: jax.Arra
     return x.astype(scale.dtype) * channels.along(scale, x) - channels.along(shift * scale, x)
 
 
-@partial(closed_form, nondiff_argnums=(0,))
-def _moments(channels, x, where, n, eps):
-    return _measured(channels, x, where, n, eps)
-
-
 def _measured(channels, x, where, n, eps):
     """K, s, m and v.
 
@@ -156,6 +151,9 @@ def _mean_and_var(channels, x, where, n, shift, scale):
     mean = channels.sum(masked(where, in_units(channels, x, shift, 2 * scale))) / (2 * n)  # (N1)
     square = channels.sum(jnp.square(masked(where, in_units(channels, x, shift, 4 * scale)))) / (16 * n)
     return mean, jnp.maximum(square - mean**2, 0)  # (N2)
+
+
+_moments = closed_form(_measured, nondiff_argnums=(0,))
 
 
 def _moments_fwd(channels, x, where, n, eps):

@@ -53,5 +53,6 @@ def batch_norm(x: jax.Array, gamma: jax.Array, beta: jax.Array, relu: bool) -> t
 
 
 def pool(kind: str, x: jax.Array, window: int, stride: int, padding: int = 0) -> jax.Array:
+    """The pools; `padding` is the same on every side."""
     sides = ((padding, padding), (padding, padding))
     return {"max": nn.max_pool, "avg": nn.avg_pool}[kind](x, (window, window), (stride, stride), sides)

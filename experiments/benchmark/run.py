@@ -82,7 +82,7 @@ def run(names: list[str], effort: Effort, numbers: Path) -> None:
         "machine": _report.machine(),
         "processor": processor(),
         "backend": jax.default_backend(),
-        "memory": "kept by the process" if allocator.keeps() else "new to the process",
+        "memory": allocator.state(),
         "quick": effort.quick,
     }
     content.setdefault("sections", {})
