@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from bnderiv import _platform
+from bnderiv._computed_once import quotient
 from bnderiv._precision import accumulator
 from bnderiv.convolution._lines import lines
 
@@ -60,7 +61,7 @@ def input_gradient(geometry, x_shape, kernel, delta):
         low = k * dilation - before
         reach = low + (line.shape[axis] - 1) * stride + 1
         terms.append(_padded(line, axis, low, x_shape[axis] - reach, stride - 1))
-    return sum(terms[1:], terms[0])
+    return quotient(sum(terms[1:], terms[0]))
 
 
 @partial(jax.jit, static_argnums=(0, 1))

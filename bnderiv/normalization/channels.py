@@ -63,12 +63,14 @@ class Channels(NamedTuple):
 
     def along(self, vector: jax.Array, a: jax.Array) -> jax.Array:
         """(C,) laid along the channels of `a`, to broadcast against it explicitly."""
+        if self.repeats > 1:
+            vector = jnp.tile(vector, self.repeats)
         # Batch norm of a large array takes a third longer without. Of a small one the price, another kernel, is higher
         # than the gain; the more so where neighbours are of one channel, who share what leads to it.
-        last = self.axis == a.ndim - 1 and self.repeats == 1
-        if a.size > (2**11 if last else 2**20):
+        neighbours_differ = self.axis == a.ndim - 1 or self.repeats > 1
+        if a.size > (2**11 if neighbours_differ else 2**20):
             vector = quotient(vector)
-        return along(jnp.tile(vector, self.repeats) if self.repeats > 1 else vector, self.axis, a.ndim)
+        return along(vector, self.axis, a.ndim)
 
     def sum(self, a: jax.Array) -> jax.Array:
         """Σ over all but the channels, shape (C,)."""
