@@ -32,12 +32,14 @@ def normalized(layer):
 
 
 @lru_cache
-def batch_norm_program(layer) -> Any:
+def batch_norm_program(layer, shape=SHAPE) -> Any:
+    x, vector = (jax.ShapeDtypeStruct(s, jnp.float32) for s in (shape, shape[-1:]))
+
     def both_ways(x, gamma, beta, dy):
         y, pull_back = jax.vjp(normalized(layer), x, gamma, beta)
         return y, pull_back(dy)
 
-    return jax.jit(both_ways).lower(X, VECTOR, VECTOR, X).compile()
+    return jax.jit(both_ways).lower(x, vector, vector, x).compile()
 
 
 @lru_cache
@@ -91,15 +93,17 @@ def test_batch_norm_sweeps_and_arithmetic(layer, sweeps, flops):
     assert cost["flops"] < 1.03 * flops * X.size
 
 
+@pytest.mark.parametrize("channels", [24, 6])  # as they are, and in rows of 20·6
 @pytest.mark.parametrize("layer", ["batch_norm", "batch_norm_relu"])
-def test_batch_norm_computes_its_vectors_once(layer):
+def test_batch_norm_computes_its_vectors_once(layer, channels):
     """Not anew for each element of x: what writes such an array is handed vectors, and lays them out."""
-    program = batch_norm_program(layer)
-    elements = re.escape(f"[{','.join(map(str, SHAPE))}]")
-    full = re.findall(rf" = \S+{elements}\S* fusion\(.*kind=kLoop, calls=(%[\w.-]+)", program.as_text())
+    *sizes, _ = SHAPE
+    program = batch_norm_program(layer, (*sizes, channels))
+    arrays = "|".join(re.escape(f"[{','.join(map(str, s))}]") for s in ((*sizes, channels), (16, 20, 20 * channels)))
+    full = re.findall(rf" = \S+(?:{arrays})\S* fusion\(.*kind=kLoop, calls=(%[\w.-]+)", program.as_text())
     assert len(full) == (2 if layer == "batch_norm" else 3)
     for name in full:
-        of_vectors = re.findall(rf"\[{SHAPE[-1]}\]\S* ([a-z][\w-]*)\(", body(program, name))
+        of_vectors = re.findall(rf"\[(?:{channels}|{20 * channels})\]\S* ([a-z][\w-]*)\(", body(program, name))
         assert set(of_vectors) <= {"parameter", "broadcast", "multiply"}  # γ r
 
 

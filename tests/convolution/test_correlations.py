@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -114,6 +115,26 @@ def test_the_gradient_of_the_kernel_is_a_product_of_matrices(devices):
     (product,) = (e for e in gradient.jaxpr.eqns[0].params["jaxpr"].eqns if e.primitive.name == "dot_general")
     shapes = [v.aval.shape for v in product.invars]
     assert shapes == ([(3 * 4, 4 * 5), (3 * 2 * 6, 4 * 5)] if devices == 1 else [(3, 4, 4, 5), (3, 2, 6, 4, 5)])
+
+
+@pytest.mark.parametrize(
+    ("layout", "x", "delta"),
+    [(NHWC, (9, 12, 12, 2), (9, 10, 10, 3)), (CHWN, (2, 12, 12, 9), (3, 10, 10, 9))],
+    ids=["nhwc", "chwn"],
+)
+def test_the_gradient_of_the_input_is_added_up_once(layout, x, delta):
+    """In one kernel, whoever uses it; not each line padded in one of its own, and the lines added at every use."""
+    geometry = _Geometry((1, 1), ((0, 0), (0, 0)), (1, 1), 1, layout)
+
+    def used_twice(kernel, delta):
+        dx = banded.input_gradient(geometry, x, kernel, delta)
+        return jnp.cos(dx), jnp.tanh(dx).sum((1, 2))
+
+    arguments = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((3, 3, 2, 3), delta))
+    program = jax.jit(used_twice).lower(*arguments).compile().as_text() or ""
+    like_x = rf"\) -> f32{re.escape(str(list(x)).replace(' ', ''))}"
+    kernels = [k for k in re.findall(r"^%\S+ \(.*?^}", program, re.M | re.S) if re.search(like_x, k)]
+    assert [k.count(" pad(") for k in kernels if " pad(" in k] == [3]
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
