@@ -16,7 +16,6 @@ Contestant = Callable[[int], list[float]]  # runs so many times; the seconds tha
 Times = dict[str, dict[str, Any]]  # by contestant: {"ms": [quartile, median, quartile], "runs"}, or {"absent": reason}
 
 PAUSE = 0.03  # seconds; the last one's threads wait for more work for a while, and keep a core busy by it
-WARMING = 0.05  # seconds, and once at least; the first dozen steps of LeNet-5 after a pause are up to a fifth slower
 
 
 class Effort(NamedTuple):
@@ -25,11 +24,12 @@ class Effort(NamedTuple):
     quick: bool
     rounds: int
     burst: int  # runs of a round that count
+    warming: float = 0.05  # seconds; the first dozen steps of LeNet-5 after a pause are up to a fifth slower
 
 
 FULL = Effort(quick=False, rounds=8, burst=6)
 FEWER = FULL._replace(rounds=4, burst=2)  # where a run takes long
-QUICK = Effort(quick=True, rounds=3, burst=3)
+QUICK = Effort(quick=True, rounds=2, burst=3, warming=0.01)
 
 
 class Absent(Exception):
@@ -57,7 +57,7 @@ def interleaved(contestants: Mapping[str, Contestant], effort: Effort, per: int 
     for name, contestant in contestants.items():
         try:
             contestant(1)  # compiles
-            warming[name] = max(1, math.ceil(WARMING / contestant(2)[1]))
+            warming[name] = max(1, math.ceil(effort.warming / contestant(2)[1]))
         except Absent as reason:
             times[name] = {"absent": str(reason)}
     seconds: dict[str, list[float]] = {name: [] for name in warming}

@@ -9,6 +9,7 @@ from experiments.benchmark import steps
 from experiments.benchmark.clock import Effort, interleaved, of_jax
 from experiments.benchmark.torch_peer import Torch
 
+VARIANTS = (("max", "relu"), ("avg", "tanh"))
 EPOCH = 30
 MATRIX = 1024
 
@@ -16,7 +17,7 @@ MATRIX = 1024
 def measure(effort: Effort, torch: Torch) -> dict[str, Any]:
     """One step in one call; and a matrix product, for the rate that the machine has."""
     cases = []
-    for pool, activation in (("max", "relu"), ("avg", "tanh")):
+    for pool, activation in VARIANTS[:1] if effort.quick else VARIANTS:
         for size in (32,) if effort.quick else (32, 128):
             contestants = {who: of_jax(f, *a) for who, (f, a) in _networks(size, pool, activation).items()}
             options = {"batch": size, "pool": pool, "activation": activation}
@@ -31,13 +32,14 @@ def measure(effort: Effort, torch: Torch) -> dict[str, Any]:
 def epochs(effort: Effort, torch: Torch) -> dict[str, Any]:
     """Many steps in one `lax.scan`; the time of one. (PyTorch has nothing like it.)"""
     cases = []
+    many = EPOCH // 3 if effort.quick else EPOCH
     for size in (32,) if effort.quick else (32, 128):
         contestants = {}
         for who, step in _networks(size, "max", "relu").items():
-            f, arguments = steps.epoch(step, EPOCH)
+            f, arguments = steps.epoch(step, many)
             contestants[who] = of_jax(f, *arguments)
-        times = interleaved(contestants, effort._replace(rounds=3, burst=1), per=EPOCH)
-        cases.append({"case": f"batch {size}, max pool, relu, {EPOCH} in a scan", "times": times})
+        times = interleaved(contestants, effort._replace(rounds=min(effort.rounds, 3), burst=1), per=many)
+        cases.append({"case": f"batch {size}, max pool, relu, {many} in a scan", "times": times})
     return {"cases": cases}
 
 

@@ -1,5 +1,6 @@
 """What a call costs outside of `jax.jit`, on arrays so small that the arithmetic takes no time."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,11 +11,14 @@ from experiments.benchmark.clock import Effort, interleaved, of_jax
 
 
 def measure(effort: Effort) -> dict[str, Any]:
+    ways: dict[str, Callable[..., Any]] = {"forward": lambda f, a: of_jax(f, *a)}
+    if not effort.quick:
+        ways["forward and backward"] = _both_ways
     cases = []
     for name, arguments in _calls().items():
         packages = {"bnderiv": bnderiv, "plain jnp": bnderiv.reference}
         layers = {who: getattr(package, name) for who, package in packages.items()}
-        for what, make in (("forward", lambda f, a: of_jax(f, *a)), ("forward and backward", _both_ways)):
+        for what, make in ways.items():
             contestants = {who: make(f, arguments) for who, f in layers.items()}
             cases.append({"case": f"{name}, {what}", "times": interleaved(contestants, effort)})
     return {"cases": cases}

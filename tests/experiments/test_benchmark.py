@@ -20,7 +20,6 @@ RESULTS = sorted((FOLDER / "results").glob("*.json"))
 
 def test_in_turns_and_what_comes_before_it_is_warm_does_not_count(monkeypatch):
     monkeypatch.setattr(clock, "PAUSE", 0)
-    monkeypatch.setattr(clock, "WARMING", 0.25)
     calls = []
 
     def contestant(name, seconds):
@@ -35,7 +34,7 @@ def test_in_turns_and_what_comes_before_it_is_warm_does_not_count(monkeypatch):
     def missing(times):
         raise clock.Absent("not installed")
 
-    effort = clock.Effort(quick=False, rounds=3, burst=2)
+    effort = clock.Effort(quick=False, rounds=3, burst=2, warming=0.25)
     contestants = {"slow": contestant("slow", 0.2), "missing": missing, "fast": contestant("fast", 0.1)}
     times = clock.interleaved(contestants, effort, per=10)
     assert list(times) == ["slow", "missing", "fast"]
