@@ -97,13 +97,14 @@ def test_batch_norm_sweeps_and_arithmetic(layer, sweeps, flops):
 @pytest.mark.parametrize("layer", ["batch_norm", "batch_norm_relu"])
 def test_batch_norm_computes_its_vectors_once(layer, channels):
     """Not anew for each element of x: what writes such an array is handed vectors, and lays them out."""
-    *sizes, _ = SHAPE
-    program = batch_norm_program(layer, (*sizes, channels))
-    arrays = "|".join(re.escape(f"[{','.join(map(str, s))}]") for s in ((*sizes, channels), (16, 20, 20 * channels)))
+    *sizes, columns, _ = SHAPE
+    in_rows, shape = (*sizes, columns * channels), (*sizes, columns, channels)
+    program = batch_norm_program(layer, shape)
+    arrays = "|".join(re.escape(f"[{','.join(map(str, s))}]") for s in (shape, in_rows))
     full = re.findall(rf" = \S+(?:{arrays})\S* fusion\(.*kind=kLoop, calls=(%[\w.-]+)", program.as_text())
     assert len(full) == (2 if layer == "batch_norm" else 3)
     for name in full:
-        of_vectors = re.findall(rf"\[(?:{channels}|{20 * channels})\]\S* ([a-z][\w-]*)\(", body(program, name))
+        of_vectors = re.findall(rf"\[(?:{channels}|{columns * channels})\]\S* ([a-z][\w-]*)\(", body(program, name))
         assert set(of_vectors) <= {"parameter", "broadcast", "multiply"}  # γ r
 
 

@@ -62,7 +62,7 @@ def input_gradient(geometry, x_shape, kernel, delta):
         reach = low + (line.shape[axis] - 1) * stride + 1
         terms.append(_padded(line, axis, low, x_shape[axis] - reach, stride - 1))
     # Once, and not for each use of the sum, for which XLA would write every padded line.
-    return quotient(sum(terms[1:], terms[0]))
+    return quotient(sum(terms[1:], terms[0])) if len(terms) > 1 else terms[0]
 
 
 @partial(jax.jit, static_argnums=(0, 1))
