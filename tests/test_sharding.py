@@ -1,6 +1,7 @@
 """Layers without statistics, with the batch spread over devices: value and gradient of the whole, nothing gathered.
 
-Batch norm has a file of its own, normalization/test_across_devices.py.
+Batch norm has a file of its own, normalization/test_across_devices.py; what is particular to arrays whose type says how
+they are spread is in test_explicit_sharding.py.
 """
 
 from functools import lru_cache, partial
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import bnderiv
@@ -88,18 +89,24 @@ def _specs(case):
     return tuple(by_batch if i < SPREAD[str(case)] else P() for i in range(len(_problem(case)))), by_batch
 
 
+@pytest.mark.parametrize("axes", [AxisType.Auto, AxisType.Explicit], ids=lambda axes: axes.name.lower())
 @pytest.mark.parametrize("layers", [bnderiv, bnderiv.forward_mode], ids=["bnderiv", "forward_mode"])
 @pytest.mark.parametrize("case", [case for case in CASES if str(case) in SPREAD], ids=str)
-def test_under_jit(case, layers):
+def test_under_jit(case, layers, axes):
     layer = partial(getattr(layers, case.layer), **case.options)
-    mesh = Mesh(np.array(jax.devices()[:DEVICES]), ("devices",))
+    mesh = jax.make_mesh((DEVICES,), ("devices",), (axes,), devices=jax.devices()[:DEVICES])
     arguments, (cotangent, expected), (specs, by_batch) = _problem(case), _truth(case), _specs(case)
     arguments = tuple(
         jax.device_put(a, None if a is None else NamedSharding(mesh, s)) for a, s in zip(arguments, specs, strict=True)
     )
     cotangent = jax.device_put(cotangent, NamedSharding(mesh, by_batch))
     program = jit(partial(_value_and_gradient, layer)).lower(cotangent, arguments).compile()
-    near(program(cotangent, arguments), expected, TIGHT)
+    out, gradient = program(cotangent, arguments)
+    near((out, gradient), expected, TIGHT)
+    if axes == AxisType.Explicit:
+        floats = [a for a in arguments if a is not None and jnp.issubdtype(a.dtype, jnp.floating)]
+        assert jax.typeof(out) == jax.typeof(cotangent)
+        assert [jax.typeof(a) for a in gradient] == [jax.typeof(a) for a in floats]
     if "groups" not in case.options:  # XLA gathers the images of a grouped convolution, of anybody's
         # The gradients of parameters are summed over the devices; nothing else is sent.
         parameters = len(arguments) > SPREAD[str(case)]

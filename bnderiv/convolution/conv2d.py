@@ -6,10 +6,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 from bnderiv import _arguments
 from bnderiv._arguments import Padding, Pair
 from bnderiv._closed_form import closed_form
+from bnderiv._explicit_sharding import automatic
 from bnderiv._precision import accumulator
 from bnderiv.convolution.correlations import fastest
 
@@ -80,7 +82,12 @@ def conv2d(
     dilation = _arguments.pair("dilation", dilation)
     padding = _arguments.padding_pairs(padding, (x.shape[rows], x.shape[columns]), (kh, kw), strides, dilation)
     geometry = _Geometry(strides, padding, dilation, groups, (batch, channel, rows, columns))
-    return _conv2d(geometry, *_arguments.same_varying(x, kernel, bias))
+    x, kernel, bias = _arguments.same_varying(x, kernel, bias)
+
+    def spread(x, kernel, bias):
+        return P(*(kernel[-1] if axis == channel else entry for axis, entry in enumerate(x)))
+
+    return automatic(partial(_conv2d, geometry), spread, x=x, kernel=kernel, bias=bias)
 
 
 class _Geometry(NamedTuple):

@@ -3,9 +3,11 @@
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec as P
 
 from bnderiv import _arguments
 from bnderiv._closed_form import closed_form
+from bnderiv._explicit_sharding import automatic
 from bnderiv._precision import accumulator
 
 
@@ -36,7 +38,12 @@ def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax
     if bias is not None:
         bias = _arguments.float_array("bias", bias)
         _arguments.shape_is("bias", bias, (kernel.shape[1],), "(H,), H the columns of kernel")
-    return _dense(*_arguments.same_varying(x, kernel, bias))
+    x, kernel, bias = _arguments.same_varying(x, kernel, bias)
+    return automatic(_dense, _spread, x=x, kernel=kernel, bias=bias)
+
+
+def _spread(x, kernel, bias):
+    return P(*x[:-1], kernel[-1])
 
 
 @closed_form

@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
+from jax.sharding import PartitionSpec as P
 
 from bnderiv import _arguments
 from bnderiv._closed_form import closed_form
+from bnderiv._explicit_sharding import automatic
 from bnderiv._precision import accumulator
 from bnderiv.activation.relu import rectify
 from bnderiv.normalization.across_devices import merge
@@ -98,8 +100,15 @@ def _public(relu, x, gamma, beta, channel_axis, eps, where, axis_name, groups):
     if groups is not None and axis_name is None:
         raise ValueError("axis_index_groups must come with axis_name, got axis_name=None")
 
+    def spread(x, **_):
+        return x, P(x[axis])  # y, and all of the statistics
+
+    core = partial(_with_stats, Channels.of(axis, x.shape, masked=where is not None), relu, axis_name, groups)
     x, where, gamma, beta, eps = _arguments.same_varying(x, where, gamma, beta, eps)
-    channels = Channels.of(axis, x.shape, masked=where is not None)
+    return automatic(core, spread, x=x, where=where, gamma=gamma, beta=beta, eps=eps)
+
+
+def _with_stats(channels, relu, axis_name, groups, x, where, gamma, beta, eps):
     moments = measure(channels, x, where, eps)
     own = axis_name is None or axis_name == ()
     if not own:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from bnderiv import _arguments
 from bnderiv._arguments import along
 from bnderiv._closed_form import closed_form
+from bnderiv._explicit_sharding import automatic
 from bnderiv._precision import accumulator
 from bnderiv.normalization.batch_norm import nonnegative
 
@@ -42,12 +43,13 @@ def batch_norm_inference(
     _arguments.rank_at_least("x", x, 2, "batch and channels")
     _arguments.nonempty("x", x)
     axis = _arguments.axis("channel_axis", channel_axis, x.ndim)
-    vectors = []
-    for name, value in (("gamma", gamma), ("beta", beta), ("mean", mean), ("var", var)):
-        vectors.append(_arguments.float_array(name, value))
-        _arguments.shape_is(name, vectors[-1], (x.shape[axis],), "one per channel of x")
-    eps = nonnegative("eps", eps, accumulator(x.dtype))
-    return _inference(axis, *_arguments.same_varying(x, *vectors, eps))
+    vectors = {"gamma": gamma, "beta": beta, "mean": mean, "var": var}
+    for name, value in vectors.items():
+        vectors[name] = _arguments.float_array(name, value)
+        _arguments.shape_is(name, vectors[name], (x.shape[axis],), "one per channel of x")
+    arrays = {"x": x, **vectors, "eps": nonnegative("eps", eps, accumulator(x.dtype))}
+    arrays = dict(zip(arrays, _arguments.same_varying(*arrays.values()), strict=True))
+    return automatic(partial(_inference, axis), lambda x, **_: x, **arrays)
 
 
 @partial(closed_form, nondiff_argnums=(0,))

@@ -12,6 +12,7 @@ import numpy as np
 from bnderiv import _arguments
 from bnderiv._closed_form import closed_form
 from bnderiv._computed_once import quotient
+from bnderiv._explicit_sharding import automatic
 from bnderiv._precision import accumulator
 from bnderiv.pooling._windows import (
     Windows,
@@ -64,7 +65,7 @@ def avg_pool(
     if not isinstance(count_include_pad, bool):
         raise TypeError(f"count_include_pad must be a boolean, got {count_include_pad!r}")
     both = windows(x, window, strides, padding, 1, channel_axis, batch_axis)
-    return _avg_pool(both, count_include_pad, x)
+    return automatic(functools.partial(_avg_pool, both, count_include_pad), lambda x: x, x=x)
 
 
 # One program for each geometry: called outside of jit, a pool would else be dispatched as dozens of small ones.

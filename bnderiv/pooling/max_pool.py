@@ -10,6 +10,7 @@ from jax import lax
 
 from bnderiv import _arguments
 from bnderiv._closed_form import closed_form
+from bnderiv._explicit_sharding import automatic
 from bnderiv._precision import accumulator
 from bnderiv.pooling._windows import pad, spread, take, windows, with_margins
 
@@ -51,7 +52,8 @@ def max_pool(
         dilated window larger than the padded input.
     """
     x = _arguments.float_array("x", x)
-    return _max_pool(windows(x, window, strides, padding, dilation, channel_axis, batch_axis), x)
+    both = windows(x, window, strides, padding, dilation, channel_axis, batch_axis)
+    return automatic(functools.partial(_max_pool, both), lambda x: x, x=x)
 
 
 # One program for each geometry: called outside of jit, a pool would else be dispatched as dozens of small ones.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import bnderiv
@@ -390,17 +390,18 @@ def test_one_message_forward_and_one_backward(mode, masked, layers):
 
 
 @pytest.mark.parametrize(
-    ("relu", "shape", "masked"),
+    ("relu", "shape", "masked", "axes"),
     [
-        (False, (32, 3), False),
-        (False, (32, 3), True),
-        (False, (16, 2, 3, 3), False),
-        (False, (16, 2, 3, 3), True),
-        (True, (16, 2, 3, 3), True),
+        (False, (32, 3), False, AxisType.Auto),
+        (False, (32, 3), True, AxisType.Explicit),
+        (False, (16, 2, 3, 3), False, AxisType.Explicit),
+        (False, (16, 2, 3, 3), True, AxisType.Auto),
+        (True, (16, 2, 3, 3), True, AxisType.Auto),
+        (True, (16, 2, 3, 3), True, AxisType.Explicit),
     ],
-    ids=["rows", "rows-masked", "images", "images-masked", "relu-images-masked"],
+    ids=["rows", "rows-masked-explicit", "images-explicit", "images-masked", "relu-masked", "relu-masked-explicit"],
 )
-def test_a_sharded_batch_is_never_gathered(relu, shape, masked):
+def test_a_sharded_batch_is_never_gathered(relu, shape, masked, axes):
     rng = np.random.default_rng(1)
     whole = jax.tree.map(
         jnp.asarray,
@@ -410,7 +411,8 @@ def test_a_sharded_batch_is_never_gathered(relu, shape, masked):
             rng.random(shape) < 0.6 if masked else None,
         ),
     )
-    by_batch, everywhere = (NamedSharding(_mesh(devices=DEVICES), spec) for spec in (P(AXIS), P()))
+    mesh = jax.make_mesh((DEVICES,), (AXIS,), (axes,))
+    by_batch, everywhere = (NamedSharding(mesh, spec) for spec in (P(AXIS), P()))
     placed = jax.tree.map(lambda a: jax.device_put(a, by_batch if a.shape == shape else everywhere), whole)
     forward, both = _compiled(partial(_with_where, _layer(relu), axis_name=None), *placed)
     for program, messages in ((forward, 2), (both, 3)):

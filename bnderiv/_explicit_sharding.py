@@ -1,0 +1,58 @@
+"""Arrays whose type says how they are spread over devices, as on the meshes that `jax.make_mesh` makes by default.
+
+Of such arrays, on mesh axes of `AxisType.Explicit`, JAX infers the type of every intermediate result, and refuses what
+does not follow from the operands: sums over the batch, reshapes. For a layer as a whole there is no question: its
+result is spread like its arguments, and so are their gradients, in whatever way they are computed. So within a layer
+the axes are of `AxisType.Auto`, where XLA decides.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec, auto_axes
+
+
+def automatic(layer: Callable[..., Any], spread: Callable[..., Any], **arrays: Any) -> Any:
+    """`layer(*arrays.values())`; where any of the arrays is spread explicitly, so is the result.
+
+    Args:
+      layer: computes on arrays, in a way that does not depend on how they are spread.
+      spread: tells the `PartitionSpec` of each output, or of a tree of them, from those of the arrays, given by name,
+        which have an entry for each axis (None for None).
+      arrays: each an array or None.
+
+    Raises:
+      ValueError: two axes of an output would be spread over one axis of the mesh, or an array is a sum yet to be taken
+        over devices (`unreduced`), or is to have such a gradient (`reduced`).
+    """
+    meshes = [jax.typeof(a).sharding.mesh for a in arrays.values() if a is not None]
+    mesh = next((mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types), None)
+    if mesh is None:
+        return layer(*arrays.values())
+
+    given = {name: a for name, a in arrays.items() if a is not None}
+    specs = {name: jax.typeof(a).sharding.spec for name, a in given.items()}
+    for name, spec in specs.items():
+        if spec.unreduced or spec.reduced:
+            raise ValueError(f"{name} must be neither unreduced nor reduced, got {spec}: jax.sharding.reshard it first")
+    outputs = spread(**{name: specs.get(name) for name in arrays})
+    outputs = jax.tree.map(lambda spec: _on(mesh, spec, specs), outputs, is_leaf=lambda a: isinstance(a, PartitionSpec))
+
+    def within(values: dict[str, Any]) -> Any:
+        return layer(*(values.get(name) for name in arrays))
+
+    explicit = tuple(n for n, t in zip(mesh.axis_names, mesh.axis_types, strict=True) if t == AxisType.Explicit)
+    return auto_axes(within, axes=explicit, out_sharding=outputs)(given)
+
+
+def _on(mesh: Any, spec: PartitionSpec, specs: dict[str, PartitionSpec]) -> NamedSharding:
+    names = [name for entry in spec for name in (entry if isinstance(entry, tuple) else (entry,)) if name is not None]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        where = ", ".join(f"{name} {spec}" for name, spec in specs.items())
+        raise ValueError(
+            f"two axes of the result cannot both be spread over mesh axis {twice[0]!r}, got {spec} from {where}: "
+            "jax.sharding.reshard an argument first"
+        )
+    return NamedSharding(mesh, spec)
