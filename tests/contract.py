@@ -32,25 +32,21 @@ def vjp(layers: Any, case: Case) -> None:
     """Value and hand-derived gradient equal the reference and its autodiff, for a random cotangent."""
     f, args = case.bind(layers)
     cotangent = _cotangent(f, args)
-    close(_compiled(f)(cotangent, *args), _oracle(case)(cotangent, *args))
+    close(_rule(layers, case)(cotangent, *args), _rule(bnderiv.reference, case)(cotangent, *args))
 
 
 def eager(layers: Any, case: Case) -> None:
     """Without jit, the same value and gradient."""
     f, args = case.bind(layers)
     cotangent = _cotangent(f, args)
-    close(_value_and_gradient(f, cotangent, *args), _compiled(f)(cotangent, *args))
+    close(_value_and_gradient(f, cotangent, *args), _rule(layers, case)(cotangent, *args))
 
 
 def finite_differences(layers: Any, case: Case) -> None:
     """First and second derivative in reverse mode agree with finite differences in float64."""
     f, args = case.bind(layers)
-    value, rule = _jit(f), _compiled(f)
-    second = _compiled(partial(_gradient, f))
+    rule, second = _rule(layers, case), _second(layers, case)
     cotangent, points = _cotangent(f, args), jax.tree.map(np.asarray, args)  # of NumPy, whose sums compile nothing
-
-    def gradient(*a: Any) -> Any:
-        return jax.tree.map(np.asarray, rule(cotangent, *a)[1])
 
     def check(function: Callable, pull_back: Callable) -> None:
         check_vjp(
@@ -61,42 +57,29 @@ def finite_differences(layers: Any, case: Case) -> None:
             rtol=1e-4,
         )
 
-    check(value, rule)
-    check(gradient, second)
+    check(lambda *a: rule(cotangent, *a)[0], rule)
+    check(lambda *a: rule(cotangent, *a)[1], second)
 
 
 def gradient_of_gradient(layers: Any, case: Case) -> None:
     """Reverse over reverse equals the reference's."""
-    f, args = case.bind(layers)
-    g, _ = case.bind(bnderiv.reference)
-
-    def second(function: Callable) -> Any:
-        direction = random_like(args, 3)
-
-        def projected(*a: jax.Array) -> jax.Array:
-            return _dot(_gradient(function, *a), direction)
-
-        return _jit(jax.grad(projected, tuple(range(len(args)))))(*args)
-
-    close(second(f), second(g))
+    _, args = case.bind(layers)
+    direction = random_like(args, 3)
+    close(_second(layers, case)(direction, *args), _second(bnderiv.reference, case)(direction, *args))
 
 
 def jvp_of_gradient(layers: Any, case: Case) -> None:
-    """Forward over reverse (a Hessian-vector product) equals the reference's."""
+    """Forward over reverse (a Hessian-vector product) equals the reference's reverse over reverse: H is symmetric."""
     f, args = case.bind(layers)
-    g, _ = case.bind(bnderiv.reference)
-
-    def product(function: Callable) -> Any:
-        direction = random_like(args, 4)
-        return _jit(lambda *a: jax.jvp(lambda *b: _gradient(function, *b), a, direction)[1])(*args)
-
-    close(product(f), product(g))
+    direction = random_like(args, 4)
+    actual = _jit(lambda *a: jax.jvp(lambda *b: _gradient(f, *b), a, direction)[1])(*args)
+    close(actual, _second(bnderiv.reference, case)(direction, *args)[1])
 
 
 def vmap(layers: Any, case: Case) -> None:
     """Mapped over each argument alone, value and gradient equal a loop; the others' gradients are the sums."""
     f, args = case.bind(layers)
-    one = _compiled(f)
+    one = _rule(layers, case)
     points = [case.bind(layers, seed=s)[1] for s in range(3)]
     batches = [np.stack([np.asarray(a) for a in column]) for column in zip(*points, strict=True)]
     cotangents = jax.tree.map(np.asarray, _cotangent(jax.vmap(f), tuple(batches)))
@@ -121,19 +104,23 @@ def vmap(layers: Any, case: Case) -> None:
 def dtypes(layers: Any, case: Case) -> None:
     """In every floating dtype the outputs and the gradients are near the float64 truth at the same (rounded) inputs,
     and each gradient has its primal's shape and dtype (JAX does not check it)."""
-    for name, tolerance in HALF.items():
-        f, args = case.bind(layers, jnp.dtype(name))
-        cotangent = _cotangent(f, args)
-        out, grads = _compiled(f)(cotangent, *args)
-        chex.assert_trees_all_equal_shapes_and_dtypes(grads, args)
-        near((out, grads), _oracle(case)(_wide(cotangent), *_wide(args)), tolerance)
+    bound = {name: case.bind(layers, jnp.dtype(name)) for name in HALF}
+    points = {name: (_cotangent(f, args), *args) for name, (f, args) in bound.items()}
+
+    @_jit
+    def in_each(points: Any) -> Any:
+        return {name: _value_and_gradient(bound[name][0], *point) for name, point in points.items()}
+
+    for name, (out, grads) in in_each(points).items():
+        chex.assert_trees_all_equal_shapes_and_dtypes(grads, bound[name][1])
+        near((out, grads), _rule(bnderiv.reference, case)(*_wide(points[name])), HALF[name])
 
 
 def checkpoint(layers: Any, case: Case) -> None:
     """Recomputed in the backward, the same value and gradient."""
     f, args = case.bind(layers)
     cotangent = _cotangent(f, args)
-    close(_compiled(jax.checkpoint(f))(cotangent, *args), _oracle(case)(cotangent, *args))
+    close(_compiled(jax.checkpoint(f))(cotangent, *args), _rule(bnderiv.reference, case)(cotangent, *args))
 
 
 def scan(layers: Any, case: Case) -> None:
@@ -149,7 +136,7 @@ def scan(layers: Any, case: Case) -> None:
         return jax.lax.scan(step, jnp.zeros(()), stacked)[0]
 
     stacked = jax.tree.map(lambda *a: jnp.stack(a), *calls)
-    grads = [_oracle(case)(cotangent, *a)[1] for a in calls]
+    grads = [_rule(bnderiv.reference, case)(cotangent, *a)[1] for a in calls]
     close(_jit(jax.grad(total))(stacked), jax.tree.map(lambda *g: jnp.stack(g), *grads))
 
 
@@ -159,7 +146,7 @@ def exported(layers: Any, case: Case) -> None:
     cotangent = _cotangent(f, args)
     shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in args]
     program = jax.export.deserialize(jax.export.export(jax.jit(f))(*shapes).serialize(vjp_order=1))
-    close(_compiled(program.call)(cotangent, *args), _oracle(case)(cotangent, *args))
+    close(_compiled(program.call)(cotangent, *args), _rule(bnderiv.reference, case)(cotangent, *args))
 
 
 def jvp(layers: Any, case: Case) -> None:
@@ -177,13 +164,13 @@ def jacobians(layers: Any, case: Case) -> None:
     f, args = case.bind(layers)
     g, _ = case.bind(bnderiv.reference)
     everything = tuple(range(len(args)))
-    expected = _jit(jax.jacrev(g, everything))(*args)
+    truth = _jit(jax.jacrev(g, everything))
     for jacobian in (jax.jacfwd, jax.jacrev):
-        close(_jit(jacobian(f, everything))(*args), expected)
+        close(_jit(jacobian(f, everything))(*args), truth(*args))
     points = [case.bind(layers, seed=s)[1] for s in range(2)]
     batch = [jnp.stack(a) for a in zip(*points, strict=True)]
     mapped = _jit(jax.vmap(jax.jacfwd(f, everything)))(*batch)
-    rows = [_jit(jax.jacrev(g, everything))(*a) for a in points]
+    rows = [truth(*a) for a in points]
     close(mapped, jax.tree.map(lambda *r: jnp.stack(r), *rows))
 
 
@@ -213,7 +200,7 @@ def without_x64(layers: Any, case: Case) -> None:
     with jax.enable_x64(False):
         result = _compiled(f)(cotangent, *args)
     chex.assert_trees_all_equal_shapes_and_dtypes(result, (cotangent, args))
-    near(result, _oracle(case)(_wide(cotangent), *_wide(args)), HALF["float32"])
+    near(result, _rule(bnderiv.reference, case)(_wide(cotangent), *_wide(args)), HALF["float32"])
 
 
 PROMISES = (vjp, finite_differences, gradient_of_gradient, jvp_of_gradient, vmap, dtypes)
@@ -251,9 +238,25 @@ def _compiled(function: Callable) -> Callable:
     return _jit(partial(_value_and_gradient, function))  # one compilation is faster than one for every operation
 
 
-@lru_cache
-def _oracle(case: Case) -> Callable:
-    return _compiled(case.bind(bnderiv.reference)[0])
+# Compiled once for all promises at a case, which are tested one after the other.
+
+
+@lru_cache(maxsize=8)
+def _rule(layers: Any, case: Case) -> Callable:
+    """Of a cotangent and the arguments: value and gradient."""
+    return _compiled(case.bind(layers)[0])
+
+
+@lru_cache(maxsize=8)
+def _second(layers: Any, case: Case) -> Callable:
+    """Of a cotangent of the gradient and the arguments: the gradient, and its gradient."""
+    return _compiled(partial(_gradient, case.bind(layers)[0]))
+
+
+def forget() -> None:
+    """After a layer was changed: what was compiled from it is not to be used again."""
+    _rule.cache_clear()
+    _second.cache_clear()
 
 
 def _cotangent(function: Callable, args: tuple[Any, ...]) -> Any:
