@@ -24,6 +24,8 @@ _jit = partial(
     jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 )
 
+ORACLE: Any = bnderiv.reference
+
 TIGHT = 1e-11  # float64 against float64, in different orders of summation
 HALF = {"float16": 2e-3, "bfloat16": 1.6e-2, "float32": 2e-6}  # a few roundings of the output
 
@@ -32,7 +34,7 @@ def vjp(layers: Any, case: Case) -> None:
     """Value and hand-derived gradient equal the reference and its autodiff, for a random cotangent."""
     f, args = case.bind(layers)
     cotangent = _cotangent(f, args)
-    close(_rule(layers, case)(cotangent, *args), _rule(bnderiv.reference, case)(cotangent, *args))
+    close(_rule(layers, case)(cotangent, *args), _rule(ORACLE, case)(cotangent, *args))
 
 
 def eager(layers: Any, case: Case) -> None:
@@ -65,7 +67,7 @@ def gradient_of_gradient(layers: Any, case: Case) -> None:
     """Reverse over reverse equals the reference's."""
     _, args = case.bind(layers)
     direction = random_like(args, 3)
-    close(_second(layers, case)(direction, *args), _second(bnderiv.reference, case)(direction, *args))
+    close(_second(layers, case)(direction, *args), _second(ORACLE, case)(direction, *args))
 
 
 def jvp_of_gradient(layers: Any, case: Case) -> None:
@@ -73,7 +75,7 @@ def jvp_of_gradient(layers: Any, case: Case) -> None:
     f, args = case.bind(layers)
     direction = random_like(args, 4)
     actual = _jit(lambda *a: jax.jvp(lambda *b: _gradient(f, *b), a, direction)[1])(*args)
-    close(actual, _second(bnderiv.reference, case)(direction, *args)[1])
+    close(actual, _second(ORACLE, case)(direction, *args)[1])
 
 
 def vmap(layers: Any, case: Case) -> None:
@@ -113,14 +115,14 @@ def dtypes(layers: Any, case: Case) -> None:
 
     for name, (out, grads) in in_each(points).items():
         chex.assert_trees_all_equal_shapes_and_dtypes(grads, bound[name][1])
-        near((out, grads), _rule(bnderiv.reference, case)(*_wide(points[name])), HALF[name])
+        near((out, grads), _rule(ORACLE, case)(*_wide(points[name])), HALF[name])
 
 
 def checkpoint(layers: Any, case: Case) -> None:
     """Recomputed in the backward, the same value and gradient."""
     f, args = case.bind(layers)
     cotangent = _cotangent(f, args)
-    close(_compiled(jax.checkpoint(f))(cotangent, *args), _rule(bnderiv.reference, case)(cotangent, *args))
+    close(_compiled(jax.checkpoint(f))(cotangent, *args), _rule(ORACLE, case)(cotangent, *args))
 
 
 def scan(layers: Any, case: Case) -> None:
@@ -136,7 +138,7 @@ def scan(layers: Any, case: Case) -> None:
         return jax.lax.scan(step, jnp.zeros(()), stacked)[0]
 
     stacked = jax.tree.map(lambda *a: jnp.stack(a), *calls)
-    grads = [_rule(bnderiv.reference, case)(cotangent, *a)[1] for a in calls]
+    grads = [_rule(ORACLE, case)(cotangent, *a)[1] for a in calls]
     close(_jit(jax.grad(total))(stacked), jax.tree.map(lambda *g: jnp.stack(g), *grads))
 
 
@@ -146,13 +148,13 @@ def exported(layers: Any, case: Case) -> None:
     cotangent = _cotangent(f, args)
     shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in args]
     program = jax.export.deserialize(jax.export.export(jax.jit(f))(*shapes).serialize(vjp_order=1))
-    close(_compiled(program.call)(cotangent, *args), _rule(bnderiv.reference, case)(cotangent, *args))
+    close(_compiled(program.call)(cotangent, *args), _rule(ORACLE, case)(cotangent, *args))
 
 
 def jvp(layers: Any, case: Case) -> None:
     """Forward mode equals the reference's, called directly and as the linear map of jax.linearize."""
     f, args = case.bind(layers)
-    g, _ = case.bind(bnderiv.reference)
+    g, _ = case.bind(ORACLE)
     tangents = random_like(args, 5)
     expected = _jit(lambda a, t: jax.jvp(g, a, t))(args, tangents)
     close(_jit(lambda a, t: jax.jvp(f, a, t))(args, tangents), expected)
@@ -162,7 +164,7 @@ def jvp(layers: Any, case: Case) -> None:
 def jacobians(layers: Any, case: Case) -> None:
     """jacfwd and jacrev are the reference's Jacobian, mapped over a batch of points as well."""
     f, args = case.bind(layers)
-    g, _ = case.bind(bnderiv.reference)
+    g, _ = case.bind(ORACLE)
     everything = tuple(range(len(args)))
     truth = _jit(jax.jacrev(g, everything))
     for jacobian in (jax.jacfwd, jax.jacrev):
@@ -177,7 +179,7 @@ def jacobians(layers: Any, case: Case) -> None:
 def hessians(layers: Any, case: Case) -> None:
     """All four compositions of the two modes are the reference's Hessian."""
     f, args = case.bind(layers)
-    g, _ = case.bind(bnderiv.reference)
+    g, _ = case.bind(ORACLE)
     everything = tuple(range(len(args)))
     cotangent = _cotangent(f, args)
 
@@ -200,7 +202,7 @@ def without_x64(layers: Any, case: Case) -> None:
     with jax.enable_x64(False):
         result = _compiled(f)(cotangent, *args)
     chex.assert_trees_all_equal_shapes_and_dtypes(result, (cotangent, args))
-    near(result, _rule(bnderiv.reference, case)(_wide(cotangent), *_wide(args)), HALF["float32"])
+    near(result, _rule(ORACLE, case)(_wide(cotangent), *_wide(args)), HALF["float32"])
 
 
 PROMISES = (vjp, finite_differences, gradient_of_gradient, jvp_of_gradient, vmap, dtypes)
