@@ -17,8 +17,8 @@ import bnderiv
 import bnderiv.reference
 from bnderiv.models import lenet5
 from tests.case import random_like
-from tests.collectives import collectives
 from tests.contract import TIGHT, near
+from tests.programs import collectives
 
 MESH = jax.make_mesh((4, 2), ("data", "model"), (AxisType.Explicit,) * 2)
 EVERYWHERE = P()

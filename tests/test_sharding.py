@@ -17,8 +17,8 @@ import bnderiv
 import bnderiv.reference
 from tests.case import random_like
 from tests.cases import CASES
-from tests.collectives import collectives
 from tests.contract import TIGHT, near
+from tests.programs import collectives
 
 pytestmark = pytest.mark.slow
 

@@ -4,7 +4,6 @@ Compiled for the CPU, where they do not depend on how busy the machine is. Each 
 cent more; where one is broken on purpose, measure before moving it.
 """
 
-import math
 import re
 from functools import lru_cache, partial
 from typing import Any
@@ -17,6 +16,7 @@ import bnderiv
 from experiments.benchmark import steps
 from experiments.benchmark.memory import saved
 from tests.devices import traced_for
+from tests.programs import launched, opcodes, writers
 
 SHAPE = (16, 20, 20, 24)
 X, VECTOR = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (SHAPE, SHAPE[-1:]))
@@ -50,28 +50,6 @@ def lenet_program(devices: int = 8) -> Any:
         return step.lower(*jax.eval_shape(lambda: arguments(32))).compile()
 
 
-def kernels(program):
-    """(opcode, elements of each array it writes) of what the program runs one after the other."""
-    text = program.as_text()
-    for line in text[text.index("\nENTRY") :].splitlines():
-        found = re.search(r" = (\(.*?\)|\S+) ([a-z][\w-]*)\(", line)
-        if found and found[2] not in ("parameter", "constant", "bitcast", "tuple", "get-tuple-element"):
-            shapes = re.findall(r"\b[a-z]+\d*\[([\d,]*)\]", found[1])
-            yield found[2], [math.prod(int(n) for n in shape.split(",") if n) for shape in shapes]
-
-
-def body(program, computation):
-    """The instructions of one kernel."""
-    text = program.as_text()
-    start = text.index(f"\n{computation} ")
-    return text[start : text.index("\n}", start)]
-
-
-def opcodes(program):
-    """Of every instruction, inside of kernels too."""
-    return set(re.findall(r" = (?:\(.*?\)|\S+) ([a-z][\w-]*)\(", program.as_text()))
-
-
 SLOW = {"gather", "scatter", "select-and-scatter", "reduce-window", "sort", "while", "conditional", "convolution"}
 
 
@@ -80,7 +58,7 @@ SLOW = {"gather", "scatter", "select-and-scatter", "reduce-window", "sort", "whi
 
 @pytest.mark.parametrize(("layer", "full"), [("batch_norm", 2), ("batch_norm_relu", 3)])
 def test_batch_norm_writes_nothing_of_the_size_of_x_but_its_results(layer, full):
-    written = [n for _, sizes in kernels(batch_norm_program(layer)) for n in sizes if n >= X.size]
+    written = [n for _, sizes in launched(batch_norm_program(layer)) for n in sizes if n >= X.size]
     assert written == [X.size] * full
     assert batch_norm_program(layer).memory_analysis().temp_size_in_bytes < 0.01 * size_in_bytes(X)
 
@@ -100,11 +78,10 @@ def test_batch_norm_computes_its_vectors_once(layer, channels):
     *sizes, columns, _ = SHAPE
     in_rows, shape = (*sizes, columns * channels), (*sizes, columns, channels)
     program = batch_norm_program(layer, shape)
-    arrays = "|".join(re.escape(f"[{','.join(map(str, s))}]") for s in (shape, in_rows))
-    full = re.findall(rf" = \S+(?:{arrays})\S* fusion\(.*kind=kLoop, calls=(%[\w.-]+)", program.as_text())
+    full = writers(program, shape, "kLoop") + writers(program, in_rows, "kLoop")
     assert len(full) == (2 if layer == "batch_norm" else 3)
-    for name in full:
-        of_vectors = re.findall(rf"\[(?:{channels}|{columns * channels})\]\S* ([a-z][\w-]*)\(", body(program, name))
+    for kernel in full:
+        of_vectors = re.findall(rf"\[(?:{channels}|{columns * channels})\]\S* ([a-z][\w-]*)\(", kernel)
         assert set(of_vectors) <= {"parameter", "broadcast", "multiply"}  # γ r
 
 
@@ -148,7 +125,7 @@ def test_lenet_step_is_few_kernels(devices):
     program = lenet_program(devices)
     # A dozen of them for the closer sums of the first batch norm's six channels, ten for the second kernel's band; and
     # thirty vectors of the last two batch norms, a microsecond each, that would else be computed for every example.
-    assert len(list(kernels(program))) <= 171
+    assert len(list(launched(program))) <= 171
     assert len(re.findall(r" dot\(", program.as_text())) <= 13
 
 

@@ -15,8 +15,8 @@ import bnderiv
 import bnderiv.reference
 from bnderiv import BatchStats
 from tests.case import random_like
-from tests.collectives import collectives
 from tests.contract import near
+from tests.programs import collectives
 
 DEVICES, CHANNELS = 8, 3
 AXIS = "devices"
