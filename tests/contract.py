@@ -17,12 +17,7 @@ from jax.test_util import check_vjp
 
 import bnderiv.reference
 from tests.case import Case, random_like
-
-# The promises are about formulas, so the programs need not be fast, and compiling is most of the time. What XLA's
-# optimizations do to roundings is seen in the rooms' own tests.
-_jit = partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-)
+from tests.compiling import fast_jit
 
 ORACLE: Any = bnderiv.reference
 
@@ -74,7 +69,7 @@ def jvp_of_gradient(layers: Any, case: Case) -> None:
     """Forward over reverse (a Hessian-vector product) equals the reference's reverse over reverse: H is symmetric."""
     f, args = case.bind(layers)
     direction = random_like(args, 4)
-    actual = _jit(lambda *a: jax.jvp(lambda *b: _gradient(f, *b), a, direction)[1])(*args)
+    actual = fast_jit(lambda *a: jax.jvp(lambda *b: _gradient(f, *b), a, direction)[1])(*args)
     close(actual, _second(ORACLE, case)(direction, *args)[1])
 
 
@@ -86,7 +81,7 @@ def vmap(layers: Any, case: Case) -> None:
     batches = [np.stack([np.asarray(a) for a in column]) for column in zip(*points, strict=True)]
     cotangents = jax.tree.map(np.asarray, _cotangent(jax.vmap(f), tuple(batches)))
 
-    @_jit
+    @fast_jit
     def over_each(cotangents: Any, batches: Any) -> Any:
         results = []
         for i, batch in enumerate(batches):
@@ -109,7 +104,7 @@ def dtypes(layers: Any, case: Case) -> None:
     bound = {name: case.bind(layers, jnp.dtype(name)) for name in HALF}
     points = {name: (_cotangent(f, args), *args) for name, (f, args) in bound.items()}
 
-    @_jit
+    @fast_jit
     def in_each(points: Any) -> Any:
         return {name: _value_and_gradient(bound[name][0], *point) for name, point in points.items()}
 
@@ -139,7 +134,7 @@ def scan(layers: Any, case: Case) -> None:
 
     stacked = jax.tree.map(lambda *a: jnp.stack(a), *calls)
     grads = [_rule(ORACLE, case)(cotangent, *a)[1] for a in calls]
-    close(_jit(jax.grad(total))(stacked), jax.tree.map(lambda *g: jnp.stack(g), *grads))
+    close(fast_jit(jax.grad(total))(stacked), jax.tree.map(lambda *g: jnp.stack(g), *grads))
 
 
 def exported(layers: Any, case: Case) -> None:
@@ -156,9 +151,9 @@ def jvp(layers: Any, case: Case) -> None:
     f, args = case.bind(layers)
     g, _ = case.bind(ORACLE)
     tangents = random_like(args, 5)
-    expected = _jit(lambda a, t: jax.jvp(g, a, t))(args, tangents)
-    close(_jit(lambda a, t: jax.jvp(f, a, t))(args, tangents), expected)
-    close(_jit(lambda a, t: (lambda out, push: (out, push(*t)))(*jax.linearize(f, *a)))(args, tangents), expected)
+    expected = fast_jit(lambda a, t: jax.jvp(g, a, t))(args, tangents)
+    close(fast_jit(lambda a, t: jax.jvp(f, a, t))(args, tangents), expected)
+    close(fast_jit(lambda a, t: (lambda out, push: (out, push(*t)))(*jax.linearize(f, *a)))(args, tangents), expected)
 
 
 def jacobians(layers: Any, case: Case) -> None:
@@ -166,12 +161,12 @@ def jacobians(layers: Any, case: Case) -> None:
     f, args = case.bind(layers)
     g, _ = case.bind(ORACLE)
     everything = tuple(range(len(args)))
-    truth = _jit(jax.jacrev(g, everything))
+    truth = fast_jit(jax.jacrev(g, everything))
     for jacobian in (jax.jacfwd, jax.jacrev):
-        close(_jit(jacobian(f, everything))(*args), truth(*args))
+        close(fast_jit(jacobian(f, everything))(*args), truth(*args))
     points = [case.bind(layers, seed=s)[1] for s in range(2)]
     batch = [jnp.stack(a) for a in zip(*points, strict=True)]
-    mapped = _jit(jax.vmap(jax.jacfwd(f, everything)))(*batch)
+    mapped = fast_jit(jax.vmap(jax.jacfwd(f, everything)))(*batch)
     rows = [truth(*a) for a in points]
     close(mapped, jax.tree.map(lambda *r: jnp.stack(r), *rows))
 
@@ -187,7 +182,7 @@ def hessians(layers: Any, case: Case) -> None:
         def projected(*a: jax.Array) -> jax.Array:
             return _dot(function(*a), cotangent)
 
-        return _jit(outer(inner(projected, everything), everything))(*args)
+        return fast_jit(outer(inner(projected, everything), everything))(*args)
 
     expected = hessian(g, jax.jacrev, jax.jacrev)
     for outer in (jax.jacfwd, jax.jacrev):
@@ -237,7 +232,7 @@ def _value_and_gradient(function: Callable, cotangent: Any, *args: jax.Array) ->
 
 
 def _compiled(function: Callable) -> Callable:
-    return _jit(partial(_value_and_gradient, function))  # one compilation is faster than one for every operation
+    return fast_jit(partial(_value_and_gradient, function))  # one compilation is faster than one for every operation
 
 
 # Compiled once for all promises at a case, which are tested one after the other.

@@ -15,6 +15,7 @@ import pytest
 
 import bnderiv
 from experiments.by_hand import run
+from tests.compiling import fast_jit
 
 pytestmark = pytest.mark.slow
 
@@ -48,9 +49,8 @@ def test_the_command(tmp_path):
 def test_the_other_network_and_the_other_loss(monkeypatch):
     """Maxima, relu and the squared error agree as well, where no rounding can choose the other side of a kink."""
     for name in ("step_by_hand", "step_by_grad"):
-        step = getattr(run, name).__wrapped__  # compiling is what this test takes
-        options = {"xla_backend_optimization_level": 0}
-        monkeypatch.setattr(run, name, jax.jit(step, static_argnums=(4, 5), compiler_options=options))
+        step = getattr(run, name).__wrapped__
+        monkeypatch.setattr(run, name, fast_jit(step, static_argnums=(4, 5)))
     config = dataclasses.replace(run.DEFAULT, pool="max", activation="relu")
     rng = np.random.default_rng(0)
     network = jax.eval_shape(lambda: run.lenet5.init(jax.random.key(0), config))

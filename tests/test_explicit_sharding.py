@@ -17,14 +17,12 @@ import bnderiv
 import bnderiv.reference
 from bnderiv.models import lenet5
 from tests.case import random_like
+from tests.compiling import fast_jit
 from tests.contract import TIGHT, near
 from tests.programs import collectives
 
 MESH = jax.make_mesh((4, 2), ("data", "model"), (AxisType.Explicit,) * 2)
 EVERYWHERE = P()
-
-# Compiling is most of what these tests take: no optimization.
-jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def _random(*shapes):
@@ -94,14 +92,14 @@ def test_the_result_is_spread_as_asked_and_gradients_like_their_arguments(case):
     specs = [spec for _, spec in placed]
     layer, reference = (partial(getattr(layers, name), **options) for layers in (bnderiv, bnderiv.reference))
     cotangent = random_like(jax.eval_shape(reference, *args), 1)
-    expected = jit(partial(_value_and_gradient, reference))(cotangent, *args)
+    expected = fast_jit(partial(_value_and_gradient, reference))(cotangent, *args)
 
     args = tuple(map(_put, args, specs))
     spread = _expected_specs(name, [_spec(a) for a in args])
-    assert [_spec(a) for a in jax.tree.leaves(jit(layer)(*args))] == spread
+    assert [_spec(a) for a in jax.tree.leaves(fast_jit(layer)(*args))] == spread
     leaves, structure = jax.tree.flatten(cotangent)
     cotangent = jax.tree.unflatten(structure, map(_put, leaves, spread))
-    out, gradient = jit(partial(_value_and_gradient, layer))(cotangent, *args)
+    out, gradient = fast_jit(partial(_value_and_gradient, layer))(cotangent, *args)
     near((out, gradient), expected, TIGHT)
     assert jax.tree.map(_spec, gradient) == tuple(map(_spec, args))
 
@@ -129,7 +127,7 @@ def test_outside_of_jit(within):
         return layers.dense(layers.max_pool(y, 2).reshape(8, 12), kernel), stats.var
 
     cotangent = _random((8, 4), (3,))
-    expected = jit(partial(_value_and_gradient, partial(network, bnderiv.reference)))(cotangent, x, gamma, kernel)
+    expected = fast_jit(partial(_value_and_gradient, partial(network, bnderiv.reference)))(cotangent, x, gamma, kernel)
     placed = _put(x, P("data")), _put(gamma, EVERYWHERE), _put(kernel, P(None, "model"))
     cotangent = _put(cotangent[0], P("data", "model")), _put(cotangent[1], EVERYWHERE)
     with jax.set_mesh(MESH) if within else contextlib.nullcontext():
@@ -171,17 +169,17 @@ def test_second_derivatives_and_forward_mode():
         return jax.grad(lambda x: (jax.grad(partial(loss, layers))(x, gamma) * x**2).sum())(x)
 
     placed = _put(x, P("data")), _put(gamma, EVERYWHERE)
-    expected = jit(partial(hessian_times, bnderiv.reference))(x, gamma)
+    expected = fast_jit(partial(hessian_times, bnderiv.reference))(x, gamma)
     for layers in (bnderiv, bnderiv.forward_mode):
-        actual = jit(partial(hessian_times, layers))(*placed)
+        actual = fast_jit(partial(hessian_times, layers))(*placed)
         near(actual, expected, TIGHT)
         assert _spec(actual) == P("data", None)
 
     def slope(layers, x, gamma):
         return jax.jvp(partial(layers.batch_norm_relu), (x, gamma, gamma), (x**2, gamma, gamma))[1][0]
 
-    actual = jit(partial(slope, bnderiv.forward_mode))(*placed)
-    near(actual, jit(partial(slope, bnderiv.reference))(x, gamma), TIGHT)
+    actual = fast_jit(partial(slope, bnderiv.forward_mode))(*placed)
+    near(actual, fast_jit(partial(slope, bnderiv.reference))(x, gamma), TIGHT)
     assert _spec(actual) == P("data", None)
 
 
@@ -191,7 +189,7 @@ def test_vmap_over_an_axis_that_is_spread():
     def gradients(layers, x, kernel):
         return jax.grad(lambda *a: (layers.dense(*a) ** 3).sum(), (0, 1))(x, kernel)
 
-    mapped = (jit(jax.vmap(partial(gradients, layers), (0, None))) for layers in (bnderiv, bnderiv.reference))
+    mapped = (fast_jit(jax.vmap(partial(gradients, layers), (0, None))) for layers in (bnderiv, bnderiv.reference))
     ours, expected = (f(_put(x, P("data")), _put(kernel, P(None, "model"))) for f in mapped)
     near(ours, expected, TIGHT)
     assert [_spec(a) for a in ours] == [_spec(a) for a in expected] == [P("data", None, None), P("data", None, "model")]
@@ -214,8 +212,8 @@ def test_beside_a_mapped_axis():
         y, stats = bnderiv.reference.batch_norm(x, gamma, gamma)
         return (y**3).sum() + stats.var.sum()
 
-    actual = jit(gradient)(_put(x, P("data", None, None, "model")), _put(gamma, EVERYWHERE))
-    near(actual, jit(jax.grad(whole))(x), TIGHT)
+    actual = fast_jit(gradient)(_put(x, P("data", None, None, "model")), _put(gamma, EVERYWHERE))
+    near(actual, fast_jit(jax.grad(whole))(x), TIGHT)
     assert _spec(actual) == P("data", None, None, "model")
 
 
@@ -233,7 +231,7 @@ def test_a_step_of_lenet5():
 
         return jax.value_and_grad(loss, has_aux=True)(params)
 
-    expected = jit(step)(params, images, labels)
+    expected = fast_jit(step)(params, images, labels)
     messages = []
     for axes in (AxisType.Auto, AxisType.Explicit):
         mesh = jax.make_mesh((8,), ("data",), (axes,))
@@ -241,7 +239,7 @@ def test_a_step_of_lenet5():
         args = (jax.device_put(a, s) for a, s in ((params, everywhere), (images, by_batch), (labels, by_batch)))
         with jax.set_mesh(mesh):
             args = tuple(args)
-            program = jit(step).lower(*args).compile()
+            program = fast_jit(step).lower(*args).compile()
             (loss, new_state), gradient = program(*args)
         near(((loss, new_state), gradient), expected, 1e-9)
         messages.append(collectives(program))

@@ -17,15 +17,13 @@ import bnderiv
 import bnderiv.reference
 from tests.case import random_like
 from tests.cases import CASES
+from tests.compiling import fast_jit
 from tests.contract import TIGHT, near
 from tests.programs import collectives
 
 pytestmark = pytest.mark.slow
 
 DEVICES = 4
-
-# Compiling is most of what these tests take: no optimization.
-jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 # Cases of every layer, and how many of the arguments have a batch axis (they come first; the rest are parameters).
 SPREAD = {
@@ -80,7 +78,7 @@ def _truth(case):
     arguments = _problem(case)
     layer = partial(getattr(bnderiv.reference, case.layer), **case.options)
     cotangent = random_like(jax.eval_shape(layer, *arguments), 1)
-    return cotangent, jit(partial(_value_and_gradient, layer))(cotangent, arguments)
+    return cotangent, fast_jit(partial(_value_and_gradient, layer))(cotangent, arguments)
 
 
 def _specs(case):
@@ -100,7 +98,7 @@ def test_under_jit(case, layers, axes):
         jax.device_put(a, None if a is None else NamedSharding(mesh, s)) for a, s in zip(arguments, specs, strict=True)
     )
     cotangent = jax.device_put(cotangent, NamedSharding(mesh, by_batch))
-    program = jit(partial(_value_and_gradient, layer)).lower(cotangent, arguments).compile()
+    program = fast_jit(partial(_value_and_gradient, layer)).lower(cotangent, arguments).compile()
     out, gradient = program(cotangent, arguments)
     near((out, gradient), expected, TIGHT)
     if axes == AxisType.Explicit:
@@ -125,4 +123,4 @@ def test_under_shard_map(case, check_vma, layers):
         out_specs=by_batch,
         check_vma=check_vma,
     )
-    near(jit(partial(_value_and_gradient, layer))(cotangent, arguments), expected, TIGHT)
+    near(fast_jit(partial(_value_and_gradient, layer))(cotangent, arguments), expected, TIGHT)

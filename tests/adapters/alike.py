@@ -1,17 +1,11 @@
 """Comparing what our module computes with what the framework's own does."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-# Compiling is most of the time these tests take; the programs need not be fast.
-fast_jit = partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-)
 
 # Roundings of a few layers and steps. In float64 the two must agree whatever they do; in less, theirs rounds too.
 TOLERANCE = {"float64": 1e-11, "float32": 2e-5, "bfloat16": 6e-2, "float16": 8e-3}

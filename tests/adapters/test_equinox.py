@@ -12,7 +12,8 @@ from jax.sharding import PartitionSpec as P
 eqx = pytest.importorskip("equinox", reason="needs the extra equinox")
 
 import bnderiv.equinox
-from tests.adapters.alike import alike, fast_jit, normal, sgd
+from tests.adapters.alike import alike, normal, sgd
+from tests.compiling import fast_jit
 from tests.normalization.truth import batch_norm as truth
 from tests.normalization.truth import relative_error
 

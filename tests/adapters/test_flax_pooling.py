@@ -9,7 +9,8 @@ nn = pytest.importorskip("flax.linen", reason="needs the extra flax")
 
 import bnderiv.linen
 import bnderiv.nnx
-from tests.adapters.alike import alike, fast_jit, normal
+from tests.adapters.alike import alike, normal
+from tests.compiling import fast_jit
 
 CASES = [
     ((2, 8, 6, 3), (2, 2), {"strides": (2, 2)}),

@@ -13,7 +13,8 @@ from jax.sharding import PartitionSpec as P
 hk = pytest.importorskip("haiku", reason="needs the extra haiku")
 
 import bnderiv.haiku
-from tests.adapters.alike import alike, fast_jit, normal, sgd
+from tests.adapters.alike import alike, normal, sgd
+from tests.compiling import fast_jit
 from tests.normalization.truth import batch_norm as truth
 from tests.normalization.truth import relative_error
 

@@ -14,7 +14,8 @@ nn = pytest.importorskip("flax.linen", reason="needs the extra flax")
 from flax import serialization
 
 import bnderiv.linen
-from tests.adapters.alike import alike, fast_jit, normal, sgd
+from tests.adapters.alike import alike, normal, sgd
+from tests.compiling import fast_jit
 from tests.normalization.truth import batch_norm as truth
 from tests.normalization.truth import relative_error
 

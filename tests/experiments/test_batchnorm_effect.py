@@ -12,6 +12,7 @@ import pytest
 
 from experiments import _data
 from experiments.batchnorm_effect import network, run
+from tests.compiling import fast_jit
 
 FEATURES, IMAGES = 12, 130
 
@@ -28,8 +29,7 @@ def task():
 
 @pytest.fixture
 def quickly(monkeypatch):
-    """Compiling is most of what these tests take: no optimization."""
-    monkeypatch.setattr(jax, "jit", partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0}))
+    monkeypatch.setattr(jax, "jit", fast_jit)
 
 
 def forward_by_hand(params, batch_norm, x, statistics):

@@ -19,6 +19,7 @@ import bnderiv
 from bnderiv.models import lenet5
 from experiments import _data
 from experiments.distributed import run, training
+from tests.compiling import fast_jit
 
 ROOT = Path(__file__).parents[2]
 STEPS, BATCH, RATE = 3, 16, 0.05
@@ -38,8 +39,7 @@ def batches():
 
 @pytest.fixture
 def quickly(monkeypatch):
-    """Compiling is most of what these tests take: no optimization."""
-    monkeypatch.setattr(jax, "jit", partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0}))
+    monkeypatch.setattr(jax, "jit", fast_jit)
 
 
 def trained(batches, mesh):

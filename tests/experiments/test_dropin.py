@@ -16,6 +16,7 @@ pytest.importorskip("flax", reason="the model is Flax's, of the extra `flax`")
 import flax.linen as nn
 
 from experiments.dropin import run
+from tests.compiling import fast_jit
 
 
 class Small(nn.Module):
@@ -42,8 +43,7 @@ def promotion():
 
 @pytest.fixture
 def quickly(monkeypatch):
-    """Compiling is most of what these tests take: no optimization."""
-    monkeypatch.setattr(jax, "jit", partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0}))
+    monkeypatch.setattr(jax, "jit", fast_jit)
 
 
 def options(**changed):

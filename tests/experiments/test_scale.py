@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from experiments.distributed import scale
+from tests.compiling import QUICKLY
 
 TEXT = """
   %a = f32[6]{0:T(128)S(1)} all-reduce(%x), replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_0'}, foo
@@ -21,8 +22,7 @@ TEXT = """
 @pytest.fixture
 def quickly(monkeypatch):
     """No optimization behind the messages, which is most of what compiling takes."""
-    options = {"xla_backend_optimization_level": 0}
-    monkeypatch.setattr(scale, "text", lambda lowered: lowered.compile(options).as_text())
+    monkeypatch.setattr(scale, "text", lambda lowered: lowered.compile(QUICKLY).as_text())
 
 
 def test_messages_of_a_program():

@@ -13,12 +13,12 @@ import pytest
 from experiments import _data
 from experiments.lenet import network, optimizers, training
 from experiments.lenet.configuration import Configuration
+from tests.compiling import fast_jit
 
 SHAPE = (28, 28, 1)
 PLAIN = Configuration(
     model="mlp", optimizer="sgd", schedule="constant", learning_rate=0.1, shift=0, batch_size=8, epochs=2
 )
-FAST = {"xla_backend_optimization_level": 0}  # compiling is what these tests take
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +75,7 @@ def test_every_image_once_an_epoch_in_an_order_of_its_own(steps):
 
 @pytest.fixture
 def quickly(monkeypatch):
-    monkeypatch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=FAST))
+    monkeypatch.setattr(jax, "jit", fast_jit)
     training._compiled_step.cache_clear()
 
 
@@ -184,7 +184,7 @@ def test_a_step_is_gradient_descent_on_the_loss(pairing, attachment):
 
     gradient = jax.grad(mean_loss)(state.params)
     wanted = jax.tree.map(lambda p, g: p - jnp.float32(0.1) * g, state.params, gradient)
-    step = jax.jit(training._step, static_argnums=(4, 5), compiler_options=FAST)
+    step = fast_jit(training._step, static_argnums=(4, 5))
     new = step(state, data.train_images, data.train_labels, rows, chosen, 6)
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(new.params), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6, err_msg=str(path))
@@ -198,7 +198,7 @@ def test_bfloat16_computes_in_it_and_keeps_float32():
     chosen = dataclasses.replace(PLAIN, dtype="bfloat16", model="lenet5", pool="avg", activation="tanh")  # no kinks
     state = training.start(SHAPE, 6, chosen)
     data = make_data()
-    step = jax.jit(training._step, static_argnums=(4, 5), compiler_options=FAST)
+    step = fast_jit(training._step, static_argnums=(4, 5))
     arguments = (data.train_images, data.train_labels, np.arange(8, dtype=np.int32))
     new = step(state, *arguments, chosen, 6)
     assert {a.dtype.name for a in jax.tree.leaves((new.params, new.running))} <= {"float32", "int32"}

@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import json
-from functools import partial
 
 import chex
 import jax
@@ -15,17 +14,13 @@ from scipy.signal import correlate
 import bnderiv
 from bnderiv.models import lenet5
 from tests.case import random_like
+from tests.compiling import fast_jit
 from tests.contract import near
 
 SHAPES = ((28, 28, 1), (32, 32, 1), (32, 32, 3), (29, 40, 2))
-# Compiling is most of what these tests take, so: no optimization, and few configurations to initialize.
-NO_OPTIMIZATION = {"xla_backend_optimization_level": 0}
-compiled_init = jax.jit(lenet5.init, static_argnums=1, compiler_options=NO_OPTIMIZATION)
-compiled_apply = jax.jit(
-    lenet5.apply,
-    static_argnames=("config", "train", "axis_name"),
-    compiler_options=NO_OPTIMIZATION,
-)
+# Compiling is most of what these tests take, so: few configurations to initialize.
+compiled_init = fast_jit(lenet5.init, static_argnums=1)
+compiled_apply = fast_jit(lenet5.apply, static_argnames=("config", "train", "axis_name"))
 
 
 def _images(config, count=4, seed=0):
@@ -151,7 +146,7 @@ def _vjp(config, params, state, x, train):
         out, pull_back = jax.vjp(floats, params, x)
         return out, pull_back(random_like(out, 5))
 
-    return jax.jit(run, compiler_options=NO_OPTIMIZATION)(params, x)
+    return fast_jit(run)(params, x)
 
 
 @pytest.mark.parametrize(
@@ -234,7 +229,7 @@ def test_a_training_step_compiles_once_and_learns():
     params, state = compiled_init(jax.random.key(0), config)
     labels = jnp.arange(16) % 10
 
-    @partial(jax.jit, compiler_options=NO_OPTIMIZATION)
+    @fast_jit
     @chex.assert_max_traces(n=1)
     def step(params, state, x):
         def loss(params):
@@ -255,11 +250,10 @@ def test_a_training_step_compiles_once_and_learns():
 def test_a_batch_spread_over_a_mapped_axis_shares_its_statistics():
     config, params, state = _network()
     x = _images(config, 6)
-    spread = jax.jit(
+    spread = fast_jit(
         jax.vmap(
             lambda part: lenet5.apply(params, state, part, config, train=True, axis_name="parts"), axis_name="parts"
         ),
-        compiler_options=NO_OPTIMIZATION,
     )
     logits, new = spread(x.reshape(3, 2, 28, 28, 1))
     expected, expected_new = compiled_apply(params, state, x, config, train=True)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +11,11 @@ import pytest
 import bnderiv
 from bnderiv.models import mlp
 from tests.case import random_like
+from tests.compiling import fast_jit
 from tests.contract import near
 
-# Compiling is most of what these tests take: no optimization.
-jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-compiled_init = jit(mlp.init, static_argnums=1)
-compiled_apply = jit(mlp.apply, static_argnames=("config", "train"))
+compiled_init = fast_jit(mlp.init, static_argnums=1)
+compiled_apply = fast_jit(mlp.apply, static_argnames=("config", "train"))
 
 SMALL = mlp.Config(hidden=(7, 5), features=12, classes=3, dtype=jnp.float64)
 
@@ -91,7 +89,7 @@ def test_gradient_equals_autodiff(activation, batch_norm):
     def vjp(gradients):
         network = dataclasses.replace(config, gradients=gradients)
 
-        @jit
+        @fast_jit
         def run(params, x):
             out, pull_back = jax.vjp(lambda p, x: mlp.apply(p, state, x, network, train=True)[0], params, x)
             return out, pull_back(random_like(out, 5))
@@ -116,7 +114,7 @@ def test_learns():
     params, state = compiled_init(jax.random.key(0), config)
     labels = jnp.array([0, 1, 2, 0, 1, 2])
 
-    @jit
+    @fast_jit
     def step(params, state):
         def loss(params):
             logits, new = mlp.apply(params, state, _rows(), config, train=True)
@@ -135,8 +133,8 @@ def test_learns():
 def test_an_ensemble_is_a_vmap():
     """Over `init`'s keys and over `apply`'s parameters and statistics."""
     keys = jax.random.split(jax.random.key(0), 3)
-    params, state = jit(jax.vmap(lambda key: mlp.init(key, SMALL)))(keys)
-    together = jit(jax.vmap(lambda p, s: mlp.apply(p, s, _rows(), SMALL, train=True)))(params, state)
+    params, state = fast_jit(jax.vmap(lambda key: mlp.init(key, SMALL)))(keys)
+    together = fast_jit(jax.vmap(lambda p, s: mlp.apply(p, s, _rows(), SMALL, train=True)))(params, state)
     for i, key in enumerate(keys):
         alone = compiled_init(key, SMALL)
         near(jax.tree.map(lambda a, i=i: a[i], (params, state)), alone, 1e-14)

@@ -12,12 +12,12 @@ import pytest
 import bnderiv
 from bnderiv import steps
 from bnderiv.models import lenet5
+from tests.compiling import fast_jit
 from tests.contract import near
 from tests.test_steps import differs
 
 pytestmark = pytest.mark.slow
 
-NO_OPTIMIZATION = {"xla_backend_optimization_level": 0}  # compiling is what these tests take
 LOSSES = ("cross_entropy", "squared_error")
 
 
@@ -56,7 +56,7 @@ def test_equals_automatic_differentiation(pool, activation, batch_norm):
         by_hand = [steps.lenet5(params, state, x, labels, config, loss=loss) for loss in LOSSES]
         return values, logits, new, expected, by_hand
 
-    values, logits, new, expected, by_hand = jax.jit(run, compiler_options=NO_OPTIMIZATION)(params, state, x)
+    values, logits, new, expected, by_hand = fast_jit(run)(params, state, x)
     for value, gradients, s in zip(values, expected, by_hand, strict=True):
         near((s.loss, s.z5), (value, logits), 1e-12)
         assert jax.tree.structure(s.gradients) == jax.tree.structure(gradients[0])
@@ -83,7 +83,7 @@ def test_every_delta_is_the_gradient_by_its_z():
 
         return s.delta2, jax.grad(head)(s.z2)
 
-    mine, right = jax.jit(run, compiler_options=NO_OPTIMIZATION)(x)
+    mine, right = fast_jit(run)(x)
     near(mine, right, 1e-11)
 
 
@@ -114,7 +114,7 @@ def test_other_shapes_and_dtypes():
 
 def test_which_step_of_the_chain_is_wrong():
     config, *arguments = _network(image_shape=(28, 28, 1))
-    run = jax.jit(lambda *args: steps.lenet5(*args, config=config), compiler_options=NO_OPTIMIZATION)
+    run = fast_jit(lambda *args: steps.lenet5(*args, config=config))
     s = run(*arguments)
     assert steps.first_difference(s, s) is None
     assert steps.first_difference(s._asdict(), s) is None

@@ -15,6 +15,7 @@ import bnderiv
 import bnderiv.reference
 from bnderiv import BatchStats
 from tests.case import random_like
+from tests.compiling import fast_jit
 from tests.contract import near
 from tests.programs import collectives
 
@@ -25,9 +26,6 @@ ALL = ((0, 1, 2, 3, 4, 5, 6, 7),)
 HALVES = ((0, 1, 2, 3), (4, 5, 6, 7))
 PAIRS = ((0, 4), (1, 5), (2, 6), (3, 7))
 SHARED = (1, 2)  # the places of gamma and beta, where all devices have the same
-
-# Compiling is most of what these tests take: no optimization.
-jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def _mesh(**axes):
@@ -108,7 +106,7 @@ def _value_and_gradient(f, cotangents, *args):
 def _truth(relu, masked, shared, groups=ALL):
     """y, statistics and gradients at 0 in the place of x that are not finite (where autodiff makes NaN of 0 · NaN)."""
     (x, *parameters, where), cotangents = _problem(masked, shared)
-    whole = jit(partial(_value_and_gradient, _at(where, partial(_whole, relu, groups))))
+    whole = fast_jit(partial(_value_and_gradient, _at(where, partial(_whole, relu, groups))))
     return whole(cotangents, jnp.where(jnp.isfinite(x), x, 0), *parameters)
 
 
@@ -119,7 +117,7 @@ def _layer(relu, layers=bnderiv):
 def _equals_the_whole(compute, relu, masked, shared, groups=ALL):
     """`compute(args, cotangents)`, which is ((y, stats), gradients), against the truth."""
     args, cotangents = _problem(masked, shared)
-    (y, stats), grads = jit(compute)(args, cotangents)
+    (y, stats), grads = fast_jit(compute)(args, cotangents)
     (y_, stats_), grads_ = _truth(relu, masked, shared, groups)
     finite = np.isfinite(args[0])
     near((np.asarray(y)[finite], stats), (np.asarray(y_)[finite], stats_), 1e-9)
@@ -186,7 +184,7 @@ def test_forward_mode(mode):
     mapped = _mapped(mode, partial(_with_where, bnderiv.forward_mode.batch_norm), SHARED)
 
     def push_forward(f):
-        return jit(lambda *a: jax.jvp(_at(where, f), a, tangents))(x, gamma, beta)
+        return fast_jit(lambda *a: jax.jvp(_at(where, f), a, tangents))(x, gamma, beta)
 
     (_, (dy, stats)), (_, (dy_, stats_)) = push_forward(mapped), push_forward(partial(_whole, False, ALL))
     near((dy, stats.mean, stats.var), (dy_, stats_.mean, stats_.var), 1e-9)
@@ -231,7 +229,7 @@ def test_statistics_are_known_to_be_equal_on_all_devices():
 
     x, dy, where = (a.reshape(16, *a.shape[2:]) for a in (x, dy, where))
     cotangents = (dy, jax.tree.map(lambda a: a.sum(0), stats))
-    (_, stats), (dx, *grads) = jit(partial(_value_and_gradient, _at(where, f)))(cotangents, x, gamma, beta)
+    (_, stats), (dx, *grads) = fast_jit(partial(_value_and_gradient, _at(where, f)))(cotangents, x, gamma, beta)
     (_, stats_), (dx_, *grads_) = _truth(False, True, SHARED)
     near(stats, jax.tree.map(lambda a: a[0], stats_), 1e-9)
     near((dx.reshape(dx_.shape), *grads), (dx_, *grads_), 1e-9)
@@ -245,8 +243,8 @@ def test_the_same_batch_on_every_device():
         lambda *a: bnderiv.batch_norm(*a, axis_name=AXIS), mesh=_mesh(devices=DEVICES), in_specs=P(), out_specs=P()
     )
     cotangents = (dy, random_like(BatchStats(gamma, gamma, gamma), 1))
-    (y, stats), grads = jit(partial(_value_and_gradient, f))(cotangents, x, gamma, beta)
-    (y_, (mean, var, count)), grads_ = jit(partial(_value_and_gradient, bnderiv.reference.batch_norm))(
+    (y, stats), grads = fast_jit(partial(_value_and_gradient, f))(cotangents, x, gamma, beta)
+    (y_, (mean, var, count)), grads_ = fast_jit(partial(_value_and_gradient, bnderiv.reference.batch_norm))(
         cotangents, x, gamma, beta
     )
     near((y, stats, grads), (y_, (mean, var, DEVICES * count), grads_), 1e-9)
@@ -295,7 +293,7 @@ def _synchronized(x, dy):
     return _gradients(_mapped("shard_map", partial(bnderiv.batch_norm, axis_name=AXIS), SHARED), x, dy)
 
 
-@jit
+@fast_jit
 def _exact(x, dy):
     return _gradients(bnderiv.reference.batch_norm, x, dy)
 
@@ -422,7 +420,7 @@ def test_a_sharded_batch_is_never_gathered(relu, shape, masked, axes):
     (y, stats), (dx, *grads) = both(*placed)
     cotangents, args, where = whole
     reference = partial(_with_where, _layer(relu, bnderiv.reference), axis_name=None)
-    expected = jit(partial(_value_and_gradient, _at(where, reference)))(cotangents, *args)
+    expected = fast_jit(partial(_value_and_gradient, _at(where, reference)))(cotangents, *args)
     near(((y, stats), (dx, *grads)), expected, 1e-9)
     assert y.sharding.is_equivalent_to(by_batch, y.ndim)
     assert dx.sharding.is_equivalent_to(by_batch, y.ndim)
