@@ -8,6 +8,7 @@ import numpy as np
 
 import bnderiv
 from tests.case import Case, random_like
+from tests.compiling import fast_jit
 from tests.contract import near
 
 
@@ -18,7 +19,7 @@ def equals_its_layer(case: Case, value: str, gradients: tuple[str, ...]) -> None
         drawn.append(None)
     layer, floats = case.bind(bnderiv)
 
-    @jax.jit
+    @fast_jit
     def run(drawn: list[Any], floats: tuple[jax.Array, ...]) -> Any:
         out, pull_back = jax.vjp(layer, *floats)
         back = random_like(out, 3)

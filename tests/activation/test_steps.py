@@ -7,6 +7,7 @@ import pytest
 
 from bnderiv import steps
 from tests.activation.cases import CASES
+from tests.compiling import fast_jit
 from tests.contract import near
 from tests.stepwise import equals_its_layer
 
@@ -48,13 +49,13 @@ def test_softmax_jacobian_and_its_contraction(shape):
     z, v = (jnp.asarray(rng.normal(size=shape)) for _ in range(2))
     jacobian = steps.softmax_jacobian(z)
     assert jacobian.shape == (*shape, shape[-1])
-    whole = jax.jit(jax.jacrev(lambda z: steps.softmax(z, z).s))(z).reshape(
+    whole = fast_jit(jax.jacrev(lambda z: steps.softmax(z, z).s))(z).reshape(
         z.size // shape[-1], shape[-1], -1, shape[-1]
     )
     rows = jnp.arange(whole.shape[0])
     near(jacobian.reshape(-1, shape[-1], shape[-1]), whole[rows, :, rows, :], 1e-13)
     near(jnp.einsum("...i,...ij->...j", v, jacobian), steps.softmax(z, v).dx, 1e-13)
-    reference = jax.jit(jax.jacrev(jax.nn.softmax))(z).reshape(whole.shape)
+    reference = fast_jit(jax.jacrev(jax.nn.softmax))(z).reshape(whole.shape)
     near(jacobian.reshape(-1, shape[-1], shape[-1]), reference[rows, :, rows, :], 1e-13)
 
 

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from bnderiv import steps
+from tests.compiling import fast_jit
 from tests.pooling.cases import CASES, MAX_NOTHING, MAX_TIES
 from tests.stepwise import equals_its_layer
 
@@ -93,7 +93,7 @@ def test_slips_of_the_average(dtype, window, stride, padding, count_include_pad)
     x, dy = (rng.normal(size=(2, k, k, 3)).astype(dtype) for k in (5, n))
     options = {"strides": stride, "padding": ((padding, padding),) * 2}
     right, other = (
-        jax.jit(
+        fast_jit(
             lambda x, dy, count: steps.avg_pool(x, window, dy, count_include_pad=count, **options), static_argnums=2
         )(x, dy, count)
         for count in (count_include_pad, not count_include_pad)
@@ -123,7 +123,7 @@ def test_slips_of_the_maximum(dtype, window, stride, dilation):
     x = rng.integers(0, 3, (2, 6, 6, 2)).astype(dtype)  # ties in almost every window
     n = (6 - (window - 1) * dilation - 1) // stride + 1
     dy = rng.normal(size=(2, n, n, 2)).astype(dtype)
-    right = jax.jit(lambda x, dy: steps.max_pool(x, window, dy, strides=stride, dilation=dilation))(x, dy)
+    right = fast_jit(lambda x, dy: steps.max_pool(x, window, dy, strides=stride, dilation=dilation))(x, dy)
     winner, z = np.asarray(right.winner), np.asarray(right.z)
 
     def tied(w):
