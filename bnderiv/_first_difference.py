@@ -70,7 +70,8 @@ def first_difference(mine: Any, steps: Any, *, rtol: float | None = None) -> Dif
       None where all agree; else a `Difference` with `step`, `slip`, `amount` and `place`.
 
     Raises:
-      TypeError: `mine` is neither a mapping nor a NamedTuple, `steps` no result of `bnderiv.steps`, or one is traced.
+      TypeError: `mine` is neither a mapping nor a NamedTuple or holds something else than real numbers, `steps` is no
+        result of `bnderiv.steps`, or one is traced.
       ValueError: `mine` has names that `steps` has not.
     """
     if type(steps).__repr__ is not table:
@@ -87,6 +88,11 @@ def first_difference(mine: Any, steps: Any, *, rtol: float | None = None) -> Dif
         raise ValueError(f"mine has unknown steps {unknown}; {type(steps).__name__} has {', '.join(right)}")
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((dict(named), right))):
         raise TypeError("mine and steps must hold numbers: first_difference compares them, call it outside of jit")
+
+    for name, value in named.items():
+        dtype = np.asarray(value).dtype if name in right else np.dtype(float)
+        if not np.can_cast(dtype, np.float64, "same_kind"):
+            raise TypeError(f"mine must hold real numbers, got {dtype} for {name}")
 
     numbers = {name: wide(value) for name, value in right.items()}
     amplified = amplification(numbers)

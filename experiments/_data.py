@@ -54,8 +54,10 @@ def load(source: str | Path | None = None, *, classes: int = 10, validation: boo
         their place: for choosing a recipe.
 
     Raises:
-      ValueError: no such files, or a file that is not what its name says.
+      ValueError: no such files, a file that is not what its name says, or fewer classes than the digits have.
     """
+    if source is None and classes < 10:
+        raise ValueError(f"classes must be at least 10 for the digits, whose labels are 0 to 9, got {classes}")
     train, train_labels, test, test_labels = _digits() if source is None else _idx_folder(Path(source), classes)
     if validation:
         train, train_labels, test, test_labels = _fifth_held_out(train, train_labels, VALIDATION_SPLIT)

@@ -261,6 +261,8 @@ def test_errors_of_first_difference():
         steps.first_difference(Mine(np.zeros(3), np.zeros(3)), right)
     with pytest.raises(TypeError, match=r"mine must be a mapping .* got list"):
         steps.first_difference([right.mu], right)
+    with pytest.raises(TypeError, match="mine must hold real numbers, got complex128 for mu"):
+        steps.first_difference({"mu": np.asarray(right.mu) * (1 + 1j)}, right)
     with pytest.raises(TypeError, match="steps must be what a function"):
         steps.first_difference(right, right._asdict())
     with pytest.raises(TypeError, match="outside of jit"):

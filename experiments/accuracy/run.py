@@ -537,6 +537,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results (default: %(default)s)")
     options = parser.parse_args(arguments)
     numbers = options.out / "accuracy.json"
+    if options.redraw and not numbers.is_file():
+        parser.error(f"--redraw: there are no numbers yet, {numbers}")
     if not options.redraw:
         if np.finfo(np.longdouble).eps > 1e-18:
             parser.error("the truth needs a long double wider than float64, which this machine's NumPy has not")

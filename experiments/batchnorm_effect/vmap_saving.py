@@ -36,6 +36,11 @@ class Settings:
     out: Path = run.RESULTS / "vmap_saving.json"
     """File of the results."""
 
+    def __post_init__(self) -> None:
+        for name in ("steps", "repeats"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
 
 def seconds(f: Any, repeats: int) -> float:
     def once() -> float:

@@ -61,6 +61,8 @@ class Settings:
         for name in ("batch_size", "epochs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.rate > 0:
+            raise ValueError(f"rate must be positive, got {self.rate}")
         if self.group < 0:
             raise ValueError(f"group must be at least 0, got {self.group}")
         by_hand = (self.coordinator_address, self.num_processes, self.process_id)
@@ -68,6 +70,19 @@ class Settings:
             raise ValueError("coordinator_address, num_processes and process_id come together")
         if self.cluster and self.coordinator_address:
             raise ValueError("cluster finds the other processes by itself: no coordinator_address with it")
+        if self.compare is not None:
+            other_run(self.compare)  # to be refused before hours of training, not after
+
+
+def other_run(path: Path) -> dict[str, Any]:
+    """The run.json of another run."""
+    try:
+        other = json.loads(path.read_text())
+        if not isinstance(other["losses"], list) or not isinstance(other["name"], str):
+            raise TypeError
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"compare must be the run.json of another run, got {path} ({error!r})") from None
+    return other
 
 
 def join(settings: Settings) -> None:
@@ -87,6 +102,8 @@ def train(settings: Settings, data: _data.Data, devices: list[Any]) -> dict[str,
     images = len(data.train_labels)
     if images < settings.batch_size:
         raise ValueError(f"batch_size must be at most the number of images, {images}, got {settings.batch_size}")
+    if settings.compare:
+        _as_many(other_run(settings.compare)["losses"], images // settings.batch_size * settings.epochs)
     mesh = training.mesh_of(devices, settings.group)
     config = lenet5.Config(image_shape=data.image_shape, dtype=settings.dtype)
     init_key, order_key = jax.random.split(jax.random.key(settings.seed))
@@ -111,10 +128,14 @@ def train(settings: Settings, data: _data.Data, devices: list[Any]) -> dict[str,
 
 def differences(losses: list[float], others: list[float]) -> np.ndarray:
     """|a − b| / |b| for each step."""
+    _as_many(others, len(losses))
     a, b = np.array(losses), np.array(others)
-    if a.shape != b.shape:
-        raise ValueError(f"compare: that run has {len(b)} steps, this one {len(a)}")
     return np.abs(a - b) / np.abs(b)
+
+
+def _as_many(others: list[float], steps: int) -> None:
+    if len(others) != steps:
+        raise ValueError(f"compare: that run has {len(others)} steps, this one {steps}")
 
 
 def draw(curves: dict[str, list[float]]) -> bytes:
@@ -153,7 +174,7 @@ def write(settings: Settings, result: dict[str, Any], data: _data.Data) -> None:
     summary = f"{name}: {100 * result['test_accuracy']:.2f} % of the test images recognized."
     comparison = {}
     if settings.compare:
-        other = json.loads(settings.compare.read_text())
+        other = other_run(settings.compare)
         apart = differences(result["losses"], other["losses"])
         curves[other["name"]] = other["losses"]
         comparison = {

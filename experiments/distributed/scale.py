@@ -263,6 +263,10 @@ class Settings:
     out: Path = RESULTS
     """Folder of the results."""
 
+    def __post_init__(self) -> None:
+        if min(self.devices, default=1) < 1:
+            raise ValueError(f"devices must be at least 1 each, got {self.devices}")
+
 
 def tpu_devices(topology: str) -> list[Any]:
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no machine to ask about itself

@@ -81,6 +81,8 @@ def test_more_classes(folder):
     assert _data.load(folder, classes=20).train_labels.max() == 19
     with pytest.raises(ValueError, match="label 19 is 19, but 19 classes"):
         _data.load(folder, classes=19)
+    with pytest.raises(ValueError, match="classes must be at least 10 for the digits, .* got 9"):
+        _data.load(classes=9)
 
 
 def test_the_fingerprint_is_of_all_images_and_labels():

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import os
+import pathlib
 import socket
 import subprocess
 import sys
@@ -194,6 +195,8 @@ def test_how_far_two_curves_are_apart():
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"group": -1}, "group must be at least 0"),
         ({"num_processes": 2}, "come together"),
+        ({"rate": -1.0}, "rate must be positive, got -1.0"),
+        ({"compare": pathlib.Path("nowhere")}, "compare must be the run.json of another run, got nowhere"),
         ({"cluster": True, "coordinator_address": "a:1", "num_processes": 2, "process_id": 0}, "by itself"),
     ],
 )
@@ -208,3 +211,10 @@ def test_batches_that_cannot_be_shared_out():
         run.train(run.Settings(batch_size=12), data, jax.devices()[:8])
     with pytest.raises(ValueError, match="batch_size must be at most the number of images, 9, got 16"):
         run.train(run.Settings(batch_size=16), data, jax.devices()[:8])
+
+
+def test_a_run_of_another_length_is_refused_before_training(tmp_path):
+    (tmp_path / "run.json").write_text('{"name": "another", "losses": [1.0, 2.0]}')
+    data = _data.Data(*(np.zeros(s, t) for s, t in (((9, 28, 28, 1), np.float32), (9, np.int32)) * 2))
+    with pytest.raises(ValueError, match="that run has 2 steps, this one 3"):
+        run.train(run.Settings(batch_size=8, compare=tmp_path / "run.json"), data, jax.devices()[:8])
