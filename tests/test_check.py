@@ -73,6 +73,10 @@ def arrays(*shapes, dtype=np.float32, seed=0):
 X_W = arrays((4, 3), (4, 3))
 
 
+def normal(seed, shape):
+    return jax.random.normal(jax.random.key(seed), shape, jnp.float32)
+
+
 def failures(report):
     return {row.check for row in report.rows if row.verdict == "FAIL"}
 
@@ -416,6 +420,97 @@ def test_ties_of_a_maximum(share, verdict):
     assert compare(top, top, x).passed
     (row,) = compare(rule(top, bwd), top, x, modes="gradient").rows
     assert row.verdict == verdict
+
+
+@pytest.mark.parametrize("key", range(4))
+def test_kinks_that_have_nothing_to_do_with_one_another(key):
+    """One edge rises where the other falls: moved together, they enter one slope and leave the other."""
+
+    def clip(x):
+        return jnp.clip(x, -1, 1)
+
+    f = rule(clip, lambda res, ct: (jnp.where(jnp.abs(res[0]) <= 1, ct, 0),))
+    x = jnp.asarray([-1.0, 1.0, 0.3], jnp.float32)
+    (row,) = compare(f, clip, x, key=jax.random.key(key), modes="gradient").rows
+    assert row.verdict == "kink"
+
+
+@pytest.mark.parametrize(("share", "verdict"), [((1, 0), "kink"), ((1, 1), "FAIL"), ((0, 0), "FAIL")])
+def test_a_tie_beside_other_kinks(share, verdict):
+    def f(x):
+        return jnp.maximum(x[0], x[1]) - jnp.clip(x[2], -1, 1) + 2 * jnp.clip(x[3], -1, 1)
+
+    slopes = jnp.asarray([*share, 0, 0], jnp.float32)
+    x = jnp.asarray([1.0, 1.0, 1.0, -1.0], jnp.float32)
+    (row,) = compare(rule(f, lambda res, ct: (ct * slopes,)), f, x, modes="gradient").rows
+    assert row.verdict == verdict
+
+
+def test_a_kink_where_the_rule_says_what_differences_say():
+    assert compare(lambda x: jnp.maximum(x, 0), None, jnp.asarray([-1.0, 0.0, 2.0])).passed  # JAX has the slope 1/2
+
+
+@pytest.mark.parametrize("size", [1.0, 1e5, 1e10])
+def test_a_gradient_that_is_small_beside_the_others(size):
+    def affine(x, w, b):
+        return bnderiv.reference.dense(x, w, b)
+
+    def without_bias(res, ct):
+        x, w, b = res
+        return ct @ w.T, x.T @ ct, jnp.zeros_like(b)
+
+    x, w, b = (normal(i, s) for i, s in enumerate(((6, 5), (5, 4), (4,))))
+    args = jnp.float32(size) * x, w, b
+    report = compare(rule(affine, without_bias), affine, *args, modes=("gradient", "float64"))
+    assert {(row.check, row.argument) for row in report.rows if row.verdict == "FAIL"} == {
+        ("gradient", "b"),
+        ("float64: gradient", "b"),
+    }
+    assert compare(affine, affine, *args, modes=("gradient", "float64")).passed
+
+
+@pytest.mark.parametrize("size", [1.0, 1e8, 1e20])
+def test_a_gradient_of_nothing_at_any_scale(size):
+    def normalize(layers, x, gamma, beta):
+        return layers.batch_norm(x, gamma, beta)[0]
+
+    def all_but_x(res, ct):
+        _, *grads = jax.vjp(partial(normalize, bnderiv), *res)[1](ct)
+        return jnp.zeros_like(res[0]), *grads
+
+    ours, reference = (partial(normalize, layers) for layers in (bnderiv, bnderiv.reference))
+    args = jnp.float32(size) * normal(0, (16, 5)), normal(1, (5,)), normal(2, (5,))
+    dx, *others = compare(rule(ours, all_but_x), reference, *args, modes="gradient").rows
+    assert (dx.verdict, {row.verdict for row in others}) == ("FAIL", {"ok"})
+    assert compare(ours, reference, *args, modes="gradient").passed
+
+
+@pytest.mark.parametrize(
+    ("f", "args"),
+    [
+        (lambda x: x + 1, (jnp.arange(3),)),
+        (lambda: jnp.ones(3), ()),
+        (lambda x: jnp.sin(x), (1.5,)),
+        (lambda x: (x > 0).astype(jnp.int32), (jnp.ones(3),)),
+    ],
+    ids=["integers", "none", "a-number", "integer-output"],
+)
+def test_nothing_to_differentiate(f, args):
+    assert compare(f, f, *args).passed
+
+
+def test_an_integer_within_a_tree_is_given_no_gradient():
+    def scaled(t):
+        return t["x"] * t["n"].astype(t["x"].dtype)
+
+    def bwd(res, ct, given=False):
+        (t,) = res
+        return ({"x": ct * t["n"].astype(ct.dtype), "n": ct * t["x"] if given else None},)
+
+    tree = {"x": jnp.ones(3), "n": jnp.arange(3)}
+    assert compare(rule(scaled, bwd), scaled, tree).passed
+    report = compare(rule(scaled, partial(bwd, given=True)), scaled, tree, modes="structure")
+    assert [row.argument for row in report.rows if row.verdict == "FAIL"] == ["t['n']"]
 
 
 def test_second_derivatives_at_a_kink():

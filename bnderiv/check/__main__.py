@@ -112,9 +112,12 @@ def _draw(shapes: Sequence[tuple[str | None, tuple[int, ...]]], dtype: np.dtype,
     arrays = []
     for name, shape in shapes:
         own = dtype if name is None else _dtype(name)
-        if own.itemsize == 8:
+        inexact = jnp.issubdtype(own, jnp.inexact)
+        if (jnp.finfo(own).bits if inexact else 8 * own.itemsize) == 64:
             jax.config.update("jax_enable_x64", True)
-        if jnp.issubdtype(own, jnp.inexact):
+        if jnp.issubdtype(own, jnp.complexfloating):
+            arrays.append(jnp.asarray(rng.standard_normal(shape) + 1j * rng.standard_normal(shape), own))
+        elif inexact:
             arrays.append(jnp.asarray(rng.standard_normal(shape), own))
         else:
             arrays.append(jnp.asarray(rng.integers(0, 2 if own == jnp.bool_ else 3, shape), own))

@@ -54,7 +54,7 @@ def gradient(at: Point) -> Iterator[Row]:
         return
     (_, expected), own, note = at.truth
     tolerance = at.tolerance("gradient", numbers.FORMULA)
-    rows = at.rows("gradient", "gradient", at.names, at.gradient, expected, tolerance, note, lambda: own()[1])
+    rows = at.rows("gradient", "gradient", at.names, at.gradient, expected, tolerance, note, lambda: own()[1], at.sizes)
     yield from kinks.forgive(at, rows, at.r, at.cotangent, at.gradient, expected)
 
 
@@ -70,12 +70,15 @@ def float64(at: Point) -> Iterator[Row]:
         yield Row("float64", "float64", verdict=NOT_AVAILABLE, note=note)
         return
     own = (None, None) if at.r is None else at.truth[1]()
-    yield from _ulps(at, "value", at.inexact_names, at.value, expected[0], own[0])
-    rows = _ulps(at, "gradient", at.names, at.gradient, expected[1], own[1])
+    yield from _ulps(at, "value", at.inexact_names, at.value, expected[0], own[0], [1.0] * len(at.value))
+    rows = _ulps(at, "gradient", at.names, at.gradient, expected[1], own[1], at.sizes)
     yield from kinks.forgive(at, rows, h, at.cotangent, at.gradient, expected[1])
 
 
 def second_order(at: Point) -> Iterator[Row]:
+    if not (at.floats and at.value):
+        yield at.nothing_to_differentiate("second_order")
+        return
     direction = at.draw(at.floats, 2)
     data = (at.cotangent, direction, at.floats, at.carried)
     tolerance = at.tolerance("second_order", numbers.FORMULA)
@@ -88,7 +91,7 @@ def second_order(at: Point) -> Iterator[Row]:
             if symmetric is not None:
                 actual = derivatives.compiled(partial(compute, at.h))(*data)
                 expected, own, note = symmetric
-                rows = at.rows("second_order", check, at.names, actual, expected, tolerance, note, own)
+                rows = at.rows("second_order", check, at.names, actual, expected, tolerance, note, own, at.sizes)
                 gradientat = partial(projected, at.cotangent)
                 rows = kinks.forgive(at, rows, gradientat, (np.ones(()),), actual, expected)
             else:
@@ -155,14 +158,31 @@ def _integers(at: Point) -> Iterator[Row]:
     except Exception:  # another calling convention, such as symbolic zeros
         return
     for name, i in zip(at.arguments.carried_names, at.arguments.carried_positions, strict=True):
-        given = [g for g in jax.tree.leaves(grads[i]) if getattr(g, "dtype", None) != jax.dtypes.float0]
-        wrong = isinstance(args[i], jax.Array) and any(np.any(np.asarray(g) != 0) for g in given)
+        given = _of_integers(args[i], grads[i])
+        wrong = any(np.any(np.asarray(g) != 0) for g in given)
         note = f"an integer argument is given a gradient of dtype {given[0].dtype}; JAX drops it" if wrong else ""
         yield Row("structure", "structure", name, FAIL if wrong else OK, note=note)
 
 
-def _ulps(at: Point, what: str, names: Sequence[str], actual: Any, expected: Any, own: Any) -> Iterator[Row]:
-    for i, scale in enumerate(numbers.scales(expected)):
+def _of_integers(argument: Any, gradient: Any) -> list[Any]:
+    """The gradients that are given to the arrays of an argument that are not floating; none where there is none."""
+    leaves, structure = jax.tree.flatten(argument)
+    try:
+        grads = structure.flatten_up_to(gradient)
+    except ValueError:  # None for all of it
+        return []
+    pairs = [(a, g) for a, g in zip(leaves, grads, strict=True) if g is not None and not is_inexact(a)]
+    return [g for _, g in pairs if getattr(g, "dtype", jax.dtypes.float0) != jax.dtypes.float0]
+
+
+def _ulps(
+    at: Point, what: str, names: Sequence[str], actual: Any, expected: Any, own: Any, sizes: Sequence[float]
+) -> Iterator[Row]:
+    scales = numbers.scales(expected)
+    if own is not None:
+        roundings = [numbers.ULPS * numbers.ulp(a.dtype) for a in actual]
+        scales = numbers.scales_of_the_truth(expected, sizes, lambda: own, roundings)
+    for i, scale in enumerate(scales):
         unit = numbers.ulp(actual[i].dtype)
         error, index = numbers.distance(actual[i], expected[i], scale)
         allowed, note = at.tolerances.get("float64", numbers.ULPS), ""

@@ -55,4 +55,6 @@ def differenced(
                 ):
                     row = replace(row, verdict=KINK, note=kinks.NOTE)
                     at.kinks_found = True
+        if mode == "finite_differences" and found.kink.any():  # whatever the rule says there
+            at.kinks_found = True
         yield row

@@ -1,6 +1,7 @@
 """A kink is no error: where the slopes of the two sides differ, a rule may have either, or one between them."""
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -42,16 +43,40 @@ def is_kink(
 ) -> bool:
     """The two sides of `function` differ in each of these elements of argument `i`, the gradient lies between.
 
-    Also along all of them at once: of elements that tie for a maximum, each may have 0 or 1, but not all the same.
+    Also along several at once: of elements that tie for a maximum, each may have 0 or 1, but not all the same.
     """
     point, cotangent = at.widened(cotangent, double)
     with jax.enable_x64(True) if double else contextlib.nullcontext():
         directions, _ = numbers.unit_directions(point[i], elements)
-        together = np.sum(directions, axis=0)
         run = derivatives.compiled(lambda floats: function(floats, at.carried))
-        found = numbers.differences(run, cotangent, point, gradient, i, [*directions, together])
-    smooth = np.abs(found.claimed - found.central) <= 1e-4 * np.abs(found.central) + 1e-12
-    return bool(found.kink[:-1].all() and (found.kink[-1] or smooth[-1]))
+        found = numbers.differences(run, cotangent, point, gradient, i, directions)
+        if not found.kink.all():
+            return False
+        several = list(range(len(directions)))
+        groups = [*itertools.combinations(several, 2), several] if len(several) <= 8 else [several]
+        rising = [r * d for r, d in zip(found.rises, directions, strict=True)]
+        return all(
+            _between(
+                run, cotangent, point, gradient, i, sum(directions[k] for k in group), sum(rising[k] for k in group)
+            )
+            for group in groups
+        )
+
+
+def _between(run: Callable, cotangent: Any, point: Any, gradient: Any, i: int, together: Any, rising: Any) -> bool:
+    """The claim along `together` lies between the slopes at points around.
+
+    Of kinks that have nothing to do with one another, the steepest and the flattest are found by going where each one
+    rises, and back.
+    """
+    x, own, away = wide(point[i]), np.asarray(point[i]).dtype, 10 * numbers.step_of(point[i])
+    around = []
+    for aside in (rising, -rising, together, -together):
+        near = (*point[:i], (x + away * aside).astype(own), *point[i + 1 :])
+        around.append(numbers.differences(run, cotangent, near, gradient, i, [together]))
+    slopes, claim = [found.central[0] for found in around], around[0].claimed[0]
+    slack = 1e-3 * max(map(abs, slopes)) + 1e-12
+    return bool(min(slopes) - slack <= claim <= max(slopes) + slack)
 
 
 def _off(actual: Any, expected: Any, row: Row) -> list[int]:

@@ -44,6 +44,30 @@ def scales(expected: Sequence[Any]) -> list[float]:
     return [max(one, floor) or 1.0 for one in largest]
 
 
+def scales_of_the_truth(
+    expected: Sequence[Any], sizes: Sequence[float], own: Callable[[], Sequence[Any]], tolerances: Sequence[float]
+) -> list[float]:
+    """The same, where `expected` was computed in float64, which tells what should vanish from what is small.
+
+    Args:
+      expected: the truth.
+      sizes: of what each array is the gradient by. A gradient counts by how much it moves the function when its
+        argument changes by a part of its size: at arguments of 1e20, one of 1e-20 is as large as any.
+      own: gives the reference in the dtype that is looked at.
+      tolerances: for each array, relative. Where the reference itself is off by more, a small one is as rough as the
+        large ones around it.
+    """
+    largest = [_largest(e) for e in expected]
+    weights = [one * size for one, size in zip(largest, sizes, strict=True)]
+    most, measured = max(weights, default=0.0), scales(expected)
+    for i, (one, weight) in enumerate(zip(largest, weights, strict=True)):
+        if measured[i] == one or weight <= 1e3 * ulp(np.float64) * most:  # the latter vanishes
+            continue
+        if weight >= 1e-3 * most or distance(own()[i], expected[i], one).error <= tolerances[i]:
+            measured[i] = one
+    return measured
+
+
 def distance(actual: Any, expected: Any, scale: float) -> Distance:
     """The largest difference over `scale`, and where; NaN and infinity are far from all but themselves."""
     a, e = wide(actual), wide(expected)
@@ -76,6 +100,7 @@ class Differences(NamedTuple):
     claimed: np.ndarray
     central: np.ndarray  # the nearer to the claim of two steps, so that a kink close by disturbs neither
     kink: np.ndarray  # the two sides differ, however small the step, and the claim lies between them
+    rises: np.ndarray  # 1 where the side along the direction has the larger slope, −1 where the other has
 
 
 def unit_directions(x: Any, elements: Sequence[int]) -> tuple[list[np.ndarray], list[tuple[int, ...]]]:
@@ -106,7 +131,7 @@ def differences(
 ) -> Differences:
     """⟨gradient, v⟩ beside (⟨ct, f(x + h v)⟩ − ⟨ct, f(x − h v)⟩)/2h in argument `i`, for each direction v."""
     x, g, own = wide(point[i]), wide(gradient), np.asarray(point[i]).dtype
-    step = (_largest(x) or 1.0) * ulp(own) ** (1 / 3)
+    step = step_of(point[i])
     here = [wide(o) for o in function(point)]
 
     def along(direction: np.ndarray, h: float) -> tuple[float, float]:
@@ -119,7 +144,7 @@ def differences(
             sides.append(sum(float(np.real(wide(c) * (wide(t) - o)).sum()) for c, t, o in pairs) / signed)
         return sides[0], sides[1]
 
-    claimed, central, kink = [], [], []
+    claimed, central, kink, rises = [], [], [], []
     for direction in directions:
         claim = float(np.real(g * direction).sum())
         coarse, fine = along(direction, step), along(direction, step / 10)
@@ -130,7 +155,19 @@ def differences(
         claimed.append(claim)
         central.append(min((sum(coarse) / 2, sum(fine) / 2), key=lambda value, claim=claim: abs(value - claim)))
         kink.append(gap > 0.5 * before and gap > 10 * slack and between)
-    return Differences(np.array(claimed), np.array(central), np.array(kink, bool))
+        rises.append(1 if fine[0] >= fine[1] else -1)
+    return Differences(np.array(claimed), np.array(central), np.array(kink, bool), np.array(rises))
+
+
+def size_of(x: Any) -> float:
+    """Its largest element, 1 where all are 0."""
+    return _largest(x) or 1.0
+
+
+def step_of(x: Any) -> float:
+    """The larger of the two steps that differences in `x` take."""
+    x = np.asarray(x)
+    return size_of(x) * ulp(x.dtype) ** (1 / 3)
 
 
 def _largest(array: Any) -> float:

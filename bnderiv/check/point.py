@@ -93,6 +93,11 @@ class Point:
             raise self._gradientor_error
         return self._gradientor_error
 
+    @cached_property
+    def sizes(self) -> list[float]:
+        """Of the arguments: their largest elements."""
+        return [numbers.size_of(a) for a in self.floats]
+
     @property
     def names(self) -> list[str]:
         return self.arguments.float_names
@@ -104,6 +109,10 @@ class Point:
     def tolerance(self, mode: str, table: dict[str, float]) -> float:
         dtypes = [a.dtype for a in (*self.floats, *self.value)]
         return self.tolerances.get(mode, numbers.lookup(table, dtypes))
+
+    def nothing_to_differentiate(self, mode: str) -> Row:
+        note = f"no {'output' if self.floats else 'argument'} is a floating array"
+        return Row(mode, mode.replace("_", " "), verdict=NOT_AVAILABLE, note=note)
 
     def raised(self, mode: str, error: Exception, check: str = "", argument: str = "") -> Row:
         """A failed row; where the same exception has failed one before, that one is enough."""
@@ -123,10 +132,15 @@ class Point:
         tolerance: float,
         note: str = "",
         own: Callable[[], Sequence[Any]] | None = None,
+        sizes: Sequence[float] | None = None,
     ) -> Iterator[Row]:
         """A row per array. `own` gives the reference in the dtype of `f`: where its rounding alone is more than the
         tolerance (at most 100 times), four times that is allowed; an explicit tolerance stands."""
-        for i, scale in enumerate(numbers.scales(expected)):
+        scales = numbers.scales(expected)
+        if own is not None:
+            many = len(scales)
+            scales = numbers.scales_of_the_truth(expected, sizes or [1.0] * many, own, [tolerance] * many)
+        for i, scale in enumerate(scales):
             allowed, said = tolerance, note
             try:
                 error, index = numbers.distance(actual[i], expected[i], scale)

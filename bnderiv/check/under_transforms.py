@@ -39,6 +39,9 @@ def vmap(at: Point) -> Iterator[Row]:
 
 
 def scan(at: Point) -> Iterator[Row]:
+    if not (at.floats and at.value):
+        yield at.nothing_to_differentiate("scan")
+        return
     points = [at.floats, at.moved(11), at.moved(12)]
 
     def total(stacked: Any) -> Any:

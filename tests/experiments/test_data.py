@@ -81,7 +81,7 @@ def test_more_classes(folder):
     assert _data.load(folder, classes=20).train_labels.max() == 19
     with pytest.raises(ValueError, match="label 19 is 19, but 19 classes"):
         _data.load(folder, classes=19)
-    with pytest.raises(ValueError, match="classes must be at least 10 for the digits, .* got 9"):
+    with pytest.raises(ValueError, match=r"classes must be at least 10 for the digits, .* got 9"):
         _data.load(classes=9)
 
 
