@@ -534,8 +534,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one shape, one seed")
     parser.add_argument("--redraw", action="store_true", help="all but the numbers, from the numbers that are there")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="folder of the results; default results/, with --quick runs/quick/")
     options = parser.parse_args(arguments)
+    options.out = options.out or (RESULTS.parent / "runs" / "quick" if options.quick else RESULTS)
     numbers = options.out / "accuracy.json"
     if options.redraw and not numbers.is_file():
         parser.error(f"--redraw: there are no numbers yet, {numbers}")
