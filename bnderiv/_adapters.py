@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 
 from bnderiv import _arguments
+from bnderiv._explicit_sharding import automatic
 from bnderiv.activation.relu import relu
 from bnderiv.normalization.batch_norm import batch_norm, batch_norm_relu
 from bnderiv.normalization.inference import batch_norm_inference
+from bnderiv.normalization.running_stats import weighed
 
 
 class Batch(NamedTuple):
@@ -125,8 +127,12 @@ def by_given(
 def average(momentum: Any, old: jax.Array, new: jax.Array, counted: jax.Array) -> jax.Array:
     """momentum · old + (1 − momentum) · new, in the wider dtype; `old` where nothing was counted."""
     dtype = promote(old.dtype, new.dtype)
-    averaged = (momentum * old).astype(dtype) + ((1 - momentum) * new).astype(dtype)
-    return jnp.where(counted, averaged, old.astype(dtype))
+
+    def step(old: jax.Array, new: jax.Array, counted: jax.Array) -> jax.Array:
+        averaged = weighed(momentum, old).astype(dtype) + weighed(1 - momentum, new).astype(dtype)
+        return jnp.where(counted, averaged, old.astype(dtype))
+
+    return automatic(step, lambda old, **_: old, old=old, new=new, counted=counted)
 
 
 class _Layout:

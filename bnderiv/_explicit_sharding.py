@@ -23,8 +23,8 @@ def automatic(layer: Callable[..., Any], spread: Callable[..., Any], **arrays: A
       arrays: each an array or None.
 
     Raises:
-      ValueError: two axes of an output would be spread over one axis of the mesh, or an array is a sum yet to be taken
-        over devices (`unreduced`), or is to have such a gradient (`reduced`).
+      ValueError: two axes of an output would be spread over one axis of the mesh, or one over more devices than divide
+        it, or an array is a sum yet to be taken over devices (`unreduced`), or is to have such a gradient (`reduced`).
     """
     meshes = [jax.typeof(a).sharding.mesh for a in arrays.values() if a is not None]
     mesh = next((mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types), None)
@@ -43,16 +43,32 @@ def automatic(layer: Callable[..., Any], spread: Callable[..., Any], **arrays: A
         return layer(*(values.get(name) for name in arrays))
 
     explicit = tuple(n for n, t in zip(mesh.axis_names, mesh.axis_types, strict=True) if t == AxisType.Explicit)
-    return auto_axes(within, axes=explicit, out_sharding=outputs)(given)
+    try:
+        return auto_axes(within, axes=explicit, out_sharding=outputs)(given)
+    except ValueError as error:
+        if "evenly divide" not in str(error):
+            raise
+        raise ValueError(
+            f"the result cannot be spread like {_listed(specs)} ({error}): jax.sharding.reshard an argument first"
+        ) from None
+
+
+def spread_like_rows(**specs: PartitionSpec) -> PartitionSpec:
+    """Of losses: an entry for each axis but the last one of the first array, from whichever array has one."""
+    first, second = specs.values()
+    return PartitionSpec(*(a or b for a, b in zip(first[: len(first) - 1], second, strict=False)))
 
 
 def _on(mesh: Any, spec: PartitionSpec, specs: dict[str, PartitionSpec]) -> NamedSharding:
     names = [name for entry in spec for name in (entry if isinstance(entry, tuple) else (entry,)) if name is not None]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        where = ", ".join(f"{name} {spec}" for name, spec in specs.items())
         raise ValueError(
-            f"two axes of the result cannot both be spread over mesh axis {twice[0]!r}, got {spec} from {where}: "
-            "jax.sharding.reshard an argument first"
+            f"two axes of the result cannot both be spread over mesh axis {twice[0]!r}, got {spec} from "
+            f"{_listed(specs)}: jax.sharding.reshard an argument first"
         )
     return NamedSharding(mesh, spec)
+
+
+def _listed(specs: dict[str, PartitionSpec]) -> str:
+    return ", ".join(f"{name} {spec}" for name, spec in specs.items())

@@ -13,6 +13,7 @@ import jax
 from jax import lax
 
 from bnderiv import _arguments
+from bnderiv._explicit_sharding import automatic
 from bnderiv._precision import accumulator
 from bnderiv.pooling import avg_pool as _avg_pool
 from bnderiv.pooling import max_pool as _max_pool
@@ -70,19 +71,22 @@ def _by_pairs(pool: Callable[..., jax.Array], x: jax.Array, window_shape: Any, s
         raise ValueError(f"strides must have {rank} entries, as window_shape, got {strides}")
     pads = _pads(padding, x.shape[batch:-1], window, strides)
 
-    for last in range(rank, 0, -2):
-        own = slice(max(last - 2, 0), last)  # these two of the spatial axes, or the first one with one of size 1
-        first = batch + own.start
-        before, spatial, after = x.shape[:first], x.shape[first : batch + last], x.shape[batch + last :]
-        alone = (1,) * (2 - len(spatial))
-        y = pool(
-            x.reshape(math.prod(before), *spatial, *alone, math.prod(after)),
-            (*window[own], *alone),
-            strides=(*strides[own], *alone),
-            padding=(*pads[own], *((0, 0) for _ in alone)),
-        )
-        x = y.reshape(*before, *y.shape[1 : 1 + len(spatial)], *after)
-    return x
+    def by_pairs(x: jax.Array) -> jax.Array:
+        for last in range(rank, 0, -2):
+            own = slice(max(last - 2, 0), last)  # these two of the spatial axes, or the first one with one of size 1
+            first = batch + own.start
+            before, spatial, after = x.shape[:first], x.shape[first : batch + last], x.shape[batch + last :]
+            alone = (1,) * (2 - len(spatial))
+            y = pool(
+                x.reshape(math.prod(before), *spatial, *alone, math.prod(after)),
+                (*window[own], *alone),
+                strides=(*strides[own], *alone),
+                padding=(*pads[own], *((0, 0) for _ in alone)),
+            )
+            x = y.reshape(*before, *y.shape[1 : 1 + len(spatial)], *after)
+        return x
+
+    return automatic(by_pairs, lambda x: x, x=x)
 
 
 def _integers(name: str, value: Any) -> tuple[int, ...]:

@@ -35,6 +35,7 @@ def _in_both_modes(layer: Callable[P, R]) -> Callable[P, R]:
         with both_modes():
             return layer(*args, **kwargs)
 
+    call.__module__ = __name__  # where it is found by its name, as pickle wants
     return call
 
 

@@ -1,6 +1,7 @@
 """One contract, run over every layer at every case."""
 
 import inspect
+import pickle
 
 import pytest
 
@@ -63,3 +64,9 @@ def test_every_layer_has_its_twins_and_a_case():
     assert set(bnderiv.forward_mode.__all__) == layers
     assert layers <= set(bnderiv.__all__)
     assert layers - {"init_running_stats", "update_running_stats"} == set(LAYERS)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_pickles_by_its_name(layer):
+    for layers in (bnderiv, bnderiv.forward_mode):
+        assert pickle.loads(pickle.dumps(getattr(layers, layer))) is getattr(layers, layer)

@@ -149,6 +149,51 @@ def test_a_result_spread_twice_over_one_axis_is_refused():
         jax.eval_shape(bnderiv.dense, _put(x, P("data")), _put(kernel, P(None, "data")))
 
 
+def test_a_result_that_cannot_be_spread_is_refused():
+    (x,) = _random((8, 8, 8, 2))
+    with pytest.raises(ValueError, match=r"cannot be spread like x P\('data', 'model', None, None\) .*reshard"):
+        bnderiv.avg_pool(_put(x, P("data", "model")), 8)
+
+
+@pytest.mark.parametrize(
+    ("loss", "specs", "spread"),
+    [
+        ("squared_error", (P("data"), P()), "data"),
+        ("softmax_cross_entropy", (P("data", "model"), P("data")), "data"),
+        ("softmax_cross_entropy", (P(), P("data")), "data"),
+        ("softmax_cross_entropy_with_integer_labels", (P(), P("data")), "data"),
+        ("softmax_cross_entropy_with_integer_labels", (P("data", "model"), P()), "data"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("layers", [bnderiv, bnderiv.forward_mode], ids=["bnderiv", "forward_mode"])
+def test_losses_of_arrays_that_are_spread_otherwise(loss, specs, spread, layers):
+    logits, labels = _random((8, 4), (8, 4))
+    second = jnp.arange(8) % 4 if "integer" in loss else labels
+    placed = _put(logits, specs[0]), _put(second, specs[1])
+
+    def gradient(layers, logits, labels):
+        return jax.value_and_grad(lambda z: (getattr(layers, loss)(z, labels) ** 2).sum())(logits)
+
+    actual = fast_jit(partial(gradient, layers))(*placed)
+    near(actual, fast_jit(partial(gradient, bnderiv.reference))(logits, second), TIGHT)
+    assert _spec(actual[1]) == _spec(placed[0])
+    assert _spec(getattr(layers, loss)(*placed)) == P(spread)
+
+
+def test_running_statistics_stay_where_they_are():
+    x, gamma = _random((8, 4), (4,))
+    running = bnderiv.init_running_stats(4, jnp.float64)
+
+    def update(running, x, gamma):
+        return bnderiv.update_running_stats(running, bnderiv.batch_norm(x, gamma, gamma)[1])
+
+    placed = jax.tree.map(lambda a: _put(a, EVERYWHERE), running)
+    actual = fast_jit(update)(placed, _put(x, P("data", "model")), _put(gamma, EVERYWHERE))
+    near(actual, update(running, x, gamma), TIGHT)
+    assert _spec(actual.mean) == _spec(actual.var) == P(None)
+
+
 def test_a_sum_yet_to_be_taken_is_refused():
     a, b, kernel = _random((8, 6), (6, 4), (4, 4))
 

@@ -35,12 +35,16 @@ def fastest(geometry: Any, x_shape: tuple[int, ...], kernel_shape: tuple[int, ..
         return _DIRECT
     kh, kw, c_in, c_out = kernel_shape
     axis, _ = layout.spatial
-    if x_shape[geometry.layout[2 + axis]] * c_out >= 128 * kernel_shape[axis]:
+    size = x_shape[geometry.layout[2 + axis]]
+    if size > _LONGEST or size * c_out >= 128 * kernel_shape[axis]:
         return _DIRECT
     if layout is banded.BATCH_LAST and kh * kw * c_in <= 32:
         return _BANDED._replace(correlation=shifted.correlation)
     return _BANDED
 
+
+# A band is laid one output after the other, and so takes its time to compile.
+_LONGEST = 64
 
 _DIRECT = Correlations(direct.correlation, direct.input_gradient, direct.kernel_gradient)
 _BANDED = Correlations(banded.correlation, banded.input_gradient, banded.kernel_gradient)

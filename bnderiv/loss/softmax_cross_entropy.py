@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 
 from bnderiv import _arguments
 from bnderiv._closed_form import closed_form
+from bnderiv._explicit_sharding import automatic, spread_like_rows
 from bnderiv._precision import accumulator
 
 
@@ -39,7 +40,8 @@ def softmax_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     _arguments.rank_at_least("logits", logits, 1, "(..., K)")
     _arguments.nonempty("logits", logits)
     _arguments.shape_is("labels", labels, logits.shape, "that of logits")
-    return _weighted(*_arguments.same_varying(logits, labels))
+    logits, labels = _arguments.same_varying(logits, labels)
+    return automatic(_weighted, spread_like_rows, logits=logits, labels=labels)
 
 
 @closed_form
@@ -97,7 +99,8 @@ def softmax_cross_entropy_with_integer_labels(logits: jax.Array, labels: ArrayLi
     _arguments.nonempty("logits", logits)
     labels = _class_indices(labels, logits.shape[-1])
     _arguments.shape_is("labels", labels, logits.shape[:-1], "that of logits without its last axis")
-    return _indexed(*_arguments.same_varying(logits, labels))
+    logits, labels = _arguments.same_varying(logits, labels)
+    return automatic(_indexed, spread_like_rows, logits=logits, labels=labels)
 
 
 @closed_form
@@ -157,10 +160,12 @@ def _one_hot(labels, like):
 
 
 def _class_indices(labels: Any, classes: int) -> jax.Array:
+    if isinstance(labels, int):
+        labels = np.asarray(labels)
     if isinstance(labels, (np.ndarray, np.integer)) and np.issubdtype(labels.dtype, np.integer):
         # Without x64 JAX keeps the low 32 bits: −2**63, what NumPy makes of a NaN, would become class 0.
-        labels = np.where((labels >= 0) & (labels < classes), labels, -1).astype(np.int32)
-    if not hasattr(labels, "dtype") and not isinstance(labels, int):
+        labels = np.where((labels >= 0) & (labels < classes), labels.astype(np.int32), np.int32(-1))
+    if not hasattr(labels, "dtype"):
         raise TypeError(f"labels must be an array of integer dtype, got {type(labels).__name__}")
     labels = jnp.asarray(labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from bnderiv import _arguments
 from bnderiv._closed_form import closed_form
+from bnderiv._explicit_sharding import automatic, spread_like_rows
 from bnderiv._precision import accumulator
 
 
@@ -31,7 +32,8 @@ def squared_error(predictions: jax.Array, targets: jax.Array) -> jax.Array:
     _arguments.nonempty("predictions", predictions)
     _arguments.shape_is("targets", targets, predictions.shape, "that of predictions")
     dtype = jnp.result_type(predictions, targets)  # cast out here, so that the difference alone says all in `_bwd`
-    return _squared_error(*_arguments.same_varying(predictions.astype(dtype), targets.astype(dtype)))
+    predictions, targets = _arguments.same_varying(predictions.astype(dtype), targets.astype(dtype))
+    return automatic(_squared_error, spread_like_rows, predictions=predictions, targets=targets)
 
 
 @closed_form

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import math
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
@@ -59,16 +60,16 @@ class Options:
             raise ValueError(f"batch_norm must be True or False, got {self.batch_norm!r}")
         _arguments.integer("classes", self.classes, at_least=1)
         try:
-            dtype = jnp.dtype(self.dtype)
+            dtype = None if self.dtype is None else jnp.dtype(self.dtype)
         except TypeError:
             dtype = None
         if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
             raise ValueError(f"dtype must be a floating dtype, got {self.dtype!r}")
         object.__setattr__(self, "dtype", dtype)  # "float32" and jnp.float32 are one configuration
-        if not 0 <= self.momentum <= 1:
-            raise ValueError(f"momentum must lie in [0, 1], got {self.momentum!r}")
-        if not self.eps >= 0:
-            raise ValueError(f"eps must be at least 0, got {self.eps!r}")
+        for name, most, meaning in (("momentum", 1, "lie in [0, 1]"), ("eps", math.inf, "be finite and at least 0")):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not 0 <= value <= most or value == math.inf:
+                raise ValueError(f"{name} must {meaning}, a Python number, got {value!r}")
 
 
 def one_of(name: str, value: Any, allowed: Any) -> None:

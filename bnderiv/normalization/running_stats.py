@@ -1,6 +1,7 @@
 """Statistics as they travel between calls: of one batch, and the running ones for inference (derivation.md, N27)."""
 
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.export
@@ -9,6 +10,7 @@ from jax.core import Tracer
 from jax.typing import DTypeLike
 
 from bnderiv import _arguments
+from bnderiv._explicit_sharding import automatic
 
 
 class BatchStats(NamedTuple):
@@ -80,25 +82,46 @@ def update_running_stats(
       RunningStats in the dtype of `running`; its count is one more if any channel counted anything.
 
     Raises:
-      TypeError: `running` or `batch` is not what its name says.
+      TypeError: `running` or `batch` is not what its name says, or `momentum` is no number.
       ValueError: shapes differ, or `momentum` lies outside [0, 1].
     """
     if not isinstance(running, RunningStats):
         raise TypeError(f"running must be a RunningStats, got {type(running).__name__}")
     if not isinstance(batch, BatchStats):
         raise TypeError(f"batch must be a BatchStats, as batch_norm returns it, got {type(batch).__name__}")
-    for name, value in (("batch.mean", batch.mean), ("batch.var", batch.var), ("batch.count", batch.count)):
+    vectors = {"running.var": running.var, "batch.mean": batch.mean, "batch.var": batch.var, "batch.count": batch.count}
+    for name, value in vectors.items():
         _arguments.shape_is(name, value, running.mean.shape, "the shape of running.mean")
-    if not isinstance(momentum, Tracer) and not 0 <= momentum <= 1:
+    momentum = _weight(momentum).astype(running.mean.dtype)
+    mean, var, seen = automatic(
+        partial(_step, unbiased),
+        lambda mean, var, seen, **_: (mean, var, seen),
+        **{"mean": running.mean, "var": running.var, "seen": jnp.asarray(running.count)},
+        **{"batch_mean": batch.mean, "batch_var": batch.var, "count": batch.count, "momentum": momentum},
+    )
+    return RunningStats(mean, var, seen)
+
+
+def _step(unbiased, mean, var, seen, batch_mean, batch_var, count, momentum):
+    counted = count > 0
+    batch_var = batch_var * (count / jnp.maximum(count - 1, 1)) if unbiased else batch_var
+
+    def step(old, new):
+        return jnp.where(counted, weighed(momentum, old) + weighed(1 - momentum, new.astype(old.dtype)), old)
+
+    return step(mean, batch_mean), step(var, batch_var), seen + counted.any().astype(seen.dtype)
+
+
+def weighed(weight: Any, value: jax.Array) -> jax.Array:
+    """weight · value; 0 where the weight is, whatever the value."""
+    return weight * jnp.where(weight > 0, value, 0)
+
+
+def _weight(momentum: Any) -> jax.Array:
+    try:
+        inside = getattr(momentum, "ndim", 0) == 0 and (isinstance(momentum, Tracer) or bool(0 <= momentum <= 1))
+    except TypeError:
+        raise TypeError(f"momentum must be a number in [0, 1], got {momentum!r}") from None
+    if not inside:
         raise ValueError(f"momentum must lie in [0, 1], it weighs the old value; got {momentum}")
-
-    dtype = running.mean.dtype
-    momentum = jnp.asarray(momentum, dtype)
-    counted = batch.count > 0
-    var = batch.var * (batch.count / jnp.maximum(batch.count - 1, 1)) if unbiased else batch.var
-
-    def step(old: jax.Array, new: jax.Array) -> jax.Array:
-        return jnp.where(counted, momentum * old + (1 - momentum) * new.astype(dtype), old)
-
-    seen = running.count + counted.any().astype(running.count.dtype)
-    return RunningStats(step(running.mean, batch.mean), step(running.var, var), seen)
+    return jnp.asarray(momentum)

@@ -83,9 +83,13 @@ def pad(x: jax.Array, both: tuple[Windows, Windows], value: float) -> jax.Array:
     return _pad(x, {w.axis: (w.before, w.after, 0) for w in both}, value)
 
 
-def take(x: jax.Array, w: Windows, start: int, stride: int, count: int) -> jax.Array:
+def take(x: jax.Array, w: Windows, start: int | jax.Array, stride: int, count: int) -> jax.Array:
     """`count` cells along the axis of `w`, the first at `start`, `stride` apart."""
-    return lax.slice_in_dim(x, start, start + (count - 1) * stride + 1, stride, w.axis)
+    if isinstance(start, int):
+        return lax.slice_in_dim(x, start, start + (count - 1) * stride + 1, stride, w.axis)
+    return lax.slice_in_dim(
+        lax.dynamic_slice_in_dim(x, start, (count - 1) * stride + 1, w.axis), 0, None, stride, w.axis
+    )
 
 
 def few_overlapping(both: tuple[Windows, Windows]) -> list[tuple[int, int]]:

@@ -71,7 +71,8 @@ _max_pool = closed_form(_maxima, nondiff_argnums=(0,))
 def _winners(both, x):
     """The maxima, and where each was found: row·n + column within the window of m rows and n columns."""
     rows, columns = both
-    x = pad(x, both, -jnp.inf)
+    lowest = np.asarray(-np.inf).astype(x.dtype)
+    x = pad(x, both, -np.inf if np.isinf(lowest) else float(jnp.finfo(x.dtype).min))  # some of 8 bits have no infinity
     winner = jnp.zeros(x.shape, np.min_scalar_type(rows.window * columns.window - 1))
     # The first maximum of each row of a window, then the first of those (P8).
     return _first_maxima(*_first_maxima(x, winner, columns, 1), rows, columns.window)
@@ -82,7 +83,7 @@ def _first_maxima(x, winners, w, step):
 
     def cell(k):
         value, its_place = (take(a, w, k * w.dilation, w.stride, w.count) for a in (x, winners))
-        return value, its_place + k * step
+        return value, its_place + (k * step if isinstance(k, int) else (k * step).astype(its_place.dtype))
 
     best, winner = cell(0)
     # Padding never wins: where all is −inf, the first cell that is not padding does (P9).
@@ -90,10 +91,17 @@ def _first_maxima(x, winners, w, step):
     first_real = np.where(first_real < w.window, first_real, 0)  # in a window of padding alone nothing is won
     if first_real.any():
         winner += _arguments.along(jnp.asarray(first_real * step, winner.dtype), w.axis, x.ndim)
-    for k in range(1, w.window):
-        candidate, its_place = cell(k)
+
+    def later(k, found):
+        (best, winner), (candidate, its_place) = found, cell(k)
         wins = (best == best) & ~(candidate <= best)  # larger, or NaN where there was none (P7)
-        best, winner = jnp.where(wins, candidate, best), jnp.where(wins, its_place, winner)
+        return jnp.where(wins, candidate, best), jnp.where(wins, its_place, winner)
+
+    if w.window <= 64:
+        for k in range(1, w.window):
+            best, winner = later(k, (best, winner))
+    else:  # a loop keeps the program, and the time it takes to compile, small
+        best, winner = lax.fori_loop(1, w.window, later, _arguments.same_varying(best, winner))
     return best, winner
 
 

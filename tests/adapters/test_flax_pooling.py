@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 nn = pytest.importorskip("flax.linen", reason="needs the extra flax")
 
@@ -90,3 +92,13 @@ def test_errors(arguments, error, message):
 def test_integers_are_refused():
     with pytest.raises(TypeError, match="inputs must have a floating dtype"):
         bnderiv.linen.avg_pool(jnp.ones((1, 4, 4, 1), jnp.int32), (2, 2))
+
+
+def test_a_batch_axis_that_is_spread():
+    mesh = jax.make_mesh((8,), ("data",), (AxisType.Explicit,))
+    x = normal(0, (2, 8, 4, 4, 2))
+    for pool in ("avg_pool", "max_pool"):
+        spread = jax.device_put(x, NamedSharding(mesh, P(None, "data")))
+        y = getattr(bnderiv.linen, pool)(spread, (2, 2), (2, 2))
+        alike(y, getattr(nn, pool)(x, (2, 2), (2, 2)))
+        assert jax.typeof(y).sharding.spec == P(None, "data", None, None, None)

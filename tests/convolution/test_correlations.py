@@ -165,6 +165,12 @@ def test_the_choice(x, kernel, options, chosen):
     assert ways == (forward.correlation, backward.input_gradient, backward.kernel_gradient)
 
 
+def test_a_long_signal_does_not_take_its_length_to_compile():
+    x, kernel = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((2, 1, 500, 1), (1, 16, 1, 1)))
+    program = jax.jit(jax.grad(lambda k, x: (bnderiv.conv2d(x, k) ** 2).sum())).lower(kernel, x)
+    assert program.as_text().count("\n") < 100
+
+
 def test_other_platforms_convolve(monkeypatch):
     monkeypatch.setattr(correlations, "on_cpu", lambda: False)
     geometry = _Geometry((1, 1), ((0, 0), (0, 0)), (1, 1), 1, CHWN)

@@ -227,6 +227,14 @@ def test_labels_of_numpy_do_not_wrap_into_range_without_x64():
         np.testing.assert_array_equal(np.isnan(loss), [True, True, False])
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.uint64, np.int8])
+def test_labels_of_any_integer_dtype_of_numpy(dtype):
+    losses = indexed(jnp.zeros((3, 10)), np.array([1, 100, 3], dtype))
+    np.testing.assert_allclose(losses, [math.log(10), NAN, math.log(10)], 1e-15)
+    np.testing.assert_allclose(indexed(jnp.zeros(10), dtype(3)), math.log(10), 1e-15)
+    assert np.isnan(indexed(jnp.zeros(10), 2**40))
+
+
 @pytest.mark.parametrize("array", [jnp.array, np.array])
 def test_more_classes_than_the_labels_can_count(array):
     labels = array([0, 127, -128, -1], np.int8)

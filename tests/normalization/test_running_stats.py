@@ -35,6 +35,17 @@ def test_momentum_weighs_the_old_value_and_the_variance_is_unbiased():
     np.testing.assert_allclose(biased.var, [0.75 * 10 + 0.25 * 3, 0.75 * 10 + 0.25 * 8], rtol=1e-15)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_what_has_no_weight_counts_nothing(compiled):
+    """A variance may overflow: an average that is frozen, or replaced, does not hear of it."""
+    update = jax.jit(bnderiv.update_running_stats) if compiled else bnderiv.update_running_stats
+    old = RunningStats(mean=jnp.array([1.0, 2.0]), var=jnp.array([3.0, 4.0]), count=jnp.int32(0))
+    infinite = BATCH._replace(var=jnp.array([np.inf, 8.0]))
+    np.testing.assert_array_equal(update(old, infinite, momentum=1.0).var, old.var)
+    np.testing.assert_array_equal(update(old._replace(var=infinite.var), BATCH, momentum=0.0).var, [4, 10])
+    assert np.isinf(update(old, infinite, momentum=0.5).var[0])
+
+
 def test_the_defaults_are_momentum_090_and_unbiased():
     running = bnderiv.init_running_stats(2, jnp.float64)
     chex.assert_trees_all_equal(
@@ -93,6 +104,15 @@ def test_it_does_not_retrace():
 
 def test_errors():
     running = bnderiv.init_running_stats(2)
+    with pytest.raises(ValueError, match=r"running.var must have shape \(2,\)"):
+        bnderiv.update_running_stats(running._replace(var=jnp.ones(1)), BATCH)
+    nonsense: list[Any] = [None, "0.9"]
+    for momentum in nonsense:
+        with pytest.raises(TypeError, match=r"momentum must be a number in \[0, 1\], got "):
+            bnderiv.update_running_stats(running, BATCH, momentum=momentum)
+    for update in (bnderiv.update_running_stats, jax.jit(bnderiv.update_running_stats)):
+        with pytest.raises(ValueError, match=r"momentum must lie in \[0, 1\]"):
+            update(running, BATCH, momentum=jnp.full(2, 0.5))
     with pytest.raises(ValueError, match=r"momentum.*old.*1.5"):
         bnderiv.update_running_stats(running, BATCH, momentum=1.5)
     with pytest.raises(ValueError, match=r"batch.mean.*\(3,\)"):

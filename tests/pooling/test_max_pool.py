@@ -181,3 +181,24 @@ def test_without_x64(options):
         (dx,) = pull_back(jnp.ones_like(y))
         assert y.dtype == dx.dtype == jnp.float32
         np.testing.assert_array_equal(x[dx > 0], y.ravel())  # the values rise, so each cell wins but one window
+
+
+@pytest.mark.parametrize(
+    "options", [{"window": (1, 70)}, {"window": (70, 2), "strides": (3, 1), "dilation": (1, 2)}], ids=str
+)
+def test_windows_of_many_rows_or_columns(options):
+    """These are gone over in a loop."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.integers(0, 9, (2, 75, 72, 2)), jnp.float32)  # with ties
+    y, pull_back = jax.vjp(functools.partial(bnderiv.max_pool, **options), x)
+    expected, pull_back_expected = jax.vjp(functools.partial(bnderiv.reference.max_pool, **options), x)
+    np.testing.assert_array_equal(y, expected)
+    delta = jnp.asarray(rng.integers(1, 9, y.shape), jnp.float32)
+    np.testing.assert_array_equal(pull_back(delta)[0], pull_back_expected(delta)[0])
+    assert np.isnan(bnderiv.max_pool(x.at[0, 3, 5, 0].set(jnp.nan), **options)).any()  # XLA's own maximum may lose it
+
+
+@pytest.mark.parametrize("dtype", [jnp.float8_e4m3fn, jnp.float8_e5m2])
+def test_padding_does_not_win_where_there_is_no_infinity(dtype):
+    y = bnderiv.max_pool(-jnp.ones((1, 4, 4, 1), dtype), 3, strides=1, padding=1)
+    np.testing.assert_array_equal(y.astype(jnp.float32), -np.ones((1, 4, 4, 1)))

@@ -45,6 +45,11 @@ def test_the_program_grows_with_the_sides_of_the_window_not_with_its_area(layer)
     assert lines(40) < 2.5 * lines(20)
 
 
+def test_a_window_over_a_whole_row_does_not_take_its_length_to_compile():
+    program = gradient(bnderiv.max_pool, {"window": (1, 500)}, (1, 1, 500, 1))
+    assert program.as_text().count("\n") < 500
+
+
 @pytest.mark.parametrize("layer", ["avg_pool", "max_pool"])
 def test_padding_is_one_copy(layer):
     """Of both axes at once; a padded array made from a padded one costs several times as much on a CPU."""
