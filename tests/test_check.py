@@ -14,7 +14,7 @@ import pytest
 import bnderiv
 import bnderiv.reference
 from bnderiv.check import Report, Row, compare
-from bnderiv.check.__main__ import main
+from bnderiv.check.__main__ import _draw, main
 from tests.cases import CASES
 
 pytestmark = pytest.mark.slow
@@ -762,3 +762,11 @@ def test_as_a_program(tmp_path):
     assert done.returncode == 1, done.stderr
     assert "gradient" in done.stdout
     assert "FAIL" in done.stdout
+
+
+def test_the_command_line_draws_complex_numbers():
+    shapes: list[tuple[str | None, tuple[int, ...]]] = [(None, (3,)), ("complex128", (3,))]
+    single, double = _draw(shapes, np.dtype("complex64"), 0)
+    assert (single.dtype, double.dtype) == (jnp.complex64, jnp.complex128)
+    assert (np.asarray(single).imag != 0).all()
+    assert (np.asarray(double).imag != 0).all()
