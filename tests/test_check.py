@@ -469,6 +469,18 @@ def test_a_gradient_that_is_small_beside_the_others(size):
     assert compare(affine, affine, *args, modes=("gradient", "float64")).passed
 
 
+def test_a_gradient_that_vanishes_beside_a_reference_that_stays_in_float32():
+    def normalized(layers, x, w, b):
+        ones, zeros = jnp.ones(4, jnp.float32), jnp.zeros(4, jnp.float32)
+        return layers.batch_norm(layers.dense(x, w, b).astype(jnp.float32), ones, zeros)[0]
+
+    args = tuple(normal(i, s) for i, s in enumerate(((6, 5), (5, 4), (4,))))
+    ours, reference = (partial(normalized, layers) for layers in (bnderiv, bnderiv.reference))
+    rows = compare(ours, reference, *args, modes="gradient").rows
+    assert all("cannot be evaluated in float64" in row.note for row in rows)
+    assert {row.verdict for row in rows} == {"ok"}
+
+
 @pytest.mark.parametrize("size", [1.0, 1e8, 1e20])
 def test_a_gradient_of_nothing_at_any_scale(size):
     def normalize(layers, x, gamma, beta):

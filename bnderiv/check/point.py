@@ -137,7 +137,7 @@ class Point:
         """A row per array. `own` gives the reference in the dtype of `f`: where its rounding alone is more than the
         tolerance (at most 100 times), four times that is allowed; an explicit tolerance stands."""
         scales = numbers.scales(expected)
-        if own is not None:
+        if own is not None and not note:  # with a note, `expected` is in the dtype of `f` too
             many = len(scales)
             scales = numbers.scales_of_the_truth(expected, sizes or [1.0] * many, own, [tolerance] * many)
         for i, scale in enumerate(scales):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import importlib
-import math
+import sys
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
@@ -66,9 +66,10 @@ class Options:
         if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
             raise ValueError(f"dtype must be a floating dtype, got {self.dtype!r}")
         object.__setattr__(self, "dtype", dtype)  # "float32" and jnp.float32 are one configuration
-        for name, most, meaning in (("momentum", 1, "lie in [0, 1]"), ("eps", math.inf, "be finite and at least 0")):
+        finite = sys.float_info.max
+        for name, most, meaning in (("momentum", 1, "lie in [0, 1]"), ("eps", finite, "be finite and at least 0")):
             value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not 0 <= value <= most or value == math.inf:
+            if not isinstance(value, (int, float)) or not 0 <= value <= most:
                 raise ValueError(f"{name} must {meaning}, a Python number, got {value!r}")
 
 

@@ -92,12 +92,16 @@ def update_running_stats(
     vectors = {"running.var": running.var, "batch.mean": batch.mean, "batch.var": batch.var, "batch.count": batch.count}
     for name, value in vectors.items():
         _arguments.shape_is(name, value, running.mean.shape, "the shape of running.mean")
-    momentum = _weight(momentum).astype(running.mean.dtype)
     mean, var, seen = automatic(
         partial(_step, unbiased),
         lambda mean, var, seen, **_: (mean, var, seen),
-        **{"mean": running.mean, "var": running.var, "seen": jnp.asarray(running.count)},
-        **{"batch_mean": batch.mean, "batch_var": batch.var, "count": batch.count, "momentum": momentum},
+        mean=running.mean,
+        var=running.var,
+        seen=jnp.asarray(running.count),
+        batch_mean=batch.mean,
+        batch_var=batch.var,
+        count=batch.count,
+        momentum=_weight(momentum, running.mean.dtype),
     )
     return RunningStats(mean, var, seen)
 
@@ -117,11 +121,11 @@ def weighed(weight: Any, value: jax.Array) -> jax.Array:
     return weight * jnp.where(weight > 0, value, 0)
 
 
-def _weight(momentum: Any) -> jax.Array:
+def _weight(momentum: Any, dtype: Any) -> jax.Array:
     try:
         inside = getattr(momentum, "ndim", 0) == 0 and (isinstance(momentum, Tracer) or bool(0 <= momentum <= 1))
     except TypeError:
         raise TypeError(f"momentum must be a number in [0, 1], got {momentum!r}") from None
     if not inside:
         raise ValueError(f"momentum must lie in [0, 1], it weighs the old value; got {momentum}")
-    return jnp.asarray(momentum)
+    return jnp.asarray(momentum, dtype)

@@ -70,7 +70,7 @@ class Settings:
             raise ValueError("coordinator_address, num_processes and process_id come together")
         if self.cluster and self.coordinator_address:
             raise ValueError("cluster finds the other processes by itself: no coordinator_address with it")
-        if self.compare is not None:
+        if self.compare is not None and not self.cluster and not self.process_id:  # the first process alone reads it
             other_run(self.compare)  # to be refused before hours of training, not after
 
 
@@ -102,7 +102,7 @@ def train(settings: Settings, data: _data.Data, devices: list[Any]) -> dict[str,
     images = len(data.train_labels)
     if images < settings.batch_size:
         raise ValueError(f"batch_size must be at most the number of images, {images}, got {settings.batch_size}")
-    if settings.compare:
+    if settings.compare and jax.process_index() == 0:
         _as_many(other_run(settings.compare)["losses"], images // settings.batch_size * settings.epochs)
     mesh = training.mesh_of(devices, settings.group)
     config = lenet5.Config(image_shape=data.image_shape, dtype=settings.dtype)
