@@ -36,7 +36,7 @@ def fastest(geometry: Any, x_shape: tuple[int, ...], kernel_shape: tuple[int, ..
     kh, kw, c_in, c_out = kernel_shape
     axis, _ = layout.spatial
     size = x_shape[geometry.layout[2 + axis]]
-    if size > _LONGEST or size * c_out >= 128 * kernel_shape[axis]:
+    if not isinstance(size, int) or size > _LONGEST or size * c_out >= 128 * kernel_shape[axis]:
         return _DIRECT
     if layout is banded.BATCH_LAST and kh * kw * c_in <= 32:
         return _BANDED._replace(correlation=shifted.correlation)

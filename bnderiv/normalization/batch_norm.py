@@ -226,7 +226,7 @@ def _mask(where: Any, shape: tuple[int, ...]) -> jax.Array:
     if where.dtype != jnp.bool_:
         raise TypeError(f"where must be boolean, got {where.dtype.name}")
     try:
-        fits = np.broadcast_shapes(where.shape, shape) == shape
+        fits = jnp.broadcast_shapes(where.shape, shape) == shape
     except ValueError:
         fits = False
     if not fits:

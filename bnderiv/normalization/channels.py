@@ -1,6 +1,6 @@
 """Where an array keeps its channels: laying a vector of channels along it, and summing it for each channel."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,14 +30,16 @@ class Channels(NamedTuple):
         Few channels on the last axis are viewed as whole rows of them: six do not fill a vector register, a row of
         28·6 does. And they are summed closely; among many, one that cancels by chance hardly counts, and all cost more.
         A sample (the batch is the first axis, or the last if the channels are first) then comes in blocks, of 14
-        elements or some more of its longest axis; one that is less than 14 long and wide is a block itself.
+        elements or some more of its longest axis; one that is less than 14 long and wide is a block itself. (A length
+        that a program is exported without, symbolic, is neither few nor long.)
         """
-        few, repeats = shape[axis] < 16, 1
-        if few and not masked and axis == len(shape) - 1 > 1 and 1 < shape[-2] <= 1024 // shape[-1]:
+        few, repeats = not longer(shape[axis], 15), 1
+        row = axis == len(shape) - 1 > 1 and few and not masked and not longer(shape[-2], 1024 // shape[-1])
+        if row and shape[-2] > 1:
             axis, repeats, shape = axis - 1, shape[-2], (*shape[:-2], shape[-2] * shape[-1])
         sample = _sample(axis, len(shape)) if few else ()
-        longest = max(sample, key=lambda i: shape[i], default=0)
-        if not sample or shape[longest] < 14:
+        longest = max((i for i in sample if isinstance(shape[i], int)), key=lambda i: shape[i], default=None)
+        if longest is None or shape[longest] < 14:
             return Channels(axis, repeats, sample)
         size = next(n for n in range(14, shape[longest] + 1) if shape[longest] % n == 0)
         if size == shape[longest]:
@@ -68,7 +70,7 @@ class Channels(NamedTuple):
         # Batch norm of a large array takes a third longer without. Of a small one the price, another kernel, is higher
         # than the gain; the more so where neighbours are of one channel, who share what leads to it.
         neighbours_differ = self.axis == a.ndim - 1 or self.repeats > 1
-        if a.size > (2**11 if neighbours_differ else 2**20):
+        if longer(a.size, 2**11 if neighbours_differ else 2**20):
             vector = quotient(vector)
         return along(vector, self.axis, a.ndim)
 
@@ -92,6 +94,11 @@ class Channels(NamedTuple):
         leading = lax.stop_gradient(jnp.round(sums / unit) * unit)
         leading = jnp.where(jnp.isfinite(leading), leading, 0)
         return self.sum(leading) + self.sum(sums - leading)
+
+
+def longer(size: Any, limit: int) -> bool:
+    """Whether `size` is above the limit, as a symbolic one may be (that of a batch, in a program exported for any)."""
+    return not isinstance(size, int) or size > limit
 
 
 def _sample(axis: int, ndim: int) -> tuple[int, ...]:

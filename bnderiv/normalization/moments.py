@@ -19,7 +19,7 @@ from jax import lax
 from bnderiv import _platform
 from bnderiv._closed_form import closed_form
 from bnderiv._precision import accumulator, power_of_two
-from bnderiv.normalization.channels import Channels
+from bnderiv.normalization.channels import Channels, longer
 from bnderiv.normalization.running_stats import BatchStats
 
 
@@ -78,7 +78,7 @@ def _count(channels: Channels, x: jax.Array, where: jax.Array | None) -> jax.Arr
     if where is None:
         return jnp.full((number,), all_of_them, dtype)
     # Counted in floats as long as these hold every integer: over a sharded batch, sums of one dtype are one message.
-    exact = all_of_them <= 2 ** (jnp.finfo(dtype).nmant + 1)
+    exact = not longer(all_of_them, 2 ** (jnp.finfo(dtype).nmant + 1))
     ones = jnp.broadcast_to(where, x.shape).astype(dtype if exact else jnp.int32)
     return channels.sum(channels.view(ones)).astype(dtype)
 
@@ -91,11 +91,12 @@ def _count(channels: Channels, x: jax.Array, where: jax.Array | None) -> jax.Arr
 def _units(channels, x, where, n, eps):
     """K, the mean rounded, and s, the power of two that brings the larger of mean |x| and √ε to about 1.
 
-    The sums are of x·2⁻ᵏ with 2ᵏ above the number of elements, so they cannot overflow. What s is taken from bounds the
-    squares: (Σu)² ≥ Σu², and √ε·s ≤ 1.
+    The sums are of x·2⁻ᵏ with 2ᵏ above the number of elements (k = 32 if that is symbolic), so they cannot overflow.
+    What s is taken from bounds the squares: (Σu)² ≥ Σu², and √ε·s ≤ 1.
     """
     x, where, dtype = channels.view(x), channels.mask(where), accumulator(x.dtype)
-    small = 2.0 ** -(x.size // channels.number(x)).bit_length()
+    elements = x.size // channels.number(x)
+    small = 2.0 ** -(elements.bit_length() if isinstance(elements, int) else 32)
     wide, n = x.astype(dtype), jnp.maximum(n, 1)
     shift = channels.sum(masked(where, wide * small)) / (small * n)
     size = channels.sum(masked(where, jnp.abs(wide) * (small / 2))) / (small / 2 * n)
@@ -136,7 +137,7 @@ def _measured(channels, x, where, n, eps):
 def _sampled(channels, x, where):
     """Whether `x` is large and on one device; with few channels, every digit counts (see `Channels.of`)."""
     number = channels.number(channels.view(x))
-    large = x.size >= 2**20 and x.size >= 512 * number and number >= 16
+    large = isinstance(x.size, int) and x.size >= 2**20 and x.size >= 512 * number and number >= 16
     return large and where is None and _platform.on_cpu() and _platform.on_one_device()
 
 

@@ -65,6 +65,8 @@ def windows(
     strides = window if strides is None else _arguments.pair("strides", strides)
     dilation = _arguments.pair("dilation", dilation)
     sizes = x.shape[axes[0]], x.shape[axes[1]]
+    if not all(isinstance(size, int) for size in sizes):
+        raise ValueError(f"the rows and columns of x must be known, only batch and channels symbolic, got {x.shape}")
     pads = _arguments.padding_pairs(padding, sizes, window, strides, dilation)
     rows, columns = (
         Windows(*arguments, *pad) for *arguments, pad in zip(axes, sizes, window, strides, dilation, pads, strict=True)
