@@ -73,8 +73,8 @@ def arrays(*shapes, dtype=np.float32, seed=0):
 X_W = arrays((4, 3), (4, 3))
 
 
-def normal(seed, shape):
-    return jax.random.normal(jax.random.key(seed), shape, jnp.float32)
+def normal(seed, shape, dtype=jnp.float32):
+    return jax.random.normal(jax.random.key(seed), shape, jnp.float32).astype(dtype)
 
 
 def failures(report):
@@ -495,6 +495,57 @@ def test_a_gradient_of_nothing_at_any_scale(size):
     dx, *others = compare(rule(ours, all_but_x), reference, *args, modes="gradient").rows
     assert (dx.verdict, {row.verdict for row in others}) == ("FAIL", {"ok"})
     assert compare(ours, reference, *args, modes="gradient").passed
+
+
+# Added to all that is centred, an argument changes nothing.
+VANISHING = {
+    "bias-before-batch-norm": (
+        lambda layers: lambda x, w, b: layers.batch_norm(layers.dense(x, w, b), jnp.ones_like(b), jnp.ones_like(b))[0],
+        ((16, 5), (5, 4), (4,)),
+    ),
+    "bias-alone": (
+        lambda layers: (
+            lambda b: layers.batch_norm(normal(0, (16, 4), b.dtype) + b[None], jnp.ones_like(b), jnp.ones_like(b))[0]
+        ),
+        ((4,),),
+    ),
+    "shifted-softmax": (lambda layers: lambda b: layers.softmax(normal(0, (16, 4), b.dtype) + b), ((),)),
+}
+
+
+@pytest.mark.parametrize(("dtype", "has_reference"), [("float32", True), ("float32", False), ("float64", True)])
+@pytest.mark.parametrize("name", VANISHING)
+def test_a_gradient_that_vanishes_but_for_roundings(name, dtype, has_reference):
+    layer, shapes = VANISHING[name]
+    args = [normal(i + 1, s, dtype) for i, s in enumerate(shapes)]
+    reference = layer(bnderiv.reference) if has_reference else None
+    for report in (
+        compare(layer(bnderiv), reference, *args),
+        compare(layer(bnderiv.forward_mode), reference, *args, modes=("jvp", "linearity")),
+    ):
+        assert report.passed, report
+        assert {row.verdict for row in report.rows} <= {"ok", "n/a"}, report
+
+    # It is to vanish, though: of a rule that has lost what cancels it is said.
+    def bwd(res, ct):
+        *grads, last = jax.vjp(layer(bnderiv), *res)[1](ct)
+        return *grads, last + 1e-3 * ct.sum(tuple(range(ct.ndim - last.ndim)))
+
+    mode = "gradient" if has_reference else "finite_differences"
+    *others, last = compare(rule(layer(bnderiv), bwd), reference, *args, modes=mode).rows
+    assert (last.argument, last.verdict, {row.verdict for row in others} - {"ok"}) == ("b", "FAIL", set())
+
+
+@pytest.mark.parametrize("reference", [True, False], ids=["reference", "differences"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_small_gradient_alone_is_not_one_that_vanishes(dtype, reference):
+    def shifted(b):
+        return 1 + 1e-4 * jnp.sin(b)
+
+    rows = compare(
+        rule(shifted, lambda res, ct: (0 * ct,)), shifted if reference else None, normal(0, (3,), dtype)
+    ).rows
+    assert {row.mode for row in rows if row.verdict == "FAIL"} >= {"gradient" if reference else "finite_differences"}
 
 
 @pytest.mark.parametrize(

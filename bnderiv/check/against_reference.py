@@ -54,7 +54,8 @@ def gradient(at: Point) -> Iterator[Row]:
         return
     (_, expected), own, note = at.truth
     tolerance = at.tolerance("gradient", numbers.FORMULA)
-    rows = at.rows("gradient", "gradient", at.names, at.gradient, expected, tolerance, note, lambda: own()[1], at.sizes)
+    own_gradient, known = (lambda: own()[1]), {"sizes": at.sizes, "weight": at.weight, "least": at.vanishing}
+    rows = at.rows("gradient", "gradient", at.names, at.gradient, expected, tolerance, note, own_gradient, **known)
     yield from kinks.forgive(at, rows, at.r, at.cotangent, at.gradient, expected)
 
 
@@ -62,17 +63,22 @@ def float64(at: Point) -> Iterator[Row]:
     if at.in_double:
         yield Row("float64", "float64", verdict=NOT_AVAILABLE, note="the arguments are float64 already")
         return
-    h = at.h if at.r is None else at.r
+    expected: Any = None
+    own: Any = (None, None)
     try:
-        expected = at.in_float64(derivatives.pull, h, at.cotangent, at.floats, at.carried)
+        if at.r is None:
+            expected, note = at.pulled_in_float64, ""
+        else:
+            expected, own_result, note = at.truth
+            own = own_result()
     except Exception as error:
         note = f"cannot be evaluated in float64: {message(error)}"
+    if note:
         yield Row("float64", "float64", verdict=NOT_AVAILABLE, note=note)
         return
-    own = (None, None) if at.r is None else at.truth[1]()
-    yield from _ulps(at, "value", at.inexact_names, at.value, expected[0], own[0], [1.0] * len(at.value))
-    rows = _ulps(at, "gradient", at.names, at.gradient, expected[1], own[1], at.sizes)
-    yield from kinks.forgive(at, rows, h, at.cotangent, at.gradient, expected[1])
+    yield from _ulps(at, "value", at.inexact_names, at.value, expected[0], own[0], [1.0] * len(at.value), 0.0)
+    rows = _ulps(at, "gradient", at.names, at.gradient, expected[1], own[1], at.sizes, at.weight)
+    yield from kinks.forgive(at, rows, at.h if at.r is None else at.r, at.cotangent, at.gradient, expected[1])
 
 
 def second_order(at: Point) -> Iterator[Row]:
@@ -85,20 +91,24 @@ def second_order(at: Point) -> Iterator[Row]:
     projected = partial(derivatives.projected, at.h if at.r is None else at.r, direction)
     # Second derivatives are symmetric: the reference's are the same in both orders of differentiation.
     symmetric = None if at.r is None else at.expected(derivatives.grad_of_grad, *data)
+    # What is differentiated is the gradient: where it vanishes, it has the roundings of what it is measured by.
+    weight = sum(at.vanishing)
     for check, compute in (("grad of grad", derivatives.grad_of_grad), ("jvp of grad", derivatives.jvp_of_grad)):
         check = f"second order: {check}"
         try:
             if symmetric is not None:
                 actual = derivatives.compiled(partial(compute, at.h))(*data)
                 expected, own, note = symmetric
-                rows = at.rows("second_order", check, at.names, actual, expected, tolerance, note, own, at.sizes)
-                gradientat = partial(projected, at.cotangent)
-                rows = kinks.forgive(at, rows, gradientat, (np.ones(()),), actual, expected)
+                rows = at.rows(
+                    "second_order", check, at.names, actual, expected, tolerance, note, own, at.sizes, weight
+                )
+                slope = partial(projected, at.cotangent)
+                rows = kinks.forgive(at, rows, slope, (np.ones(()),), actual, expected)
             else:
                 actual = at.in_float64(compute, at.h, *data)
                 with jax.enable_x64(True):
-                    gradientat = partial(projected, derivatives.widen(at.cotangent))
-                rows = differenced(at, "second_order", check, gradientat, (np.ones(()),), actual, True)
+                    slope = partial(projected, derivatives.widen(at.cotangent))
+                rows = differenced(at, "second_order", check, slope, (np.ones(()),), actual, True, within=weight)
             yield from kinks.after(at, rows)
         except Exception as error:
             yield at.raised("second_order", error, check)
@@ -117,12 +127,15 @@ def jvp(at: Point) -> Iterator[Row]:
     tolerance = at.tolerance("jvp", numbers.FORMULA)
     if at.r is not None:
         expected, own, note = at.expected(derivatives.push, tangents, at.floats, at.carried)
-        rows = at.rows("jvp", "jvp", at.inexact_names, pushed, expected[1], tolerance, note, lambda: own()[1])
+        weight = numbers.weight([1.0] * len(at.value), at.value)
+        own_tangent, sizes = (lambda: own()[1]), [1.0] * len(pushed)
+        names = at.inexact_names
+        rows = at.rows("jvp", "jvp", names, pushed, expected[1], tolerance, note, own_tangent, sizes, weight)
         yield from kinks.after(at, rows)
     pairs = (at.cotangent, pushed), (at.gradient, tangents)
     left, right = (sum(float(np.real(wide(a) * wide(b)).sum()) for a, b in zip(*p, strict=True)) for p in pairs)
     terms = sum(float(np.abs(wide(a) * wide(b)).sum()) for a, b in zip(*pairs[0], strict=True))
-    error = abs(left - right) / (terms or 1.0)
+    error = abs(left - right) / (terms + sum(at.vanishing) or 1.0)
     verdict = OK if error <= tolerance else FAIL
     note = "" if verdict == OK else f"⟨ct, J v⟩ is {left:.6g}, ⟨Jᵀ ct, v⟩ is {right:.6g}"
     yield Row("jvp", "jvp: transpose of the vjp", "", verdict, error, tolerance, None, note)
@@ -176,12 +189,20 @@ def _of_integers(argument: Any, gradient: Any) -> list[Any]:
 
 
 def _ulps(
-    at: Point, what: str, names: Sequence[str], actual: Any, expected: Any, own: Any, sizes: Sequence[float]
+    at: Point,
+    what: str,
+    names: Sequence[str],
+    actual: Any,
+    expected: Any,
+    own: Any,
+    sizes: Sequence[float],
+    weight: float,
 ) -> Iterator[Row]:
-    scales = numbers.scales(expected)
-    if own is not None:
+    if own is None:
+        scales = numbers.scales(expected, numbers.vanishing(expected, sizes, weight))
+    else:
         roundings = [numbers.ULPS * numbers.ulp(a.dtype) for a in actual]
-        scales = numbers.scales_of_the_truth(expected, sizes, lambda: own, roundings)
+        scales = numbers.scales_of_the_truth(expected, sizes, weight, lambda: own, roundings)
     for i, scale in enumerate(scales):
         unit = numbers.ulp(actual[i].dtype)
         error, index = numbers.distance(actual[i], expected[i], scale)

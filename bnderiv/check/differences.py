@@ -14,21 +14,33 @@ from bnderiv.check.report import FAIL, KINK, OK, Row
 
 
 def finite_differences(at: Point) -> Iterator[Row]:
-    cotangent, floats, gradient, note = at.cotangent, at.floats, at.gradient, ""
-    double = True
+    gradient, double, note = at.gradient, True, ""
     try:
-        gradient = at.in_float64(derivatives.pull, at.h, cotangent, floats, at.carried)[1]
+        gradient = at.pulled_in_float64[1]
     except Exception as error:
         double, note = False, f"in the arguments' own dtype: float64 does not work ({message(error)})"
-    yield from differenced(at, "finite_differences", "finite differences", at.h, cotangent, gradient, double, note)
+    yield from differenced(at, "finite_differences", "finite differences", at.h, at.cotangent, gradient, double, note)
 
 
 def differenced(
-    at: Point, mode: str, check: str, function: Callable, cotangent: Any, gradient: Any, double: bool, note: str = ""
+    at: Point,
+    mode: str,
+    check: str,
+    function: Callable,
+    cotangent: Any,
+    gradient: Any,
+    double: bool,
+    note: str = "",
+    within: float = 0.0,
 ) -> Iterator[Row]:
-    """A row per argument: the claimed gradient of ⟨cotangent, function⟩ beside differences of it."""
+    """A row per argument: the claimed gradient of ⟨cotangent, function⟩ beside differences of it.
+
+    Both have roundings: the differences those of the function over the step (`within`: see `numbers.differences`), and
+    a gradient that vanishes those of what it is measured by. They count for nothing, unless a tolerance is given.
+    """
     floats, cotangent = at.widened(cotangent, double)
     tolerance = at.tolerances.get(mode, numbers.lookup(numbers.DIFFERENCES, [a.dtype for a in floats]))
+    least = numbers.vanishing(gradient, at.sizes, within or at.weight)
     for i, (name, scale) in enumerate(zip(at.names, numbers.scales(gradient), strict=True)):
         with jax.enable_x64(True) if double else contextlib.nullcontext():
             run = derivatives.compiled(lambda floats: function(floats, at.carried))
@@ -36,8 +48,10 @@ def differenced(
                 directions, index = numbers.unit_directions(floats[i], range(floats[i].size))
             else:
                 directions, index = numbers.random_directions(floats[i], at.random(9)), None
-            found = numbers.differences(run, cotangent, floats, gradient[i], i, directions)
+            found = numbers.differences(run, cotangent, floats, gradient[i], i, directions, within)
         size = max(scale, numbers.scales([found.central])[0] if found.central.any() else 0.0)
+        if mode not in at.tolerances:
+            size = np.maximum(size, (found.roundings + (numbers.LOST * least[i] if double else 0.0)) / tolerance)
         errors = np.abs(found.claimed - found.central) / size
         errors = np.where(np.isnan(errors), np.inf, errors)
         worst = int(errors.argmax()) if errors.size else 0

@@ -15,6 +15,8 @@ FORMULA = {"float64": 1e-9, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 SAME = {"float64": 1e-11, "float32": 1e-5, "float16": 1e-2, "bfloat16": 6e-2}
 DIFFERENCES = {"float64": 1e-5, "float32": 5e-2, "float16": 2e-1, "bfloat16": 5e-1}
 ULPS = 32.0
+# Of a float64 gradient, what is left where it vanishes.
+LOST = 1e3 * 2.0**-52
 
 MANY = 512  # up to so many elements are differenced one by one, larger arrays along random directions
 
@@ -33,37 +35,71 @@ def ulp(dtype: Any) -> float:
     return float(jnp.finfo(dtype).eps)
 
 
-def scales(expected: Sequence[Any]) -> list[float]:
+def scales(expected: Sequence[Any], least: Sequence[float] = ()) -> list[float]:
     """What an error in each array is measured by: its largest element.
 
     An array that should vanish, such as the gradient of a bias before batch norm, holds rounding errors of the
-    others; it is measured by a thousandth of those.
+    others; it is measured by a thousandth of those, or by what `least` has for it (see `vanishing`).
     """
     largest = [_largest(e) for e in expected]
     floor = 1e-3 * max(largest, default=0.0)
-    return [max(one, floor) or 1.0 for one in largest]
+    return [max(one, floor, own) or 1.0 for one, own in zip(largest, least or [0.0] * len(largest), strict=True)]
+
+
+def weight(cotangent: Sequence[Any], value: Sequence[Any]) -> float:
+    """Of ⟨cotangent, value⟩, what its roundings are parts of: as these walk, the root of the sum of squared terms."""
+    terms = [np.abs(wide(c) * wide(v)).ravel() for c, v in zip(cotangent, value, strict=True)]
+    largest = max(map(_largest, terms), default=0.0)
+    squares = sum(float(np.square(t[np.isfinite(t)] / largest).sum()) for t in terms) if largest else 0.0
+    return largest * squares**0.5
+
+
+def vanishing(gradient: Sequence[Any], sizes: Sequence[float], weight: float) -> list[float]:
+    """Of a gradient in float64, which tells what should vanish from what is small: what each array that vanishes is
+    measured by, in any dtype; 0 for the others.
+
+    A gradient counts by how much it moves the function when its argument changes by a part of its size: at arguments
+    of 1e20, one of 1e-20 is as large as any. It vanishes where that is lost among the roundings of the most that
+    another one does, or of the function itself.
+
+    Args:
+      gradient: an array for each argument.
+      sizes: of the arguments.
+      weight: of the function.
+    """
+    largest = [_largest(g) for g in gradient]
+    most, least = max((one * size for one, size in zip(largest, sizes, strict=True)), default=0.0), []
+    for one, size in zip(largest, sizes, strict=True):
+        by_function = weight / max(size, 1.0)  # an argument near 0 may be given any other value
+        is_lost = one * size <= LOST * most or one <= LOST * by_function
+        least.append(max(*largest, by_function) if is_lost else 0.0)
+    return least
 
 
 def scales_of_the_truth(
-    expected: Sequence[Any], sizes: Sequence[float], own: Callable[[], Sequence[Any]], tolerances: Sequence[float]
+    expected: Sequence[Any],
+    sizes: Sequence[float],
+    weight: float,
+    own: Callable[[], Sequence[Any]],
+    tolerances: Sequence[float],
 ) -> list[float]:
-    """The same, where `expected` was computed in float64, which tells what should vanish from what is small.
+    """The same, where `expected` was computed in float64.
 
     Args:
       expected: the truth.
-      sizes: of what each array is the gradient by. A gradient counts by how much it moves the function when its
-        argument changes by a part of its size: at arguments of 1e20, one of 1e-20 is as large as any.
+      sizes: of what each array is the gradient by.
+      weight: of the function; both as in `vanishing`.
       own: gives the reference in the dtype that is looked at.
       tolerances: for each array, relative. Where the reference itself is off by more, a small one is as rough as the
         large ones around it.
     """
-    largest = [_largest(e) for e in expected]
-    weights = [one * size for one, size in zip(largest, sizes, strict=True)]
-    most, measured = max(weights, default=0.0), scales(expected)
-    for i, (one, weight) in enumerate(zip(largest, weights, strict=True)):
-        if measured[i] == one or weight <= 1e3 * ulp(np.float64) * most:  # the latter vanishes
+    least = vanishing(expected, sizes, weight)
+    largest, measured = [_largest(e) for e in expected], scales(expected, least)
+    most = max((one * size for one, size in zip(largest, sizes, strict=True)), default=0.0)
+    for i, (one, size) in enumerate(zip(largest, sizes, strict=True)):
+        if measured[i] == one or least[i]:
             continue
-        if weight >= 1e-3 * most or distance(own()[i], expected[i], one).error <= tolerances[i]:
+        if one * size >= 1e-3 * most or distance(own()[i], expected[i], one).error <= tolerances[i]:
             measured[i] = one
     return measured
 
@@ -99,6 +135,7 @@ class Differences(NamedTuple):
 
     claimed: np.ndarray
     central: np.ndarray  # the nearer to the claim of two steps, so that a kink close by disturbs neither
+    roundings: np.ndarray  # that `central` may have
     kink: np.ndarray  # the two sides differ, however small the step, and the claim lies between them
     rises: np.ndarray  # 1 where the side along the direction has the larger slope, −1 where the other has
 
@@ -128,27 +165,35 @@ def differences(
     gradient: Any,
     i: int,
     directions: Sequence[np.ndarray],
+    within: float = 0.0,
 ) -> Differences:
-    """⟨gradient, v⟩ beside (⟨ct, f(x + h v)⟩ − ⟨ct, f(x − h v)⟩)/2h in argument `i`, for each direction v."""
+    """⟨gradient, v⟩ beside (⟨ct, f(x + h v)⟩ − ⟨ct, f(x − h v)⟩)/2h in argument `i`, for each direction v.
+
+    The roundings are parts of the outputs that moved, and of numbers `within` the function that do not show in them.
+    """
     x, g, own = wide(point[i]), wide(gradient), np.asarray(point[i]).dtype
     step = step_of(point[i])
     here = [wide(o) for o in function(point)]
 
-    def along(direction: np.ndarray, h: float) -> tuple[float, float]:
+    def along(direction: np.ndarray, h: float, moved: list[np.ndarray]) -> tuple[float, float]:
         """The derivative from the right and from the left; outputs are subtracted before they are summed."""
         sides = []
         for signed in (h, -h):
-            moved = (x + signed * direction).astype(own)
-            there = function((*point[:i], moved, *point[i + 1 :]))
-            pairs = zip(cotangent, there, here, strict=True)
-            sides.append(sum(float(np.real(wide(c) * (wide(t) - o)).sum()) for c, t, o in pairs) / signed)
+            there = function((*point[:i], (x + signed * direction).astype(own), *point[i + 1 :]))
+            apart = [wide(t) - o for t, o in zip(there, here, strict=True)]
+            sides.append(sum(float(np.real(wide(c) * d).sum()) for c, d in zip(cotangent, apart, strict=True)) / signed)
+            for m, d in zip(moved, apart, strict=True):
+                m |= d != 0
         return sides[0], sides[1]
 
-    claimed, central, kink, rises = [], [], [], []
+    claimed, central, roundings, kink, rises = [], [], [], [], []
     for direction in directions:
-        claim = float(np.real(g * direction).sum())
-        coarse, fine = along(direction, step), along(direction, step / 10)
-        slack = 1e-4 * max(*(abs(d) for d in fine), 1e-3 * _largest(g), 1e-30)
+        claim, moved = float(np.real(g * direction).sum()), [np.zeros(o.shape, bool) for o in here]
+        coarse, fine = along(direction, step, moved), along(direction, step / 10, moved)
+        # A small output may have come from larger numbers: each is taken to be as rough as the largest.
+        rough = weight(cotangent, [m * _largest(o) for m, o in zip(moved, here, strict=True)]) + within
+        roundings.append(10 * ulp(own) * rough / step)
+        slack = max(1e-4 * max(*(abs(d) for d in fine), 1e-3 * _largest(g), 1e-30), roundings[-1])
         # The gap between the sides of a smooth function shrinks with the step.
         gap, before = abs(fine[0] - fine[1]), abs(coarse[0] - coarse[1])
         between = min(fine) - slack <= claim <= max(fine) + slack
@@ -156,7 +201,7 @@ def differences(
         central.append(min((sum(coarse) / 2, sum(fine) / 2), key=lambda value, claim=claim: abs(value - claim)))
         kink.append(gap > 0.5 * before and gap > 10 * slack and between)
         rises.append(1 if fine[0] >= fine[1] else -1)
-    return Differences(np.array(claimed), np.array(central), np.array(kink, bool), np.array(rises))
+    return Differences(np.array(claimed), np.array(central), np.array(roundings), np.array(kink, bool), np.array(rises))
 
 
 def size_of(x: Any) -> float:

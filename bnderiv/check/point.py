@@ -72,7 +72,7 @@ class Point:
         return tuple(jnp.asarray(c, o.dtype) for (c, _), o in zip(pairs, self.value, strict=True))
 
     @cached_property
-    def _gradientor_error(self) -> Any:
+    def _gradient_or_error(self) -> Any:
         try:
             return derivatives.pull(self.h, self.cotangent, self.floats, self.carried)
         except Exception as error:
@@ -89,14 +89,28 @@ class Point:
 
     @property
     def _pulled(self) -> Any:
-        if isinstance(self._gradientor_error, Exception):
-            raise self._gradientor_error
-        return self._gradientor_error
+        if isinstance(self._gradient_or_error, Exception):
+            raise self._gradient_or_error
+        return self._gradient_or_error
 
     @cached_property
     def sizes(self) -> list[float]:
         """Of the arguments: their largest elements."""
         return [numbers.size_of(a) for a in self.floats]
+
+    @cached_property
+    def weight(self) -> float:
+        """Of the function: what the roundings of ⟨cotangent, value⟩ are parts of."""
+        return numbers.weight(self.cotangent, self.value)
+
+    @cached_property
+    def vanishing(self) -> list[float]:
+        """By what the gradients that should vanish are measured, 0 for the others; none is known to without float64."""
+        try:
+            (_, gradient), _, note = self.truth if self.r is not None else (self.pulled_in_float64, None, "")
+        except Exception:
+            return [0.0] * len(self.floats)
+        return numbers.vanishing(gradient, self.sizes, self.weight) if not note else [0.0] * len(self.floats)
 
     @property
     def names(self) -> list[str]:
@@ -133,13 +147,20 @@ class Point:
         note: str = "",
         own: Callable[[], Sequence[Any]] | None = None,
         sizes: Sequence[float] | None = None,
+        weight: float = 0.0,
+        least: Sequence[float] = (),
     ) -> Iterator[Row]:
-        """A row per array. `own` gives the reference in the dtype of `f`: where its rounding alone is more than the
-        tolerance (at most 100 times), four times that is allowed; an explicit tolerance stands."""
-        scales = numbers.scales(expected)
-        if own is not None and not note:  # with a note, `expected` is in the dtype of `f` too
-            many = len(scales)
-            scales = numbers.scales_of_the_truth(expected, sizes or [1.0] * many, own, [tolerance] * many)
+        """A row per array.
+
+        `own` gives the reference in the dtype of `f`: where its rounding alone is more than the tolerance (at most 100
+        times), four times that is allowed; an explicit tolerance stands. `sizes`, `weight` and `least` are as in
+        `numbers`: the former two where `expected` is the truth, the latter where it is in the dtype of `f` too.
+        """
+        if own is None or note:  # the truth comes with a note where it could not be computed in float64
+            scales = numbers.scales(expected, least)
+        else:
+            many = len(expected)
+            scales = numbers.scales_of_the_truth(expected, sizes or [1.0] * many, weight, own, [tolerance] * many)
         for i, scale in enumerate(scales):
             allowed, said = tolerance, note
             try:
@@ -155,6 +176,20 @@ class Point:
             if not error <= allowed:
                 said = join(f"got {element(actual[i], index)}, expected {element(expected[i], index)}", said)
             yield Row(mode, check, names[i], OK if error <= allowed else FAIL, error, allowed, index, said)
+
+    @cached_property
+    def _pulled_in_float64_or_error(self) -> Any:
+        try:
+            return self.in_float64(derivatives.pull, self.h, self.cotangent, self.floats, self.carried)
+        except Exception as error:
+            return error
+
+    @property
+    def pulled_in_float64(self) -> tuple[tuple, tuple]:
+        """Value and gradient of `f` with everything widened; raises where they do not come out in float64."""
+        if isinstance(self._pulled_in_float64_or_error, Exception):
+            raise self._pulled_in_float64_or_error
+        return self._pulled_in_float64_or_error
 
     @cached_property
     def compiled(self) -> Callable:
