@@ -30,7 +30,7 @@ from bnderiv.models import lenet5
 from experiments import _report
 from experiments._data import Data, load
 
-RESULTS = Path(__file__).parent / "results"
+HERE = Path(__file__).parent
 DEFAULT = lenet5.Config(image_shape=(32, 32, 1))
 BATCH_SIZE = 32
 LEARNING_RATE = 0.1
@@ -275,6 +275,13 @@ def summarize(result: Result) -> None:
     print(f"test accuracy                       {by_hand:.2%} by hand, {by_grad:.2%} by jax.grad")
 
 
+def folder(chosen: dict[str, Any]) -> Path:
+    """Of the results where none is named: what was committed is for the default options."""
+    if not chosen:
+        return HERE / "results"
+    return HERE / "runs" / "_".join(f"{name}-{value}" for name, value in chosen.items())
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=3)
@@ -282,7 +289,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--loss", choices=tuple(LOSSES), default="cross_entropy")
     parser.add_argument("--pool", choices=("avg", "max"), default="avg")
     parser.add_argument("--activation", choices=("tanh", "relu", "sigmoid"), default="tanh")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results (default: %(default)s)")
+    where = "results, or with other options than the default ones a folder of runs that bears their names"
+    parser.add_argument("--out", type=Path, help=f"folder of the results (default: beside this script, {where})")
     options = parser.parse_args(arguments)
     if options.epochs < 1:
         parser.error("--epochs must be at least 1")
@@ -290,7 +298,9 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("--seed must be at least 0")
 
     config = dataclasses.replace(DEFAULT, pool=options.pool, activation=options.activation)
-    chosen = ((name, getattr(options, name)) for name in ("epochs", "seed", "loss", "pool", "activation"))
+    named = {name: getattr(options, name) for name in ("epochs", "seed", "loss", "pool", "activation")}
+    chosen = {name: value for name, value in named.items() if value != parser.get_default(name)}
+    out = options.out or folder(chosen)
     result = train(config, options.loss, options.epochs, options.seed, load())
     summarize(result)
     worst = result.worst()
@@ -301,7 +311,7 @@ def main(arguments: list[str] | None = None) -> None:
         "suspicious_steps_in_float64": {str(step + 1): value for step, value in result.in_float64.items()},
         "test_accuracy": result.accuracies,
         "path": result.checked,
-        "arguments": "".join(f" --{name} {value}" for name, value in chosen if value != parser.get_default(name)),
+        "arguments": "".join(f" --{name} {value}" for name, value in chosen.items()),
         "seconds": round(result.seconds, 1),
         "seed": options.seed,
         "epochs": options.epochs,
@@ -320,8 +330,8 @@ def main(arguments: list[str] | None = None) -> None:
         "report": ("report.html", report(content, picture)),
     }
     for what, (name, data) in files.items():
-        _report.write(options.out / name, data)
-        print(f"{what:<8} {options.out / name}")
+        _report.write(out / name, data)
+        print(f"{what:<8} {out / name}")
     if result.in_float64 and not max(result.in_float64.values()) < 1e-9:
         sys.exit("the gradients differ in float64 too: a formula is wrong")
 
