@@ -137,11 +137,6 @@ def test_relative_differences():
     assert list(found.values()) == pytest.approx([0, 2**0.5, 0.1])
 
 
-def test_other_options_do_not_write_over_the_results():
-    assert run.folder({}).name == "results"
-    assert run.folder({"pool": "max", "seed": 3}).parts[-2:] == ("runs", "pool-max_seed-3")
-
-
 @pytest.mark.parametrize("arguments", ["--epochs 0", "--seed -1", "--loss mse", "--pool min", "--activation step"])
 def test_refused_options(arguments, capsys):
     with pytest.raises(SystemExit):

@@ -27,7 +27,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parents[2]))  # a script's own folder is all that Python looks in
 
 import bnderiv
-from experiments import _report
+from experiments import _command, _report
 
 RESULTS = Path(__file__).parent / "results"
 SHAPES = [(32, 28, 28, 6), (64, 84), (256, 32, 32, 8)]  # the first also serves every case that is not drawn in all
@@ -572,4 +572,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    _command.run(main)

@@ -22,7 +22,7 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # a script's own folder is all that Python looks in
 
-from experiments import _data, _report
+from experiments import _command, _data, _report
 from experiments.batchnorm_effect import network, pictures
 
 RESULTS = Path(__file__).parent / "results"
@@ -261,4 +261,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    _command.run(main)

@@ -26,7 +26,7 @@ import jax
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # a script's own folder is all that Python looks in
 
-from experiments import _report
+from experiments import _command, _report
 from experiments.benchmark import (
     allocator,
     convolutions,
@@ -150,4 +150,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    _command.run(main)

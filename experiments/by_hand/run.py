@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # a script's own folder is a
 import bnderiv
 from bnderiv import steps
 from bnderiv.models import lenet5
-from experiments import _report
+from experiments import _command, _report
 from experiments._data import Data, load
 
 HERE = Path(__file__).parent
@@ -275,13 +275,6 @@ def summarize(result: Result) -> None:
     print(f"test accuracy                       {by_hand:.2%} by hand, {by_grad:.2%} by jax.grad")
 
 
-def folder(chosen: dict[str, Any]) -> Path:
-    """Of the results where none is named: what was committed is for the default options."""
-    if not chosen:
-        return HERE / "results"
-    return HERE / "runs" / "_".join(f"{name}-{value}" for name, value in chosen.items())
-
-
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=3)
@@ -300,7 +293,7 @@ def main(arguments: list[str] | None = None) -> None:
     config = dataclasses.replace(DEFAULT, pool=options.pool, activation=options.activation)
     named = {name: getattr(options, name) for name in ("epochs", "seed", "loss", "pool", "activation")}
     chosen = {name: value for name, value in named.items() if value != parser.get_default(name)}
-    out = options.out or folder(chosen)
+    out = options.out or _command.folder(HERE, chosen)
     result = train(config, options.loss, options.epochs, options.seed, load())
     summarize(result)
     worst = result.worst()
@@ -337,4 +330,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    _command.run(main)

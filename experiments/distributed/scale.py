@@ -8,6 +8,7 @@ The page on it is scale.md beside this file; the sources of the interconnects' f
 
 import contextlib
 import dataclasses
+import importlib.util
 import json
 import math
 import os
@@ -30,10 +31,11 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # a script's own folder is a
 
 import bnderiv
 from bnderiv.models import lenet5
-from experiments import _report
+from experiments import _command, _report
 from experiments.distributed import training
 
-RESULTS = Path(__file__).parent / "results" / "scale"
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "scale"
 PER_DEVICE = 8  # images; the messages do not depend on it
 SIZES = (8, 256, 4096)
 BYTES = 8  # of a channel in one message of the statistics
@@ -260,12 +262,14 @@ class Settings:
     """Numbers of CPU devices."""
     tpu: tuple[str, ...] = ()
     """TPU topologies by libtpu's names, such as v4:4x8x8. No TPU is needed; `pip install libtpu` is."""
-    out: Path = RESULTS
-    """Folder of the results."""
+    out: Path | None = None
+    """Folder of the results: beside this script, results/scale, or without TPUs runs/scale."""
 
     def __post_init__(self) -> None:
         if min(self.devices, default=1) < 1:
             raise ValueError(f"devices must be at least 1 each, got {self.devices}")
+        if self.tpu and importlib.util.find_spec("libtpu") is None:
+            raise ValueError("tpu needs the compiler of TPUs: pip install libtpu")
 
 
 def tpu_devices(topology: str) -> list[Any]:
@@ -347,13 +351,14 @@ def run(settings: Settings) -> None:
         configuration={"devices": settings.devices, "tpu": settings.tpu},
     )
     files = {"scale.json": (json.dumps(content) + "\n").encode(), "scale.png": picture, "report.html": report}
+    out = settings.out or (RESULTS if settings.tpu else HERE / "runs" / "scale")
     for file, what in files.items():
-        _report.write(settings.out / file, what)
+        _report.write(out / file, what)
     for row in counts:
         print("{}, statistics of {}: {} messages, {} bytes; gradients {} and {}".format(*row))
     for row in table:
         print("{of}, {network}, {devices} devices: statistics {statistics} µs, gradients {gradients} µs".format(**row))
-    print(*(settings.out / file for file in files), sep="\n")
+    print(*(out / file for file in files), sep="\n")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -364,4 +369,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    _command.run(main)

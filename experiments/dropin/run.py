@@ -28,10 +28,11 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[2]))  # a script's own folder is all that Python looks in
 
 import bnderiv.linen
-from experiments import _report
+from experiments import _command, _report
 from experiments._data import load
 
-RESULTS = Path(__file__).parent / "results"
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
 README = Path(__file__).parent / "README.md"
 PARTS = ("time-float32", "time-bfloat16", "loss-float32", "loss-bfloat16")
 SHIFTS = (0.0, 1e3, 1e4)
@@ -271,14 +272,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=32, help="images in a batch")
     parser.add_argument("--steps", type=int, default=40, help="steps of each training")
     parser.add_argument("--rounds", type=int, default=20, help="timed steps of each variant")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    where = "results, or with other numbers than the default ones a folder of runs that bears them"
+    parser.add_argument("--out", type=Path, help=f"folder of the results (default: beside this script, {where})")
     options = parser.parse_args(arguments)
     asked = {name: getattr(options, name) for name in ("width", "batch", "steps", "rounds")}
     for name, value in asked.items():
         if value < (least := 2 if name == "rounds" else 1):  # two for quartiles
             parser.error(f"--{name} must be at least {least}, got {value}")
 
-    file = options.out / "dropin.json"
+    chosen = {name: value for name, value in asked.items() if value != parser.get_default(name)}
+    out = options.out or _command.folder(HERE, chosen)
+    file = out / "dropin.json"
     numbers = json.loads(file.read_text()) if file.exists() else {}
     if not options.parts and not numbers:
         parser.error(f"--parts without a part needs the numbers of a run, there is no {file}")
@@ -295,13 +299,13 @@ def main(arguments: list[str] | None = None) -> None:
     numbers = json.loads(file.read_text())
     picture = draw(numbers)
     print(time_table(numbers), loss_table(numbers), sep="\n\n")
-    if options.out == RESULTS:
+    if out == RESULTS:
         write_tables(numbers, README)
     print(f"numbers  {file}")
     for what, name, data in (("picture", "dropin.png", picture), ("report", "report.html", report(numbers, picture))):
-        _report.write(options.out / name, data)
-        print(f"{what:<8} {options.out / name}")
+        _report.write(out / name, data)
+        print(f"{what:<8} {out / name}")
 
 
 if __name__ == "__main__":
-    main()
+    _command.run(main)

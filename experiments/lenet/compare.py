@@ -20,7 +20,7 @@ from tyro.conf import Positional
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # a script's own folder is all that Python looks in
 
-from experiments import _report
+from experiments import _command, _report
 from experiments.lenet import configuration, plots, results, run, training
 from experiments.lenet.configuration import Configuration
 
@@ -185,4 +185,4 @@ def _slug(name: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    _command.run(main)

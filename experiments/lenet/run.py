@@ -24,7 +24,7 @@ from tyro.conf import Positional, arg, subcommand
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # a script's own folder is all that Python looks in
 
-from experiments import _data, _report
+from experiments import _command, _data, _report
 from experiments.lenet import checkpoints, configuration, results, training
 from experiments.lenet.configuration import Configuration
 
@@ -260,4 +260,4 @@ def _finish(
 
 
 if __name__ == "__main__":
-    main()
+    _command.run(main)
