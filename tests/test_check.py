@@ -378,6 +378,24 @@ def test_float64_that_does_not_work_is_said():
     assert "float32 only" in alone.rows[0].note
 
 
+@pytest.mark.parametrize("reference", [True, False], ids=["reference", "differences"])
+@pytest.mark.parametrize("key", [jax.random.key(0), jax.random.PRNGKey(0)], ids=["key", "raw"])
+def test_random_numbers_that_float64_would_draw_anew(key, reference):
+    def drop(x, key):
+        return jnp.where(jax.random.bernoulli(key, 0.5, x.shape), 2 * x, 0)
+
+    def bwd(res, ct, factor=1):
+        return factor * drop(ct, res[1]), None
+
+    with jax.enable_x64(False):
+        x, plain_drop = normal(0, (5, 4)), drop if reference else None
+        report = compare(rule(drop, bwd), plain_drop, x, key)
+        assert report.passed, report
+        assert any("other random numbers" in row.note for row in report.rows)
+        wrong = compare(rule(drop, partial(bwd, factor=2)), plain_drop, x, key)
+        assert {"gradient" if reference else "finite_differences"} <= {row.mode for row in wrong.failures}
+
+
 # Kinks
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from bnderiv.check import derivatives, kinks, numbers
 from bnderiv.check.differences import differenced
 from bnderiv.check.numbers import wide
-from bnderiv.check.point import Point, element, join, message
+from bnderiv.check.point import Point, element, join
 from bnderiv.check.problem import custom_vjp_of, is_inexact, pull_back_directly
 from bnderiv.check.report import FAIL, NOT_AVAILABLE, OK, Row
 
@@ -63,16 +63,12 @@ def float64(at: Point) -> Iterator[Row]:
     if at.in_double:
         yield Row("float64", "float64", verdict=NOT_AVAILABLE, note="the arguments are float64 already")
         return
-    expected: Any = None
     own: Any = (None, None)
-    try:
-        if at.r is None:
-            expected, note = at.pulled_in_float64, ""
-        else:
-            expected, own_result, note = at.truth
-            own = own_result()
-    except Exception as error:
-        note = f"cannot be evaluated in float64: {message(error)}"
+    if at.r is None:
+        expected, _, note = at.pulled
+    else:
+        expected, own_result, note = at.truth
+        own = own_result()
     if note:
         yield Row("float64", "float64", verdict=NOT_AVAILABLE, note=note)
         return
@@ -105,10 +101,9 @@ def second_order(at: Point) -> Iterator[Row]:
                 slope = partial(projected, at.cotangent)
                 rows = kinks.forgive(at, rows, slope, (np.ones(()),), actual, expected)
             else:
-                actual = at.in_float64(compute, at.h, *data)
-                with jax.enable_x64(True):
-                    slope = partial(projected, derivatives.widen(at.cotangent))
-                rows = differenced(at, "second_order", check, slope, (np.ones(()),), actual, True, within=weight)
+                actual, double, note = at.in_float64_or_own(compute, *data)
+                slope = partial(projected, at.widened(at.cotangent, double)[1])
+                rows = differenced(at, "second_order", check, slope, (np.ones(()),), actual, double, note, weight)
             yield from kinks.after(at, rows)
         except Exception as error:
             yield at.raised("second_order", error, check)

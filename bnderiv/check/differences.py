@@ -9,16 +9,12 @@ import jax
 import numpy as np
 
 from bnderiv.check import derivatives, kinks, numbers
-from bnderiv.check.point import Point, join, message
+from bnderiv.check.point import Point, join
 from bnderiv.check.report import FAIL, KINK, OK, Row
 
 
 def finite_differences(at: Point) -> Iterator[Row]:
-    gradient, double, note = at.gradient, True, ""
-    try:
-        gradient = at.pulled_in_float64[1]
-    except Exception as error:
-        double, note = False, f"in the arguments' own dtype: float64 does not work ({message(error)})"
+    (_, gradient), double, note = at.pulled
     yield from differenced(at, "finite_differences", "finite differences", at.h, at.cotangent, gradient, double, note)
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bnderiv.check import derivatives, numbers
-from bnderiv.check.problem import Arguments, is_inexact
+from bnderiv.check.problem import Arguments, is_inexact, random_draws
 from bnderiv.check.report import FAIL, NOT_AVAILABLE, OK, Row
 
 
@@ -107,7 +107,7 @@ class Point:
     def vanishing(self) -> list[float]:
         """By what the gradients that should vanish are measured, 0 for the others; none is known to without float64."""
         try:
-            (_, gradient), _, note = self.truth if self.r is not None else (self.pulled_in_float64, None, "")
+            (_, gradient), _, note = self.truth if self.r is not None else self.pulled
         except Exception:
             return [0.0] * len(self.floats)
         return numbers.vanishing(gradient, self.sizes, self.weight) if not note else [0.0] * len(self.floats)
@@ -178,18 +178,9 @@ class Point:
             yield Row(mode, check, names[i], OK if error <= allowed else FAIL, error, allowed, index, said)
 
     @cached_property
-    def _pulled_in_float64_or_error(self) -> Any:
-        try:
-            return self.in_float64(derivatives.pull, self.h, self.cotangent, self.floats, self.carried)
-        except Exception as error:
-            return error
-
-    @property
-    def pulled_in_float64(self) -> tuple[tuple, tuple]:
-        """Value and gradient of `f` with everything widened; raises where they do not come out in float64."""
-        if isinstance(self._pulled_in_float64_or_error, Exception):
-            raise self._pulled_in_float64_or_error
-        return self._pulled_in_float64_or_error
+    def pulled(self) -> tuple[Any, bool, str]:
+        """Value and gradient of `f`, in float64 if they can be."""
+        return self.in_float64_or_own(derivatives.pull, self.cotangent, self.floats, self.carried)
 
     @cached_property
     def compiled(self) -> Callable:
@@ -201,13 +192,25 @@ class Point:
         return derivatives.compiled(partial(derivatives.pull, self.r))
 
     def in_float64(self, compute: Callable, h: Callable, *data: Any) -> Any:
-        """`compute(h, *data)` with everything widened; raises where the result does not come out in float64."""
+        """`compute(h, *data)` with everything widened; raises where the result does not come out in float64, or from
+        other random numbers."""
+        drawn = random_draws(h, self.floats, self.carried)
         with jax.enable_x64(True):
+            if random_draws(h, derivatives.widen(self.floats), self.carried) != drawn:
+                raise TypeError("it would draw other random numbers")
             result = derivatives.compiled(partial(compute, h))(*(derivatives.widen(d) for d in data))
             for leaf in jax.tree.leaves(result):
                 if leaf.dtype not in (jnp.float64, jnp.complex128):
                     raise TypeError(f"a result stays {leaf.dtype}")
             return jax.tree.map(np.asarray, result)
+
+    def in_float64_or_own(self, compute: Callable, *data: Any) -> tuple[Any, bool, str]:
+        """`compute(h, *data)` of `f` itself, whether in float64, and a note where it is in its own dtype."""
+        try:
+            return self.in_float64(compute, self.h, *data), True, ""
+        except Exception as error:
+            own = derivatives.compiled(partial(compute, self.h))(*data)
+            return own, False, f"in the arguments' own dtype: float64 does not work ({message(error)})"
 
     def expected(self, compute: Callable, *data: Any) -> tuple[Any, Callable[[], Any], str]:
         """The reference's result in float64 (in the dtype of `f` where that cannot be), how to get it in that of `f`,

@@ -1,5 +1,6 @@
 """A function of any pytrees as a function of two flat tuples: what is differentiated, and what is carried along."""
 
+import contextlib
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -67,6 +68,23 @@ def pull_back_directly(rule: Any, args: tuple[Any, ...], cotangent: Any) -> list
     static = [args[i] for i in sorted(rule.nondiff_argnums)]
     grads = iter(rule.bwd(*static, residuals, cotangent))
     return [None if i in rule.nondiff_argnums else next(grads) for i in range(len(args))]
+
+
+def random_draws(f: Callable, *args: Any) -> list[tuple[Any, ...]]:
+    """Width and shape of all random bits that `f` draws, in the order of its program; none if it cannot be traced."""
+    found = []
+
+    def search(jaxpr: Any) -> None:
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "random_bits":
+                found.append((equation.params["bit_width"], equation.params["shape"]))
+            for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda p: hasattr(p, "eqns")):
+                if hasattr(inner, "eqns"):
+                    search(inner)
+
+    with contextlib.suppress(Exception):
+        search(jax.make_jaxpr(f)(*args))
+    return found
 
 
 def _kind(leaf: Any) -> str:
