@@ -25,3 +25,11 @@ def folder(experiment: Path, chosen: Mapping[str, Any]) -> Path:
     if not chosen:
         return experiment / "results"
     return experiment / "runs" / "_".join(f"{name}-{value}" for name, value in chosen.items())
+
+
+def make(folder: Path) -> None:
+    """Makes the folder of the results, before the work that they come from; one line where that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SystemExit(f"{folder} cannot be a folder of results: {error.strerror}") from None

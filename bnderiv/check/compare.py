@@ -45,8 +45,8 @@ def compare(
 
     The reference is the same function written plainly, with the same signature, and differentiated by JAX. It is
     evaluated in float64 wherever it can be (not where it would draw other random numbers), and what `f` computes in its
-    own dtype is measured against that; without a reference, finite differences of `f` in float64 take its place. The sharpest look at a formula is at float64
-    arguments; at float32 and narrower, rounding is looked at too.
+    own dtype is measured against that; without a reference, finite differences of `f` in float64 take its place. The
+    sharpest look at a formula is at float64 arguments; at float32 and narrower, rounding is looked at too.
 
     Cotangents are random, never the ones of `jax.grad(lambda x: f(x).sum())`. A plain sum sees only the sum over the
     rows of the Jacobian: an error that cancels there does not show, nor does a lost or transposed cotangent, all of

@@ -18,8 +18,8 @@ class Row:
 
     `verdict` is "ok", "FAIL", "kink" (the function has no derivative there and the rule's value is one of those in
     between) or "n/a" (the check does not apply; `note` says why). `error` and `tolerance` are relative to the largest
-    element of the expected array, or in units of its last place where `unit` is "ulp"; where a gradient vanishes but for
-    roundings, to what these come from. `index` is the worst element's.
+    element of the expected array, or in units of its last place where `unit` is "ulp"; where a gradient vanishes but
+    for roundings, to what these come from. `index` is the worst element's.
     """
 
     mode: str

@@ -11,6 +11,7 @@ not installed (`pip install "bnderiv[peers]"` has them all) is left out and name
 import argparse
 import importlib
 import json
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -471,27 +472,31 @@ def draw(content: dict[str, Any], path: Path) -> None:
     rows = [row for row in content["rows"] if row["shape"] == content["rows"][0]["shape"]]
     by_name = {row["case"]: row["outcomes"] for row in rows}
     means, scales = [f"mean {mean}" for mean in MEANS], ["mean 0", *(f"scale {scale}" for scale in SCALES)]
+    notes = {"size": 8, "color": "dimgray"}
     figure, panels = plt.subplots(1, 3, figsize=(13, 6), sharey=True, layout="constrained", width_ratios=(3, 3, 2))
     for axes, names, quantity in zip(panels, (means, means, scales), ("y", "dx", "dx"), strict=True):
         for library in content["libraries"]:
             medians = [summary(by_name[name][library][quantity])[0] for name in names]
-            heights = [NOTHING if isinstance(m, str) else max(m, 1e-9) for m in medians]
+            heights = [math.nan if isinstance(m, str) else max(m, 1e-9) for m in medians]
             axes.plot(heights, label=library, **STYLES[library])
+            lost = [NOTHING if isinstance(m, str) else math.nan for m in medians]
+            axes.plot(lost, **STYLES[library] | {"linestyle": "none"})
+        axes.axhspan(NOTHING / 30, NOTHING * 1000, color="tab:red", alpha=0.12, linewidth=0)
+        axes.text(0, NOTHING * 60, "no number at all: NaN,\nor x̂ lost (y = β, dx = 0)", va="center", **notes)
         axes.axhline(2.0**-24, color="gray", linewidth=1)
-        axes.axhspan(1, NOTHING * 30, color="tab:red", alpha=0.08, linewidth=0)
-        axes.set(yscale="log", ylim=(2e-9, NOTHING * 30), yticks=[10.0**k for k in range(-8, 10, 2)])
+        axes.axhspan(1, NOTHING * 1000, color="tab:red", alpha=0.08, linewidth=0)
+        axes.set(yscale="log", ylim=(2e-9, NOTHING * 1000), yticks=[10.0**k for k in range(-8, 6, 2)])
         axes.grid(alpha=0.3)
-    notes = {"size": 8, "color": "dimgray"}
     panels[0].text(5, 2.0**-24 / 4, "one rounding of a float32", ha="right", va="top", **notes)
     panels[0].text(0, 1.6, "no digit is right", **notes)
-    panels[0].text(0, NOTHING, "no number at all: NaN, or x̂ lost (y = β, dx = 0)", va="center", **notes)
     for axes, title in zip(panels, ("The output y", "The gradient dx", "The gradient dx, mean 0"), strict=True):
         axes.set_title(title)
     for axes in panels[:2]:
         axes.set(xlabel="mean of x (deviation 1)", xticks=range(len(means)), xticklabels=MEANS)
     panels[2].set(xlabel="deviation of x", xticks=range(len(scales)), xticklabels=("1", *SCALES))
     panels[0].set_ylabel("relative error")
-    figure.suptitle("Batch norm in float32: error against the truth; lower is better")
+    of = f"{size(rows[0])}, median of {len(content['seeds'])} seeds"
+    figure.suptitle(f"Batch norm in float32, {of}: error against the truth; lower is better")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(content["libraries"]))
     figure.savefig(path, dpi=120, metadata={"Software": None})
     plt.close(figure)

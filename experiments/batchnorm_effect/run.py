@@ -247,6 +247,7 @@ def present(content: dict[str, Any], out: Path) -> None:
 
 def run(settings: Settings) -> None:
     if not settings.redraw:
+        _command.make(settings.out)
         content = measure(settings)
         _report.write(settings.out / NUMBERS, (json.dumps(content, allow_nan=False) + "\n").encode())
     present(json.loads((settings.out / NUMBERS).read_text()), settings.out)

@@ -33,8 +33,8 @@ class Settings:
     """Of each run."""
     repeats: int = 3
     """The least time counts."""
-    out: Path = run.RESULTS / "vmap_saving.json"
-    """File of the results."""
+    out: Path | None = None
+    """File of the results; beside this script results/vmap_saving.json, of the digits runs/vmap_saving.json."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "repeats"):
@@ -84,7 +84,10 @@ def saving(task: network.Task, seeds: int, rates: tuple[float, ...], settings: S
 
 def main(arguments: list[str] | None = None) -> None:
     settings = tyro.cli(Settings, description=__doc__, args=arguments)
-    task = run.load_task(settings.data)
+    try:
+        task = run.load_task(settings.data)
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(str(error)) from None
     # Few images to measure by, so that steps are what is timed.
     task = task._replace(test_images=task.probes[:100], test_labels=task.test_labels[:100], probes=task.probes[:100])
     rates = run.Settings.sweep_rates
@@ -97,10 +100,11 @@ def main(arguments: list[str] | None = None) -> None:
         "steps": settings.steps,
         "measured": [saving(task, seeds, some, settings) for seeds, some in shapes],
     }
-    _report.write(settings.out, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+    out = settings.out or (run.RESULTS if settings.data else run.RESULTS.parent / "runs") / "vmap_saving.json"
+    _report.write(out, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
     for row in content["measured"]:
         print(row)
-    print(settings.out)
+    print(out)
 
 
 if __name__ == "__main__":

@@ -34,11 +34,11 @@ def draw(content: dict[str, Any]) -> Figure | None:
                 elif who in LIMITS[:2] and "ms" in entry:
                     (mark,) = axes.plot(entry["ms"][1] / ours, y, "|", color="black", ms=11, mew=2)
                     seen["copies of x: 1 for a pool, 4 for batch norm"] = mark
-            ticks.append((y, f"{case['case']}   {ours:.2g} ms"))
+            ticks.append((y, f"{case['case']}   bnderiv {ours:.2g} ms"))
             y += 1
     axes.set_xscale("log")
     low = min(axes.get_xlim()[0], 0.5)
-    axes.set(ylim=(y - 0.5, -0.7), xlabel="time / bnderiv's time")
+    axes.set(ylim=(y - 0.5, -0.7), xlabel="time / bnderiv's time (medians)")
     axes.set_xlim(left=low)
     axes.axvspan(low, 1, color="#f6e3e3", zorder=0)
     axes.axvline(1, color="black", lw=1)
@@ -48,6 +48,9 @@ def draw(content: dict[str, Any]) -> Figure | None:
     axes.set_yticks([t for t, _ in ticks], [label for _, label in ticks], fontsize=9)
     axes.grid(axis="x", color="#dddddd")
     axes.set_axisbelow(True)
-    figure.suptitle("How many times bnderiv's time the others take (in the red area they are faster)", fontsize=12)
+    where = f"{content['machine']}; memory of large arrays {content['memory']}"
+    figure.suptitle(
+        f"How many times bnderiv's time the others take (in the red area they are faster)\n{where}", fontsize=12
+    )
     figure.legend(seen.values(), seen.keys(), loc="outside lower center", ncols=4, frameon=False)
     return figure

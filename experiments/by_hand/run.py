@@ -294,6 +294,7 @@ def main(arguments: list[str] | None = None) -> None:
     named = {name: getattr(options, name) for name in ("epochs", "seed", "loss", "pool", "activation")}
     chosen = {name: value for name, value in named.items() if value != parser.get_default(name)}
     out = options.out or _command.folder(HERE, chosen)
+    _command.make(out)
     result = train(config, options.loss, options.epochs, options.seed, load())
     summarize(result)
     worst = result.worst()

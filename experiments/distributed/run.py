@@ -227,8 +227,10 @@ def write(settings: Settings, result: dict[str, Any], data: _data.Data) -> None:
 def main(arguments: list[str] | None = None) -> None:
     settings = tyro.cli(Settings, description=__doc__, args=arguments)
     jax.config.update("jax_enable_x64", settings.dtype == "float64")
-    join(settings)
     try:
+        join(settings)
+        if jax.process_index() == 0:
+            _command.make(settings.out)
         data = _data.load(settings.data)
         result = train(settings, data, jax.devices())
         if jax.process_index() == 0:

@@ -291,13 +291,14 @@ def draw(table: list[dict[str, Any]]) -> bytes:
         axes.plot(sizes, [row["gradients"] / 1e3 for row in rows], "s:", color=color, label=f"gradients, {network}")
     for images, milliseconds in ((32, 32 / 3.5), (256, 256 / 3.5)):
         axes.axhline(milliseconds, color="gray", lw=1, ls="--")
-        words = f"computing {images} images a device (3,500 a second)"
+        words = f"computing {images} images a device (3,500 a second, an A100)"
         axes.annotate(words, (8, milliseconds), (0, 4), textcoords="offset points", color="gray", fontsize=9)
     axes.set(xscale="log", yscale="log", xlabel="devices", ylabel="ms in a step of ResNet-50", ylim=(None, 200))
     axes.set_xticks(SIZES, [f"{p:,}" for p in SIZES])
     axes.minorticks_off()
     axes.yaxis.set_major_formatter(lambda milliseconds, _: f"{milliseconds:g}")
-    axes.set_title("Statistics of all devices: 159 short messages, one after the other")
+    what = "Statistics of all devices: 159 short messages, one after the other"
+    axes.set_title(f"Modeled from published latencies, not measured; lower is better.\n{what}")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=2, fontsize=9)
     return _report.png(figure)

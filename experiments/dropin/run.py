@@ -282,6 +282,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     chosen = {name: value for name, value in asked.items() if value != parser.get_default(name)}
     out = options.out or _command.folder(HERE, chosen)
+    _command.make(out)
     file = out / "dropin.json"
     numbers = json.loads(file.read_text()) if file.exists() else {}
     if not options.parts and not numbers:

@@ -91,14 +91,18 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "names", nargs="*", choices=[*NAMES, []], default=NAMES, help="which (default: all)"
+        "names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)} (default: all)"
     )
     parser.add_argument(
         "--out", type=Path, default=FOLDER, help="folder to write to (default: where they are)"
     )
     options = parser.parse_args(argv)
+    if unknown := set(options.names) - set(NAMES):
+        parser.error(
+            f"no notebook is named {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}"
+        )
     options.out.mkdir(parents=True, exist_ok=True)
-    for name in options.names:
+    for name in options.names or NAMES:
         target = options.out / f"{name}.ipynb"
         nbformat.write(execute(FOLDER / target.name), target)
         print(f"{target}  {target.stat().st_size / 1000:.0f} kB")

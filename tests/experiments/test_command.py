@@ -28,3 +28,11 @@ def test_other_errors_are_not_hidden():
 
     with pytest.raises(ZeroDivisionError):
         _command.run(main)
+
+
+def test_a_folder_that_cannot_be_is_refused_before_the_work(tmp_path):
+    _command.make(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit, match="file cannot be a folder of results"):
+        _command.make(tmp_path / "file")
