@@ -16,6 +16,12 @@ def pull(h: Callable, cotangent: tuple, floats: tuple, carried: tuple) -> tuple[
     return value, pull(tuple(cotangent))
 
 
+def pulls(h: Callable, cotangents: tuple, floats: tuple, carried: tuple) -> tuple[tuple, ...]:
+    """The vector-Jacobian products with several cotangents."""
+    _, pull = jax.vjp(lambda *f: h(f, carried), *floats)
+    return tuple(pull(tuple(cotangent)) for cotangent in cotangents)
+
+
 def push(h: Callable, tangents: tuple, floats: tuple, carried: tuple) -> tuple[tuple, tuple]:
     """Value and Jacobian-vector product."""
     return jax.jvp(lambda *f: h(f, carried), floats, tangents)

@@ -27,16 +27,14 @@ def differenced(
     gradient: Any,
     double: bool,
     note: str = "",
-    within: float = 0.0,
 ) -> Iterator[Row]:
     """A row per argument: the claimed gradient of ⟨cotangent, function⟩ beside differences of it.
 
-    Both have roundings: the differences those of the function over the step (`within`: see `numbers.differences`), and
-    a gradient that vanishes those of what it is measured by. They count for nothing, unless a tolerance is given.
+    Both have roundings: the differences those of the function over the step, and a gradient that vanishes those of the
+    terms that cancel in it. They are no failure, unless a tolerance is given.
     """
     floats, cotangent = at.widened(cotangent, double)
     tolerance = at.tolerances.get(mode, numbers.lookup(numbers.DIFFERENCES, [a.dtype for a in floats]))
-    least = numbers.vanishing(gradient, at.sizes, within or at.weight)
     for i, (name, scale) in enumerate(zip(at.names, numbers.scales(gradient), strict=True)):
         with jax.enable_x64(True) if double else contextlib.nullcontext():
             run = derivatives.compiled(lambda floats: function(floats, at.carried))
@@ -44,11 +42,15 @@ def differenced(
                 directions, index = numbers.unit_directions(floats[i], range(floats[i].size))
             else:
                 directions, index = numbers.random_directions(floats[i], at.random(9)), None
-            found = numbers.differences(run, cotangent, floats, gradient[i], i, directions, within)
+            found = numbers.differences(run, cotangent, floats, gradient[i], i, directions)
         size = max(scale, numbers.scales([found.central])[0] if found.central.any() else 0.0)
-        if mode not in at.tolerances:
-            size = np.maximum(size, (found.roundings + (numbers.LOST * least[i] if double else 0.0)) / tolerance)
-        errors = np.abs(found.claimed - found.central) / size
+        apart = np.abs(found.claimed - found.central)
+        if (apart > tolerance * size).any() and mode not in at.tolerances:
+            roundings = found.roundings + _of_what_cancels(at, mode, i, floats[i])
+            if (apart > tolerance * size)[apart <= roundings].any():
+                note = join(note, f"roundings of the differences, up to {roundings.max():.1e}, are allowed for")
+            size = np.maximum(size, roundings / tolerance)
+        errors = apart / size
         errors = np.where(np.isnan(errors), np.inf, errors)
         worst = int(errors.argmax()) if errors.size else 0
         error = float(errors[worst]) if errors.size else 0.0
@@ -68,3 +70,11 @@ def differenced(
         if mode == "finite_differences" and found.kink.any():  # whatever the rule says there
             at.kinks_found = True
         yield row
+
+
+def _of_what_cancels(at: Point, mode: str, i: int, x: Any) -> float:
+    """The error of a claim that vanishes; where the gradient itself is differenced, that of the differences, too."""
+    terms = [c.terms for c in at.cancelled if c.vanishes]
+    if mode == "second_order":
+        return numbers.rounding(sum(terms), x)
+    return numbers.LOST * at.cancelled[i].terms if at.cancelled[i].vanishes else 0.0

@@ -15,7 +15,7 @@ FORMULA = {"float64": 1e-9, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 SAME = {"float64": 1e-11, "float32": 1e-5, "float16": 1e-2, "bfloat16": 6e-2}
 DIFFERENCES = {"float64": 1e-5, "float32": 5e-2, "float16": 2e-1, "bfloat16": 5e-1}
 ULPS = 32.0
-# Of a float64 gradient, what is left where it vanishes.
+# Of terms that cancel altogether, what roundings may leave in float64.
 LOST = 1e3 * 2.0**-52
 
 MANY = 512  # up to so many elements are differenced one by one, larger arrays along random directions
@@ -35,73 +35,62 @@ def ulp(dtype: Any) -> float:
     return float(jnp.finfo(dtype).eps)
 
 
-def scales(expected: Sequence[Any], least: Sequence[float] = ()) -> list[float]:
+def scales(expected: Sequence[Any]) -> list[float]:
     """What an error in each array is measured by: its largest element.
 
     An array that should vanish, such as the gradient of a bias before batch norm, holds rounding errors of the
-    others; it is measured by a thousandth of those, or by what `least` has for it (see `vanishing`).
+    others; it is measured by a thousandth of those.
     """
     largest = [_largest(e) for e in expected]
     floor = 1e-3 * max(largest, default=0.0)
-    return [max(one, floor, own) or 1.0 for one, own in zip(largest, least or [0.0] * len(largest), strict=True)]
-
-
-def weight(cotangent: Sequence[Any], value: Sequence[Any]) -> float:
-    """Of ⟨cotangent, value⟩, what its roundings are parts of: as these walk, the root of the sum of squared terms."""
-    terms = [np.abs(wide(c) * wide(v)).ravel() for c, v in zip(cotangent, value, strict=True)]
-    largest = max(map(_largest, terms), default=0.0)
-    squares = sum(float(np.square(t[np.isfinite(t)] / largest).sum()) for t in terms) if largest else 0.0
-    return largest * squares**0.5
-
-
-def vanishing(gradient: Sequence[Any], sizes: Sequence[float], weight: float) -> list[float]:
-    """Of a gradient in float64, which tells what should vanish from what is small: what each array that vanishes is
-    measured by, in any dtype; 0 for the others.
-
-    A gradient counts by how much it moves the function when its argument changes by a part of its size: at arguments
-    of 1e20, one of 1e-20 is as large as any. It vanishes where that is lost among the roundings of the most that
-    another one does, or of the function itself.
-
-    Args:
-      gradient: an array for each argument.
-      sizes: of the arguments.
-      weight: of the function.
-    """
-    largest = [_largest(g) for g in gradient]
-    most, least = max((one * size for one, size in zip(largest, sizes, strict=True)), default=0.0), []
-    for one, size in zip(largest, sizes, strict=True):
-        by_function = weight / max(size, 1.0)  # an argument near 0 may be given any other value
-        is_lost = one * size <= LOST * most or one <= LOST * by_function
-        least.append(max(*largest, by_function) if is_lost else 0.0)
-    return least
+    return [max(one, floor) or 1.0 for one in largest]
 
 
 def scales_of_the_truth(
-    expected: Sequence[Any],
-    sizes: Sequence[float],
-    weight: float,
-    own: Callable[[], Sequence[Any]],
-    tolerances: Sequence[float],
+    expected: Sequence[Any], sizes: Sequence[float], own: Callable[[], Sequence[Any]], tolerances: Sequence[float]
 ) -> list[float]:
-    """The same, where `expected` was computed in float64.
+    """The same, where `expected` was computed in float64, which tells what should vanish from what is small.
 
     Args:
       expected: the truth.
-      sizes: of what each array is the gradient by.
-      weight: of the function; both as in `vanishing`.
+      sizes: of what each array is the gradient by. A gradient counts by how much it moves the function when its
+        argument changes by a part of its size: at arguments of 1e20, one of 1e-20 is as large as any.
       own: gives the reference in the dtype that is looked at.
       tolerances: for each array, relative. Where the reference itself is off by more, a small one is as rough as the
         large ones around it.
     """
-    least = vanishing(expected, sizes, weight)
-    largest, measured = [_largest(e) for e in expected], scales(expected, least)
-    most = max((one * size for one, size in zip(largest, sizes, strict=True)), default=0.0)
-    for i, (one, size) in enumerate(zip(largest, sizes, strict=True)):
-        if measured[i] == one or least[i]:
+    largest = [_largest(e) for e in expected]
+    weights = [one * size for one, size in zip(largest, sizes, strict=True)]
+    most, measured = max(weights, default=0.0), scales(expected)
+    for i, (one, weight) in enumerate(zip(largest, weights, strict=True)):
+        if measured[i] == one or weight <= 1e3 * ulp(np.float64) * most:  # the latter vanishes
             continue
-        if one * size >= 1e-3 * most or distance(own()[i], expected[i], one).error <= tolerances[i]:
+        if weight >= 1e-3 * most or distance(own()[i], expected[i], one).error <= tolerances[i]:
             measured[i] = one
     return measured
+
+
+class Cancelled(NamedTuple):
+    """What an array that is a sum of larger terms keeps of their roundings."""
+
+    terms: float  # their size; 0 where it is not known
+    vanishes: bool  # the array is nothing but roundings, in float64 too
+
+    @property
+    def scale(self) -> float:
+        """What an error in an array that vanishes is measured by."""
+        return self.terms / 2
+
+    def explains(self, array: Any, dtype: Any) -> bool:
+        """Whether another such array, computed in this dtype, is nothing but roundings too."""
+        return self.vanishes and _largest(array) <= 1e3 * ulp(dtype) * self.terms
+
+
+def cancelled(truths: Sequence[Any], others: Sequence[Any]) -> Cancelled:
+    """Of arrays in float64, from how far the same, rounded otherwise, are off: by the roundings of the terms."""
+    errors = [distance(o, t, 1.0).error / ulp(np.asarray(o).dtype) for o, t in zip(others, truths, strict=True)]
+    terms = max((error for error in errors if np.isfinite(error)), default=0.0)
+    return Cancelled(terms, terms > 0 and max(map(_largest, truths)) <= LOST * terms)
 
 
 def distance(actual: Any, expected: Any, scale: float) -> Distance:
@@ -128,6 +117,14 @@ def dot(a: Any, b: Any) -> jax.Array:
     pairs = list(zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
     dtype = jnp.float64 if any(_real(y.dtype).itemsize == 8 for _, y in pairs) else jnp.float32
     return jnp.stack([jnp.real(x.astype(y.dtype) * y).sum(dtype=dtype) for x, y in pairs]).sum()
+
+
+def weight(cotangent: Sequence[Any], value: Sequence[Any]) -> float:
+    """Of ⟨cotangent, value⟩, what its roundings are parts of: as these walk, the root of the sum of squared terms."""
+    terms = [np.abs(wide(c) * wide(v)).ravel() for c, v in zip(cotangent, value, strict=True)]
+    largest = max(map(_largest, terms), default=0.0)
+    squares = sum(float(np.square(t[np.isfinite(t)] / largest).sum()) for t in terms) if largest else 0.0
+    return largest * squares**0.5
 
 
 class Differences(NamedTuple):
@@ -165,12 +162,8 @@ def differences(
     gradient: Any,
     i: int,
     directions: Sequence[np.ndarray],
-    within: float = 0.0,
 ) -> Differences:
-    """⟨gradient, v⟩ beside (⟨ct, f(x + h v)⟩ − ⟨ct, f(x − h v)⟩)/2h in argument `i`, for each direction v.
-
-    The roundings are parts of the outputs that moved, and of numbers `within` the function that do not show in them.
-    """
+    """⟨gradient, v⟩ beside (⟨ct, f(x + h v)⟩ − ⟨ct, f(x − h v)⟩)/2h in argument `i`, for each direction v."""
     x, g, own = wide(point[i]), wide(gradient), np.asarray(point[i]).dtype
     step = step_of(point[i])
     here = [wide(o) for o in function(point)]
@@ -191,9 +184,10 @@ def differences(
         claim, moved = float(np.real(g * direction).sum()), [np.zeros(o.shape, bool) for o in here]
         coarse, fine = along(direction, step, moved), along(direction, step / 10, moved)
         # A small output may have come from larger numbers: each is taken to be as rough as the largest.
-        rough = weight(cotangent, [m * _largest(o) for m, o in zip(moved, here, strict=True)]) + within
-        roundings.append(10 * ulp(own) * rough / step)
-        slack = max(1e-4 * max(*(abs(d) for d in fine), 1e-3 * _largest(g), 1e-30), roundings[-1])
+        roundings.append(
+            rounding(weight(cotangent, [m * _largest(o) for m, o in zip(moved, here, strict=True)]), point[i])
+        )
+        slack = max(1e-4 * max(*(abs(d) for d in fine), 1e-3 * _largest(g), 1e-30), 5 * roundings[-1])
         # The gap between the sides of a smooth function shrinks with the step.
         gap, before = abs(fine[0] - fine[1]), abs(coarse[0] - coarse[1])
         between = min(fine) - slack <= claim <= max(fine) + slack
@@ -213,6 +207,11 @@ def step_of(x: Any) -> float:
     """The larger of the two steps that differences in `x` take."""
     x = np.asarray(x)
     return size_of(x) * ulp(x.dtype) ** (1 / 3)
+
+
+def rounding(weight: float, x: Any) -> float:
+    """Of the larger of the two steps in `x`, the error that a function of this weight makes in the differences."""
+    return 2 * ulp(np.asarray(x).dtype) * weight / step_of(x)
 
 
 def _largest(array: Any) -> float:

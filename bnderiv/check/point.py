@@ -99,18 +99,25 @@ class Point:
         return [numbers.size_of(a) for a in self.floats]
 
     @cached_property
-    def weight(self) -> float:
-        """Of the function: what the roundings of ⟨cotangent, value⟩ are parts of."""
-        return numbers.weight(self.cotangent, self.value)
+    def cancelled(self) -> list[numbers.Cancelled]:
+        """What the gradient by each argument keeps of larger terms, as three cotangents show it.
 
-    @cached_property
-    def vanishing(self) -> list[float]:
-        """By what the gradients that should vanish are measured, 0 for the others; none is known to without float64."""
+        In float64, by other roundings of the same: a cotangent of three times the size. Of the reference, or else of
+        `f`; nothing is known where float64 does not work.
+        """
+        cotangents = (self.cotangent, self.draw(self.value, 21), self.draw(self.value, 22))
+        run = partial(derivatives.pulls, self.h if self.r is None else self.r)
         try:
-            (_, gradient), _, note = self.truth if self.r is not None else self.pulled
+            exact = self.in_float64(derivatives.pulls, run.args[0], cotangents, self.floats, self.carried)
+            if self.in_double:
+                cotangents = jax.tree.map(lambda c: 3 * c, cotangents)
+            others = derivatives.compiled(run)(cotangents, self.floats, self.carried)
+            if self.in_double:
+                others = jax.tree.map(lambda g: g / 3, others)
+            by_argument = zip(zip(*exact, strict=True), zip(*others, strict=True), strict=True)
+            return [numbers.cancelled(*both) for both in by_argument]
         except Exception:
-            return [0.0] * len(self.floats)
-        return numbers.vanishing(gradient, self.sizes, self.weight) if not note else [0.0] * len(self.floats)
+            return [numbers.Cancelled(0.0, False)] * len(self.floats)
 
     @property
     def names(self) -> list[str]:
@@ -146,21 +153,19 @@ class Point:
         tolerance: float,
         note: str = "",
         own: Callable[[], Sequence[Any]] | None = None,
-        sizes: Sequence[float] | None = None,
-        weight: float = 0.0,
-        least: Sequence[float] = (),
+        gradient: bool = False,
     ) -> Iterator[Row]:
-        """A row per array.
+        """A row per array; per argument, where they are a `gradient`.
 
-        `own` gives the reference in the dtype of `f`: where its rounding alone is more than the tolerance (at most 100
-        times), four times that is allowed; an explicit tolerance stands. `sizes`, `weight` and `least` are as in
-        `numbers`: the former two where `expected` is the truth, the latter where it is in the dtype of `f` too.
+        `own` gives the reference in the dtype of `f`, or rounded otherwise. Where its rounding alone, or without it
+        that of the gradient, is more than the tolerance (at most 100 times, or 1,000 times), four times that is
+        allowed; an explicit tolerance stands.
         """
         if own is None or note:  # the truth comes with a note where it could not be computed in float64
-            scales = numbers.scales(expected, least)
+            scales = numbers.scales(expected)
         else:
-            many = len(expected)
-            scales = numbers.scales_of_the_truth(expected, sizes or [1.0] * many, weight, own, [tolerance] * many)
+            sizes = self.sizes if gradient else [1.0] * len(expected)
+            scales = numbers.scales_of_the_truth(expected, sizes, own, [tolerance] * len(expected))
         for i, scale in enumerate(scales):
             allowed, said = tolerance, note
             try:
@@ -168,14 +173,32 @@ class Point:
             except ValueError as wrong:
                 yield Row(mode, check, names[i], FAIL, note=str(wrong))
                 continue
-            if error > allowed and own is not None and mode not in self.tolerances:
-                rounding = 4 * numbers.distance(own()[i], expected[i], scale).error
-                if tolerance < rounding < np.inf:
-                    allowed = min(rounding, 100 * tolerance)
-                    said = join(note, f"the reference itself is off by {rounding / 4:.1e} in this dtype")
+            if error > allowed and mode not in self.tolerances:
+                scale, allowed, reason = self._rougher(i, actual[i].dtype, expected[i], scale, tolerance, own, gradient)
+                error, index = numbers.distance(actual[i], expected[i], scale)
+                said = join(note, reason)
             if not error <= allowed:
                 said = join(f"got {element(actual[i], index)}, expected {element(expected[i], index)}", said)
             yield Row(mode, check, names[i], OK if error <= allowed else FAIL, error, allowed, index, said)
+
+    def _rougher(
+        self, i: int, dtype: Any, expected: Any, scale: float, tolerance: float, own: Any, gradient: bool
+    ) -> tuple[float, float, str]:
+        """The scale and the tolerance of an array that has failed, as its roundings allow, and what is to be said."""
+        known = [numbers.cancelled([expected], [own()[i]])] if own is not None else []
+        known += [self.cancelled[i]] if gradient else []
+        for c in known:
+            if c.explains(expected, jnp.float64 if own is not None else dtype):
+                return max(scale, c.scale), tolerance, "it vanishes but for roundings"
+        off = max((c.terms * numbers.ulp(dtype) / scale for c in known), default=0.0)
+        if tolerance < 4 * off < np.inf:
+            what = "gradient" if own is None else "reference"
+            return (
+                scale,
+                min(4 * off, (1000 if own is None else 100) * tolerance),
+                f"the {what} itself is off by {off:.1e} in this dtype",
+            )
+        return scale, tolerance, ""
 
     @cached_property
     def pulled(self) -> tuple[Any, bool, str]:

@@ -18,7 +18,7 @@ def jit(at: Point) -> Iterator[Row]:
     value, gradient = jax.jit(partial(derivatives.pull, at.h))(at.cotangent, at.floats, at.carried)
     tolerance = at.tolerance("jit", numbers.SAME)
     yield from at.rows("jit", "jit: value", at.inexact_names, value, at.value, tolerance)
-    yield from at.rows("jit", "jit: gradient", at.names, gradient, at.gradient, tolerance, least=at.vanishing)
+    yield from at.rows("jit", "jit: gradient", at.names, gradient, at.gradient, tolerance, gradient=True)
 
 
 def vmap(at: Point) -> Iterator[Row]:
@@ -55,14 +55,14 @@ def scan(at: Point) -> Iterator[Row]:
     expected = [np.stack(g) for g in zip(*loop, strict=True)]
     actual = derivatives.compiled(jax.grad(total))(tuple(jnp.stack(a) for a in zip(*points, strict=True)))
     tolerance = at.tolerance("scan", numbers.SAME)
-    yield from at.rows("scan", "scan", at.names, actual, expected, tolerance, least=at.vanishing)
+    yield from at.rows("scan", "scan", at.names, actual, expected, tolerance, gradient=True)
 
 
 def checkpoint(at: Point) -> Iterator[Row]:
     h = jax.checkpoint(at.h)
     _, actual = derivatives.compiled(partial(derivatives.pull, h))(at.cotangent, at.floats, at.carried)
     tolerance = at.tolerance("checkpoint", numbers.SAME)
-    yield from at.rows("checkpoint", "checkpoint", at.names, actual, at.gradient, tolerance, least=at.vanishing)
+    yield from at.rows("checkpoint", "checkpoint", at.names, actual, at.gradient, tolerance, gradient=True)
 
 
 def _mapped(at: Point, name: str, mapped: set[int], arrays: Sequence[Sequence[Any]], count: int) -> Row:
@@ -86,11 +86,11 @@ def _mapped(at: Point, name: str, mapped: set[int], arrays: Sequence[Sequence[An
     tolerance = at.tolerance("vmap", numbers.SAME)
     worst = Row("vmap", "vmap", name, OK, 0.0, tolerance)
     named = (
-        ("value", at.inexact_names, actual[0], values, ()),
-        ("gradient", at.names, actual[1], gradients, at.vanishing),
+        ("value", at.inexact_names, actual[0], values, False),
+        ("gradient", at.names, actual[1], gradients, True),
     )
-    for what, names, mine, expected, least in named:
-        for row in at.rows("vmap", "vmap", names, mine, expected, tolerance, least=least):
+    for what, names, mine, expected, gradient in named:
+        for row in at.rows("vmap", "vmap", names, mine, expected, tolerance, gradient=gradient):
             if row.error is None or row.error > (worst.error or 0.0):
                 note = join(f"{what} of {row.argument}", row.note) if row.verdict == FAIL else ""
                 worst = replace(row, argument=name, note=note)

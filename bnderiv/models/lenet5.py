@@ -98,11 +98,12 @@ def apply(
 
     Raises:
       TypeError: `x` has no floating dtype.
-      ValueError: `x` is not a batch of images of `config.image_shape`.
+      ValueError: `x` is empty, or not a batch of images of `config.image_shape`.
     """
     x = _arguments.float_array("x", x)
     _arguments.rank_is("x", x, 4, "(N, rows, columns, channels)")
     _arguments.shape_is("x", x, (x.shape[0], *config.image_shape), "N images of config.image_shape")
+    _arguments.nonempty("x", x)  # here, in the layout that it was given in
     bn = _blocks.layers(config)
     pool = {"max": bn.max_pool, "avg": bn.avg_pool}[config.pool]
     activate = partial(_blocks.activate, params, config, train, axis_name)
