@@ -307,7 +307,7 @@ def test_refused_options(options, message):
     [
         ((4, 32, 32, 1), r"x must have shape \(4, 28, 28, 1\).*\[4, 32, 32, 1\]"),
         ((4, 28, 28, 3), r"x must have shape \(4, 28, 28, 1\)"),
-        ((0, 28, 28, 1), r"x must not be empty, got float32\[0, 28, 28, 1\]"),
+        ((0, 28, 28, 1), r"x must not be empty, got float\d+\[0, 28, 28, 1\]"),
         ((28, 28, 1), r"x must have rank 4"),
         ((4, 784), r"x must have rank 4"),
     ],
