@@ -106,14 +106,12 @@ class Point:
         `f`; nothing is known where float64 does not work.
         """
         cotangents = (self.cotangent, self.draw(self.value, 21), self.draw(self.value, 22))
-        run = partial(derivatives.pulls, self.h if self.r is None else self.r)
+        h, factor = self.h if self.r is None else self.r, 3 if self.in_double else 1
         try:
-            exact = self.in_float64(derivatives.pulls, run.args[0], cotangents, self.floats, self.carried)
-            if self.in_double:
-                cotangents = jax.tree.map(lambda c: 3 * c, cotangents)
-            others = derivatives.compiled(run)(cotangents, self.floats, self.carried)
-            if self.in_double:
-                others = jax.tree.map(lambda g: g / 3, others)
+            exact = self.in_float64(derivatives.pulls, h, cotangents, self.floats, self.carried)
+            cotangents = jax.tree.map(lambda c: factor * c, cotangents)
+            others = derivatives.compiled(partial(derivatives.pulls, h))(cotangents, self.floats, self.carried)
+            others = jax.tree.map(lambda g: g / factor, others)
             by_argument = zip(zip(*exact, strict=True), zip(*others, strict=True), strict=True)
             return [numbers.cancelled(*both) for both in by_argument]
         except Exception:
@@ -191,14 +189,10 @@ class Point:
             if c.explains(expected, jnp.float64 if own is not None else dtype):
                 return max(scale, c.scale), tolerance, "it vanishes but for roundings"
         off = max((c.terms * numbers.ulp(dtype) / scale for c in known), default=0.0)
-        if tolerance < 4 * off < np.inf:
-            what = "gradient" if own is None else "reference"
-            return (
-                scale,
-                min(4 * off, (1000 if own is None else 100) * tolerance),
-                f"the {what} itself is off by {off:.1e} in this dtype",
-            )
-        return scale, tolerance, ""
+        if not tolerance < 4 * off < np.inf:
+            return scale, tolerance, ""
+        what, most = ("gradient", 1000) if own is None else ("reference", 100)
+        return scale, min(4 * off, most * tolerance), f"the {what} itself is off by {off:.1e} in this dtype"
 
     @cached_property
     def pulled(self) -> tuple[Any, bool, str]:

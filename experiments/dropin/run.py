@@ -282,11 +282,11 @@ def main(arguments: list[str] | None = None) -> None:
 
     chosen = {name: value for name, value in asked.items() if value != parser.get_default(name)}
     out = options.out or _command.folder(HERE, chosen)
-    _command.make(out)
     file = out / "dropin.json"
     numbers = json.loads(file.read_text()) if file.exists() else {}
     if not options.parts and not numbers:
         parser.error(f"--parts without a part needs the numbers of a run, there is no {file}")
+    _command.make(out)
     for part in options.parts:
         kind, dtype = part.split("-")
         begin = time.perf_counter()
