@@ -31,6 +31,7 @@ import bnderiv
 from experiments import _command, _report
 
 RESULTS = Path(__file__).parent / "results"
+WHERE = "results/, with --quick runs/quick/, without some of the libraries runs/without_some/"
 SHAPES = [(32, 28, 28, 6), (64, 84), (256, 32, 32, 8)]  # the first also serves every case that is not drawn in all
 SEEDS = range(5)
 PEERS = ("flax", "equinox", "dm-haiku", "torch")
@@ -535,20 +536,27 @@ def as_json(content: dict[str, Any]) -> str:
     return f'{head[:-2]},\n "rows": [\n' + ",\n".join(rows) + "\n ]\n}\n"
 
 
+def own_folder(quick: bool, partial: bool) -> Path:
+    """Of the results where none is named: what is committed has all libraries."""
+    if quick:
+        return RESULTS.parent / "runs" / "quick"
+    return RESULTS.parent / "runs" / "without_some" if partial else RESULTS
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one shape, one seed")
     parser.add_argument("--redraw", action="store_true", help="all but the numbers, from the numbers that are there")
-    parser.add_argument("--out", type=Path, help="folder of the results; default results/, with --quick runs/quick/")
+    parser.add_argument("--out", type=Path, help=f"folder of the results; default {WHERE}")
     options = parser.parse_args(arguments)
-    options.out = options.out or (RESULTS.parent / "runs" / "quick" if options.quick else RESULTS)
+    libraries, absent = ({}, []) if options.redraw else installed_libraries()
+    options.out = options.out or own_folder(options.quick, partial=bool(absent))
     numbers = options.out / "accuracy.json"
     if options.redraw and not numbers.is_file():
         parser.error(f"--redraw: there are no numbers yet, {numbers}")
     if not options.redraw:
         if np.finfo(np.longdouble).eps > 1e-18:
             parser.error("the truth needs a long double wider than float64, which this machine's NumPy has not")
-        libraries, absent = installed_libraries()
         for name in absent:
             print(f"{name} is not installed: left out")
         seeds = SEEDS[:1] if options.quick else SEEDS
