@@ -154,6 +154,11 @@ def along(vector: jax.Array, axis: int, ndim: int) -> jax.Array:
     return lax.expand_dims(vector, tuple(a for a in range(ndim) if a != axis))
 
 
+def longer(size: Any, limit: int) -> bool:
+    """Whether `size` is above the limit, as a symbolic one may be (that of a batch, in a program exported for any)."""
+    return not isinstance(size, int) or size > limit
+
+
 def same_varying(*arrays: Any) -> tuple[Any, ...]:
     """The arrays, made to vary over the union of their manual mesh axes (None passes through).
 

@@ -28,14 +28,14 @@ HALF = {"float16": 2e-3, "bfloat16": 1.6e-2, "float32": 2e-6}  # a few roundings
 def vjp(layers: Any, case: Case) -> None:
     """Value and hand-derived gradient equal the reference and its autodiff, for a random cotangent."""
     f, args = case.bind(layers)
-    cotangent = _cotangent(f, args)
+    cotangent = cotangent_of(f, args)
     close(_rule(layers, case)(cotangent, *args), _rule(ORACLE, case)(cotangent, *args))
 
 
 def eager(layers: Any, case: Case) -> None:
     """Without jit, the same value and gradient."""
     f, args = case.bind(layers)
-    cotangent = _cotangent(f, args)
+    cotangent = cotangent_of(f, args)
     close(_value_and_gradient(f, cotangent, *args), _rule(layers, case)(cotangent, *args))
 
 
@@ -43,7 +43,7 @@ def finite_differences(layers: Any, case: Case) -> None:
     """First and second derivative in reverse mode agree with finite differences in float64."""
     f, args = case.bind(layers)
     rule, second = _rule(layers, case), _second(layers, case)
-    cotangent, points = _cotangent(f, args), jax.tree.map(np.asarray, args)  # of NumPy, whose sums compile nothing
+    cotangent, points = cotangent_of(f, args), jax.tree.map(np.asarray, args)  # of NumPy, whose sums compile nothing
 
     def check(function: Callable, pull_back: Callable) -> None:
         check_vjp(
@@ -79,7 +79,7 @@ def vmap(layers: Any, case: Case) -> None:
     one = _rule(layers, case)
     points = [case.bind(layers, seed=s)[1] for s in range(3)]
     batches = [np.stack([np.asarray(a) for a in column]) for column in zip(*points, strict=True)]
-    cotangents = jax.tree.map(np.asarray, _cotangent(jax.vmap(f), tuple(batches)))
+    cotangents = jax.tree.map(np.asarray, cotangent_of(jax.vmap(f), tuple(batches)))
 
     @fast_jit
     def over_each(cotangents: Any, batches: Any) -> Any:
@@ -102,7 +102,7 @@ def dtypes(layers: Any, case: Case) -> None:
     """In every floating dtype the outputs and the gradients are near the float64 truth at the same (rounded) inputs,
     and each gradient has its primal's shape and dtype (JAX does not check it)."""
     bound = {name: case.bind(layers, jnp.dtype(name)) for name in HALF}
-    points = {name: (_cotangent(f, args), *args) for name, (f, args) in bound.items()}
+    points = {name: (cotangent_of(f, args), *args) for name, (f, args) in bound.items()}
 
     @fast_jit
     def in_each(points: Any) -> Any:
@@ -116,14 +116,14 @@ def dtypes(layers: Any, case: Case) -> None:
 def checkpoint(layers: Any, case: Case) -> None:
     """Recomputed in the backward, the same value and gradient."""
     f, args = case.bind(layers)
-    cotangent = _cotangent(f, args)
-    close(_compiled(jax.checkpoint(f))(cotangent, *args), _rule(ORACLE, case)(cotangent, *args))
+    cotangent = cotangent_of(f, args)
+    close(compiled(jax.checkpoint(f))(cotangent, *args), _rule(ORACLE, case)(cotangent, *args))
 
 
 def scan(layers: Any, case: Case) -> None:
     """The gradient through a loop of calls is the gradient of each."""
     f, args = case.bind(layers)
-    cotangent = _cotangent(f, args)
+    cotangent = cotangent_of(f, args)
     calls = [case.bind(layers, seed=s)[1] for s in range(3)]
 
     def total(stacked: Any) -> jax.Array:
@@ -140,10 +140,10 @@ def scan(layers: Any, case: Case) -> None:
 def exported(layers: Any, case: Case) -> None:
     """Serialized and read back, the same value, and the same gradient through the export's own vjp."""
     f, args = case.bind(layers)
-    cotangent = _cotangent(f, args)
+    cotangent = cotangent_of(f, args)
     shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in args]
     program = jax.export.deserialize(jax.export.export(jax.jit(f))(*shapes).serialize(vjp_order=1))
-    close(_compiled(program.call)(cotangent, *args), _rule(ORACLE, case)(cotangent, *args))
+    close(compiled(program.call)(cotangent, *args), _rule(ORACLE, case)(cotangent, *args))
 
 
 def jvp(layers: Any, case: Case) -> None:
@@ -176,7 +176,7 @@ def hessians(layers: Any, case: Case) -> None:
     f, args = case.bind(layers)
     g, _ = case.bind(ORACLE)
     everything = tuple(range(len(args)))
-    cotangent = _cotangent(f, args)
+    cotangent = cotangent_of(f, args)
 
     def hessian(function: Callable, outer: Callable, inner: Callable) -> Any:
         def projected(*a: jax.Array) -> jax.Array:
@@ -193,9 +193,9 @@ def hessians(layers: Any, case: Case) -> None:
 def without_x64(layers: Any, case: Case) -> None:
     """Where JAX has no float64 (its default), float32 in gives float32 out, near the truth."""
     f, args = case.bind(layers, jnp.float32)
-    cotangent = _cotangent(f, args)
+    cotangent = cotangent_of(f, args)
     with jax.enable_x64(False):
-        result = _compiled(f)(cotangent, *args)
+        result = compiled(f)(cotangent, *args)
     chex.assert_trees_all_equal_shapes_and_dtypes(result, (cotangent, args))
     near(result, _rule(ORACLE, case)(_wide(cotangent), *_wide(args)), HALF["float32"])
 
@@ -231,7 +231,7 @@ def _value_and_gradient(function: Callable, cotangent: Any, *args: jax.Array) ->
     return out, pull_back(cotangent)
 
 
-def _compiled(function: Callable) -> Callable:
+def compiled(function: Callable) -> Callable:
     return fast_jit(partial(_value_and_gradient, function))  # one compilation is faster than one for every operation
 
 
@@ -241,13 +241,13 @@ def _compiled(function: Callable) -> Callable:
 @lru_cache(maxsize=8)
 def _rule(layers: Any, case: Case) -> Callable:
     """Of a cotangent and the arguments: value and gradient."""
-    return _compiled(case.bind(layers)[0])
+    return compiled(case.bind(layers)[0])
 
 
 @lru_cache(maxsize=8)
 def _second(layers: Any, case: Case) -> Callable:
     """Of a cotangent of the gradient and the arguments: the gradient, and its gradient."""
-    return _compiled(partial(_gradient, case.bind(layers)[0]))
+    return compiled(partial(_gradient, case.bind(layers)[0]))
 
 
 def forget() -> None:
@@ -256,12 +256,12 @@ def forget() -> None:
     _second.cache_clear()
 
 
-def _cotangent(function: Callable, args: tuple[Any, ...]) -> Any:
+def cotangent_of(function: Callable, args: tuple[Any, ...]) -> Any:
     return random_like(jax.eval_shape(function, *args), 1)
 
 
 def _gradient(function: Callable, *args: jax.Array) -> Any:
-    return _value_and_gradient(function, _cotangent(function, args), *args)[1]
+    return _value_and_gradient(function, cotangent_of(function, args), *args)[1]
 
 
 def _dot(a: Any, b: Any) -> jax.Array:

@@ -45,16 +45,6 @@ CASES: list[tuple[str, tuple[str, ...], dict[str, Any]]] = [
 ]
 
 
-def _value_and_gradient(f: Callable, args: tuple[jax.Array, ...]) -> Any:
-    cotangent = random_like(jax.eval_shape(f, *args), 1)
-
-    def both(*args: jax.Array) -> Any:
-        out, pull_back = jax.vjp(f, *args)
-        return out, pull_back(cotangent)
-
-    return fast_jit(both)(*args)
-
-
 def _named(attachment: Any, case: tuple[str, tuple[str, ...], dict[str, Any]], *marks: Any) -> Any:
     layer, shapes, _ = case
     return pytest.param(attachment, *case, marks=marks, id=f"{attachment.__name__}.{layer}({'; '.join(shapes)})")
@@ -79,7 +69,10 @@ def test_one_program_for_every_size(attachment, layer, shapes, options):
         args = tuple(random_like(jnp.zeros(tuple(eval(f"{s},", {}, sizes))), i) for i, s in enumerate(shapes))
         if layer == "batch_norm_inference":
             args = (*args[:4], args[4] ** 2 + 0.1)
-        actual, expected = (_value_and_gradient(f, args) for f in (program.call, bound(bnderiv.reference)))
+        actual, expected = (
+            contract.compiled(f)(contract.cotangent_of(f, args), *args)
+            for f in (program.call, bound(bnderiv.reference))
+        )
         contract.close(actual, expected)
 
 

@@ -71,8 +71,8 @@ def float64(at: Point) -> Iterator[Row]:
     if note:
         yield Row("float64", "float64", verdict=NOT_AVAILABLE, note=note)
         return
-    yield from _ulps(at, "value", at.inexact_names, at.value, expected[0], own[0], [1.0] * len(at.value))
-    rows = _ulps(at, "gradient", at.names, at.gradient, expected[1], own[1], at.sizes, True)
+    yield from _ulps(at, "value", at.inexact_names, at.value, expected[0], own[0], False)
+    rows = _ulps(at, "gradient", at.names, at.gradient, expected[1], own[1], True)
     yield from kinks.forgive(at, rows, at.h if at.r is None else at.r, at.cotangent, at.gradient, expected[1])
 
 
@@ -188,18 +188,12 @@ def _of_integers(argument: Any, gradient: Any) -> list[Any]:
 
 
 def _ulps(
-    at: Point,
-    what: str,
-    names: Sequence[str],
-    actual: Any,
-    expected: Any,
-    own: Any,
-    sizes: Sequence[float],
-    gradient: bool = False,
+    at: Point, what: str, names: Sequence[str], actual: Any, expected: Any, own: Any, gradient: bool
 ) -> Iterator[Row]:
     scales = numbers.scales(expected)
     if own is not None:
         roundings = [numbers.ULPS * numbers.ulp(a.dtype) for a in actual]
+        sizes = at.sizes if gradient else [1.0] * len(expected)
         scales = numbers.scales_of_the_truth(expected, sizes, lambda: own, roundings)
     for i, scale in enumerate(scales):
         unit = numbers.ulp(actual[i].dtype)

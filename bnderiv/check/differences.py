@@ -44,22 +44,22 @@ def differenced(
                 directions, index = numbers.random_directions(floats[i], at.random(9)), None
             found = numbers.differences(run, cotangent, floats, gradient[i], i, directions)
         size = max(scale, numbers.scales([found.central])[0] if found.central.any() else 0.0)
-        apart = np.abs(found.claimed - found.central)
+        apart, said = np.abs(found.claimed - found.central), note
         if (apart > tolerance * size).any() and mode not in at.tolerances:
             roundings = found.roundings + _of_what_cancels(at, mode, i, floats[i])
             if (apart > tolerance * size)[apart <= roundings].any():
-                note = join(note, f"roundings of the differences, up to {roundings.max():.1e}, are allowed for")
+                said = join(note, f"roundings of the differences, up to {roundings.max():.1e}, are allowed for")
             size = np.maximum(size, roundings / tolerance)
         errors = apart / size
         errors = np.where(np.isnan(errors), np.inf, errors)
         worst = int(errors.argmax()) if errors.size else 0
         error = float(errors[worst]) if errors.size else 0.0
         place = index[worst] if index is not None and error > 0 else None
-        row = Row(mode, check, name, OK, error, tolerance, place, note)
+        row = Row(mode, check, name, OK, error, tolerance, place, said)
         if error > tolerance:
             off = np.flatnonzero(errors > tolerance)
             wrong = f"got {found.claimed[worst]:.6g}, differences say {found.central[worst]:.6g}"
-            row = replace(row, verdict=FAIL, note=join(wrong, note))
+            row = replace(row, verdict=FAIL, note=join(wrong, said))
             if found.kink[off].all():
                 elements = [] if index is None else [int(np.ravel_multi_index(index[j], floats[i].shape)) for j in off]
                 if index is None or kinks.is_kink(

@@ -63,7 +63,7 @@ def scales_of_the_truth(
     weights = [one * size for one, size in zip(largest, sizes, strict=True)]
     most, measured = max(weights, default=0.0), scales(expected)
     for i, (one, weight) in enumerate(zip(largest, weights, strict=True)):
-        if measured[i] == one or weight <= 1e3 * ulp(np.float64) * most:  # the latter vanishes
+        if measured[i] == one or weight <= LOST * most:  # the latter vanishes
             continue
         if weight >= 1e-3 * most or distance(own()[i], expected[i], one).error <= tolerances[i]:
             measured[i] = one

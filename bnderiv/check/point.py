@@ -41,6 +41,7 @@ class Point:
         self.cotangent = self.draw(self.value, 1)
         self.kinks_found = False
         self.reported: list[Exception] = []
+        self._same_draws: dict[Callable, bool] = {}
 
     def inexact(self, like: Sequence[Any]) -> tuple[jax.Array, ...]:
         return tuple(jnp.asarray(leaf) for leaf in like if is_inexact(leaf))
@@ -211,15 +212,22 @@ class Point:
     def in_float64(self, compute: Callable, h: Callable, *data: Any) -> Any:
         """`compute(h, *data)` with everything widened; raises where the result does not come out in float64, or from
         other random numbers."""
-        drawn = random_draws(h, self.floats, self.carried)
+        if not self._draws_the_same(h):
+            raise TypeError("it would draw other random numbers")
         with jax.enable_x64(True):
-            if random_draws(h, derivatives.widen(self.floats), self.carried) != drawn:
-                raise TypeError("it would draw other random numbers")
             result = derivatives.compiled(partial(compute, h))(*(derivatives.widen(d) for d in data))
             for leaf in jax.tree.leaves(result):
                 if leaf.dtype not in (jnp.float64, jnp.complex128):
                     raise TypeError(f"a result stays {leaf.dtype}")
             return jax.tree.map(np.asarray, result)
+
+    def _draws_the_same(self, h: Callable) -> bool:
+        """Whether the random numbers within `h` are those of float64."""
+        if h not in self._same_draws:
+            drawn = random_draws(h, self.floats, self.carried)
+            with jax.enable_x64(True):
+                self._same_draws[h] = random_draws(h, derivatives.widen(self.floats), self.carried) == drawn
+        return self._same_draws[h]
 
     def in_float64_or_own(self, compute: Callable, *data: Any) -> tuple[Any, bool, str]:
         """`compute(h, *data)` of `f` itself, whether in float64, and a note where it is in its own dtype."""

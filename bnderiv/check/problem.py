@@ -1,8 +1,7 @@
 """A function of any pytrees as a function of two flat tuples: what is differentiated, and what is carried along."""
 
-import contextlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -72,19 +71,21 @@ def pull_back_directly(rule: Any, args: tuple[Any, ...], cotangent: Any) -> list
 
 def random_draws(f: Callable, *args: Any) -> list[tuple[Any, ...]]:
     """Width and shape of all random bits that `f` draws, in the order of its program; none if it cannot be traced."""
-    found = []
+    try:
+        program = jax.make_jaxpr(f)(*args)
+    except Exception:
+        return []
+    draws = [e.params for e in equations(program) if e.primitive.name == "random_bits"]
+    return [(params["bit_width"], params["shape"]) for params in draws]
 
-    def search(jaxpr: Any) -> None:
-        for equation in jaxpr.eqns:
-            if equation.primitive.name == "random_bits":
-                found.append((equation.params["bit_width"], equation.params["shape"]))
-            for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda p: hasattr(p, "eqns")):
-                if hasattr(inner, "eqns"):
-                    search(inner)
 
-    with contextlib.suppress(Exception):
-        search(jax.make_jaxpr(f)(*args))
-    return found
+def equations(jaxpr: Any) -> Iterator[Any]:
+    """Every equation of a traced function, with those of the functions inside it."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda p: hasattr(p, "eqns")):
+            if hasattr(inner, "eqns"):
+                yield from equations(inner)
 
 
 def _kind(leaf: Any) -> str:

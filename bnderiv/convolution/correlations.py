@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from bnderiv._arguments import longer
 from bnderiv._platform import on_cpu
 from bnderiv.convolution import banded, direct, shifted
 
@@ -36,7 +37,7 @@ def fastest(geometry: Any, x_shape: tuple[int, ...], kernel_shape: tuple[int, ..
     kh, kw, c_in, c_out = kernel_shape
     axis, _ = layout.spatial
     size = x_shape[geometry.layout[2 + axis]]
-    if not isinstance(size, int) or size > _LONGEST or size * c_out >= 128 * kernel_shape[axis]:
+    if longer(size, _LONGEST) or size * c_out >= 128 * kernel_shape[axis]:
         return _DIRECT
     if layout is banded.BATCH_LAST and kh * kw * c_in <= 32:
         return _BANDED._replace(correlation=shifted.correlation)

@@ -1,12 +1,12 @@
 """Where an array keeps its channels: laying a vector of channels along it, and summing it for each channel."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bnderiv._arguments import along
+from bnderiv._arguments import along, longer
 from bnderiv._computed_once import quotient
 from bnderiv._precision import power_of_two
 
@@ -94,11 +94,6 @@ class Channels(NamedTuple):
         leading = lax.stop_gradient(jnp.round(sums / unit) * unit)
         leading = jnp.where(jnp.isfinite(leading), leading, 0)
         return self.sum(leading) + self.sum(sums - leading)
-
-
-def longer(size: Any, limit: int) -> bool:
-    """Whether `size` is above the limit, as a symbolic one may be (that of a batch, in a program exported for any)."""
-    return not isinstance(size, int) or size > limit
 
 
 def _sample(axis: int, ndim: int) -> tuple[int, ...]:

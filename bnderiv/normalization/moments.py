@@ -17,9 +17,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from bnderiv import _platform
+from bnderiv._arguments import longer
 from bnderiv._closed_form import closed_form
 from bnderiv._precision import accumulator, power_of_two
-from bnderiv.normalization.channels import Channels, longer
+from bnderiv.normalization.channels import Channels
 from bnderiv.normalization.running_stats import BatchStats
 
 

@@ -557,6 +557,7 @@ def main(arguments: list[str] | None = None) -> None:
     if not options.redraw:
         if np.finfo(np.longdouble).eps > 1e-18:
             parser.error("the truth needs a long double wider than float64, which this machine's NumPy has not")
+        _command.make(options.out)
         for name in absent:
             print(f"{name} is not installed: left out")
         seeds = SEEDS[:1] if options.quick else SEEDS
@@ -570,7 +571,6 @@ def main(arguments: list[str] | None = None) -> None:
             "absent": absent,
             "rows": measure(all_cases(options.quick), seeds, libraries),
         }
-        options.out.mkdir(parents=True, exist_ok=True)
         numbers.write_text(as_json(content))
     content = json.loads(numbers.read_text())
     tables = markdown(content)

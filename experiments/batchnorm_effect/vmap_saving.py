@@ -88,6 +88,8 @@ def main(arguments: list[str] | None = None) -> None:
         task = run.load_task(settings.data)
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(str(error)) from None
+    out = settings.out or (run.RESULTS if settings.data else run.RESULTS.parent / "runs") / "vmap_saving.json"
+    _command.make(out.parent)
     # Few images to measure by, so that steps are what is timed.
     task = task._replace(test_images=task.probes[:100], test_labels=task.test_labels[:100], probes=task.probes[:100])
     rates = run.Settings.sweep_rates
@@ -100,7 +102,6 @@ def main(arguments: list[str] | None = None) -> None:
         "steps": settings.steps,
         "measured": [saving(task, seeds, some, settings) for seeds, some in shapes],
     }
-    out = settings.out or (run.RESULTS if settings.data else run.RESULTS.parent / "runs") / "vmap_saving.json"
     _report.write(out, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
     for row in content["measured"]:
         print(row)

@@ -13,7 +13,6 @@ import functools
 import re
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # a script's own folder is a
 
 import bnderiv
 from bnderiv import steps
+from bnderiv.check.problem import equations
 from bnderiv.models import lenet5
 from experiments import _command, _report
 from experiments._data import Data, load
@@ -98,15 +98,6 @@ def accuracy(params, state, images, labels, config: lenet5.Config) -> jax.Array:
 
 def descend(params, gradients):
     return jax.tree.map(lambda p, g: p - LEARNING_RATE * g, params, gradients)
-
-
-def equations(jaxpr: Any) -> Iterator[Any]:
-    """Every equation of a traced function, with those of the functions inside it."""
-    for equation in jaxpr.eqns:
-        yield equation
-        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda p: hasattr(p, "eqns")):
-            if hasattr(inner, "eqns"):
-                yield from equations(inner)
 
 
 def traces_of_autodiff(jaxpr: Any) -> list[str]:

@@ -305,6 +305,8 @@ def draw(table: list[dict[str, Any]]) -> bytes:
 
 
 def run(settings: Settings) -> None:
+    out = settings.out or (RESULTS if settings.tpu else HERE / "runs" / "scale")
+    _command.make(out)
     machines: dict[str, Callable[[], list[Any]]] = {
         f"{p} CPU devices": lambda p=p: jax.devices()[:p] for p in settings.devices
     } | {f"TPU {topology}": lambda topology=topology: tpu_devices(topology) for topology in settings.tpu}
@@ -352,7 +354,6 @@ def run(settings: Settings) -> None:
         configuration={"devices": settings.devices, "tpu": settings.tpu},
     )
     files = {"scale.json": (json.dumps(content) + "\n").encode(), "scale.png": picture, "report.html": report}
-    out = settings.out or (RESULTS if settings.tpu else HERE / "runs" / "scale")
     for file, what in files.items():
         _report.write(out / file, what)
     for row in counts:

@@ -33,7 +33,7 @@ from experiments._data import load
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-README = Path(__file__).parent / "README.md"
+README = HERE / "README.md"
 PARTS = ("time-float32", "time-bfloat16", "loss-float32", "loss-bfloat16")
 SHIFTS = (0.0, 1e3, 1e4)
 
