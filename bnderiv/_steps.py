@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from bnderiv import _arguments
-from bnderiv._precision import accumulator
+from bnderiv import _checks
+from bnderiv._numbers import accumulator
 
 Class = TypeVar("Class", bound=type)
 
@@ -85,9 +85,9 @@ def arrays(**named: Any) -> list[jax.Array]:
     Raises:
       TypeError: one has no floating dtype.
     """
-    checked = [_arguments.float_array(name, value) for name, value in named.items()]
+    checked = [_checks.float_array(name, value) for name, value in named.items()]
     for name, value in zip(named, checked, strict=True):
-        _arguments.nonempty(name, value)
+        _checks.nonempty(name, value)
     dtype = accumulator(jnp.result_type(*checked))
     return [value.astype(dtype) for value in checked]
 
@@ -99,6 +99,6 @@ def cotangent(dy: Any, y: jax.Array) -> jax.Array:
       TypeError: no floating dtype.
       ValueError: another shape.
     """
-    dy = _arguments.float_array("dy", dy)
-    _arguments.shape_is("dy", dy, y.shape, "that of the output")
+    dy = _checks.float_array("dy", dy)
+    _checks.shape_is("dy", dy, y.shape, "that of the output")
     return dy.astype(y.dtype)

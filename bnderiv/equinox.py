@@ -6,7 +6,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from bnderiv import _adapters
+from bnderiv.adapters import batch_norm as _adapters
 
 try:
     import equinox as eqx

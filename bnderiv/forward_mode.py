@@ -1,7 +1,7 @@
 """Every layer and loss again, differentiable in both modes: jvp, jacfwd, linearize and hessian as well as grad.
 
 The same closed forms, attached otherwise: `jax.custom_vjp` knows no forward mode, so here each `_fwd` and `_bwd` is
-attached as a `jax.custom_jvp` (how: `_closed_form.py`). Names, signatures, values, gradients and what is saved for the
+attached as a `jax.custom_jvp` (how: `_rule.py`). Names, signatures, values, gradients and what is saved for the
 backward are those of `bnderiv`. Take this module where forward mode is wanted, and `bnderiv` otherwise.
 """
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
-from bnderiv._closed_form import both_modes
+from bnderiv._rule import both_modes
 from bnderiv.activation import relu as _relu
 from bnderiv.activation import sigmoid as _sigmoid
 from bnderiv.activation import softmax as _softmax

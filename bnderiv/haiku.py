@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bnderiv import _adapters
 from bnderiv.activation.relu import relu
+from bnderiv.adapters import batch_norm as _adapters
 
 try:
     import haiku as hk

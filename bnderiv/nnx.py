@@ -5,8 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bnderiv import _adapters
-from bnderiv._flax_pooling import avg_pool, max_pool
+from bnderiv.adapters import batch_norm as _adapters
+from bnderiv.adapters.flax_pooling import avg_pool, max_pool
 
 try:
     from flax import nnx

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bnderiv._precision import power_of_two
+from bnderiv._numbers import power_of_two
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

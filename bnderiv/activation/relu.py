@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bnderiv import _arguments
-from bnderiv._closed_form import closed_form
+from bnderiv import _checks
+from bnderiv._rule import closed_form
 
 
 def relu(x: jax.Array) -> jax.Array:
@@ -24,8 +24,8 @@ def relu(x: jax.Array) -> jax.Array:
       TypeError: `x` has no floating dtype.
       ValueError: `x` is empty.
     """
-    x = _arguments.float_array("x", x)
-    _arguments.nonempty("x", x)
+    x = _checks.float_array("x", x)
+    _checks.nonempty("x", x)
     return _relu(x)
 
 

@@ -3,9 +3,9 @@
 import jax
 from jax import lax
 
-from bnderiv import _arguments
-from bnderiv._closed_form import closed_form
-from bnderiv._precision import accumulator
+from bnderiv import _checks
+from bnderiv._numbers import accumulator
+from bnderiv._rule import closed_form
 
 
 def sigmoid(x: jax.Array) -> jax.Array:
@@ -23,8 +23,8 @@ def sigmoid(x: jax.Array) -> jax.Array:
       TypeError: `x` has no floating dtype.
       ValueError: `x` is empty.
     """
-    x = _arguments.float_array("x", x)
-    _arguments.nonempty("x", x)
+    x = _checks.float_array("x", x)
+    _checks.nonempty("x", x)
     return _sigmoid(x)
 
 

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bnderiv import _arguments
-from bnderiv._closed_form import closed_form
-from bnderiv._precision import accumulator
+from bnderiv import _checks
+from bnderiv._numbers import accumulator
+from bnderiv._rule import closed_form
 
 
 def softmax(x: jax.Array, axis: int = -1) -> jax.Array:
@@ -26,10 +26,10 @@ def softmax(x: jax.Array, axis: int = -1) -> jax.Array:
       TypeError: `x` has no floating dtype, or `axis` is no integer.
       ValueError: `x` is a scalar or empty, or `axis` is out of range.
     """
-    x = _arguments.float_array("x", x)
-    _arguments.rank_at_least("x", x, 1, "the axis to normalize, and any others")
-    axis = _arguments.axis("axis", axis, x.ndim)
-    _arguments.nonempty("x", x)
+    x = _checks.float_array("x", x)
+    _checks.rank_at_least("x", x, 1, "the axis to normalize, and any others")
+    axis = _checks.axis("axis", axis, x.ndim)
+    _checks.nonempty("x", x)
     return _softmax(axis, x)
 
 

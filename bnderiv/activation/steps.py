@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bnderiv import _arguments
+from bnderiv import _checks
 from bnderiv._steps import arrays, cotangent, derivation
 
 
@@ -104,8 +104,8 @@ def softmax(x: Any, dy: Any, axis: int = -1) -> Softmax:
       ValueError: shapes that differ, an empty array, or an axis out of range.
     """
     x, dy = arrays(x=x, dy=dy)
-    _arguments.rank_at_least("x", x, 1, "the axis to normalize, and any others")
-    axis = _arguments.axis("axis", axis, x.ndim)
+    _checks.rank_at_least("x", x, 1, "the axis to normalize, and any others")
+    axis = _checks.axis("axis", axis, x.ndim)
     v = cotangent(dy, x)
     # The shift cancels in (A8), so it is held constant where somebody differentiates these steps.
     shifted = x - lax.stop_gradient(x.max(axis, keepdims=True))
@@ -123,7 +123,7 @@ def softmax_jacobian(z: Any) -> jax.Array:
       z: shape (..., K), floating dtype.
     """
     (z,) = arrays(z=z)
-    _arguments.rank_at_least("z", z, 1, "(..., K)")
+    _checks.rank_at_least("z", z, 1, "(..., K)")
     s = softmax(z, z).s
     identity = jnp.eye(z.shape[-1], dtype=z.dtype).reshape((1,) * (z.ndim - 1) + (z.shape[-1],) * 2)
     return s[..., :, None] * (identity - s[..., None, :])  # (A9)

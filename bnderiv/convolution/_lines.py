@@ -5,7 +5,7 @@ import math
 import jax
 from jax import lax
 
-from bnderiv import _platform
+from bnderiv import _cpu
 
 
 def lines(x: jax.Array, axis: int, start: int, limit: int, stride: int) -> jax.Array:
@@ -15,7 +15,7 @@ def lines(x: jax.Array, axis: int, start: int, limit: int, stride: int) -> jax.A
     transpose, which is then never written, it reads across the memory, one element at a time. A slice of the memory
     it takes as it is. But axes that are spread over devices must stay axes.
     """
-    if stride > 1 or not _platform.on_one_device():
+    if stride > 1 or not _cpu.on_one_device():
         return lax.slice_in_dim(x, start, limit, stride, axis)
     before, after = x.shape[:axis], x.shape[axis + 1 :]
     size = math.prod(after)

@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bnderiv import _platform
-from bnderiv._computed_once import quotient
-from bnderiv._precision import accumulator
+from bnderiv import _cpu
+from bnderiv._cpu import quotient
+from bnderiv._numbers import accumulator
 from bnderiv.convolution._lines import lines
 
 
@@ -139,7 +139,7 @@ def _product(of_a, a, of_b, b, of_result):
 def _matrix(letters, a, of_result):
     """`a`, and which of its axes are not in the result; two axes in all if there is but one device."""
     summed = [i for i, c in enumerate(letters) if c not in of_result]
-    if not _platform.on_one_device():
+    if not _cpu.on_one_device():
         return a, summed
     cut = len(summed) if summed[0] == 0 else summed[0]
     return a.reshape(math.prod(a.shape[:cut]), -1), [0 if summed[0] == 0 else 1]

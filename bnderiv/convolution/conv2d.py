@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from bnderiv import _arguments
-from bnderiv._arguments import Padding, Pair
-from bnderiv._closed_form import closed_form
-from bnderiv._explicit_sharding import automatic
-from bnderiv._precision import accumulator
+from bnderiv import _checks
+from bnderiv._checks import Padding, Pair
+from bnderiv._numbers import accumulator
+from bnderiv._rule import closed_form
+from bnderiv._sharding import automatic
 from bnderiv.convolution.correlations import fastest
 
 
@@ -58,14 +58,14 @@ def conv2d(
       ValueError: an empty array, shapes or groups that do not fit, an axis out of range, `channel_axis` and
         `batch_axis` equal, negative padding, or a dilated kernel larger than the padded input.
     """
-    x = _arguments.float_array("x", x)
-    kernel = _arguments.float_array("kernel", kernel)
-    _arguments.rank_is("x", x, 4, "batch, rows, columns, channels")
-    _arguments.rank_is("kernel", kernel, 4, "(rows, columns, C_in / groups, C_out)")
-    _arguments.nonempty("x", x)
-    _arguments.nonempty("kernel", kernel)
-    batch, (rows, columns), channel = _arguments.image_axes(channel_axis, batch_axis)
-    groups = _arguments.integer("groups", groups, at_least=1)
+    x = _checks.float_array("x", x)
+    kernel = _checks.float_array("kernel", kernel)
+    _checks.rank_is("x", x, 4, "batch, rows, columns, channels")
+    _checks.rank_is("kernel", kernel, 4, "(rows, columns, C_in / groups, C_out)")
+    _checks.nonempty("x", x)
+    _checks.nonempty("kernel", kernel)
+    batch, (rows, columns), channel = _checks.image_axes(channel_axis, batch_axis)
+    groups = _checks.integer("groups", groups, at_least=1)
     kh, kw, _, c_out = kernel.shape
     c_in = x.shape[channel]
     if c_in % groups or c_out % groups:
@@ -74,15 +74,15 @@ def conv2d(
             f"got {groups} groups for {c_in} and {c_out} channels"
         )
     meaning = f"(rows, columns, C_in / groups, C_out), x has {c_in} channels in {groups} group(s)"
-    _arguments.shape_is("kernel", kernel, (kh, kw, c_in // groups, c_out), meaning)
+    _checks.shape_is("kernel", kernel, (kh, kw, c_in // groups, c_out), meaning)
     if bias is not None:
-        bias = _arguments.float_array("bias", bias)
-        _arguments.shape_is("bias", bias, (c_out,), "(C_out,), the last axis of kernel")
-    strides = _arguments.pair("strides", strides)
-    dilation = _arguments.pair("dilation", dilation)
-    padding = _arguments.padding_pairs(padding, (x.shape[rows], x.shape[columns]), (kh, kw), strides, dilation)
+        bias = _checks.float_array("bias", bias)
+        _checks.shape_is("bias", bias, (c_out,), "(C_out,), the last axis of kernel")
+    strides = _checks.pair("strides", strides)
+    dilation = _checks.pair("dilation", dilation)
+    padding = _checks.padding_pairs(padding, (x.shape[rows], x.shape[columns]), (kh, kw), strides, dilation)
     geometry = _Geometry(strides, padding, dilation, groups, (batch, channel, rows, columns))
-    x, kernel, bias = _arguments.same_varying(x, kernel, bias)
+    x, kernel, bias = _checks.same_varying(x, kernel, bias)
 
     def spread(x, kernel, bias):
         return P(*(kernel[-1] if axis == channel else entry for axis, entry in enumerate(x)))
@@ -109,7 +109,7 @@ def _convolve(geometry, x, kernel, bias):
     dtype = jnp.result_type(*(a for a in (x, kernel, bias) if a is not None))
     z = fastest(geometry, x.shape, kernel.shape).correlation(geometry, x.astype(dtype), kernel.astype(dtype))
     if bias is not None:
-        z = z + _arguments.along(bias, geometry.layout[1], 4).astype(z.dtype)
+        z = z + _checks.along(bias, geometry.layout[1], 4).astype(z.dtype)
     return z.astype(dtype)
 
 

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from bnderiv._arguments import longer
-from bnderiv._platform import on_cpu
+from bnderiv._checks import longer
+from bnderiv._cpu import on_cpu
 from bnderiv.convolution import banded, direct, shifted
 
 

@@ -6,7 +6,7 @@ the arrays meet and which index stays.
 
 from jax import lax
 
-from bnderiv._precision import accumulator
+from bnderiv._numbers import accumulator
 
 _HWIO = (3, 2, 0, 1)  # where a kernel (kh, kw, C_in/groups, C_out) keeps (out, in, rows, columns), as lax asks for it
 

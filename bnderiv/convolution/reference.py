@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jax import lax
 
-from bnderiv._precision import accumulator
+from bnderiv._numbers import accumulator
 
 
 def conv2d(x, kernel, bias=None, *, strides=1, padding="VALID", dilation=1, groups=1, channel_axis=-1, batch_axis=0):

@@ -8,8 +8,8 @@ from functools import partial
 import jax
 from jax import lax
 
-from bnderiv import _arguments
-from bnderiv._precision import accumulator
+from bnderiv import _checks
+from bnderiv._numbers import accumulator
 from bnderiv.convolution._lines import lines
 
 
@@ -25,7 +25,7 @@ def correlation(geometry, x, kernel):
         for j in range(kw):
             cells = _met_by(i, kh, 1, geometry, _met_by(j, kw, 2, geometry, x))
             for c in range(c_in):
-                term = _arguments.along(kernel[i, j, c], 0, 4) * cells[c : c + 1]
+                term = _checks.along(kernel[i, j, c], 0, 4) * cells[c : c + 1]
                 z = term if z is None else z + term
     return z
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, NamedTuple
 import jax
 from jax import lax
 
-from bnderiv import _arguments
+from bnderiv import _checks
 from bnderiv._steps import arrays, cotangent, derivation
 
 
@@ -60,17 +60,17 @@ def conv2d(
       ValueError: shapes or options that do not fit.
     """
     x, kernel, dy = arrays(x=x, kernel=kernel, dy=dy)
-    _arguments.rank_is("x", x, 4, "batch, rows, columns, channels")
-    _arguments.rank_is("kernel", kernel, 4, "(rows, columns, C / groups, K)")
-    batch, spatial, channel = _arguments.image_axes(channel_axis, batch_axis)
+    _checks.rank_is("x", x, 4, "batch, rows, columns, channels")
+    _checks.rank_is("kernel", kernel, 4, "(rows, columns, C / groups, K)")
+    batch, spatial, channel = _checks.image_axes(channel_axis, batch_axis)
     window, sizes = kernel.shape[:2], tuple(x.shape[a] for a in spatial)
-    s, d = _arguments.pair("strides", strides), _arguments.pair("dilation", dilation)
-    pads = _arguments.padding_pairs(padding, sizes, window, s, d)
-    groups = _arguments.integer("groups", groups, at_least=1)
+    s, d = _checks.pair("strides", strides), _checks.pair("dilation", dilation)
+    pads = _checks.padding_pairs(padding, sizes, window, s, d)
+    groups = _checks.integer("groups", groups, at_least=1)
     C, K = x.shape[channel], kernel.shape[3]
     if C % groups or K % groups:
         raise ValueError(f"groups must divide both numbers of channels, got {groups} for {C} and {K}")
-    _arguments.shape_is("kernel", kernel, (*window, C // groups, K), "(rows, columns, C / groups, K)")
+    _checks.shape_is("kernel", kernel, (*window, C // groups, K), "(rows, columns, C / groups, K)")
     images = "".join("NHWC"[(batch, *spatial, channel).index(axis)] for axis in range(4))  # which axis is which
 
     x_padded = _pad(x, spatial, pads)
@@ -78,9 +78,9 @@ def conv2d(
         x_padded, kernel, s, "VALID", None, d, (images, "HWIO", images), feature_group_count=groups
     )
     if bias is not None:
-        bias = _arguments.float_array("bias", bias)
-        _arguments.shape_is("bias", bias, (K,), "(K,), the last axis of kernel")
-        z = z + _arguments.along(bias.astype(z.dtype), channel, 4)  # (C6)
+        bias = _checks.float_array("bias", bias)
+        _checks.shape_is("bias", bias, (K,), "(K,), the last axis of kernel")
+        z = z + _checks.along(bias.astype(z.dtype), channel, 4)  # (C6)
     delta = cotangent(dy, z)
 
     d_bias = delta.sum((batch, *spatial))  # (C8)

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from bnderiv import _arguments
-from bnderiv._closed_form import closed_form
-from bnderiv._explicit_sharding import automatic
-from bnderiv._precision import accumulator
+from bnderiv import _checks
+from bnderiv._numbers import accumulator
+from bnderiv._rule import closed_form
+from bnderiv._sharding import automatic
 
 
 def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
@@ -28,17 +28,17 @@ def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax
       TypeError: an argument has no floating dtype.
       ValueError: an empty array, or shapes that do not fit.
     """
-    x = _arguments.float_array("x", x)
-    kernel = _arguments.float_array("kernel", kernel)
-    _arguments.rank_at_least("x", x, 1, "(..., D)")
-    _arguments.rank_is("kernel", kernel, 2, "(D, H)")
-    _arguments.nonempty("x", x)
-    _arguments.nonempty("kernel", kernel)
-    _arguments.shape_is("kernel", kernel, (x.shape[-1], kernel.shape[1]), "(D, H), D the last axis of x")
+    x = _checks.float_array("x", x)
+    kernel = _checks.float_array("kernel", kernel)
+    _checks.rank_at_least("x", x, 1, "(..., D)")
+    _checks.rank_is("kernel", kernel, 2, "(D, H)")
+    _checks.nonempty("x", x)
+    _checks.nonempty("kernel", kernel)
+    _checks.shape_is("kernel", kernel, (x.shape[-1], kernel.shape[1]), "(D, H), D the last axis of x")
     if bias is not None:
-        bias = _arguments.float_array("bias", bias)
-        _arguments.shape_is("bias", bias, (kernel.shape[1],), "(H,), H the columns of kernel")
-    x, kernel, bias = _arguments.same_varying(x, kernel, bias)
+        bias = _checks.float_array("bias", bias)
+        _checks.shape_is("bias", bias, (kernel.shape[1],), "(H,), H the columns of kernel")
+    x, kernel, bias = _checks.same_varying(x, kernel, bias)
     return automatic(_dense, _spread, x=x, kernel=kernel, bias=bias)
 
 
@@ -55,7 +55,7 @@ def _affine(x, kernel, bias):
     dtype = jnp.result_type(*(a for a in (x, kernel, bias) if a is not None))
     z = _matmul(x.astype(dtype), kernel.astype(dtype))  # (L1)
     if bias is not None:
-        z = z + _arguments.along(bias, z.ndim - 1, z.ndim).astype(z.dtype)
+        z = z + _checks.along(bias, z.ndim - 1, z.ndim).astype(z.dtype)
     return z.astype(dtype)
 
 

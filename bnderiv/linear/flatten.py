@@ -2,8 +2,8 @@
 
 import jax
 
-from bnderiv import _arguments
-from bnderiv._closed_form import closed_form
+from bnderiv import _checks
+from bnderiv._rule import closed_form
 
 
 def flatten(x: jax.Array) -> jax.Array:
@@ -21,9 +21,9 @@ def flatten(x: jax.Array) -> jax.Array:
       TypeError: `x` has no floating dtype.
       ValueError: `x` is a scalar or empty.
     """
-    x = _arguments.float_array("x", x)
-    _arguments.rank_at_least("x", x, 1, "(N, ...)")
-    _arguments.nonempty("x", x)
+    x = _checks.float_array("x", x)
+    _checks.rank_at_least("x", x, 1, "(N, ...)")
+    _checks.nonempty("x", x)
     return _flatten(x.shape, x)
 
 

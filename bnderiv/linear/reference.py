@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from bnderiv._precision import accumulator
+from bnderiv._numbers import accumulator
 
 
 def dense(x, kernel, bias=None):

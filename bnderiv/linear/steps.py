@@ -4,7 +4,7 @@ from typing import Annotated, Any, NamedTuple
 
 import jax
 
-from bnderiv import _arguments
+from bnderiv import _checks
 from bnderiv._steps import arrays, cotangent, derivation
 
 
@@ -37,8 +37,8 @@ def dense(x: Any, kernel: Any, bias: Any, dy: Any) -> Dense:
       ValueError: shapes that do not fit, or an empty array.
     """
     x, kernel, dy = arrays(x=x, kernel=kernel, dy=dy)
-    _arguments.rank_at_least("x", x, 1, "(..., D)")
-    _arguments.rank_is("kernel", kernel, 2, "(D, H)")
+    _checks.rank_at_least("x", x, 1, "(..., D)")
+    _checks.rank_is("kernel", kernel, 2, "(D, H)")
     z = affine(x, kernel, bias)
     dy = cotangent(dy, z)
 
@@ -52,12 +52,12 @@ def dense(x: Any, kernel: Any, bias: Any, dy: Any) -> Dense:
 
 def affine(x: jax.Array, kernel: jax.Array, bias: Any) -> jax.Array:
     """z = a W + b (L1)."""
-    _arguments.shape_is("kernel", kernel, (x.shape[-1], kernel.shape[1]), "(D, H), D the last axis of x")
+    _checks.shape_is("kernel", kernel, (x.shape[-1], kernel.shape[1]), "(D, H), D the last axis of x")
     z = x @ kernel  # (L1)
     if bias is not None:
-        bias = _arguments.float_array("bias", bias)
-        _arguments.shape_is("bias", bias, (kernel.shape[1],), "(H,), H the columns of kernel")
-        z = z + _arguments.along(bias.astype(z.dtype), z.ndim - 1, z.ndim)
+        bias = _checks.float_array("bias", bias)
+        _checks.shape_is("bias", bias, (kernel.shape[1],), "(H,), H the columns of kernel")
+        z = z + _checks.along(bias.astype(z.dtype), z.ndim - 1, z.ndim)
     return z
 
 
@@ -84,6 +84,6 @@ def flatten(x: Any, dy: Any) -> Flatten:
       ValueError: shapes that do not fit, or an empty array.
     """
     x, dy = arrays(x=x, dy=dy)
-    _arguments.rank_at_least("x", x, 1, "(N, ...)")
+    _checks.rank_at_least("x", x, 1, "(N, ...)")
     z = x.reshape(x.shape[0], -1)  # (L5)
     return Flatten(z, cotangent(dy, z).reshape(x.shape))

@@ -8,10 +8,10 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from bnderiv import _arguments
-from bnderiv._closed_form import closed_form
-from bnderiv._explicit_sharding import automatic, spread_like_rows
-from bnderiv._precision import accumulator
+from bnderiv import _checks
+from bnderiv._numbers import accumulator
+from bnderiv._rule import closed_form
+from bnderiv._sharding import automatic, spread_like_rows
 
 
 def softmax_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -35,12 +35,12 @@ def softmax_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
       TypeError: an argument has no floating dtype.
       ValueError: scalars, empty arrays, or shapes that differ.
     """
-    logits = _arguments.float_array("logits", logits)
-    labels = _arguments.float_array("labels", labels)
-    _arguments.rank_at_least("logits", logits, 1, "(..., K)")
-    _arguments.nonempty("logits", logits)
-    _arguments.shape_is("labels", labels, logits.shape, "that of logits")
-    logits, labels = _arguments.same_varying(logits, labels)
+    logits = _checks.float_array("logits", logits)
+    labels = _checks.float_array("labels", labels)
+    _checks.rank_at_least("logits", logits, 1, "(..., K)")
+    _checks.nonempty("logits", logits)
+    _checks.shape_is("labels", labels, logits.shape, "that of logits")
+    logits, labels = _checks.same_varying(logits, labels)
     return automatic(_weighted, spread_like_rows, logits=logits, labels=labels)
 
 
@@ -94,12 +94,12 @@ def softmax_cross_entropy_with_integer_labels(logits: jax.Array, labels: ArrayLi
       TypeError: `logits` has no floating dtype, or `labels` no integer dtype.
       ValueError: scalar or empty logits, or labels of another shape than `logits.shape[:-1]`.
     """
-    logits = _arguments.float_array("logits", logits)
-    _arguments.rank_at_least("logits", logits, 1, "(..., K)")
-    _arguments.nonempty("logits", logits)
+    logits = _checks.float_array("logits", logits)
+    _checks.rank_at_least("logits", logits, 1, "(..., K)")
+    _checks.nonempty("logits", logits)
     labels = _class_indices(labels, logits.shape[-1])
-    _arguments.shape_is("labels", labels, logits.shape[:-1], "that of logits without its last axis")
-    logits, labels = _arguments.same_varying(logits, labels)
+    _checks.shape_is("labels", labels, logits.shape[:-1], "that of logits without its last axis")
+    logits, labels = _checks.same_varying(logits, labels)
     return automatic(_indexed, spread_like_rows, logits=logits, labels=labels)
 
 

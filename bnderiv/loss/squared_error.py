@@ -3,10 +3,10 @@
 import jax
 import jax.numpy as jnp
 
-from bnderiv import _arguments
-from bnderiv._closed_form import closed_form
-from bnderiv._explicit_sharding import automatic, spread_like_rows
-from bnderiv._precision import accumulator
+from bnderiv import _checks
+from bnderiv._numbers import accumulator
+from bnderiv._rule import closed_form
+from bnderiv._sharding import automatic, spread_like_rows
 
 
 def squared_error(predictions: jax.Array, targets: jax.Array) -> jax.Array:
@@ -26,13 +26,13 @@ def squared_error(predictions: jax.Array, targets: jax.Array) -> jax.Array:
       TypeError: an argument has no floating dtype.
       ValueError: scalars, empty arrays, or shapes that differ.
     """
-    predictions = _arguments.float_array("predictions", predictions)
-    targets = _arguments.float_array("targets", targets)
-    _arguments.rank_at_least("predictions", predictions, 1, "(..., K)")
-    _arguments.nonempty("predictions", predictions)
-    _arguments.shape_is("targets", targets, predictions.shape, "that of predictions")
+    predictions = _checks.float_array("predictions", predictions)
+    targets = _checks.float_array("targets", targets)
+    _checks.rank_at_least("predictions", predictions, 1, "(..., K)")
+    _checks.nonempty("predictions", predictions)
+    _checks.shape_is("targets", targets, predictions.shape, "that of predictions")
     dtype = jnp.result_type(predictions, targets)  # cast out here, so that the difference alone says all in `_bwd`
-    predictions, targets = _arguments.same_varying(predictions.astype(dtype), targets.astype(dtype))
+    predictions, targets = _checks.same_varying(predictions.astype(dtype), targets.astype(dtype))
     return automatic(_squared_error, spread_like_rows, predictions=predictions, targets=targets)
 
 

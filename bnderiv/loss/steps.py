@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bnderiv import _arguments
+from bnderiv import _checks
 from bnderiv._steps import arrays, cotangent, derivation
 
 
@@ -36,8 +36,8 @@ def squared_error(predictions: Any, targets: Any, dy: Any = None) -> SquaredErro
       ValueError: shapes that do not fit, or an empty array.
     """
     a, y = arrays(predictions=predictions, targets=targets)
-    _arguments.rank_at_least("predictions", a, 1, "(..., K)")
-    _arguments.shape_is("targets", y, a.shape, "that of predictions")
+    _checks.rank_at_least("predictions", a, 1, "(..., K)")
+    _checks.shape_is("targets", y, a.shape, "that of predictions")
     difference = a - y
     loss = (difference**2).sum(-1) / 2  # (S1)
     c = _weight(dy, loss)
@@ -81,8 +81,8 @@ def softmax_cross_entropy(logits: Any, labels: Any, dy: Any = None) -> SoftmaxCr
       ValueError: shapes that do not fit, or an empty array.
     """
     z, y = arrays(logits=logits, labels=labels)
-    _arguments.rank_at_least("logits", z, 1, "(..., K)")
-    _arguments.shape_is("labels", y, z.shape, "that of logits")
+    _checks.rank_at_least("logits", z, 1, "(..., K)")
+    _checks.shape_is("labels", y, z.shape, "that of logits")
     shifted, total, s, log_s = _probabilities(z)
     label_sum = y.sum(-1, keepdims=True)
     loss = -jnp.where(y == 0, 0, y * log_s).sum(-1)  # (S6), a weight 0 counts for nothing even at −∞
@@ -125,7 +125,7 @@ def softmax_cross_entropy_with_integer_labels(
       ValueError: shapes that do not fit, or an empty array.
     """
     (z,) = arrays(logits=logits)
-    _arguments.rank_at_least("logits", z, 1, "(..., K)")
+    _checks.rank_at_least("logits", z, 1, "(..., K)")
     shifted, total, s, log_s = _probabilities(z)
     y = one_hot(labels, z)
     loss = -jnp.where(y == 0, 0, y * log_s).sum(-1)  # (S9): one term of the sum is left
@@ -143,7 +143,7 @@ def one_hot(labels: Any, like: jax.Array) -> jax.Array:
     labels = jnp.asarray(labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(f"labels must have an integer dtype, got {labels.dtype.name}{list(labels.shape)}")
-    _arguments.shape_is("labels", labels, like.shape[:-1], "that of logits without its last axis")
+    _checks.shape_is("labels", labels, like.shape[:-1], "that of logits without its last axis")
     if labels.dtype.itemsize < 4:  # an int8 cannot count to the number of classes
         labels = labels.astype(jnp.int32)
     y = labels[..., None]

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jax.nn import initializers
 from jax.typing import DTypeLike
 
-from bnderiv import _arguments
-from bnderiv._precision import accumulator
+from bnderiv import _checks
+from bnderiv._numbers import accumulator
 from bnderiv.normalization.running_stats import init_running_stats, update_running_stats
 
 # Named, not imported: each attachment has the same functions, and is loaded when a model first asks for it.
@@ -58,7 +58,7 @@ class Options:
         one_of("gradients", self.gradients, _ATTACHMENTS)
         if not isinstance(self.batch_norm, bool):
             raise ValueError(f"batch_norm must be True or False, got {self.batch_norm!r}")
-        _arguments.integer("classes", self.classes, at_least=1)
+        _checks.integer("classes", self.classes, at_least=1)
         try:
             dtype = None if self.dtype is None else jnp.dtype(self.dtype)
         except TypeError:

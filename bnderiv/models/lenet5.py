@@ -16,8 +16,8 @@ from typing import Any
 
 import jax
 
-from bnderiv import _arguments
-from bnderiv._platform import on_cpu
+from bnderiv import _checks
+from bnderiv._cpu import on_cpu
 from bnderiv.models import _blocks
 
 
@@ -43,7 +43,7 @@ class Config(_blocks.Options):
         shape = tuple(self.image_shape)
         if len(shape) != 3:
             raise ValueError(f"image_shape must be (rows, columns, channels), got {self.image_shape!r}")
-        rows, columns, channels = (_arguments.integer(f"image_shape[{i}]", n, at_least=1) for i, n in enumerate(shape))
+        rows, columns, channels = (_checks.integer(f"image_shape[{i}]", n, at_least=1) for i, n in enumerate(shape))
         if rows < 28 or columns < 28:
             raise ValueError(f"image_shape must be at least 28×28, got {rows}×{columns}")
         object.__setattr__(self, "image_shape", (rows, columns, channels))  # a list is welcome, but does not hash
@@ -100,10 +100,10 @@ def apply(
       TypeError: `x` has no floating dtype.
       ValueError: `x` is empty, or not a batch of images of `config.image_shape`.
     """
-    x = _arguments.float_array("x", x)
-    _arguments.rank_is("x", x, 4, "(N, rows, columns, channels)")
-    _arguments.shape_is("x", x, (x.shape[0], *config.image_shape), "N images of config.image_shape")
-    _arguments.nonempty("x", x)  # here, in the layout that it was given in
+    x = _checks.float_array("x", x)
+    _checks.rank_is("x", x, 4, "(N, rows, columns, channels)")
+    _checks.shape_is("x", x, (x.shape[0], *config.image_shape), "N images of config.image_shape")
+    _checks.nonempty("x", x)  # here, in the layout that it was given in
     bn = _blocks.layers(config)
     pool = {"max": bn.max_pool, "avg": bn.avg_pool}[config.pool]
     activate = partial(_blocks.activate, params, config, train, axis_name)

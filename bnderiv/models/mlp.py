@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from bnderiv import _arguments
+from bnderiv import _checks
 from bnderiv.models import _blocks
 
 
@@ -30,9 +30,9 @@ class Config(_blocks.Options):
         super().__post_init__()
         if isinstance(self.hidden, int | str):
             raise ValueError(f"hidden must be a tuple of numbers of units, got {self.hidden!r}")
-        hidden = tuple(_arguments.integer(f"hidden[{i}]", n, at_least=1) for i, n in enumerate(self.hidden))
+        hidden = tuple(_checks.integer(f"hidden[{i}]", n, at_least=1) for i, n in enumerate(self.hidden))
         object.__setattr__(self, "hidden", hidden)  # a list is welcome, but does not hash
-        _arguments.integer("features", self.features, at_least=1)
+        _checks.integer("features", self.features, at_least=1)
 
 
 def init(key: jax.Array, config: Config) -> tuple[_blocks.Tree, _blocks.Tree]:
@@ -76,8 +76,8 @@ def apply(
       TypeError: `x` has no floating dtype.
       ValueError: the examples do not have `config.features` numbers.
     """
-    x = _arguments.float_array("x", x)
-    _arguments.rank_at_least("x", x, 2, "(N, features)")
+    x = _checks.float_array("x", x)
+    _checks.rank_at_least("x", x, 2, "(N, features)")
     if math.prod(x.shape[1:]) != config.features:
         raise ValueError(f"x must have {config.features} features an example (config.features), got shape {x.shape}")
     bn = _blocks.layers(config)

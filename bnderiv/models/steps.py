@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bnderiv import _arguments
+from bnderiv import _checks
 from bnderiv._steps import arrays, derivation
 from bnderiv.activation import steps as activation
 from bnderiv.convolution import steps as convolution
@@ -159,9 +159,9 @@ def lenet5(params: Tree, state: Tree, x: Any, labels: Any, config: Any, *, loss:
     """
     if loss not in ("cross_entropy", "squared_error"):
         raise ValueError(f"loss must be 'cross_entropy' or 'squared_error', got {loss!r}")
-    x = _arguments.float_array("x", x)
-    _arguments.rank_is("x", x, 4, "(N, rows, columns, channels)")
-    _arguments.shape_is("x", x, (x.shape[0], *config.image_shape), "N images of config.image_shape")
+    x = _checks.float_array("x", x)
+    _checks.rank_is("x", x, 4, "(N, rows, columns, channels)")
+    _checks.shape_is("x", x, (x.shape[0], *config.image_shape), "N images of config.image_shape")
     (x,) = arrays(x=x.astype(config.dtype))
     kernel, bias, gamma, beta = (_numbered(params, part, x.dtype) for part in ("kernel", "bias", "gamma", "beta"))
     options = {"eps": config.eps}

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from bnderiv import _arguments
+from bnderiv import _checks
 from bnderiv.normalization.moments import Moments, recentre
 
 AxisName = Any  # a hashable name, or a tuple of them
@@ -21,7 +21,7 @@ def merge(moments: Moments, axis_name: AxisName, axis_index_groups: Groups | Non
     Raises:
       ValueError: `axis_index_groups` that do not share out the devices, or where JAX's collectives do not take them.
     """
-    message = jnp.stack(_arguments.same_varying(*moments))
+    message = jnp.stack(_checks.same_varying(*moments))
     n, shift, scale, mean, var = _gather(message, axis_name, axis_index_groups)  # (devices, C) each
     n, shift, scale = (lax.stop_gradient(a) for a in (n, shift, scale))
     scale = jnp.where(n > 0, scale, 1)  # groups of unequal size leave places empty, all 0

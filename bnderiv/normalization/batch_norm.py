@@ -11,10 +11,10 @@ from jax import lax
 from jax.core import Tracer
 from jax.sharding import PartitionSpec as P
 
-from bnderiv import _arguments
-from bnderiv._closed_form import closed_form
-from bnderiv._explicit_sharding import automatic
-from bnderiv._precision import accumulator
+from bnderiv import _checks
+from bnderiv._numbers import accumulator
+from bnderiv._rule import closed_form
+from bnderiv._sharding import automatic
 from bnderiv.activation.relu import rectify
 from bnderiv.normalization.across_devices import merge
 from bnderiv.normalization.channels import Channels
@@ -86,14 +86,14 @@ def batch_norm_relu(
 
 
 def _public(relu, x, gamma, beta, channel_axis, eps, where, axis_name, groups):
-    x = _arguments.float_array("x", x)
-    _arguments.rank_at_least("x", x, 2, "batch and channels")
-    _arguments.nonempty("x", x)
-    axis = _arguments.axis("channel_axis", channel_axis, x.ndim)
+    x = _checks.float_array("x", x)
+    _checks.rank_at_least("x", x, 2, "batch and channels")
+    _checks.nonempty("x", x)
+    axis = _checks.axis("channel_axis", channel_axis, x.ndim)
     channels = (x.shape[axis],)
-    gamma, beta = _arguments.float_array("gamma", gamma), _arguments.float_array("beta", beta)
-    _arguments.shape_is("gamma", gamma, channels, "one per channel of x")
-    _arguments.shape_is("beta", beta, channels, "one per channel of x")
+    gamma, beta = _checks.float_array("gamma", gamma), _checks.float_array("beta", beta)
+    _checks.shape_is("gamma", gamma, channels, "one per channel of x")
+    _checks.shape_is("beta", beta, channels, "one per channel of x")
     eps = nonnegative("eps", eps, accumulator(x.dtype))
     if where is not None:
         where = _mask(where, x.shape)
@@ -104,7 +104,7 @@ def _public(relu, x, gamma, beta, channel_axis, eps, where, axis_name, groups):
         return x, P(x[axis])  # y, and all of the statistics
 
     core = partial(_with_stats, Channels.of(axis, x.shape, masked=where is not None), relu, axis_name, groups)
-    x, where, gamma, beta, eps = _arguments.same_varying(x, where, gamma, beta, eps)
+    x, where, gamma, beta, eps = _checks.same_varying(x, where, gamma, beta, eps)
     return automatic(core, spread, x=x, where=where, gamma=gamma, beta=beta, eps=eps)
 
 
@@ -113,7 +113,7 @@ def _with_stats(channels, relu, axis_name, groups, x, where, gamma, beta, eps):
     own = axis_name is None or axis_name == ()
     if not own:
         moments = merge(moments, axis_name, groups)
-    y = _normalize(channels, relu, own, x, where, gamma, beta, eps, *_arguments.same_varying(x, *moments)[1:])
+    y = _normalize(channels, relu, own, x, where, gamma, beta, eps, *_checks.same_varying(x, *moments)[1:])
     return y, batch_stats(moments)
 
 

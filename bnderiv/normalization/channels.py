@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bnderiv._arguments import along, longer
-from bnderiv._computed_once import quotient
-from bnderiv._precision import power_of_two
+from bnderiv._checks import along, longer
+from bnderiv._cpu import quotient
+from bnderiv._numbers import power_of_two
 
 
 class Channels(NamedTuple):

@@ -5,11 +5,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from bnderiv import _arguments
-from bnderiv._arguments import along
-from bnderiv._closed_form import closed_form
-from bnderiv._explicit_sharding import automatic
-from bnderiv._precision import accumulator
+from bnderiv import _checks
+from bnderiv._checks import along
+from bnderiv._numbers import accumulator
+from bnderiv._rule import closed_form
+from bnderiv._sharding import automatic
 from bnderiv.normalization.batch_norm import nonnegative
 
 
@@ -39,16 +39,16 @@ def batch_norm_inference(
       TypeError: a dtype that is not floating.
       ValueError: shapes that do not fit, an axis out of range, an empty `x`, a negative `eps`.
     """
-    x = _arguments.float_array("x", x)
-    _arguments.rank_at_least("x", x, 2, "batch and channels")
-    _arguments.nonempty("x", x)
-    axis = _arguments.axis("channel_axis", channel_axis, x.ndim)
+    x = _checks.float_array("x", x)
+    _checks.rank_at_least("x", x, 2, "batch and channels")
+    _checks.nonempty("x", x)
+    axis = _checks.axis("channel_axis", channel_axis, x.ndim)
     vectors = {"gamma": gamma, "beta": beta, "mean": mean, "var": var}
     for name, value in vectors.items():
-        vectors[name] = _arguments.float_array(name, value)
-        _arguments.shape_is(name, vectors[name], (x.shape[axis],), "one per channel of x")
+        vectors[name] = _checks.float_array(name, value)
+        _checks.shape_is(name, vectors[name], (x.shape[axis],), "one per channel of x")
     arrays = {"x": x, **vectors, "eps": nonnegative("eps", eps, accumulator(x.dtype))}
-    arrays = dict(zip(arrays, _arguments.same_varying(*arrays.values()), strict=True))
+    arrays = dict(zip(arrays, _checks.same_varying(*arrays.values()), strict=True))
     return automatic(partial(_inference, axis), lambda x, **_: x, **arrays)
 
 

@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bnderiv import _platform
-from bnderiv._arguments import longer
-from bnderiv._closed_form import closed_form
-from bnderiv._precision import accumulator, power_of_two
+from bnderiv import _cpu
+from bnderiv._checks import longer
+from bnderiv._numbers import accumulator, power_of_two
+from bnderiv._rule import closed_form
 from bnderiv.normalization.channels import Channels
 from bnderiv.normalization.running_stats import BatchStats
 
@@ -106,7 +106,7 @@ def _units(channels, x, where, n, eps):
     info = jnp.finfo(dtype)
     shift = lax.reduce_precision(shift, info.nexp, info.nmant - 1)
     # So that s and 1/s are normal, and s times the few powers of two of the sums. A quotient, because XLA computes it
-    # once for a channel (see `_computed_once`).
+    # once for a channel (see `_cpu.quotient`).
     largest = 2.0 ** -(info.minexp + 6)
     return shift, 1 / jnp.clip(2 * power_of_two(jnp.maximum(size, jnp.sqrt(eps))), 1 / largest, largest)
 
@@ -139,7 +139,7 @@ def _sampled(channels, x, where):
     """Whether `x` is large and on one device; with few channels, every digit counts (see `Channels.of`)."""
     number = channels.number(channels.view(x))
     large = isinstance(x.size, int) and x.size >= 2**20 and x.size >= 512 * number and number >= 16
-    return large and where is None and _platform.on_cpu() and _platform.on_one_device()
+    return large and where is None and _cpu.on_cpu() and _cpu.on_one_device()
 
 
 def _sample(channels, x):

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jax import lax
 
-from bnderiv._precision import accumulator
+from bnderiv._numbers import accumulator
 from bnderiv.normalization.running_stats import BatchStats, RunningStats
 
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jax.typing import DTypeLike
 
-from bnderiv import _arguments
-from bnderiv._explicit_sharding import automatic
+from bnderiv import _checks
+from bnderiv._sharding import automatic
 
 
 class BatchStats(NamedTuple):
@@ -57,7 +57,7 @@ def init_running_stats(channels: int, dtype: DTypeLike = jnp.float32) -> Running
       TypeError: `channels` is no integer, or `dtype` is not floating.
       ValueError: `channels` is below 1.
     """
-    channels = _arguments.integer("channels", channels, at_least=1)
+    channels = _checks.integer("channels", channels, at_least=1)
     if not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
         raise TypeError(f"dtype must be a floating dtype, got {jnp.dtype(dtype).name}")
     return RunningStats(jnp.zeros(channels, dtype), jnp.ones(channels, dtype), jnp.zeros((), jnp.int32))
@@ -91,7 +91,7 @@ def update_running_stats(
         raise TypeError(f"batch must be a BatchStats, as batch_norm returns it, got {type(batch).__name__}")
     vectors = {"running.var": running.var, "batch.mean": batch.mean, "batch.var": batch.var, "batch.count": batch.count}
     for name, value in vectors.items():
-        _arguments.shape_is(name, value, running.mean.shape, "the shape of running.mean")
+        _checks.shape_is(name, value, running.mean.shape, "the shape of running.mean")
     mean, var, seen = automatic(
         partial(_step, unbiased),
         lambda mean, var, seen, **_: (mean, var, seen),

@@ -10,8 +10,8 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bnderiv import _arguments
-from bnderiv._arguments import along
+from bnderiv import _checks
+from bnderiv._checks import along
 from bnderiv._steps import arrays, cotangent, derivation
 
 # --- The three-part gradient (derivation.md, part A) ---
@@ -149,7 +149,7 @@ def centering_jacobian(n: int) -> jax.Array:
     Args:
       n: N, the rows of the batch, at least 1.
     """
-    n = _arguments.integer("n", n, at_least=1)
+    n = _checks.integer("n", n, at_least=1)
     return jnp.eye(n) - 1 / n  # (N15)
 
 
@@ -181,7 +181,7 @@ def normalization_jacobian(h: Any, eps: Any) -> jax.Array:
 
 def _matrix(h: Any) -> list[jax.Array]:
     (h,) = arrays(h=h)
-    _arguments.rank_is("h", h, 2, "(N, H)")
+    _checks.rank_is("h", h, 2, "(N, H)")
     return [h]
 
 
@@ -300,8 +300,8 @@ def batch_norm_inference(
 
 def _channels(x: jax.Array, channel_axis: int, **vectors: jax.Array) -> tuple[tuple[int, ...], Any]:
     """The axes that are summed over, and a function that lays a vector of length C along the axis of the channels."""
-    _arguments.rank_at_least("x", x, 2, "batch and channels")
-    axis = _arguments.axis("channel_axis", channel_axis, x.ndim)
+    _checks.rank_at_least("x", x, 2, "batch and channels")
+    axis = _checks.axis("channel_axis", channel_axis, x.ndim)
     for name, vector in vectors.items():
-        _arguments.shape_is(name, vector, (x.shape[axis],), "one per channel of x")
+        _checks.shape_is(name, vector, (x.shape[axis],), "one per channel of x")
     return tuple(a for a in range(x.ndim) if a != axis), lambda vector: along(vector, axis, x.ndim)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from bnderiv import _arguments
+from bnderiv import _checks
 
 
 class Windows(NamedTuple):
@@ -58,16 +58,16 @@ def windows(
       ValueError: `x` of another rank or empty, an argument out of range, a window larger than the padded input, or
         padding as large as a window (which would then lie in the padding alone).
     """
-    _arguments.rank_is("x", x, 4, "batch, two spatial axes and channel")
-    _arguments.nonempty("x", x)
-    _, axes, _ = _arguments.image_axes(channel_axis, batch_axis)
-    window = _arguments.pair("window", window)
-    strides = window if strides is None else _arguments.pair("strides", strides)
-    dilation = _arguments.pair("dilation", dilation)
+    _checks.rank_is("x", x, 4, "batch, two spatial axes and channel")
+    _checks.nonempty("x", x)
+    _, axes, _ = _checks.image_axes(channel_axis, batch_axis)
+    window = _checks.pair("window", window)
+    strides = window if strides is None else _checks.pair("strides", strides)
+    dilation = _checks.pair("dilation", dilation)
     sizes = x.shape[axes[0]], x.shape[axes[1]]
     if not all(isinstance(size, int) for size in sizes):
         raise ValueError(f"the rows and columns of x must be known, only batch and channels symbolic, got {x.shape}")
-    pads = _arguments.padding_pairs(padding, sizes, window, strides, dilation)
+    pads = _checks.padding_pairs(padding, sizes, window, strides, dilation)
     rows, columns = (
         Windows(*arguments, *pad) for *arguments, pad in zip(axes, sizes, window, strides, dilation, pads, strict=True)
     )

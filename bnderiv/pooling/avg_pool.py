@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bnderiv import _arguments
-from bnderiv._closed_form import closed_form
-from bnderiv._computed_once import quotient
-from bnderiv._explicit_sharding import automatic
-from bnderiv._precision import accumulator
+from bnderiv import _checks
+from bnderiv._cpu import quotient
+from bnderiv._numbers import accumulator
+from bnderiv._rule import closed_form
+from bnderiv._sharding import automatic
 from bnderiv.pooling._windows import (
     Windows,
     collect,
@@ -61,7 +61,7 @@ def avg_pool(
       ValueError: `x` of another rank or empty, `channel_axis` equal to `batch_axis`, an argument out of range, or a
         window larger than the padded input.
     """
-    x = _arguments.float_array("x", x)
+    x = _checks.float_array("x", x)
     if not isinstance(count_include_pad, bool):
         raise TypeError(f"count_include_pad must be a boolean, got {count_include_pad!r}")
     both = windows(x, window, strides, padding, 1, channel_axis, batch_axis)
@@ -114,7 +114,7 @@ def _sum(terms):
 
 def _where_covered(cell, share, w):
     covered = cell >= 0
-    return share if covered.all() else jnp.where(_arguments.along(jnp.asarray(covered), w.axis, share.ndim), share, 0)
+    return share if covered.all() else jnp.where(_checks.along(jnp.asarray(covered), w.axis, share.ndim), share, 0)
 
 
 _avg_pool.defvjp(_avg_pool_fwd, _avg_pool_bwd)
@@ -141,5 +141,5 @@ def _divisor(both, count_include_pad, like):
     for w in both:
         first = np.arange(w.count) * w.stride - w.before
         real = np.minimum(first + w.window, w.size) - np.maximum(first, 0)
-        counts.append(_arguments.along(jnp.asarray(real, like.dtype), w.axis, like.ndim))
+        counts.append(_checks.along(jnp.asarray(real, like.dtype), w.axis, like.ndim))
     return counts[0] * counts[1]

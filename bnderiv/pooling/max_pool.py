@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from bnderiv import _arguments
-from bnderiv._closed_form import closed_form
-from bnderiv._explicit_sharding import automatic
-from bnderiv._precision import accumulator
+from bnderiv import _checks
+from bnderiv._numbers import accumulator
+from bnderiv._rule import closed_form
+from bnderiv._sharding import automatic
 from bnderiv.pooling._windows import pad, spread, take, windows, with_margins
 
 
@@ -51,7 +51,7 @@ def max_pool(
       ValueError: `x` of another rank or empty, `channel_axis` equal to `batch_axis`, an argument out of range, or a
         dilated window larger than the padded input.
     """
-    x = _arguments.float_array("x", x)
+    x = _checks.float_array("x", x)
     both = windows(x, window, strides, padding, dilation, channel_axis, batch_axis)
     return automatic(functools.partial(_max_pool, both), lambda x: x, x=x)
 
@@ -90,7 +90,7 @@ def _first_maxima(x, winners, w, step):
     first_real = np.maximum(0, -((np.arange(w.count) * w.stride - w.before) // w.dilation))
     first_real = np.where(first_real < w.window, first_real, 0)  # in a window of padding alone nothing is won
     if first_real.any():
-        winner += _arguments.along(jnp.asarray(first_real * step, winner.dtype), w.axis, x.ndim)
+        winner += _checks.along(jnp.asarray(first_real * step, winner.dtype), w.axis, x.ndim)
 
     def later(k, found):
         (best, winner), (candidate, its_place) = found, cell(k)
@@ -101,7 +101,7 @@ def _first_maxima(x, winners, w, step):
         for k in range(1, w.window):
             best, winner = later(k, (best, winner))
     else:  # a loop keeps the program, and the time it takes to compile, small
-        best, winner = lax.fori_loop(1, w.window, later, _arguments.same_varying(best, winner))
+        best, winner = lax.fori_loop(1, w.window, later, _checks.same_varying(best, winner))
     return best, winner
 
 
@@ -121,7 +121,7 @@ def _max_pool_bwd(both, winner, delta):
         by, term = (spread(a, rows, back) for a in (winner, share))
         terms = []
         for column_back, column_cell in enumerate(column_cells):
-            row, column = _arguments.along(row_cell, rows.axis, 4), _arguments.along(column_cell, columns.axis, 4)
+            row, column = _checks.along(row_cell, rows.axis, 4), _checks.along(column_cell, columns.axis, 4)
             cell = jnp.where((row < 0) | (column < 0), -1, row * columns.window + column)
             wins = spread(by, columns, column_back).astype(cell.dtype) == cell
             terms.append(jnp.where(wins, spread(term, columns, column_back), 0))

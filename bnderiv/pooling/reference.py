@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from bnderiv._precision import accumulator
+from bnderiv._numbers import accumulator
 
 
 def avg_pool(x, window, *, strides=None, padding="VALID", count_include_pad=True, channel_axis=-1, batch_axis=0):

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from bnderiv import _arguments
-from bnderiv._arguments import Padding, Pair
+from bnderiv import _checks
+from bnderiv._checks import Padding, Pair
 from bnderiv._steps import arrays, cotangent, derivation
 
 
@@ -172,13 +172,13 @@ class _Windows(NamedTuple):
 def _windows(
     x: jax.Array, window: Any, strides: Any, padding: Any, dilation: Any, channel_axis: int, batch_axis: int
 ) -> _Windows:
-    _arguments.rank_is("x", x, 4, "batch, two spatial axes and channel")
-    _, spatial, _ = _arguments.image_axes(channel_axis, batch_axis)
+    _checks.rank_is("x", x, 4, "batch, two spatial axes and channel")
+    _, spatial, _ = _checks.image_axes(channel_axis, batch_axis)
     sizes = x.shape[spatial[0]], x.shape[spatial[1]]
-    window, dilation = _arguments.pair("window", window), _arguments.pair("dilation", dilation)
-    strides = window if strides is None else _arguments.pair("strides", strides)
+    window, dilation = _checks.pair("window", window), _checks.pair("dilation", dilation)
+    strides = window if strides is None else _checks.pair("strides", strides)
     w = _Windows(
-        spatial, sizes, window, strides, _arguments.padding_pairs(padding, sizes, window, strides, dilation), dilation
+        spatial, sizes, window, strides, _checks.padding_pairs(padding, sizes, window, strides, dilation), dilation
     )
     for pads, reach in zip(w.padding, w.reach, strict=True):
         if max(pads) >= reach:

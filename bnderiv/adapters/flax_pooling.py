@@ -12,9 +12,9 @@ from typing import Any
 import jax
 from jax import lax
 
-from bnderiv import _arguments
-from bnderiv._explicit_sharding import automatic
-from bnderiv._precision import accumulator
+from bnderiv import _checks
+from bnderiv._numbers import accumulator
+from bnderiv._sharding import automatic
 from bnderiv.pooling import avg_pool as _avg_pool
 from bnderiv.pooling import max_pool as _max_pool
 
@@ -40,7 +40,7 @@ def avg_pool(
       ValueError: lengths that do not fit, empty `inputs`, padding as large as the window, or a window larger than the
         padded input.
     """
-    inputs = _arguments.float_array("inputs", inputs)
+    inputs = _checks.float_array("inputs", inputs)
     # Three spatial axes take two passes, of which the first must not round.
     wide = inputs.astype(accumulator(inputs.dtype)) if inputs.ndim > 4 else inputs
     pool = functools.partial(_avg_pool.avg_pool, count_include_pad=bool(count_include_pad))
@@ -57,7 +57,7 @@ def max_pool(
 
     The gradient goes to the first maximum in row-major order. Arguments and errors as in `avg_pool`.
     """
-    return _by_pairs(_max_pool.max_pool, _arguments.float_array("inputs", inputs), window_shape, strides, padding)
+    return _by_pairs(_max_pool.max_pool, _checks.float_array("inputs", inputs), window_shape, strides, padding)
 
 
 def _by_pairs(pool: Callable[..., jax.Array], x: jax.Array, window_shape: Any, strides: Any, padding: Any) -> jax.Array:
@@ -65,7 +65,7 @@ def _by_pairs(pool: Callable[..., jax.Array], x: jax.Array, window_shape: Any, s
     rank, batch = len(window), x.ndim - len(window) - 1
     if batch < 0:
         raise ValueError(f"window_shape must leave an axis of inputs for the channels, got {window} for rank {x.ndim}")
-    _arguments.nonempty("inputs", x)
+    _checks.nonempty("inputs", x)
     strides = (1,) * rank if strides is None else _integers("strides", strides)
     if len(strides) != rank:
         raise ValueError(f"strides must have {rank} entries, as window_shape, got {strides}")
@@ -92,7 +92,7 @@ def _by_pairs(pool: Callable[..., jax.Array], x: jax.Array, window_shape: Any, s
 def _integers(name: str, value: Any) -> tuple[int, ...]:
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise TypeError(f"{name} must be a sequence of integers, one for each spatial axis, got {value!r}")
-    return tuple(_arguments.integer(f"{name}[{i}]", v, at_least=1) for i, v in enumerate(value))
+    return tuple(_checks.integer(f"{name}[{i}]", v, at_least=1) for i, v in enumerate(value))
 
 
 def _pads(padding: Any, sizes: tuple[int, ...], window: tuple[int, ...], strides: tuple[int, ...]) -> Any:

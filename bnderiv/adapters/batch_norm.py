@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bnderiv import _arguments
-from bnderiv._explicit_sharding import automatic
+from bnderiv import _checks
+from bnderiv._sharding import automatic
 from bnderiv.activation.relu import relu
 from bnderiv.normalization.batch_norm import batch_norm, batch_norm_relu
 from bnderiv.normalization.inference import batch_norm_inference
@@ -54,7 +54,7 @@ def feature_axes(axis: Any, ndim: int) -> tuple[int, ...]:
       ValueError: out of range.
     """
     several = axis if isinstance(axis, Sequence) else (axis,)
-    return tuple(sorted({_arguments.axis("axis", a, ndim) for a in several}))
+    return tuple(sorted({_checks.axis("axis", a, ndim) for a in several}))
 
 
 def promote(*dtypes: Any) -> Any:
