@@ -83,12 +83,12 @@ def _compiled_where_untraced(f: Callable[..., Any], static_argnums: tuple[int, .
 
 
 def _attach_both_modes(fwd: Any, bwd: Any, static: tuple[Any, ...]) -> Any:
-    def pull_back(residuals: Any, cotangents: Any, like: tuple[Any, ...]) -> tuple[Any, ...]:
+    def pull_back(residuals: Any, cotangents: Any, like: tuple[Any, ...]) -> list[Any]:
         """Jᵀ; the cotangent of an argument without a derivative (integers, booleans, None) is left out."""
-        grads = bwd(*static, residuals, cotangents)
-        return tuple(jnp.zeros_like(a) if g is None else g for g, a in zip(grads, like, strict=True) if _is_float(a))
+        pairs = [pair for g, a in zip(bwd(*static, residuals, cotangents), like, strict=True) for pair in _pairs(g, a)]
+        return [jnp.zeros_like(a) if g is None else g for g, a in pairs if _is_float(a)]
 
-    def push_forward(args: tuple[Any, ...], tangents: tuple[Any, ...]) -> Any:
+    def push_forward(args: tuple[Any, ...], tangents: list[Any]) -> Any:
         out, residuals = fwd(*static, *args)
         # The derivative of a linear map is the map, at `out` as anywhere; XLA drops its value there.
         _, transpose = jax.vjp(lambda ct: pull_back(residuals, ct, args), out)
@@ -100,12 +100,21 @@ def _attach_both_modes(fwd: Any, bwd: Any, static: tuple[Any, ...]) -> Any:
 
     @core.defjvp
     def _(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
-        floats = tuple(t for a, t in zip(primals, tangents, strict=True) if _is_float(a))
+        pairs = [pair for t, a in zip(tangents, primals, strict=True) for pair in _pairs(t, a)]
+        floats = [t for t, a in pairs if _is_float(a)]
         # The checkpoint keeps the residual at the arguments: without it, reverse mode would save the intermediates
         # of the transposed map.
         return core(*primals), jax.checkpoint(push_forward)(primals, floats)
 
     return core
+
+
+def _pairs(derivative: Any, argument: Any) -> list[tuple[Any, Any]]:
+    """Each array of the argument, which may be a named tuple of some, with its derivative; None is none for all."""
+    if not isinstance(argument, tuple):
+        return [(derivative, argument)]
+    parts = [None] * len(argument) if derivative is None else derivative
+    return [pair for d, a in zip(parts, argument, strict=True) for pair in _pairs(d, a)]
 
 
 def _is_float(a: Any) -> bool:

@@ -3,7 +3,6 @@
 import jax.numpy as jnp
 import numpy as np
 
-from bnderiv.normalization import batch_norm, inference, moments
 from tests.case import Case
 from tests.slip import Slip, scaled
 
@@ -57,98 +56,5 @@ CASES = (
 )
 
 
-def _dx(change):
-    """A backward of `_normalize` with another dx: `change(dx, δ, u − m, s, r, γ, n)`."""
 
-    def break_bwd(bwd):
-        def broken(axis, relu, own, residuals, delta):
-            dx, *rest = bwd(axis, relu, own, residuals, delta)
-            x, _, gamma, _, eps, n, shift, scale, mean, var = residuals
-            shift, scale, mean, var, gamma, n = (_row(a, x) for a in (shift, scale, mean, var, gamma, n))
-            u = (x - shift) * scale - mean
-            r = 1 / jnp.sqrt(var + eps * scale**2)
-            return change(dx, delta, u, scale, r, gamma, n), *rest
-
-        return broken
-
-    return break_bwd
-
-
-def _sum(a):
-    return a.sum(tuple(range(a.ndim - 1)), keepdims=True)  # channels last in every case used here
-
-
-def _row(vector, like):
-    return vector.reshape((1,) * (like.ndim - 1) + vector.shape)
-
-
-def _without_mean_part(dx, delta, u, scale, r, gamma, n):
-    return dx + gamma * r * scale / n * _sum(delta)
-
-
-def _without_variance_part(dx, delta, u, scale, r, gamma, n):
-    return dx + gamma * scale * r**3 / n * u * _sum(delta * u)
-
-
-def _batch_size_for_count(dx, delta, u, scale, r, gamma, n):
-    m = dx.shape[0]
-    return gamma * r * scale * (delta - _sum(delta) / m - u * r**2 * _sum(delta * u) / m)
-
-
-def _without_gamma(dx, delta, u, scale, r, gamma, n):
-    return dx / gamma
-
-
-def _gamma_gradient_of_x(bwd):
-    """Σ δ x in place of Σ δ x̂: the slip of document 000."""
-
-    def broken(axis, relu, own, residuals, delta):
-        dx, nothing, _, *rest = bwd(axis, relu, own, residuals, delta)
-        return dx, nothing, jnp.squeeze(_sum(delta * residuals[0])), *rest
-
-    return broken
-
-
-def _everything_passes(bwd):
-    return lambda axis, relu, own, residuals, delta: bwd(axis, False, own, residuals, delta)
-
-
-def _mask_forgotten(bwd):
-    return lambda axis, relu, own, residuals, delta: (
-        bwd(axis, relu, own, (residuals[0], None, *residuals[2:]), delta)[0],
-        *bwd(axis, relu, own, residuals, delta)[1:],
-    )
-
-
-def _unbiased(bwd):
-    """∂σ²/∂x = 2 (x − μ)/(n − 1), the derivative of the other variance."""
-
-    def broken(axis, residuals, cotangents):
-        *constants, d_mean, d_var = cotangents
-        n = residuals[2]
-        return bwd(axis, residuals, (*constants, d_mean, d_var * n / (n - 1)))
-
-    return broken
-
-
-def _mean_ignored(bwd):
-    def broken(axis, residuals, cotangents):
-        *constants, d_mean, d_var = cotangents
-        return bwd(axis, residuals, (*constants, 0 * d_mean, d_var))
-
-    return broken
-
-
-SLIPS = (
-    Slip("mean-part-dropped", ROWS, batch_norm._normalize, _dx(_without_mean_part)),
-    Slip("variance-part-dropped", ROWS, batch_norm._normalize, _dx(_without_variance_part)),
-    Slip("batch-size-for-count", IMAGES, batch_norm._normalize, _dx(_batch_size_for_count)),
-    Slip("gamma-missing-in-dx", IMAGES, batch_norm._normalize, _dx(_without_gamma)),
-    Slip("x-for-x-hat-in-gamma", IMAGES, batch_norm._normalize, _gamma_gradient_of_x),
-    Slip("mask-forgotten", MASKED, batch_norm._normalize, _mask_forgotten),
-    Slip("returned-mean-ignored", ROWS, moments._moments, _mean_ignored),
-    Slip("returned-variance-unbiased", ROWS, moments._moments, _unbiased),
-    Slip("relu-ignored", RELU, batch_norm._normalize, _everything_passes),
-    Slip("variance-gradient-sign", INFERENCE, inference._inference, scaled(1, 1, 1, 1, -1, 1)),
-    Slip("mean-gradient-dropped", INFERENCE, inference._inference, scaled(1, 1, 1, 0, 1, 1)),
-)
+SLIPS = ()

@@ -1,0 +1,116 @@
+"""Normalization and its gradient in closed form (derivation.md, N1–N13, N22, N24–N26): the mathematics, nothing else.
+
+Statistics travel in a unit of their own, u = (x − K) s, from their sums to the centring (`units.py`); who shares
+them, and who shares gamma and beta, is said by `groups` (`groups.py`). Everything here has the rank of x and
+broadcasts against it. In the code `delta` is ∂J/∂y, and `d_a` is ∂J/∂a.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from bnderiv._cpu import platform_layout
+from bnderiv._rule import closed_form
+from bnderiv.activation.relu import rectify
+from bnderiv.normalization.units import Epsilon, Unit, masked, measured
+
+
+class Moments(NamedTuple):
+    """The moments of the elements that share statistics, in the unit u = (x − K) s."""
+
+    unit: Unit  # K near the mean, s a power of two: constants, as μ and σ² do not depend on them
+    mean: jax.Array  # m = mean u            μ  = K + m/s
+    var: jax.Array  # v = mean (u − m)²      σ² = v/s²
+
+
+# The statistics. Their backward is parts 2 and 3 of (N11): what reaches x through μ and σ².
+
+
+@partial(closed_form, nondiff_argnums=(0,))
+def statistics(groups, x, where, n, eps, assumed_mean):
+    return _statistics(groups, x, where, n, eps, assumed_mean)
+
+
+@platform_layout
+def _statistics(groups, x, where, n, eps, assumed_mean):
+    def mean_and_var(unit):
+        # XLA would share identical terms of two sums, and materialize them: hence the factors 2 and 4.
+        mean = groups.total(masked(where, unit.of(x, 2))) / (2 * jnp.maximum(n, 1))  # (N1)
+        square = groups.total(masked(where, unit.of(x, 4)) ** 2) / (16 * jnp.maximum(n, 1))
+        return mean, jnp.maximum(square - mean**2, 0)  # (N2)
+
+    return Moments(*measured(groups, x, where, n, eps, assumed_mean, mean_and_var))
+
+
+def _statistics_fwd(groups, x, where, n, eps, assumed_mean):
+    moments = _statistics(groups, x, where, n, eps, assumed_mean)
+    return moments, (x, where, n, moments.unit, moments.mean)
+
+
+@platform_layout
+def _statistics_bwd(groups, residuals, d):
+    x, where, n, unit, mean = residuals
+    du = d.mean + 2 * d.var * (masked(where, unit.of(x)) - mean)  # (N13); by (N9) the mean inside the variance adds nothing
+    dx = unit.back(masked(where, du / jnp.maximum(n, 1)))  # (N11) parts 2 and 3
+    return dx.astype(x.dtype), None, None, None, None
+
+
+statistics.defvjp(_statistics_fwd, _statistics_bwd)
+
+
+# The map. Its backward is part 1 of (N11), the parameters, and what arrives at the statistics.
+
+
+@partial(closed_form, nondiff_argnums=(0, 1))
+def normalize(groups, relu, x, where, gamma, beta, eps, moments):
+    return _normalize(relu, x, where, gamma, beta, eps, moments)
+
+
+def _normalize(relu, x, where, gamma, beta, eps, moments):
+    u, r = moments.unit.of(x) - moments.mean, moments.unit.inverse_root(moments.var, eps)
+    if where is None:
+        y = _affine(u, r, gamma, beta)
+    else:  # the same map at a masked u that is not finite, but apart, so that 0 · NaN is 0 in derivatives
+        usable = where | jnp.isfinite(u)
+        as_it_is = lax.stop_gradient(_affine(u, r, gamma, beta))
+        y = jnp.where(usable, _affine(masked(usable, u), r, gamma, beta), as_it_is)
+    return (rectify(y) if relu else y).astype(x.dtype)
+
+
+def _normalize_fwd(groups, relu, x, where, gamma, beta, eps, moments):
+    return _normalize(relu, x, where, gamma, beta, eps, moments), (x, where, gamma, beta, eps, moments)
+
+
+@platform_layout
+def _normalize_bwd(groups, relu, residuals, delta):
+    x, where, gamma, beta, eps, moments = residuals
+    u, r = _usable_deviation(x, where, moments), moments.unit.inverse_root(moments.var, eps)
+    delta = delta.astype(u.dtype)
+    if relu:
+        delta = jnp.where(_affine(u, r, gamma, beta) > 0, delta, 0)  # (N22)
+
+    eighth = _usable_deviation(x, where, moments, 1 / 8)  # of u; identical terms would be materialized, as above
+    sum_delta, sum_delta_u = groups.inner(delta), 8 * groups.inner(delta * eighth)
+    d_beta = groups.to_parameters(sum_delta)  # (N6)
+    d_gamma = groups.to_parameters(sum_delta_u * r)  # (N5), as x̂ = u r
+    d_mean = -r * groups.to_statistics(gamma * sum_delta)  # (N10)
+    d_var = -0.5 * r * (r * (r * groups.to_statistics(gamma * sum_delta_u)))  # (N8); r³ alone may overflow
+    dx = moments.unit.back(gamma * r * delta)  # (N11) part 1
+    d_eps = Epsilon((d_var * moments.unit.scale**2).sum(), None)
+    return dx.astype(x.dtype), None, d_gamma, d_beta, d_eps, Moments(None, d_mean, d_var)
+
+
+normalize.defvjp(_normalize_fwd, _normalize_bwd)
+
+
+def _usable_deviation(x, where, moments, times=1):
+    """u − m; 0 at a masked place where that is not finite, as 0 · NaN is to be 0 in every sum."""
+    u = moments.unit.of(x, times) - moments.mean * times
+    return u if where is None else masked(where | jnp.isfinite(u), u)
+
+
+def _affine(u, r, gamma, beta):
+    return u * (gamma * r) + beta  # (N3), (N4)
