@@ -117,7 +117,11 @@ def _batch_norm(relu, axis, axis_name, index_groups, x, where, gamma, beta, assu
     lay = partial(_laid, axis, x)
     gamma, beta, eps = lay(gamma), lay(beta), Epsilon(eps, root)
     n = groups.count(x, where)
-    moments = statistics(groups, x, where, n, eps, None if assumed_mean is None else lax.stop_gradient(lay(assumed_mean)))
+    if assumed_mean is not None:
+        assumed_mean = lax.stop_gradient(lay(assumed_mean))
+        assumed_mean = assumed_mean if where is None else jnp.where(n > 0, assumed_mean, 0)
+    least_one = n if where is None else jnp.maximum(n, 1)
+    moments = statistics(groups, x, where, least_one, eps, assumed_mean)
     if axis_name is not None and axis_name != ():
         n, moments = merge(n, moments, eps, axis_name, index_groups)
     leaves, tree = jax.tree.flatten(moments)

@@ -38,8 +38,8 @@ def statistics(groups, x, where, n, eps, assumed_mean):
 def _statistics(groups, x, where, n, eps, assumed_mean):
     def mean_and_var(unit):
         # XLA would share identical terms of two sums, and materialize them: hence the factors 2 and 4.
-        mean = groups.total(masked(where, unit.of(x, 2))) / (2 * jnp.maximum(n, 1))  # (N1)
-        square = groups.total(masked(where, unit.of(x, 4)) ** 2) / (16 * jnp.maximum(n, 1))
+        mean = groups.total(masked(where, unit.of(x, 2))) / (2 * n)  # (N1)
+        square = groups.total(masked(where, unit.of(x, 4)) ** 2) / (16 * n)
         return mean, jnp.maximum(square - mean**2, 0)  # (N2)
 
     return Moments(*measured(groups, x, where, n, eps, assumed_mean, mean_and_var))
@@ -54,7 +54,7 @@ def _statistics_fwd(groups, x, where, n, eps, assumed_mean):
 def _statistics_bwd(groups, residuals, d):
     x, where, n, unit, mean = residuals
     du = d.mean + 2 * d.var * (masked(where, unit.of(x)) - mean)  # (N13); by (N9) the mean inside the variance adds nothing
-    dx = unit.back(masked(where, du / jnp.maximum(n, 1)))  # (N11) parts 2 and 3
+    dx = unit.back(masked(where, du / n))  # (N11) parts 2 and 3
     return dx.astype(x.dtype), None, None, None, None
 
 
@@ -66,11 +66,11 @@ statistics.defvjp(_statistics_fwd, _statistics_bwd)
 
 @partial(closed_form, nondiff_argnums=(0, 1))
 def normalize(groups, relu, x, where, gamma, beta, eps, moments):
-    return _normalize(relu, x, where, gamma, beta, eps, moments)
+    return _normalize(relu, x, where, gamma, beta, moments, moments.unit.inverse_root(moments.var, eps))
 
 
-def _normalize(relu, x, where, gamma, beta, eps, moments):
-    u, r = moments.unit.of(x) - moments.mean, moments.unit.inverse_root(moments.var, eps)
+def _normalize(relu, x, where, gamma, beta, moments, r):
+    u = moments.unit.of(x) - moments.mean
     if where is None:
         y = _affine(u, r, gamma, beta)
     else:  # the same map at a masked u that is not finite, but apart, so that 0 · NaN is 0 in derivatives
@@ -81,13 +81,14 @@ def _normalize(relu, x, where, gamma, beta, eps, moments):
 
 
 def _normalize_fwd(groups, relu, x, where, gamma, beta, eps, moments):
-    return _normalize(relu, x, where, gamma, beta, eps, moments), (x, where, gamma, beta, eps, moments)
+    r = moments.unit.inverse_root(moments.var, eps)
+    return _normalize(relu, x, where, gamma, beta, moments, r), (x, where, gamma, beta, moments, r)
 
 
 @platform_layout
 def _normalize_bwd(groups, relu, residuals, delta):
-    x, where, gamma, beta, eps, moments = residuals
-    u, r = _usable_deviation(x, where, moments), moments.unit.inverse_root(moments.var, eps)
+    x, where, gamma, beta, moments, r = residuals
+    u = _usable_deviation(x, where, moments)
     delta = delta.astype(u.dtype)
     if relu:
         delta = jnp.where(_affine(u, r, gamma, beta) > 0, delta, 0)  # (N22)
@@ -108,7 +109,7 @@ normalize.defvjp(_normalize_fwd, _normalize_bwd)
 
 def _usable_deviation(x, where, moments, times=1):
     """u − m; 0 at a masked place where that is not finite, as 0 · NaN is to be 0 in every sum."""
-    u = moments.unit.of(x, times) - moments.mean * times
+    u = moments.unit.of(x, times) - (moments.mean if times == 1 else moments.mean * times)
     return u if where is None else masked(where | jnp.isfinite(u), u)
 
 

@@ -12,6 +12,7 @@ measured once, about a value that is assumed to be near the mean, and again only
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -40,7 +41,7 @@ class Unit(NamedTuple):
 
     def of(self, x: jax.Array, times: float = 1) -> jax.Array:
         """u `times` a power of two, in a form in which the difference cannot overflow."""
-        s = self.scale * times
+        s = self.scale if times == 1 else self.scale * times
         return x.astype(s.dtype) * s - self.shift * s
 
     def back(self, du: jax.Array) -> jax.Array:
@@ -48,11 +49,8 @@ class Unit(NamedTuple):
         return du * self.scale
 
     def inverse_root(self, var: jax.Array, eps: "Epsilon") -> jax.Array:
-        """r = 1/√(v + ε s²), also where ε s² underflows, as its root does not."""
-        least = eps.root * self.scale
-        square = var + least**2
-        underflows = square < jnp.finfo(square.dtype).tiny
-        return 1 / jnp.where(underflows, least, jnp.sqrt(jnp.where(underflows, 1, square)))
+        """r = 1/√(v + ε s²)."""
+        return 1 / jnp.sqrt(var + (eps.root * self.scale) ** 2)
 
 
 class Epsilon(NamedTuple):
@@ -85,17 +83,16 @@ def measured(
     """A unit, and m and v in it, by `mean_and_var`: in one read of x where the assumed mean, or a sample's, is near."""
     constant = lax.stop_gradient(x)
     shift = _sample_mean(groups, constant, where) if assumed_mean is None else assumed_mean
-    shift = masked(None if where is None else n > 0, shift)
     _, shift, one = same_varying(x, shift, jnp.ones_like(shift))
     unit = Unit(shift, one)
     once = unit, *mean_and_var(unit)
-    good = _is_good(*lax.stop_gradient(once), eps)
+    good = _is_good(unit, *lax.stop_gradient(once[1:]), eps)
 
     def again() -> Any:
         # XLA:GPU runs both branches of a conditional whose operations are all cheap. The barrier is not, to it.
         unit = lax.optimization_barrier(_from_all(groups, constant, where, n, eps))
         twice = in_the_middle(eps, *about_the_mean(unit, *mean_and_var(unit)))
-        return jax.tree.map(lambda a, b: jnp.where(good, a, b), about_the_mean(*once), twice)
+        return jax.tree.map(partial(lax.select, good), about_the_mean(*once), twice)
 
     return lax.cond(_all(good), lambda: about_the_mean(*once), again)
 
@@ -147,7 +144,7 @@ def _thinned(a: jax.Array | None, axis: int, stride: int) -> jax.Array | None:
 def _from_all(groups: Groups, x: jax.Array, where: jax.Array | None, n: jax.Array, eps: Epsilon) -> Unit:
     """K, the mean rounded, and s, which brings the larger of mean |x| and √ε into the middle of the dtype's range."""
     dtype = n.dtype
-    info, wide, n = jnp.finfo(dtype), x.astype(dtype), jnp.maximum(n, 1)
+    info, wide = jnp.finfo(dtype), x.astype(dtype)
     # The terms are small enough for any sum of them. Powers of two that differ: see `mean_and_var`.
     small = 2.0 ** -(x.size.bit_length() if isinstance(x.size, int) else 32)
     shift = groups.total(masked(where, wide * small)) / (small * n)
@@ -159,8 +156,12 @@ def _from_all(groups: Groups, x: jax.Array, where: jax.Array | None, n: jax.Arra
 def scale_for(size: jax.Array) -> jax.Array:
     """1 for numbers in the middle of the dtype's range, for others the power of two that brings them there."""
     info = jnp.finfo(size.dtype)
-    power = jnp.clip(power_of_two(size), info.tiny, 2.0 ** (info.maxexp - 1))
-    return jnp.clip(power, 1 / _middle(info), _middle(info)) / power
+    power = _clamped(power_of_two(size), info.tiny, 2.0 ** (info.maxexp - 1))
+    return _clamped(power, 1 / _middle(info), _middle(info)) / power
+
+
+def _clamped(a: jax.Array, least: float, most: float) -> jax.Array:
+    return lax.clamp(jnp.asarray(least, a.dtype), a, jnp.asarray(most, a.dtype))
 
 
 def _middle(info: jnp.finfo) -> float:
@@ -176,9 +177,10 @@ def about_the_mean(unit: Unit, mean: jax.Array, var: jax.Array) -> tuple[Unit, j
     noise = 16 * jnp.finfo(mean.dtype).eps
     shift = lax.stop_gradient(unit.shift + mean / unit.scale)
     left = mean + (unit.shift - shift) * unit.scale
-    left = left - lax.stop_gradient(jnp.where(jnp.abs(left) <= noise * jnp.abs(mean), left, 0))
-    var = var - lax.stop_gradient(jnp.where(var <= noise * mean**2, var, 0))
-    return Unit(shift, unit.scale), left, var
+    nothing = jnp.zeros_like(left)
+    # Only in value: m is a sum over x all the same, which second derivatives see.
+    left = left - lax.stop_gradient(lax.select(jnp.abs(left) <= noise * jnp.abs(mean), left, nothing))
+    return Unit(shift, unit.scale), left, lax.select(var <= noise * mean**2, nothing, var)
 
 
 def in_the_middle(eps: Epsilon, unit: Unit, mean: jax.Array, var: jax.Array) -> tuple[Unit, jax.Array, jax.Array]:
