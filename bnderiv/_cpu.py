@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from bnderiv._numbers import accumulator
@@ -103,6 +104,6 @@ class _Rows(NamedTuple):
     def reduced(self) -> tuple[int, ...]:
         return self.both
 
-    def count(self, x: jax.Array, where: None) -> jax.Array:
-        shape = (1,) * len(self.both) + x.shape[-1:]
-        return jnp.full(shape, x.size // self.channels, accumulator(x.dtype))
+    def count(self, x: jax.Array, where: None) -> Any:
+        number = x.size // self.channels
+        return np.asarray(number, accumulator(x.dtype)) if isinstance(number, int) else jnp.asarray(number, x.dtype)

@@ -10,7 +10,7 @@ from jax import lax
 
 from bnderiv._checks import same_varying
 from bnderiv.normalization.normalize import Moments
-from bnderiv.normalization.units import Epsilon, Unit, about_the_mean, in_the_middle, scale_for
+from bnderiv.normalization.units import Epsilon, Unit, about_the_mean, constants_apart, scale_for
 
 AxisName = Any  # a hashable name, or a tuple of them
 Groups = Sequence[Sequence[int]]
@@ -46,7 +46,7 @@ def merge(
     mean = (shift * common - center * common) + mean * ratio
     merged = average(mean)
     var = average(var * ratio * ratio + (mean - merged) ** 2)  # (N26)
-    unit, mean, var = in_the_middle(eps, *about_the_mean(Unit(center, common), merged, var))
+    unit, mean, var = constants_apart(*about_the_mean(Unit(center, common), merged, var))
     return jax.tree.map(lambda a: a.reshape(n.shape), (total, Moments(unit, mean, var)))
 
 

@@ -135,7 +135,7 @@ def batch_stats(n: jax.Array, moments: Moments) -> BatchStats:
     # Twice 1/s, which is exact: s² may underflow, and 1/s² overflow where the variance does not.
     (shift, scale), mean, var = moments
     unit = 1 / scale
-    return BatchStats(shift + mean * unit, var * unit * unit, lax.stop_gradient(n))
+    return BatchStats(shift + mean * unit, var * unit * unit, jnp.broadcast_to(n, var.shape))
 
 
 def _laid(axis: int, x: jax.Array, vector: jax.Array) -> jax.Array:

@@ -8,10 +8,12 @@
 | group norm of (N, H, W, G, C/G) | H, W | C/G  | N            |
 """
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bnderiv._checks import longer
 from bnderiv._numbers import accumulator
@@ -48,17 +50,12 @@ class Groups(NamedTuple):
         """The axes of `total`, in order."""
         return tuple(sorted(self.both + self.statistics))
 
-    def shared(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of what such elements share, for x of this shape."""
-        return tuple(1 if i in self.reduced else n for i, n in enumerate(shape))
-
-    def count(self, x: jax.Array, where: jax.Array | None) -> jax.Array:
-        """n, the elements that share statistics; only the True ones if there is a mask."""
-        shape, dtype, most = self.shared(x.shape), accumulator(x.dtype), 1
-        for i in self.reduced:
-            most = most * x.shape[i]
+    def count(self, x: jax.Array, where: jax.Array | None) -> Any:
+        """n, the elements that share statistics: a number, or with a mask the True ones of each group."""
+        dtype = accumulator(x.dtype)
+        most: Any = math.prod(x.shape[i] for i in self.reduced)
         if where is None:
-            return jnp.full(shape, most, dtype)
+            return np.asarray(most, dtype) if isinstance(most, int) else jnp.asarray(most, dtype)
         # In floats while these hold every integer: over a sharded batch, sums of one dtype are one all-reduce.
         exact = not longer(most, 2 ** (jnp.finfo(dtype).nmant + 1))
         ones = jnp.broadcast_to(where, x.shape).astype(dtype if exact else jnp.int32)

@@ -53,7 +53,9 @@ def _statistics_fwd(groups, x, where, n, eps, assumed_mean):
 @platform_layout
 def _statistics_bwd(groups, residuals, d):
     x, where, n, unit, mean = residuals
-    du = d.mean + 2 * d.var * (masked(where, unit.of(x)) - mean)  # (N13); by (N9) the mean inside the variance adds nothing
+    du = d.mean + 2 * d.var * (
+        masked(where, unit.of(x)) - mean
+    )  # (N13); by (N9) the mean inside the variance adds nothing
     dx = unit.back(masked(where, du / n))  # (N11) parts 2 and 3
     return dx.astype(x.dtype), None, None, None, None
 
@@ -70,13 +72,11 @@ def normalize(groups, relu, x, where, gamma, beta, eps, moments):
 
 
 def _normalize(relu, x, where, gamma, beta, moments, r):
-    u = moments.unit.of(x) - moments.mean
-    if where is None:
-        y = _affine(u, r, gamma, beta)
-    else:  # the same map at a masked u that is not finite, but apart, so that 0 · NaN is 0 in derivatives
+    u, g = moments.unit.of(x) - moments.mean, gamma * r
+    y = u * g + beta  # (N3), (N4)
+    if where is not None:  # the same map at a masked u that is not finite, but apart: 0 · NaN is to be 0 in derivatives
         usable = where | jnp.isfinite(u)
-        as_it_is = lax.stop_gradient(_affine(u, r, gamma, beta))
-        y = jnp.where(usable, _affine(masked(usable, u), r, gamma, beta), as_it_is)
+        y = jnp.where(usable, masked(usable, u) * g + beta, lax.stop_gradient(y))
     return (rectify(y) if relu else y).astype(x.dtype)
 
 
@@ -88,18 +88,18 @@ def _normalize_fwd(groups, relu, x, where, gamma, beta, eps, moments):
 @platform_layout
 def _normalize_bwd(groups, relu, residuals, delta):
     x, where, gamma, beta, moments, r = residuals
-    u = _usable_deviation(x, where, moments)
+    u, g = _usable_deviation(x, where, moments), gamma * r
     delta = delta.astype(u.dtype)
     if relu:
-        delta = jnp.where(_affine(u, r, gamma, beta) > 0, delta, 0)  # (N22)
+        delta = jnp.where(u * g + beta > 0, delta, 0)  # (N22)
 
     eighth = _usable_deviation(x, where, moments, 1 / 8)  # of u; identical terms would be materialized, as above
     sum_delta, sum_delta_u = groups.inner(delta), 8 * groups.inner(delta * eighth)
     d_beta = groups.to_parameters(sum_delta)  # (N6)
     d_gamma = groups.to_parameters(sum_delta_u * r)  # (N5), as x̂ = u r
-    d_mean = -r * groups.to_statistics(gamma * sum_delta)  # (N10)
-    d_var = -0.5 * r * (r * (r * groups.to_statistics(gamma * sum_delta_u)))  # (N8); r³ alone may overflow
-    dx = moments.unit.back(gamma * r * delta)  # (N11) part 1
+    d_var = -0.5 * (r * (r * groups.to_statistics(g * sum_delta_u)))  # (N8); r³ alone may overflow
+    d_mean = -groups.to_statistics(g * sum_delta)  # (N10)
+    dx = moments.unit.back(g * delta)  # (N11) part 1
     d_eps = Epsilon((d_var * moments.unit.scale**2).sum(), None)
     return dx.astype(x.dtype), None, d_gamma, d_beta, d_eps, Moments(None, d_mean, d_var)
 
@@ -111,7 +111,3 @@ def _usable_deviation(x, where, moments, times=1):
     """u − m; 0 at a masked place where that is not finite, as 0 · NaN is to be 0 in every sum."""
     u = moments.unit.of(x, times) - (moments.mean if times == 1 else moments.mean * times)
     return u if where is None else masked(where | jnp.isfinite(u), u)
-
-
-def _affine(u, r, gamma, beta):
-    return u * (gamma * r) + beta  # (N3), (N4)

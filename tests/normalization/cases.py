@@ -56,5 +56,4 @@ CASES = (
 )
 
 
-
 SLIPS = ()
