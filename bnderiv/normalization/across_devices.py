@@ -10,14 +10,14 @@ from jax import lax
 
 from bnderiv._checks import same_varying
 from bnderiv.normalization.normalize import Moments
-from bnderiv.normalization.units import Epsilon, Unit, about_the_mean, constants_apart, scale_for
+from bnderiv.normalization.units import Unit, about_the_mean, constants_apart, scale_for
 
 AxisName = Any  # a hashable name, or a tuple of them
 Groups = Sequence[Sequence[int]]
 
 
 def merge(
-    n: jax.Array, moments: Moments, eps: Epsilon, axis_name: AxisName, axis_index_groups: Groups | None
+    n: jax.Array, moments: Moments, axis_name: AxisName, axis_index_groups: Groups | None
 ) -> tuple[jax.Array, Moments]:
     """The moments of all devices' elements together, the same on every device. One collective; JAX transposes it.
 
@@ -25,6 +25,7 @@ def merge(
       ValueError: `axis_index_groups` that do not share out the devices, or where JAX's collectives do not take them.
     """
     (shift, scale), mean, var = moments
+    n = jnp.broadcast_to(n, mean.shape)
     message = jnp.stack(same_varying(*(jnp.ravel(a) for a in (n, shift, scale, mean, var))))
     count, shift, scale, mean, var = _gather(message, axis_name, axis_index_groups)  # (devices, C) each
     count, shift, scale = (lax.stop_gradient(a) for a in (count, shift, scale))
@@ -40,7 +41,8 @@ def merge(
     center = lax.stop_gradient(average(shift + mean / scale))
     apart = jnp.abs(lax.stop_gradient(shift - center + mean / scale))
     largest = jnp.where(there, jnp.maximum(apart, jnp.sqrt(lax.stop_gradient(var)) / scale), 0).max(0, keepdims=True)
-    common = scale_for(jnp.maximum(largest, eps.root))
+    common = jnp.minimum(scale_for(largest), jnp.where(there, scale, 0).max(0, keepdims=True))
+    common = jnp.where(common > 0, common, 1)
     # Each device's mean in it: (K_i − K) first, as these are near each other, and so exact. Ratios are powers of two.
     ratio = common / scale
     mean = (shift * common - center * common) + mean * ratio

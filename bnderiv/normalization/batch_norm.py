@@ -123,7 +123,7 @@ def _batch_norm(relu, axis, axis_name, index_groups, x, where, gamma, beta, assu
     least_one = n if where is None else jnp.maximum(n, 1)
     moments = statistics(groups, x, where, least_one, eps, assumed_mean)
     if axis_name is not None and axis_name != ():
-        n, moments = merge(n, moments, eps, axis_name, index_groups)
+        n, moments = merge(n, moments, axis_name, index_groups)
     leaves, tree = jax.tree.flatten(moments)
     like_x = jax.tree.unflatten(tree, _checks.same_varying(x, *leaves)[1:])
     y = normalize(groups, relu, x, where, gamma, beta, eps, like_x)

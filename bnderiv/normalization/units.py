@@ -129,8 +129,7 @@ def _sample_mean(groups: Groups, x: jax.Array, where: jax.Array | None) -> jax.A
             x, where = (_thinned(a, i, stride) for a in (x, where))
             taken *= x.shape[i]
     n = groups.count(x, where)
-    n = n if where is None else jnp.maximum(n, 1)
-    return _rounded(groups.total(masked(where, x.astype(n.dtype) / n)))
+    return _rounded_mean(groups, x, where, n if where is None else jnp.maximum(n, 1))[0]
 
 
 def _thinned(a: jax.Array | None, axis: int, stride: int) -> jax.Array | None:
@@ -142,17 +141,18 @@ def _thinned(a: jax.Array | None, axis: int, stride: int) -> jax.Array | None:
 
 def _from_all(groups: Groups, x: jax.Array, where: jax.Array | None, n: jax.Array, eps: Epsilon) -> Unit:
     """K, the mean rounded, and s, which brings the larger of mean |x − K| and √ε into the middle of the range."""
-    # Small enough for any sum of such terms.
-    small = 2.0 ** -(x.size.bit_length() if isinstance(x.size, int) else 32)
-    shift = _rounded(groups.total(masked(where, x.astype(n.dtype) * small)) / (small * n))
+    shift, small = _rounded_mean(groups, x, where, n)
     size = groups.total(jnp.abs(masked(where, Unit(shift, small).of(x)))) / (small * n)
     return Unit(shift, scale_for(jnp.maximum(size, eps.root)))
 
 
-def _rounded(shift: jax.Array) -> jax.Array:
-    """K without its last bit: XLA cannot fuse its product into x − K as an FMA, which would subtract a different K."""
-    info = jnp.finfo(shift.dtype)
-    return lax.reduce_precision(shift, info.nexp, info.nmant - 1)
+def _rounded_mean(groups: Groups, x: jax.Array, where: jax.Array | None, n: jax.Array) -> tuple[jax.Array, float]:
+    """K, and the factor with which no sum of x can overflow."""
+    small = 2.0 ** -(x.size.bit_length() if isinstance(x.size, int) else 32)
+    mean = groups.total(masked(where, x.astype(n.dtype) * small)) / (small * n)
+    # Without its last bit XLA cannot fuse its product into x − K as an FMA, which would subtract a different K.
+    info = jnp.finfo(mean.dtype)
+    return lax.reduce_precision(mean, info.nexp, info.nmant - 1), small
 
 
 def scale_for(size: jax.Array) -> jax.Array:

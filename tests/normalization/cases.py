@@ -1,10 +1,8 @@
 """Cases and slips of the normalization room."""
 
-import jax.numpy as jnp
 import numpy as np
 
 from tests.case import Case
-from tests.slip import Slip, scaled
 
 
 def random_input(*shape, channels, axis=-1):
