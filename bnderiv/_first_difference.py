@@ -14,8 +14,8 @@ import numpy as np
 from jax.core import Tracer
 
 from bnderiv._known_slips import about_shapes, explain
-from bnderiv._rounding import amplification, distance, floors, largest, tolerance_for, wide
-from bnderiv._steps import fields, table
+from bnderiv._rounding import amplification, distance, floors, largest, tolerance_for, tolerance_for_input, wide
+from bnderiv._steps import INPUT, OPTION, fields, table
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,6 +43,8 @@ class Difference:
     label: str = ""
 
     def __repr__(self) -> str:
+        if self.label == OPTION:
+            return f"{self.step} is {self.mine!r}, here {self.right!r}\n  likely: {self.slip}"
         name = f"{self.step} [{', '.join(part for part in (self.symbol, self.label) if part)}]"
         if self.amount is None:
             what = f"{name} has shape {self.mine}, must have {self.right}"
@@ -63,6 +65,7 @@ def first_difference(mine: Any, steps: Any, *, rtol: float | None = None) -> Dif
 
     Args:
       mine: your intermediates, any subset of the fields: a mapping of names to arrays (NumPy or JAX) or a NamedTuple.
+        Inputs and options are compared too if they are there.
       steps: the right ones: what a function of `bnderiv.steps` returned for the same arguments.
       rtol: tolerance; by default what suits the coarser of the two dtypes (4e-10 for float64, 7e-5 for float32).
 
@@ -81,49 +84,71 @@ def first_difference(mine: Any, steps: Any, *, rtol: float | None = None) -> Dif
         named = named._asdict()
     if not isinstance(named, Mapping):
         raise TypeError(f"mine must be a mapping from names to arrays, or a NamedTuple, got {type(mine).__name__}")
+    described = fields(type(steps))
     named = {name: value for name, value in named.items() if value is not None}  # steps that a variant does not have
-    right = {name: value for name, value in steps._asdict().items() if hasattr(value, "shape")}
-    unknown = [name for name in named if name not in right and not (name in steps._fields and name == "state")]
+    has = {name: value for name, value in steps._asdict().items() if value is not None}
+    unknown = [name for name in named if name not in has]
     if unknown:
-        raise ValueError(f"mine has unknown steps {unknown}; {type(steps).__name__} has {', '.join(right)}")
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((dict(named), right))):
+        raise ValueError(f"mine has unknown steps {unknown}; {type(steps).__name__} has {', '.join(has)}")
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((dict(named), has))):
         raise TypeError("mine and steps must hold numbers: first_difference compares them, call it outside of jit")
 
-    for name, value in named.items():
-        dtype = np.asarray(value).dtype if name in right else np.dtype(float)
+    right = {name: value for name, value in has.items() if hasattr(value, "shape")}
+    for name in named.keys() & right.keys():
+        dtype = np.asarray(named[name]).dtype
         if not np.can_cast(dtype, np.float64, "same_kind"):
             raise TypeError(f"mine must hold real numbers, got {dtype} for {name}")
 
     numbers = {name: wide(value) for name, value in right.items()}
     amplified = amplification(numbers)
-    floor = floors(numbers, right, amplified)
-    for name in right:
-        if name in named:
-            tolerance = tolerance_for(named[name], right[name], amplified) if rtol is None else rtol
-            found = _compare(name, wide(named[name]), numbers[name], tolerance, floor, steps)
-            if found is not None:
-                return found
+    inputs = {name for name, field in described.items() if field.label == INPUT}
+    floor = {name: 0.0 if name in inputs else rough for name, rough in floors(numbers, right, amplified).items()}
+    for name, field in described.items():
+        found = None
+        if name in named and field.label == OPTION:
+            found = _compare_options(name, named[name], has[name])
+        elif name in named and name in right:  # others are trees, such as the parameters of a network
+            tolerance = tolerance_for(named[name], right[name], amplified)
+            if name in inputs:
+                tolerance = tolerance_for_input(named[name], right[name])
+            tolerance = tolerance if rtol is None else rtol
+            found = _compare(name, wide(named[name]), numbers[name], tolerance, floor[name], steps)
+        if found is not None:
+            return found
     return None
 
 
+def _compare_options(name: str, mine: Any, right: Any) -> Difference | None:
+    spelled_out = np.broadcast_to(mine, np.shape(right)) if np.ndim(mine) == 0 else mine  # one number for a pair
+    if np.array_equal(spelled_out, right):
+        return None
+    return Difference(
+        name, f"another option: all that follows is for another {name}", None, None, None, mine, right, label=OPTION
+    )
+
+
 def _compare(
-    name: str, mine: np.ndarray, right: np.ndarray, tolerance: float, floor: dict[str, float], steps: Any
+    name: str, mine: np.ndarray, right: np.ndarray, tolerance: float, floor: float, steps: Any
 ) -> Difference | None:
     field = fields(type(steps))[name]
     symbol, label = field.symbol, field.label
+
+    def slip_of(mine: np.ndarray) -> str | None:
+        if label == INPUT:
+            return f"another input: all that follows is for another {name}"
+        return explain(name, mine, right, tolerance, floor, steps)
+
     if mine.shape != right.shape and not _stretches(mine, right):
-        slip = explain(name, mine, right, tolerance, floor[name], steps) or about_shapes(mine, right)
+        slip = slip_of(mine) or about_shapes(mine, right)
         return Difference(name, slip, None, None, None, mine.shape, right.shape, symbol, label)
     if mine.shape != right.shape:
         mine = np.broadcast_to(mine, right.shape)
     amounts = distance(mine, right)
     scale = largest(right)
     worst = float(amounts.max(initial=0.0))
-    allowed = max(tolerance * scale, floor[name])
-    slip = None
-    if worst > 0 and worst > floor[name]:
-        slip = explain(name, mine, right, tolerance, floor[name], steps)
-    if worst <= allowed and slip is None:
+    gross = worst > max(tolerance * scale, floor)
+    slip = slip_of(mine) if gross or (worst > floor and label != INPUT) else None
+    if not gross and slip is None:
         return None
     place = tuple(int(i) for i in np.unravel_index(int(amounts.argmax()), amounts.shape))
     relative = worst / scale if scale > 0 else math.inf

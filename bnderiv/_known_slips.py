@@ -5,9 +5,10 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import jax
 import numpy as np
 
-from bnderiv._rounding import distance, largest
+from bnderiv._rounding import distance, largest, wide
 from bnderiv.activation import slips as activation
 from bnderiv.activation import steps as activation_steps
 from bnderiv.convolution.slips import of_conv2d
@@ -25,7 +26,7 @@ from bnderiv.pooling.steps import AvgPool, MaxPool
 
 Candidate = tuple[str, np.ndarray]
 
-# (step, sentence, what the slip would have given), for every slip that the room knows.
+# Of the steps, in float64 NumPy: (step, sentence, what the slip would have given), for every slip the room knows.
 _ROOMS: dict[type, Callable[[Any], Iterable[tuple[str, str, np.ndarray]]]] = {
     BatchNorm: of_batch_norm,
     BatchNormRelu: of_batch_norm,
@@ -51,15 +52,16 @@ def explain(name: str, mine: np.ndarray, right: np.ndarray, tolerance: float, fl
     # A gross difference is explained by a slip that leaves none; one near the rounding by a slip much nearer still.
     enough = allowed if off > allowed else off / 16
     gross = off > allowed
-    for sentence, candidate in _candidates(name, mine, right, steps, gross):
-        known = np.isfinite(candidate)
-        if candidate.shape != mine.shape or not known.any():
-            continue
-        left = float(distance(mine, candidate)[known].max())
-        here = float(distance(mine, right)[known].max()) if gross and mine.shape == right.shape else off
-        size = max(tolerance * largest(candidate[known]), floor) if gross else enough
-        if left <= size and here > size:
-            return sentence
+    with np.errstate(all="ignore"):  # wrong lines divide by zero
+        for sentence, candidate in _candidates(name, mine, right, steps, gross):
+            known = np.isfinite(candidate) & (np.isfinite(right) if right.shape == candidate.shape else True)
+            if candidate.shape != mine.shape or not known.any():
+                continue
+            left = float(distance(mine, candidate)[known].max())
+            here = float(distance(mine, right)[known].max()) if gross and mine.shape == right.shape else off
+            size = max(tolerance * largest(candidate[known]), floor) if gross else enough
+            if left <= size and here > size:
+                return sentence
     return None
 
 
@@ -76,7 +78,7 @@ def about_shapes(mine: np.ndarray, right: np.ndarray) -> str | None:
 
 def _candidates(name: str, mine: np.ndarray, right: np.ndarray, steps: Any, gross: bool) -> Iterator[Candidate]:
     """What slips would have given: those of the room, then those of anywhere."""
-    for step, sentence, value in _ROOMS.get(type(steps), lambda _: ())(steps):
+    for step, sentence, value in _ROOMS.get(type(steps), lambda _: ())(jax.tree.map(wide, steps)):
         if step == name:
             yield sentence, np.asarray(value)
     if not gross:

@@ -24,8 +24,14 @@ def wide(value: Any) -> np.ndarray:
 
 
 def tolerance_for(mine: Any, right: Any, amplified: float) -> float:
+    """Of a computed step, relative to its largest element."""
     eps = max(_eps(mine), _eps(right))
     return max(eps**0.6, 32 * eps * amplified)
+
+
+def tolerance_for_input(mine: Any, right: Any) -> float:
+    """Of an argument, which is at most converted to another dtype."""
+    return 8 * max(_eps(mine), _eps(right))
 
 
 def amplification(numbers: dict[str, np.ndarray]) -> float:

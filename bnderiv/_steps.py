@@ -1,16 +1,20 @@
 """What every step function returns: a NamedTuple whose fields are documented one by one, printed as a table.
 
     @derivation
-    class Tanh(NamedTuple):
-        a: Annotated[jax.Array, "a = τ(z)", "as z", "(A4)", "the activation"]
+    class Softmax(NamedTuple):
+        x: Annotated[jax.Array, "z", "any", INPUT, "what the classes score"]
+        axis: Annotated[int, "the axis that sums to 1"]
+        s: Annotated[jax.Array, "s", "as z", "(A8)", "probabilities"]
 
-The four strings are the symbol of the derivation, the shape, the label and the meaning; `Tanh.a.__doc__` and
-`help(Tanh)` show them.
+An array has four strings: its symbol in the derivation, its shape, its label and its meaning; the label of an argument
+is `INPUT`. An option, such as an axis or a padding, has its meaning alone. `Softmax.s.__doc__` and `help(Softmax)` show
+them.
 """
 
 import functools
 import typing
 import unicodedata
+from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -22,6 +26,10 @@ from bnderiv import _checks
 from bnderiv._numbers import accumulator
 
 Class = TypeVar("Class", bound=type)
+Steps = TypeVar("Steps")
+
+INPUT, OPTION = "input", "option"
+_LONGEST = 40  # characters of an option in the table; a longer one would widen the whole column
 
 
 class Field(NamedTuple):
@@ -34,30 +42,50 @@ class Field(NamedTuple):
 
 
 def derivation(cls: Class) -> Class:
-    """Class decorator for a NamedTuple of annotated fields: their docstrings, and the table that `print` shows."""
-    for name, field in fields(cls).items():
-        getattr(cls, name).__doc__ = f"{field.symbol}, shape {field.shape} {field.label}: {field.meaning}."
+    """Class decorator for a NamedTuple of annotated fields: their docstrings, and the table that `print` shows.
+
+    The options are no leaves of the pytree. So they stay what they are, numbers, tuples and strings, where the steps
+    come out of `jit` or `vmap`, and only arrays are compared, traced and mapped.
+    """
+    described = fields(cls)
+    for name, field in described.items():
+        text = f"{OPTION}: {field.meaning}."
+        if field.label != OPTION:
+            text = f"{field.symbol}, shape {field.shape} {field.label}: {field.meaning}."
+        getattr(cls, name).__doc__ = text
     shown: Any = cls  # a NamedTuple is a class of tuples to a type checker, which lets nobody set its repr
     shown.__repr__ = table
-    return cls
+    options = [name for name, field in described.items() if field.label == OPTION]
+    arrays = [name for name in described if name not in options]
+    return jax.tree_util.register_dataclass(cls, data_fields=arrays, meta_fields=options)
+
+
+def gather(cls: type[Steps], computed: Mapping[str, Any]) -> Steps:
+    """The steps of a derivation by their names: `gather(Softmax, locals())` in the function that computes them."""
+    made: Any = cls
+    return made(**{name: computed[name] for name in made._fields})
 
 
 @functools.cache
 def fields(cls: Any) -> dict[str, Field]:
     """The fields of such a class in the order of the derivation."""
-    hints = typing.get_type_hints(cls, include_extras=True)
-    return {name: Field(*hints[name].__metadata__) for name in cls._fields}
+    described = {name: hint.__metadata__ for name, hint in typing.get_type_hints(cls, include_extras=True).items()}
+    return {
+        name: Field(*texts) if len(texts) > 1 else Field("", "", OPTION, *texts) for name, texts in described.items()
+    }
 
 
 def table(steps: Any) -> str:
-    """Name, symbol, shape and norm of every step, one a line; no norm under tracing, where no numbers exist yet."""
+    """Name, symbol, shape, norm and label of every step, one a line; no norm where they are traced."""
     rows = [("step", "symbol", "shape", "norm", "")]
     for name, field in fields(type(steps)).items():
         value = getattr(steps, name)
         if value is None:  # a step that this variant of the derivation does not have
             continue
-        shape = getattr(value, "shape", None)
-        rows.append((name, field.symbol, "" if shape is None else str(tuple(shape)), _norm(value), field.label))
+        symbol, shape = field.symbol, getattr(value, "shape", None)
+        if field.label == OPTION:
+            symbol = repr(value) if len(repr(value)) <= _LONGEST else f"{type(value).__name__}(…)"
+        rows.append((name, symbol, "" if shape is None else str(tuple(shape)), _norm(value), field.label))
     widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(cell + " " * (width - _width(cell)) for cell, width in zip(row, widths, strict=True)).rstrip()

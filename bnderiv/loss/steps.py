@@ -7,13 +7,19 @@ import jax.numpy as jnp
 from jax import lax
 
 from bnderiv import _checks
-from bnderiv._steps import arrays, cotangent, derivation
+from bnderiv._steps import INPUT, arrays, cotangent, derivation, gather
+
+# What every loss is given from above.
+FromAbove = Annotated[jax.Array, "c", "(...)", INPUT, "what comes back to each example's J, 1 in the documents"]
 
 
 @derivation
 class SquaredError(NamedTuple):
     """The steps of `squared_error`."""
 
+    predictions: Annotated[jax.Array, "a", "(..., K)", INPUT, "what came out"]
+    targets: Annotated[jax.Array, "y", "(..., K)", INPUT, "what should have"]
+    dy: FromAbove
     difference: Annotated[jax.Array, "a − y", "(..., K)", "(S2)", "what is too much"]
     loss: Annotated[jax.Array, "J = ½ Σ_k (y_k − a_k)²", "(...)", "(S1)", "loss of each example"]
     d_predictions: Annotated[jax.Array, "∂J/∂a = a − y", "(..., K)", "(S2)", "gradient of the predictions"]
@@ -35,16 +41,19 @@ def squared_error(predictions: Any, targets: Any, dy: Any = None) -> SquaredErro
       TypeError: an argument without floating dtype.
       ValueError: shapes that do not fit, or an empty array.
     """
-    a, y = arrays(predictions=predictions, targets=targets)
-    _checks.rank_at_least("predictions", a, 1, "(..., K)")
-    _checks.shape_is("targets", y, a.shape, "that of predictions")
-    difference = a - y
+    predictions, targets = arrays(predictions=predictions, targets=targets)
+    _checks.rank_at_least("predictions", predictions, 1, "(..., K)")
+    _checks.shape_is("targets", targets, predictions.shape, "that of predictions")
+    difference = predictions - targets
     loss = (difference**2).sum(-1) / 2  # (S1)
-    c = _weight(dy, loss)
-    return SquaredError(difference, loss, c * difference, -c * difference)  # (S2)
+    dy = _from_above(dy, loss)
+    d_predictions = dy[..., None] * difference  # (S2)
+    d_targets = -dy[..., None] * difference  # (S2)
+    return gather(SquaredError, locals())
 
 
 # Steps of the cross entropy with labels of either kind.
+Logits = Annotated[jax.Array, "z", "(..., K)", INPUT, "what the classes score"]
 Shifted = Annotated[jax.Array, "u = z − m", "(..., K)", "(S5)", "less the largest"]
 Total = Annotated[jax.Array, "S = Σ_k e^(u_k)", "(..., 1)", "(S5)", "between 1 and K"]
 Probabilities = Annotated[jax.Array, "s = softmax(z)", "(..., K)", "(S5)", "probabilities"]
@@ -55,6 +64,9 @@ LogProbabilities = Annotated[jax.Array, "log s = u − log S", "(..., K)", "(S5)
 class SoftmaxCrossEntropy(NamedTuple):
     """The steps of `softmax_cross_entropy`."""
 
+    logits: Logits
+    labels: Annotated[jax.Array, "y", "(..., K)", INPUT, "weights of the classes"]
+    dy: FromAbove
     shifted: Shifted
     total: Total
     s: Probabilities
@@ -80,24 +92,25 @@ def softmax_cross_entropy(logits: Any, labels: Any, dy: Any = None) -> SoftmaxCr
       TypeError: an argument without floating dtype.
       ValueError: shapes that do not fit, or an empty array.
     """
-    z, y = arrays(logits=logits, labels=labels)
-    _checks.rank_at_least("logits", z, 1, "(..., K)")
-    _checks.shape_is("labels", y, z.shape, "that of logits")
-    shifted, total, s, log_s = _probabilities(z)
-    label_sum = y.sum(-1, keepdims=True)
-    loss = -jnp.where(y == 0, 0, y * log_s).sum(-1)  # (S6), a weight 0 counts for nothing even at −∞
-    c = _weight(dy, loss)
-    return SoftmaxCrossEntropy(
-        *(shifted, total, s, log_s, label_sum, loss),
-        c * (label_sum * s - y),  # (S7)
-        c * -log_s,  # (S8)
-    )
+    logits, labels = arrays(logits=logits, labels=labels)
+    _checks.rank_at_least("logits", logits, 1, "(..., K)")
+    _checks.shape_is("labels", labels, logits.shape, "that of logits")
+    shifted, total, s, log_s = _probabilities(logits)
+    label_sum = labels.sum(-1, keepdims=True)
+    loss = -jnp.where(labels == 0, 0, labels * log_s).sum(-1)  # (S6), a weight 0 counts for nothing even at −∞
+    dy = _from_above(dy, loss)
+    d_logits = dy[..., None] * (label_sum * s - labels)  # (S7)
+    d_labels = -dy[..., None] * log_s  # (S8)
+    return gather(SoftmaxCrossEntropy, locals())
 
 
 @derivation
 class SoftmaxCrossEntropyWithIntegerLabels(NamedTuple):
     """The steps of `softmax_cross_entropy_with_integer_labels`."""
 
+    logits: Logits
+    labels: Annotated[jax.Array, "y", "(...), integers", INPUT, "class of each example"]
+    dy: FromAbove
     shifted: Shifted
     total: Total
     s: Probabilities
@@ -124,31 +137,32 @@ def softmax_cross_entropy_with_integer_labels(
       TypeError: logits without floating dtype, labels without integer dtype.
       ValueError: shapes that do not fit, or an empty array.
     """
-    (z,) = arrays(logits=logits)
-    _checks.rank_at_least("logits", z, 1, "(..., K)")
-    shifted, total, s, log_s = _probabilities(z)
-    y = one_hot(labels, z)
-    loss = -jnp.where(y == 0, 0, y * log_s).sum(-1)  # (S9): one term of the sum is left
-    c = _weight(dy, loss)
-    return SoftmaxCrossEntropyWithIntegerLabels(shifted, total, s, log_s, y, loss, c * (s - y))  # (S10)
+    (logits,) = arrays(logits=logits)
+    _checks.rank_at_least("logits", logits, 1, "(..., K)")
+    shifted, total, s, log_s = _probabilities(logits)
+    labels = jnp.asarray(labels)
+    one_hot = code(labels, logits)
+    loss = -jnp.where(one_hot == 0, 0, one_hot * log_s).sum(-1)  # (S9): one term of the sum is left
+    dy = _from_above(dy, loss)
+    d_logits = dy[..., None] * (s - one_hot)  # (S10)
+    return gather(SoftmaxCrossEntropyWithIntegerLabels, locals())
 
 
-def one_hot(labels: Any, like: jax.Array) -> jax.Array:
-    """1{j = y} in the shape of `like`, (..., K); NaN where the label is no class.
+def code(labels: jax.Array, like: jax.Array) -> jax.Array:
+    """The one-hot code 1{j = y} in the shape of `like`, (..., K); NaN where the label is no class.
 
     Raises:
       TypeError: labels without integer dtype.
       ValueError: labels of another shape than `like.shape[:-1]`.
     """
-    labels = jnp.asarray(labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(f"labels must have an integer dtype, got {labels.dtype.name}{list(labels.shape)}")
     _checks.shape_is("labels", labels, like.shape[:-1], "that of logits without its last axis")
     if labels.dtype.itemsize < 4:  # an int8 cannot count to the number of classes
         labels = labels.astype(jnp.int32)
     y = labels[..., None]
-    code = (y == lax.broadcasted_iota(labels.dtype, like.shape, like.ndim - 1)).astype(like.dtype)
-    return jnp.where((y >= 0) & (y < like.shape[-1]), code, jnp.nan)
+    ones = (y == lax.broadcasted_iota(labels.dtype, like.shape, like.ndim - 1)).astype(like.dtype)
+    return jnp.where((y >= 0) & (y < like.shape[-1]), ones, jnp.nan)
 
 
 def _probabilities(z: jax.Array) -> tuple[jax.Array, ...]:
@@ -158,5 +172,5 @@ def _probabilities(z: jax.Array) -> tuple[jax.Array, ...]:
     return shifted, total, exponentials / total, shifted - jnp.log(total)  # (S5)
 
 
-def _weight(dy: Any, loss: jax.Array) -> jax.Array:
-    return jnp.ones_like(loss)[..., None] if dy is None else cotangent(dy, loss)[..., None]
+def _from_above(dy: Any, loss: jax.Array) -> jax.Array:
+    return jnp.ones_like(loss) if dy is None else cotangent(dy, loss)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from bnderiv import _checks
-from bnderiv._steps import arrays, derivation
+from bnderiv._steps import INPUT, arrays, derivation, gather
 from bnderiv.activation import steps as activation
 from bnderiv.convolution import steps as convolution
 from bnderiv.linear import steps as linear
@@ -31,6 +31,12 @@ class LeNet5(NamedTuple):
     Steps that a variant does not have (batch norm or biases, the winners of max pooling) are None.
     """
 
+    params: Annotated[Tree, "w, W, b, γ, β", "a tree", INPUT, "the parameters"]
+    running: Annotated[Tree, "", "a tree", INPUT, "running statistics before this batch, the argument `state`"]
+    x: Annotated[Array, "a⁽⁰⁾", "(N, M, N, C)", INPUT, "images"]
+    labels: Annotated[Array, "", "(N,), integers", INPUT, "class of each image"]
+    config: Annotated[Any, "the network"]
+    loss_name: Annotated[str, "which loss, the argument `loss`"]
     z1: Annotated[Array, "z⁽¹⁾ = w⁽¹⁾ ⋆ a⁽⁰⁾", "(N, M₁, N₁, 6)", "(C6)", "weighted sums, + b without batch norm"]
     mu1: Annotated[Maybe, "μ⁽¹⁾", "(6,)", "(N1)", "mean of each channel"]
     var1: Annotated[Maybe, "σ²⁽¹⁾", "(6,)", "(N2)", "biased variance of each channel"]
@@ -167,7 +173,9 @@ def lenet5(params: Tree, state: Tree, x: Any, labels: Any, config: Any, *, loss:
     options = {"eps": config.eps}
     pool = {"max": pooling.max_pool, "avg": pooling.avg_pool}[config.pool]
     activate = {"relu": activation.relu, "tanh": activation.tanh, "sigmoid": activation.sigmoid}[config.activation]
-    s: dict[str, Any] = {}  # the steps by name
+    labels = jnp.asarray(labels)
+    s: dict[str, Any] = dict.fromkeys(LeNet5._fields)  # the steps by name; None where this network has no such step
+    s.update(params=params, running=state, x=x, labels=labels, config=config, loss_name=loss)
 
     def convolve(i: int, a: Array, padding: int) -> Array:
         rim = [(padding, padding)] * 2
@@ -211,7 +219,7 @@ def lenet5(params: Tree, state: Tree, x: Any, labels: Any, config: Any, *, loss:
         s["a5"], s["targets"], s["losses"] = out.s, out.one_hot, out.loss
         s["delta5"] = out.d_logits  # (S10)
     else:
-        s["a5"], s["targets"] = jnp.tanh(s["z5"]), losses.one_hot(labels, s["z5"])
+        s["a5"], s["targets"] = jnp.tanh(s["z5"]), losses.code(labels, s["z5"])
         out = losses.squared_error(s["a5"], s["targets"], c)
         s["losses"] = out.loss
         s["delta5"] = activation.tanh(s["z5"], out.d_predictions).dx  # (S3)
@@ -256,8 +264,7 @@ def lenet5(params: Tree, state: Tree, x: Any, labels: Any, config: Any, *, loss:
     s["dx"] = convolution_gradients(1, x, config.padding)
 
     s["state"] = {name: _renewed(running, s, name[2:], config.momentum) for name, running in state.items()}
-    s = {name: s.get(name) for name in LeNet5._fields}
-    return LeNet5(**s)
+    return gather(LeNet5, s)
 
 
 def _numbered(params: Tree, part: str, dtype: Any) -> dict[int, Any]:

@@ -140,25 +140,37 @@ def of_batch_norm(steps: Any) -> Iterator[tuple[str, str, np.ndarray]]:
     """(step, sentence, what the slip would have given) for every slip and every step after it.
 
     Args:
-      steps: the right steps; any object with the fields of `BatchNorm` up to `dx` (the parts of dx are not needed).
+      steps: the right steps; of them only the inputs and options of `BatchNorm` are looked at.
     """
-    inputs, axis = _inputs(steps)
-    others = tuple(a for a in range(inputs.x.ndim) if a != axis)
+    x, axis = steps.x, steps.channel_axis % steps.x.ndim
+    if steps.gamma.shape != (x.shape[axis],):
+        return  # many layers at once, by vmap
+    others = tuple(a for a in range(x.ndim) if a != axis)
+    M, N = math.prod(x.shape[a] for a in others), x.shape[others[0]]
+    inputs = SimpleNamespace(
+        x=x,
+        gamma=np.expand_dims(steps.gamma, others),
+        beta=np.expand_dims(steps.beta, others),
+        dy=getattr(steps, "d_y", steps.dy),  # what arrives at y, which a ReLU has let through
+        eps=steps.eps,
+        M=M,
+        N=N,
+        sum=lambda a: a.sum(others, keepdims=True),
+    )
     right = _run(inputs, {})
     for step, (term, mean) in _SUMMED.items():
         yield from _other_axes(step, term(right), others, mean)
     later = []  # what an earlier slip would have made of a step comes after the slips of that very step
     for sentence, lines in SLIPS:
-        if "wrong m" in sentence and inputs.N == inputs.M:
+        if "wrong m" in sentence and N == M:
             continue
-        spoken, wrong = sentence.format(M=inputs.M, N=inputs.N, less=inputs.M - 1), _run(inputs, lines)
+        spoken, wrong = sentence.format(M=M, N=N, less=M - 1), _run(inputs, lines)
         for step in itertools.dropwhile(lambda name, lines=lines: name not in lines, RIGHT):
             if step not in ("m", "m_back"):
                 value, truth = getattr(wrong, step), getattr(right, step)
                 if np.array_equal(value, truth, equal_nan=True):
                     continue  # the slip does not reach this step
-                reduced = np.shape(truth) != inputs.x.shape
-                found = step, spoken, value.reshape(-1) if reduced else value
+                found = step, spoken, value.reshape(-1) if np.shape(truth) != x.shape else value
                 if step in lines:
                     yield found
                 else:
@@ -168,38 +180,9 @@ def of_batch_norm(steps: Any) -> Iterator[tuple[str, str, np.ndarray]]:
 
 def _run(inputs: SimpleNamespace, lines: dict[str, Line]) -> Any:
     v = SimpleNamespace(**vars(inputs))
-    with np.errstate(all="ignore"):
-        for name, line in RIGHT.items():
-            setattr(v, name, lines.get(name, line)(v))
+    for name, line in RIGHT.items():
+        setattr(v, name, lines.get(name, line)(v))
     return v
-
-
-def _inputs(steps: Any) -> tuple[SimpleNamespace, int]:
-    """x, γ, β, δ and ε back from the steps: x = x̂/r + μ; y = γ x̂ + β and Σ x̂ = 0; δ = ∂J/∂x̂ / γ; ε = r⁻² − σ²."""
-    s = {name: np.asarray(value, np.float64) for name, value in _asdict(steps).items() if value is not None}
-    x_hat, axis = s["x_hat"], _channel_axis(s)
-    others = tuple(a for a in range(x_hat.ndim) if a != axis)
-
-    def lay(vector: np.ndarray) -> np.ndarray:
-        return np.expand_dims(vector, others)
-
-    def total(a: np.ndarray) -> np.ndarray:
-        return a.sum(others, keepdims=True)
-
-    M = math.prod(x_hat.shape[a] for a in others)
-    with np.errstate(all="ignore"):
-        x = x_hat / lay(s["inv_std"]) + lay(s["mu"])
-        gamma = total(s["y"] * x_hat) / total(x_hat**2)
-        dy = s["d_y"] if "d_y" in s else s["d_x_hat"] / gamma
-        eps = float(np.median(s["inv_std"] ** -2.0 - s["var"]))
-        rounded = float(
-            f"{eps:.0e}"
-        )  # where σ² is much larger, ε comes back with few digits: mostly it is a round number
-        eps = rounded if abs(rounded - eps) < 0.05 * abs(eps) else eps
-    N = x_hat.shape[0] if axis != 0 else x_hat.shape[1]
-    return SimpleNamespace(
-        x=x, gamma=gamma, beta=total(s["y"]) / M, dy=dy, eps=max(eps, 0.0), M=M, N=N, sum=total
-    ), axis
 
 
 def _other_axes(step: str, terms: np.ndarray, others: tuple[int, ...], mean: bool) -> Iterator[tuple[str, str, Any]]:
@@ -210,20 +193,3 @@ def _other_axes(step: str, terms: np.ndarray, others: tuple[int, ...], mean: boo
                 sentence = f"a sum over the wrong axes: over {axes}, must be over {others}, all but the channels'"
                 yield step, sentence, value
                 yield step, sentence, terms.mean(axes, keepdims=True) if mean else terms.sum(axes, keepdims=True)
-
-
-def _channel_axis(s: dict[str, np.ndarray]) -> int:
-    """Where the channels are: of the axes of their number, the one over whose others μ and σ² were taken."""
-    x_hat, C = s["x_hat"], s["mu"].size
-    spread, slope = s["var"] * s["inv_std"] ** 2, -s["d_mu"] / s["inv_std"]
-
-    def error(axis: int) -> float:
-        others = tuple(a for a in range(x_hat.ndim) if a != axis)
-        mean_square, summed = (x_hat**2).mean(others), s["d_x_hat"].sum(others)
-        return float(np.abs(mean_square - spread).max() + np.abs(summed - slope).max())
-
-    return min((a for a in range(x_hat.ndim) if x_hat.shape[a] == C), key=error)
-
-
-def _asdict(steps: Any) -> dict[str, Any]:
-    return steps._asdict() if hasattr(steps, "_asdict") else vars(steps)

@@ -12,7 +12,15 @@ import jax.numpy as jnp
 
 from bnderiv import _checks
 from bnderiv._checks import along
-from bnderiv._steps import arrays, cotangent, derivation
+from bnderiv._steps import INPUT, arrays, cotangent, derivation, gather
+
+# The arguments, of every function here.
+Input = Annotated[jax.Array, "x", "(..., C, ...)", INPUT, "what is normalized"]
+Gamma = Annotated[jax.Array, "γ_c", "(C,)", INPUT, "gamma"]
+Beta = Annotated[jax.Array, "β_c", "(C,)", INPUT, "beta"]
+FromAbove = Annotated[jax.Array, "δ = ∂J/∂y", "as x", INPUT, "what comes back from above"]
+Epsilon = Annotated[jax.Array, "ε", "()", INPUT, "added to the variance"]
+ChannelAxis = Annotated[int, "where C is in x"]
 
 # --- The three-part gradient (derivation.md, part A) ---
 
@@ -36,6 +44,12 @@ GradientOfX = Annotated[jax.Array, "∂J/∂x", "as x", "(N11)", "gradient of th
 class BatchNorm(NamedTuple):
     """The steps of `batch_norm`: forward (N1)–(N4), backward (N5)–(N12)."""
 
+    x: Input
+    gamma: Gamma
+    beta: Beta
+    dy: FromAbove
+    eps: Epsilon
+    channel_axis: ChannelAxis
     mu: Mean
     var: Variance
     inv_std: InverseDeviation
@@ -71,6 +85,7 @@ def batch_norm(x: Any, gamma: Any, beta: Any, dy: Any, *, channel_axis: int = -1
     """
     x, gamma, beta, dy = arrays(x=x, gamma=gamma, beta=beta, dy=dy)
     others, lay = _channels(x, channel_axis, gamma=gamma, beta=beta)
+    eps = _number(eps, x)
     dy = cotangent(dy, x)
     M = math.prod(x.shape[a] for a in others)  # m·p·q elements in a channel
 
@@ -89,28 +104,19 @@ def batch_norm(x: Any, gamma: Any, beta: Any, dy: Any, *, channel_axis: int = -1
     dx_through_mu = jnp.broadcast_to(lay(d_mu / M), x.shape)  # (N11), part 2
     dx_through_var = lay(d_var) * 2 / M * (x - lay(mu))  # (N11), part 3
     dx = dx_through_x_hat + dx_through_mu + dx_through_var  # (N11)
-    return BatchNorm(
-        mu,
-        var,
-        inv_std,
-        x_hat,
-        y,
-        d_gamma,
-        d_beta,
-        d_x_hat,
-        d_var,
-        d_mu,
-        dx_through_x_hat,
-        dx_through_mu,
-        dx_through_var,
-        dx,
-    )
+    return gather(BatchNorm, locals())
 
 
 @derivation
 class BatchNormRelu(NamedTuple):
     """The steps of `batch_norm_relu`: those of `batch_norm` with δ_y in the place of δ (N22)."""
 
+    x: Input
+    gamma: Gamma
+    beta: Beta
+    dy: Annotated[jax.Array, "δ_a = ∂J/∂a", "as x", INPUT, "what comes back from above"]
+    eps: Epsilon
+    channel_axis: ChannelAxis
     mu: Mean
     var: Variance
     inv_std: InverseDeviation
@@ -134,10 +140,11 @@ def batch_norm_relu(
 ) -> BatchNormRelu:
     """`batch_norm` and a ReLU on it (N22). Arguments and errors as there; `dy` is ∂J/∂a."""
     forward = batch_norm(x, gamma, beta, dy, channel_axis=channel_axis, eps=eps)
-    y, dy = forward.y, cotangent(dy, forward.y)
+    y, dy = forward.y, forward.dy
     a = jnp.where(y > 0, y, 0)
     d_y = jnp.where(y > 0, dy, 0)  # (N22)
-    return BatchNormRelu(a=a, d_y=d_y, **batch_norm(x, gamma, beta, d_y, channel_axis=channel_axis, eps=eps)._asdict())
+    through = batch_norm(x, gamma, beta, d_y, channel_axis=channel_axis, eps=eps)  # δ_y in the place of δ
+    return gather(BatchNormRelu, {**through._asdict(), "dy": dy, "a": a, "d_y": d_y})
 
 
 # --- The index derivation (derivation.md, part B) ---
@@ -192,6 +199,12 @@ def _matrix(h: Any) -> list[jax.Array]:
 class BatchNormGraph(NamedTuple):
     """The steps of `batch_norm_graph`: every elementary node, forward and backward. A bar is the gradient by a node."""
 
+    x: Input
+    gamma: Gamma
+    beta: Beta
+    dy: FromAbove
+    eps: Epsilon
+    channel_axis: ChannelAxis
     mu: Annotated[jax.Array, "μ = 1/M Σ x", "(C,)", "node 1", "mean"]
     c: Annotated[jax.Array, "c = x − μ", "as x", "node 2", "centered input"]
     q: Annotated[jax.Array, "q = c²", "as x", "node 3", "squares"]
@@ -228,6 +241,7 @@ def batch_norm_graph(
     """
     x, gamma, beta, dy = arrays(x=x, gamma=gamma, beta=beta, dy=dy)
     others, lay = _channels(x, channel_axis, gamma=gamma, beta=beta)
+    eps = _number(eps, x)
     dy = cotangent(dy, x)
     M = math.prod(x.shape[a] for a in others)
 
@@ -252,11 +266,7 @@ def batch_norm_graph(
     d_mu, dx_through_c = -d_c.sum(others), d_c  # 2
     dx_through_mu = jnp.broadcast_to(lay(d_mu / M), x.shape)  # 1
     dx = dx_through_c + dx_through_mu
-    return BatchNormGraph(
-        *(mu, c, q, var, std, inv_std, x_hat, scaled, y),
-        *(d_beta, d_scaled, d_gamma, d_x_hat, d_inv_std, d_c_through_x_hat, d_std, d_var, d_q, d_c_through_q, d_c),
-        *(d_mu, dx_through_c, dx_through_mu, dx),
-    )
+    return gather(BatchNormGraph, locals())
 
 
 # --- Inference (derivation.md, C.2) ---
@@ -266,6 +276,14 @@ def batch_norm_graph(
 class BatchNormInference(NamedTuple):
     """The steps of `batch_norm_inference` (N23): the statistics are arguments, and part 1 of (N11) is all of dx."""
 
+    x: Input
+    gamma: Gamma
+    beta: Beta
+    mean: Annotated[jax.Array, "μ_c", "(C,)", INPUT, "given mean"]
+    var: Annotated[jax.Array, "σ²_c", "(C,)", INPUT, "given variance"]
+    dy: FromAbove
+    eps: Epsilon
+    channel_axis: ChannelAxis
     inv_std: Annotated[jax.Array, "(σ²_c+ε)^−½", "(C,)", "(N23)", "inverse deviation"]
     x_hat: Annotated[jax.Array, "x̂", "as x", "(N23)", "normalized input"]
     y: Annotated[jax.Array, "y = γ x̂ + β", "as x", "(N23)", "output"]
@@ -283,6 +301,7 @@ def batch_norm_inference(
     """Normalization by given statistics and its five gradients (N23). Arguments and errors as in `batch_norm`."""
     x, gamma, beta, mean, var, dy = arrays(x=x, gamma=gamma, beta=beta, mean=mean, var=var, dy=dy)
     others, lay = _channels(x, channel_axis, gamma=gamma, beta=beta, mean=mean, var=var)
+    eps = _number(eps, x)
     dy = cotangent(dy, x)
 
     inv_std = 1 / jnp.sqrt(var + eps)
@@ -295,7 +314,13 @@ def batch_norm_inference(
     d_var = -0.5 * inv_std**3 * (d_x_hat * (x - lay(mean))).sum(others)
     d_mu = -inv_std * d_x_hat.sum(others)
     dx = lay(inv_std) * d_x_hat  # the statistics do not depend on x: no other part
-    return BatchNormInference(inv_std, x_hat, y, d_gamma, d_beta, d_x_hat, d_var, d_mu, dx)
+    return gather(BatchNormInference, locals())
+
+
+def _number(eps: Any, x: jax.Array) -> jax.Array:
+    eps = jnp.asarray(eps, x.dtype)
+    _checks.shape_is("eps", eps, (), "one number")
+    return eps
 
 
 def _channels(x: jax.Array, channel_axis: int, **vectors: jax.Array) -> tuple[tuple[int, ...], Any]:

@@ -15,13 +15,30 @@ from jax import lax
 
 from bnderiv import _checks
 from bnderiv._checks import Padding, Pair
-from bnderiv._steps import arrays, cotangent, derivation
+from bnderiv._steps import INPUT, arrays, cotangent, derivation, gather
+
+# The arguments of both pools.
+Input = Annotated[jax.Array, "a", "(B, M, N, C)", INPUT, "activations of the layer before"]
+FromAbove = Annotated[jax.Array, "δ = ∂J/∂z", "as z", INPUT, "what comes back from above"]
+Window = Annotated[Pair, "rows and columns of a window"]
+Strides = Annotated[Pair, "from window to window, rows and columns"]
+Padded = Annotated[Padding, "cells added at the top and bottom, left and right"]
+ChannelAxis = Annotated[int, "where the channels are"]
+BatchAxis = Annotated[int, "where the examples are"]
 
 
 @derivation
 class AvgPool(NamedTuple):
     """The steps of `avg_pool`."""
 
+    x: Input
+    dy: FromAbove
+    window: Window
+    strides: Strides
+    padding: Padded
+    count_include_pad: Annotated[bool, "whether padding counts in what a window is divided by"]
+    channel_axis: ChannelAxis
+    batch_axis: BatchAxis
     x_padded: Annotated[jax.Array, "a with t, t' zeros", "as x, larger", "(P1)", "padded input"]
     count: Annotated[jax.Array, "c_ij", "as z", "(P3)", "what each window is divided by"]
     total: Annotated[jax.Array, "Σ_xy a_(si+x−t, sj+y−t)", "as z", "(P1)", "sum of each window"]
@@ -35,6 +52,14 @@ class AvgPool(NamedTuple):
 class MaxPool(NamedTuple):
     """The steps of `max_pool`."""
 
+    x: Input
+    dy: FromAbove
+    window: Window
+    strides: Strides
+    padding: Padded
+    dilation: Annotated[Pair, "from cell to cell of a window"]
+    channel_axis: ChannelAxis
+    batch_axis: BatchAxis
     x_padded: Annotated[jax.Array, "a with −∞ around", "as x, larger", "(P9)", "padded input"]
     winner: Annotated[jax.Array, "κ_ij", "as z, integers", "(P7)", "number of the cell that won; −1 where none is real"]
     z: Annotated[jax.Array, "z_ij", "(B, M', N', C)", "(P7)", "output, the value of the winner"]
@@ -70,17 +95,19 @@ def avg_pool(
       ValueError: shapes or options that do not fit.
     """
     x, dy = arrays(x=x, dy=dy)
-    w = _windows(x, window, strides, padding, 1, channel_axis, batch_axis)
+    w = windows_of(x, window, strides, padding, 1, channel_axis, batch_axis)
+    window, strides, padding = w.window, w.strides, w.padding
     x_padded = w.pad(x, 0)
     total = _sum(w.cells(x_padded))
     real = _sum(w.cells(w.pad(jnp.ones_like(x), 0)))  # (P3)
-    count = jnp.full_like(total, math.prod(w.window)) if count_include_pad else real
+    count = jnp.full_like(total, math.prod(window)) if count_include_pad else real
     z = total / count  # (P1)
 
-    share = cotangent(dy, z) / count
+    dy = cotangent(dy, z)
+    share = dy / count
     share_spread = w.spread(share, 0)
     dx = _sum(w.covering(share_spread))  # (P4), (P5)
-    return AvgPool(x_padded, count, total, z, share, share_spread, dx)
+    return gather(AvgPool, locals())
 
 
 def max_pool(
@@ -99,18 +126,21 @@ def max_pool(
     Arguments and errors as in `avg_pool` and `bnderiv.max_pool`.
     """
     x, dy = arrays(x=x, dy=dy)
-    w = _windows(x, window, strides, padding, dilation, channel_axis, batch_axis)
+    w = windows_of(x, window, strides, padding, dilation, channel_axis, batch_axis)
+    window, strides, padding, dilation = w.window, w.strides, w.padding, w.dilation
     x_padded = w.pad(x, -jnp.inf)
     winner, z = w.first_largest(x_padded, w.pad(jnp.ones_like(x, jnp.bool_), False))  # (P7)
 
+    dy = cotangent(dy, z)
     winner_spread = w.spread(winner, -1)
-    delta_spread = w.spread(cotangent(dy, z), 0)
+    delta_spread = w.spread(dy, 0)
     numbers, deltas = w.covering(winner_spread), w.covering(delta_spread)
-    dx = _sum(jnp.where(number == k, delta, 0) for k, (number, delta) in enumerate(zip(numbers, deltas, strict=True)))
-    return MaxPool(x_padded, winner, z, winner_spread, delta_spread, dx)  # (P10)
+    won = (jnp.where(number == k, delta, 0) for k, (number, delta) in enumerate(zip(numbers, deltas, strict=True)))
+    dx = _sum(won)  # (P10)
+    return gather(MaxPool, locals())
 
 
-class _Windows(NamedTuple):
+class Windows(NamedTuple):
     """Where the windows lie; pairs are (rows, columns)."""
 
     spatial: Pair
@@ -169,15 +199,21 @@ class _Windows(NamedTuple):
         return winner, best
 
 
-def _windows(
+def windows_of(
     x: jax.Array, window: Any, strides: Any, padding: Any, dilation: Any, channel_axis: int, batch_axis: int
-) -> _Windows:
+) -> Windows:
+    """Where the windows lie.
+
+    Raises:
+      TypeError: an option that is no integer.
+      ValueError: shapes or options that do not fit.
+    """
     _checks.rank_is("x", x, 4, "batch, two spatial axes and channel")
     _, spatial, _ = _checks.image_axes(channel_axis, batch_axis)
     sizes = x.shape[spatial[0]], x.shape[spatial[1]]
     window, dilation = _checks.pair("window", window), _checks.pair("dilation", dilation)
     strides = window if strides is None else _checks.pair("strides", strides)
-    w = _Windows(
+    w = Windows(
         spatial, sizes, window, strides, _checks.padding_pairs(padding, sizes, window, strides, dilation), dilation
     )
     for pads, reach in zip(w.padding, w.reach, strict=True):

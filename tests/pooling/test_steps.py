@@ -150,11 +150,14 @@ def test_slips_of_the_maximum(dtype, window, stride, dilation):
         assert words in slip(handed(_add(values)), right)
 
 
-def test_no_slip_where_the_windows_cannot_be_seen():
-    """All δ of a row of windows are 0: a difference all the same, and no guess."""
-    dy = jnp.ones((1, 2, 2, 1)).at[0, 0].set(0)
-    right = steps.avg_pool(jnp.ones((1, 3, 3, 1)), 2, dy, strides=1)
-    assert slip({"dx": np.random.default_rng(0).normal(size=(1, 3, 3, 1))}, right) is None
+def test_slips_where_nothing_comes_back():
+    """All δ of a row of windows are 0: where the windows lie is known all the same."""
+    dy = np.random.default_rng(0).normal(size=(1, 3, 3, 1))
+    dy[0, 0] = 0
+    right = steps.avg_pool(jnp.ones((1, 4, 4, 1)), 2, jnp.asarray(dy), strides=1)
+    assert slip({"dx": np.random.default_rng(1).normal(size=(1, 4, 4, 1))}, right) is None
+    wrong = _handed_back((1, 4, 4, 1), 2, 1, 0, _assign(lambda cell, w: dy[w] / 4))
+    assert "assigned where windows overlap" in slip({"dx": wrong}, right)
 
 
 @pytest.mark.parametrize("pool", [steps.avg_pool, steps.max_pool])
