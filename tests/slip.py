@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -26,16 +25,14 @@ class Slip:
         return f"{self.case.layer}-{self.label}"
 
 
-class Planted(SimpleNamespace):
+class Planted:
     """In the place of `bnderiv` in the contract: one layer, its values right and its gradients those of the slip.
 
     Made of the public layer alone, so no slip depends on how a layer is built.
     """
 
-    __hash__ = object.__hash__  # the contract keeps what it has compiled by the layers and the case
-
     def __init__(self, layer: str, change: Change):
-        super().__init__(**{layer: _with_gradients(getattr(bnderiv, layer), change)})
+        setattr(self, layer, _with_gradients(getattr(bnderiv, layer), change))
 
 
 def _with_gradients(layer: Callable, change: Change) -> Callable:
