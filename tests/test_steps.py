@@ -1,8 +1,12 @@
 """bnderiv.steps as a whole: what it has, how it prints, and which step of somebody else's derivation is wrong."""
 
 import functools
+import inspect
 import pickle
 import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +18,8 @@ import bnderiv
 from bnderiv import steps
 
 pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[1]
 
 
 def differs(mine, right) -> Any:
@@ -406,3 +412,25 @@ def test_another_option():
     assert repr(found).startswith("window is (3, 2), here (3, 3)\n  likely: another option")
     assert differs({"padding": "SAME"}, right).step == "padding"
     assert differs({"count_include_pad": False}, right).step == "count_include_pad"
+
+
+ROOMS = ("activation", "convolution", "linear", "loss", "models", "normalization", "pooling")
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_room_can_be_imported_first(room):
+    """The rooms import the table of `bnderiv.steps`, which has the rooms' functions."""
+    subprocess.run([sys.executable, "-W", "error", "-c", f"import bnderiv.{room}.steps"], check=True, cwd=ROOT)
+
+
+def test_the_door():
+    everything = {}
+    exec("from bnderiv.steps import *", everything)
+    assert dir(steps) == sorted(steps.__all__)
+    for name in steps.__all__:
+        assert everything[name] is getattr(steps, name)
+        assert pickle.loads(pickle.dumps(getattr(steps, name))) is getattr(steps, name)
+        assert getattr(steps, name).__name__ == name
+        assert name in inspect.getmodule(getattr(steps, name)).__dict__  # where it is defined, help() finds it
+    with pytest.raises(AttributeError, match="no attribute 'trapezoid'"):
+        steps.trapezoid  # noqa: B018

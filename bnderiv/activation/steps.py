@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from bnderiv import _checks
-from bnderiv._steps import INPUT, arrays, cotangent, derivation, gather
+from bnderiv.steps.table import INPUT, arrays, cotangent, derivation, gather
 
 # The arguments of every activation.
 Input = Annotated[jax.Array, "z", "any", INPUT, "argument"]

@@ -11,7 +11,7 @@ from jax import lax
 
 from bnderiv import _checks
 from bnderiv._checks import Padding, Pair
-from bnderiv._steps import INPUT, arrays, cotangent, derivation, gather
+from bnderiv.steps.table import INPUT, arrays, cotangent, derivation, gather
 
 
 @derivation

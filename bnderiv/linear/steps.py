@@ -5,7 +5,7 @@ from typing import Annotated, Any, NamedTuple
 import jax
 
 from bnderiv import _checks
-from bnderiv._steps import INPUT, arrays, cotangent, derivation, gather
+from bnderiv.steps.table import INPUT, arrays, cotangent, derivation, gather
 
 
 @derivation

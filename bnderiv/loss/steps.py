@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from bnderiv import _checks
-from bnderiv._steps import INPUT, arrays, cotangent, derivation, gather
+from bnderiv.steps.table import INPUT, arrays, cotangent, derivation, gather
 
 # What every loss is given from above.
 FromAbove = Annotated[jax.Array, "c", "(...)", INPUT, "what comes back to each example's J, 1 in the documents"]

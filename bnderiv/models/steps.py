@@ -11,13 +11,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from bnderiv import _checks
-from bnderiv._steps import INPUT, arrays, derivation, gather
 from bnderiv.activation import steps as activation
 from bnderiv.convolution import steps as convolution
 from bnderiv.linear import steps as linear
 from bnderiv.loss import steps as losses
 from bnderiv.normalization import steps as normalization
 from bnderiv.pooling import steps as pooling
+from bnderiv.steps.table import INPUT, arrays, derivation, gather
 
 Array = jax.Array
 Maybe = jax.Array | None

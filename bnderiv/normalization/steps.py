@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from bnderiv import _checks
 from bnderiv._checks import along
-from bnderiv._steps import INPUT, arrays, cotangent, derivation, gather
+from bnderiv.steps.table import INPUT, arrays, cotangent, derivation, gather
 
 # The arguments, of every function here.
 Input = Annotated[jax.Array, "x", "(..., C, ...)", INPUT, "what is normalized"]

@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from bnderiv._rounding import distance, largest, wide
 from bnderiv.activation import slips as activation
 from bnderiv.activation import steps as activation_steps
 from bnderiv.convolution.slips import of_conv2d
@@ -23,6 +22,7 @@ from bnderiv.normalization.slips import of_batch_norm
 from bnderiv.normalization.steps import BatchNorm, BatchNormGraph, BatchNormRelu
 from bnderiv.pooling.slips import of_avg_pool, of_max_pool
 from bnderiv.pooling.steps import AvgPool, MaxPool
+from bnderiv.steps.rounding import distance, largest, wide
 
 Candidate = tuple[str, np.ndarray]
 

@@ -1,7 +1,7 @@
 """Which step of somebody's own derivation is the wrong one, by how much, where, and which slip it looks like.
 
-Everything here compares concrete numbers in float64 NumPy. What rounding may do is in `_rounding.py`, what slips look
-like in `_known_slips.py`.
+Everything here compares concrete numbers in float64 NumPy. What rounding may do is in `rounding.py`, what slips look
+like in `known_slips.py`.
 """
 
 import dataclasses
@@ -13,9 +13,9 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
-from bnderiv._known_slips import about_shapes, explain
-from bnderiv._rounding import amplification, distance, floors, largest, tolerance_for, tolerance_for_input, wide
-from bnderiv._steps import INPUT, OPTION, fields, table
+from bnderiv.steps.known_slips import about_shapes, explain
+from bnderiv.steps.rounding import amplification, distance, floors, largest, tolerance_for, tolerance_for_input, wide
+from bnderiv.steps.table import INPUT, OPTION, fields, table
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
