@@ -9,7 +9,7 @@ Slips = Iterator[tuple[str, str, np.ndarray]]
 
 
 def of_tanh(steps: Any) -> Slips:
-    """(step, sentence, what the slip would have given)."""
+    """(step, sentence, the value it would have given)."""
     a, v = steps.a, steps.dy
     yield from _slopes(v, {"the slope of tanh from its output: 1 − tanh(a)² in place of 1 − a²": 1 - np.tanh(a) ** 2})
     yield from _slopes(v, {"a missing square: 1 − a in place of 1 − a²": 1 - a})
@@ -17,7 +17,7 @@ def of_tanh(steps: Any) -> Slips:
 
 
 def of_sigmoid(steps: Any) -> Slips:
-    """(step, sentence, what the slip would have given)."""
+    """(step, sentence, the value it would have given)."""
     s, v = steps.s, steps.dy
     yield from _slopes(v, {"the slope of tanh on the sigmoid: 1 − s² in place of s (1 − s)": 1 - s**2})
     yield from _slopes(v, {"a missing s: 1 − s in place of s (1 − s)": 1 - s})
@@ -25,7 +25,7 @@ def of_sigmoid(steps: Any) -> Slips:
 
 
 def of_softmax(steps: Any) -> Slips:
-    """(step, sentence, what the slip would have given)."""
+    """(step, sentence, the value it would have given)."""
     s, v = steps.s, steps.dy
     yield "dx", "the diagonal of the Jacobian alone: v s (1 − s), the sigmoid's rule", v * s * (1 - s)
     yield "dx", "a missing term: s v, without the mean Σ v s", v * s

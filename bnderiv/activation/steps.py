@@ -11,7 +11,7 @@ from bnderiv.steps.table import INPUT, arrays, cotangent, derivation, gather
 
 # The arguments of every activation.
 Input = Annotated[jax.Array, "z", "any", INPUT, "argument"]
-FromAbove = Annotated[jax.Array, "v = ∂J/∂a", "as z", INPUT, "what comes back from above"]
+FromAbove = Annotated[jax.Array, "v = ∂J/∂a", "as z", INPUT, "gradient from above"]
 
 
 @derivation
@@ -52,9 +52,9 @@ class Softmax(NamedTuple):
     """The steps of `softmax`."""
 
     x: Input
-    dy: Annotated[jax.Array, "v = ∂J/∂s", "as z", INPUT, "what comes back from above"]
+    dy: Annotated[jax.Array, "v = ∂J/∂s", "as z", INPUT, "gradient from above"]
     axis: Annotated[int, "the axis that sums to 1"]
-    shifted: Annotated[jax.Array, "z − m", "as z", "(A8)", "less the largest: changes nothing, overflows nothing"]
+    shifted: Annotated[jax.Array, "z − m", "as z", "(A8)", "less the largest, so that nothing overflows"]
     exponentials: Annotated[jax.Array, "e^(z−m)", "as z", "(A8)", "numerators"]
     total: Annotated[jax.Array, "Σ_k e^(z_k−m)", "(..., 1)", "(A8)", "denominator"]
     s: Annotated[jax.Array, "s", "as z", "(A8)", "probabilities"]
@@ -75,6 +75,12 @@ def relu(x: Any, dy: Any) -> Relu:
     Raises:
       TypeError: an argument without floating dtype.
       ValueError: shapes that differ, or an empty array.
+
+    Example:
+      >>> import bnderiv, jax.numpy as jnp
+      >>> s = bnderiv.steps.relu(jnp.array([-1.0, 2.0]), jnp.array([5.0, 5.0]))
+      >>> s.slope.tolist(), s.dx.tolist()
+      ([0.0, 1.0], [0.0, 5.0])
     """
     x, dy = arrays(x=x, dy=dy)
     dy = cotangent(dy, x)
@@ -85,7 +91,14 @@ def relu(x: Any, dy: Any) -> Relu:
 
 
 def tanh(x: Any, dy: Any) -> Tanh:
-    """tanh z and its gradient. Arguments and errors as in `relu`."""
+    """tanh z and its gradient. Arguments and errors as in `relu`.
+
+    Example:
+      >>> import bnderiv, jax.numpy as jnp
+      >>> s = bnderiv.steps.tanh(jnp.array([0.0]), jnp.array([3.0]))
+      >>> s.slope.tolist(), s.dx.tolist()
+      ([1.0], [3.0])
+    """
     x, dy = arrays(x=x, dy=dy)
     dy = cotangent(dy, x)
     a = jnp.tanh(x)  # (A4)
@@ -95,7 +108,14 @@ def tanh(x: Any, dy: Any) -> Tanh:
 
 
 def sigmoid(x: Any, dy: Any) -> Sigmoid:
-    """1/(1 + e^−z) and its gradient. Arguments and errors as in `relu`."""
+    """1/(1 + e^−z) and its gradient. Arguments and errors as in `relu`.
+
+    Example:
+      >>> import bnderiv, jax.numpy as jnp
+      >>> s = bnderiv.steps.sigmoid(jnp.array([0.0]), jnp.array([4.0]))
+      >>> s.slope.tolist(), s.dx.tolist()
+      ([0.25], [1.0])
+    """
     x, dy = arrays(x=x, dy=dy)
     dy = cotangent(dy, x)
     s = lax.logistic(x)  # (A6)
@@ -118,12 +138,18 @@ def softmax(x: Any, dy: Any, axis: int = -1) -> Softmax:
     Raises:
       TypeError: an argument without floating dtype.
       ValueError: shapes that differ, an empty array, or an axis out of range.
+
+    Example:
+      >>> import bnderiv, jax.numpy as jnp
+      >>> s = bnderiv.steps.softmax(jnp.array([0.0, 0.0]), jnp.array([4.0, 0.0]))
+      >>> s.mean.tolist(), s.dx.tolist()
+      ([2.0], [1.0, -1.0])
     """
     x, dy = arrays(x=x, dy=dy)
     _checks.rank_at_least("x", x, 1, "the axis to normalize, and any others")
     _checks.axis("axis", axis, x.ndim)
     dy = cotangent(dy, x)
-    # The shift cancels in (A8), so it is held constant where somebody differentiates these steps.
+    # The shift cancels in (A8), so it counts as a constant if somebody differentiates these steps.
     shifted = x - lax.stop_gradient(x.max(axis, keepdims=True))
     exponentials = jnp.exp(shifted)
     total = exponentials.sum(axis, keepdims=True)
@@ -138,6 +164,18 @@ def softmax_jacobian(z: Any) -> jax.Array:
 
     Args:
       z: shape (..., K), floating dtype.
+
+    Returns:
+      Shape (..., K, K).
+
+    Raises:
+      TypeError: no floating dtype.
+      ValueError: an empty array, or a number.
+
+    Example:
+      >>> import bnderiv, jax.numpy as jnp
+      >>> bnderiv.steps.softmax_jacobian(jnp.array([0.0, 0.0])).tolist()
+      [[0.25, -0.25], [-0.25, 0.25]]
     """
     (z,) = arrays(z=z)
     _checks.rank_at_least("z", z, 1, "(..., K)")

@@ -11,7 +11,7 @@ OPTIONS = ("strides", "padding", "dilation", "groups", "channel_axis", "batch_ax
 
 
 def of_conv2d(steps: Any) -> Iterator[tuple[str, str, np.ndarray]]:
-    """(step, sentence, what the slip would have given)."""
+    """(step, sentence, the value it would have given)."""
     if steps.kernel.ndim != 4:
         return  # many layers at once, by vmap
     turned = "a flipped kernel: ∂J/∂w is a correlation of input and δ, nothing is turned by 180°"

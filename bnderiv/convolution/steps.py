@@ -1,7 +1,7 @@
-"""Convolution, step by step (derivation.md, C5–C13): each of its three products as one plain correlation.
+"""Convolution, step by step (derivation.md, C5–C13): each of its three products is one plain correlation.
 
-The arrays that the correlations meet are steps of their own: the padded input, δ spread and with its rim, the kernel
-turned by 180°. After that no correlation needs any padding.
+The operands of the correlations are steps too: the padded input, δ dilated and padded, the kernel turned by 180°. So no
+correlation needs padding.
 """
 
 from typing import Annotated, Any, NamedTuple
@@ -21,7 +21,7 @@ class Conv2d(NamedTuple):
     x: Annotated[jax.Array, "a", "(B, M, N, C)", INPUT, "activations of the layer before"]
     kernel: Annotated[jax.Array, "w", "(m, n, C/G, K)", INPUT, "weights"]
     bias: Annotated[jax.Array | None, "b", "(K,)", INPUT, "biases, or None"]
-    dy: Annotated[jax.Array, "δ = ∂J/∂z", "as z", INPUT, "what comes back from above"]
+    dy: Annotated[jax.Array, "δ = ∂J/∂z", "as z", INPUT, "gradient from above"]
     strides: Annotated[Pair, "from window to window, rows and columns"]
     padding: Annotated[Padding, "zeros at the top and bottom, left and right"]
     dilation: Annotated[Pair, "from cell to cell of a window"]
@@ -31,10 +31,12 @@ class Conv2d(NamedTuple):
     x_padded: Annotated[jax.Array, "a with t, t' zeros", "as x, larger", "(C5)", "padded input"]
     z: Annotated[jax.Array, "z = w ⋆ a + b", "(B, M', N', K)", "(C6)", "output"]
     d_bias: Annotated[jax.Array, "∂J/∂b = Σ δ", "(K,)", "(C8)", "gradient of the bias"]
-    x_read: Annotated[jax.Array, "a with t, t'−r zeros", "as x_padded", "(C10)", "less the rest r no window reached"]
+    x_read: Annotated[
+        jax.Array, "a with t, t'−r zeros", "as x_padded", "(C10)", "without the rest r that no window reaches"
+    ]
     d_kernel: Annotated[jax.Array, "∂J/∂w = δ ⋆ a", "(m, n, C/G, K)", "(C7)", "correlation of the input with δ"]
-    delta_spread: Annotated[jax.Array, "δ̃_si = δ_i", "as z, spread", "(C11)", "δ with s − 1 zeros between neighbors"]
-    delta_padded: Annotated[jax.Array, "δ̃ with h, h' zeros", "as δ̃, larger", "(C12)", "and with its rim of zeros"]
+    delta_dilated: Annotated[jax.Array, "δ̃_si = δ_i", "as z, larger", "(C11)", "δ with s − 1 zeros between neighbors"]
+    delta_padded: Annotated[jax.Array, "δ̃ with h, h' zeros", "as δ̃, larger", "(C12)", "the same with a rim of zeros"]
     kernel_turned: Annotated[
         jax.Array, "w_(m−1−x, n−1−y)", "(m, n, K/G, C)", "(C11), (C13)", "w turned by 180°, its channels exchanged"
     ]
@@ -69,6 +71,13 @@ def conv2d(
     Raises:
       TypeError: an argument without floating dtype, or an option that is no integer.
       ValueError: shapes or options that do not fit.
+
+    Example:
+      >>> import bnderiv, jax.numpy as jnp
+      >>> x, kernel = jnp.array([1.0, 2.0, 3.0]).reshape(1, 1, 3, 1), jnp.array([1.0, 10.0]).reshape(1, 2, 1, 1)
+      >>> s = bnderiv.steps.conv2d(x, kernel, None, jnp.ones((1, 1, 2, 1)))
+      >>> s.z.ravel().tolist(), s.d_kernel.ravel().tolist(), s.dx.ravel().tolist()
+      ([21.0, 32.0], [3.0, 5.0], [1.0, 11.0, 10.0])
     """
     x, kernel, dy = arrays(x=x, kernel=kernel, dy=dy)
     _checks.rank_is("x", x, 4, "batch, rows, columns, channels")
@@ -96,8 +105,8 @@ def conv2d(
 
     d_bias = dy.sum((batch, *spatial))  # (C8)
 
-    # (C7): δ lies on the input like a kernel with holes, its entries s apart, and steps by d. Examples and channels
-    # change places: the sum goes over the examples, and there is one result for every pair of channels (C.1).
+    # (C7): the kernel is δ, dilated by s, and it moves in steps of d. Examples and channels change places: the sum is
+    # over the examples, and each pair of channels has a result (C.1).
     outputs = [z.shape[a] for a in spatial]
     rest = [
         size + before + after - d * (m - 1) - 1 - s * (out - 1)
@@ -110,13 +119,13 @@ def conv2d(
         x_read, dy, dilation, "VALID", None, strides, (exchanged, as_kernel, "HWNC"), batch_group_count=groups
     )
 
-    # (C11): δ spread by the stride, with a rim (C12), and the turned kernel laid on it, step 1.
-    delta_spread = _pad(dy, spatial, [(0, 0)] * 2, [s - 1 for s in strides])
+    # (C11): δ dilated by the stride and padded (C12), correlated with the turned kernel in steps of 1.
+    delta_dilated = _pad(dy, spatial, [(0, 0)] * 2, [s - 1 for s in strides])
     rim = [
         (d * (m - 1) - before, d * (m - 1) - after + r)
         for d, m, (before, after), r in zip(dilation, window, padding, rest, strict=True)
     ]
-    delta_padded = _pad(delta_spread, spatial, rim)  # (C12)
+    delta_padded = _pad(delta_dilated, spatial, rim)  # (C12)
     kernel_turned = _exchange_channels(kernel[::-1, ::-1], groups)
     dx = lax.conv_general_dilated(
         delta_padded,

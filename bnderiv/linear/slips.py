@@ -7,7 +7,7 @@ import numpy as np
 
 
 def of_dense(steps: Any) -> Iterator[tuple[str, str, np.ndarray]]:
-    """(step, sentence, what the slip would have given)."""
+    """(step, sentence, the value it would have given)."""
     if steps.kernel.ndim != 2:
         return  # many layers at once, by vmap
     N = steps.d_kernel_each.shape[0]

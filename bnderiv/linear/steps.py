@@ -10,17 +10,19 @@ from bnderiv.steps.table import INPUT, arrays, cotangent, derivation, gather
 
 @derivation
 class Dense(NamedTuple):
-    """The steps of `dense`. N counts all rows where x has more than two axes."""
+    """The steps of `dense`. N counts all rows if x has more than two axes."""
 
     x: Annotated[jax.Array, "a", "(..., D)", INPUT, "activations of the layer before"]
     kernel: Annotated[jax.Array, "W", "(D, H)", INPUT, "weights"]
     bias: Annotated[jax.Array | None, "b", "(H,)", INPUT, "biases, or None"]
-    dy: Annotated[jax.Array, "δ = ∂J/∂z", "(..., H)", INPUT, "what comes back from above"]
+    dy: Annotated[jax.Array, "δ = ∂J/∂z", "(..., H)", INPUT, "gradient from above"]
     z: Annotated[jax.Array, "z = a W + b", "(..., H)", "(L1)", "weighted sums"]
-    d_kernel_each: Annotated[jax.Array, "a_ni δ_nj", "(N, D, H)", "(L2)", "ΔW of every example, an outer product"]
-    d_kernel: Annotated[jax.Array, "∂J/∂W = aᵀ δ", "(D, H)", "(L2)", "gradient of the weights, the sum over examples"]
+    d_kernel_each: Annotated[jax.Array, "a_ni δ_nj", "(N, D, H)", "(L2)", "gradient of each example, an outer product"]
+    d_kernel: Annotated[
+        jax.Array, "∂J/∂W = aᵀ δ", "(D, H)", "(L2)", "gradient of the weights, summed over the examples"
+    ]
     d_bias: Annotated[jax.Array, "∂J/∂b = Σ_n δ_n", "(H,)", "(L4)", "gradient of the bias"]
-    kernel_transposed: Annotated[jax.Array, "Wᵀ", "(H, D)", "(L3)", "the weights walked from the other end"]
+    kernel_transposed: Annotated[jax.Array, "Wᵀ", "(H, D)", "(L3)", "weights, transposed"]
     dx: Annotated[jax.Array, "∂J/∂a = δ Wᵀ", "as x", "(L3)", "gradient of the input"]
 
 
@@ -39,6 +41,13 @@ def dense(x: Any, kernel: Any, bias: Any, dy: Any) -> Dense:
     Raises:
       TypeError: an argument without floating dtype.
       ValueError: shapes that do not fit, or an empty array.
+
+    Example:
+      >>> import bnderiv, jax.numpy as jnp
+      >>> x, kernel, dy = jnp.array([[1.0, 2.0]]), jnp.array([[3.0], [4.0]]), jnp.array([[10.0]])
+      >>> s = bnderiv.steps.dense(x, kernel, None, dy)
+      >>> s.d_kernel.tolist(), s.dx.tolist()
+      ([[10.0], [20.0]], [[30.0, 40.0]])
     """
     x, kernel, dy = arrays(x=x, kernel=kernel, dy=dy)
     _checks.rank_at_least("x", x, 1, "(..., D)")
@@ -76,13 +85,13 @@ class Flatten(NamedTuple):
     """The steps of `flatten`."""
 
     x: Annotated[jax.Array, "x", "(N, ...)", INPUT, "one array for each example"]
-    dy: Annotated[jax.Array, "δ = ∂J/∂z", "(N, RSC)", INPUT, "what comes back from above"]
+    dy: Annotated[jax.Array, "δ = ∂J/∂z", "(N, RSC)", INPUT, "gradient from above"]
     z: Annotated[jax.Array, "z_nk = x_nrsc", "(N, RSC)", "(L5)", "one row for each example, the last axis fastest"]
-    dx: Annotated[jax.Array, "∂J/∂x_nrsc = δ_nk", "as x", "(L5)", "every entry of δ back where it came from"]
+    dx: Annotated[jax.Array, "∂J/∂x_nrsc = δ_nk", "as x", "(L5)", "every entry of δ back in its place"]
 
 
 def flatten(x: Any, dy: Any) -> Flatten:
-    """Relabeling, and back.
+    """All axes but the first raveled into one, and the gradient.
 
     Args:
       x: shape (N, ...), floating dtype.
@@ -94,6 +103,12 @@ def flatten(x: Any, dy: Any) -> Flatten:
     Raises:
       TypeError: an argument without floating dtype.
       ValueError: shapes that do not fit, or an empty array.
+
+    Example:
+      >>> import bnderiv, jax.numpy as jnp
+      >>> s = bnderiv.steps.flatten(jnp.ones((2, 3, 4)), jnp.ones((2, 12)))
+      >>> s.z.shape, s.dx.shape
+      ((2, 12), (2, 3, 4))
     """
     x, dy = arrays(x=x, dy=dy)
     _checks.rank_at_least("x", x, 1, "(N, ...)")

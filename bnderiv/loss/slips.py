@@ -9,7 +9,7 @@ Slips = Iterator[tuple[str, str, np.ndarray]]
 
 
 def of_squared_error(steps: Any) -> Slips:
-    """(step, sentence, what the slip would have given)."""
+    """(step, sentence, the value it would have given)."""
     K = steps.difference.shape[-1]
     yield "difference", "the sign: y − a in place of a − y", -steps.difference
     yield "loss", "a missing ½", 2 * steps.loss
@@ -25,7 +25,7 @@ def of_squared_error(steps: Any) -> Slips:
 
 
 def of_cross_entropy(steps: Any) -> Slips:
-    """(step, sentence, what the slip would have given), for labels of either kind."""
+    """(step, sentence, the value it would have given), for labels of either kind."""
     integers = hasattr(steps, "one_hot")
     y, c = steps.one_hot if integers else steps.labels, steps.dy[..., None]
     s, shifted, K = steps.s, steps.shifted, steps.shifted.shape[-1]

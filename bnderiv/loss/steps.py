@@ -1,4 +1,4 @@
-"""The losses, step by step (derivation.md, S1–S10): one value per example, times the c that comes back to it."""
+"""The losses, step by step (derivation.md, S1–S10): one value for each example, and its gradient times c."""
 
 from typing import Annotated, Any, NamedTuple
 
@@ -9,18 +9,18 @@ from jax import lax
 from bnderiv import _checks
 from bnderiv.steps.table import INPUT, arrays, cotangent, derivation, gather
 
-# What every loss is given from above.
-FromAbove = Annotated[jax.Array, "c", "(...)", INPUT, "what comes back to each example's J, 1 in the documents"]
+# An argument of every loss.
+FromAbove = Annotated[jax.Array, "c", "(...)", INPUT, "gradient from above for each example, 1 in the documents"]
 
 
 @derivation
 class SquaredError(NamedTuple):
     """The steps of `squared_error`."""
 
-    predictions: Annotated[jax.Array, "a", "(..., K)", INPUT, "what came out"]
-    targets: Annotated[jax.Array, "y", "(..., K)", INPUT, "what should have"]
+    predictions: Annotated[jax.Array, "a", "(..., K)", INPUT, "predictions"]
+    targets: Annotated[jax.Array, "y", "(..., K)", INPUT, "targets"]
     dy: FromAbove
-    difference: Annotated[jax.Array, "a − y", "(..., K)", "(S2)", "what is too much"]
+    difference: Annotated[jax.Array, "a − y", "(..., K)", "(S2)", "error"]
     loss: Annotated[jax.Array, "J = ½ Σ_k (y_k − a_k)²", "(...)", "(S1)", "loss of each example"]
     d_predictions: Annotated[jax.Array, "∂J/∂a = a − y", "(..., K)", "(S2)", "gradient of the predictions"]
     d_targets: Annotated[jax.Array, "∂J/∂y = y − a", "(..., K)", "(S2)", "gradient of the targets"]
@@ -32,7 +32,7 @@ def squared_error(predictions: Any, targets: Any, dy: Any = None) -> SquaredErro
     Args:
       predictions: a, shape (..., K), floating dtype (half precision is computed in float32).
       targets: y, same shape.
-      dy: c, what comes back to each example's J, shape (...); None for the documents' 1.
+      dy: c, the gradient from above for each example, shape (...); None means 1, as in the documents.
 
     Returns:
       `SquaredError`.
@@ -40,6 +40,12 @@ def squared_error(predictions: Any, targets: Any, dy: Any = None) -> SquaredErro
     Raises:
       TypeError: an argument without floating dtype.
       ValueError: shapes that do not fit, or an empty array.
+
+    Example:
+      >>> import bnderiv, jax.numpy as jnp
+      >>> s = bnderiv.steps.squared_error(jnp.array([2.0, 1.0]), jnp.array([1.0, 2.0]))
+      >>> s.loss.item(), s.d_predictions.tolist()
+      (1.0, [1.0, -1.0])
     """
     predictions, targets = arrays(predictions=predictions, targets=targets)
     _checks.rank_at_least("predictions", predictions, 1, "(..., K)")
@@ -53,7 +59,7 @@ def squared_error(predictions: Any, targets: Any, dy: Any = None) -> SquaredErro
 
 
 # Steps of the cross entropy with labels of either kind.
-Logits = Annotated[jax.Array, "z", "(..., K)", INPUT, "what the classes score"]
+Logits = Annotated[jax.Array, "z", "(..., K)", INPUT, "scores of the classes"]
 Shifted = Annotated[jax.Array, "u = z − m", "(..., K)", "(S5)", "less the largest"]
 Total = Annotated[jax.Array, "S = Σ_k e^(u_k)", "(..., 1)", "(S5)", "between 1 and K"]
 Probabilities = Annotated[jax.Array, "s = softmax(z)", "(..., K)", "(S5)", "probabilities"]
@@ -78,12 +84,12 @@ class SoftmaxCrossEntropy(NamedTuple):
 
 
 def softmax_cross_entropy(logits: Any, labels: Any, dy: Any = None) -> SoftmaxCrossEntropy:
-    """Softmax and cross entropy in one, and the gradients of both arguments.
+    """Cross entropy of a softmax, and the gradients of both arguments.
 
     Args:
       logits: z, shape (..., K), floating dtype (half precision is computed in float32).
       labels: y, weights of the same shape: one-hot codes, probabilities, or with any sum.
-      dy: c, what comes back to each example's J, shape (...); None for the documents' 1.
+      dy: c, the gradient from above for each example, shape (...); None means 1, as in the documents.
 
     Returns:
       `SoftmaxCrossEntropy`.
@@ -91,6 +97,12 @@ def softmax_cross_entropy(logits: Any, labels: Any, dy: Any = None) -> SoftmaxCr
     Raises:
       TypeError: an argument without floating dtype.
       ValueError: shapes that do not fit, or an empty array.
+
+    Example:
+      >>> import bnderiv, jax.numpy as jnp
+      >>> s = bnderiv.steps.softmax_cross_entropy(jnp.array([0.0, 0.0]), jnp.array([1.0, 0.0]))
+      >>> s.d_logits.tolist()
+      [-0.5, 0.5]
     """
     logits, labels = arrays(logits=logits, labels=labels)
     _checks.rank_at_least("logits", logits, 1, "(..., K)")
@@ -123,12 +135,12 @@ class SoftmaxCrossEntropyWithIntegerLabels(NamedTuple):
 def softmax_cross_entropy_with_integer_labels(
     logits: Any, labels: Any, dy: Any = None
 ) -> SoftmaxCrossEntropyWithIntegerLabels:
-    """The same for one class as an integer: the negative log-likelihood.
+    """`softmax_cross_entropy` where each label is one class, an integer: the negative log-likelihood.
 
     Args:
       logits: z, shape (..., K), floating dtype (half precision is computed in float32).
       labels: y, the class of each example, shape (...), integer dtype. Outside [0, K): NaN in that row.
-      dy: c, what comes back to each example's J, shape (...); None for the documents' 1.
+      dy: c, the gradient from above for each example, shape (...); None means 1, as in the documents.
 
     Returns:
       `SoftmaxCrossEntropyWithIntegerLabels`.
@@ -136,6 +148,12 @@ def softmax_cross_entropy_with_integer_labels(
     Raises:
       TypeError: logits without floating dtype, labels without integer dtype.
       ValueError: shapes that do not fit, or an empty array.
+
+    Example:
+      >>> import bnderiv, jax.numpy as jnp
+      >>> s = bnderiv.steps.softmax_cross_entropy_with_integer_labels(jnp.array([0.0, 0.0]), jnp.array(0))
+      >>> s.one_hot.tolist(), s.d_logits.tolist()
+      ([1.0, 0.0], [-0.5, 0.5])
     """
     (logits,) = arrays(logits=logits)
     _checks.rank_at_least("logits", logits, 1, "(..., K)")
@@ -149,7 +167,7 @@ def softmax_cross_entropy_with_integer_labels(
 
 
 def code(labels: jax.Array, like: jax.Array) -> jax.Array:
-    """The one-hot code 1{j = y} in the shape of `like`, (..., K); NaN where the label is no class.
+    """The one-hot code 1{j = y} in the shape of `like`, (..., K); NaN if the label is no class.
 
     Raises:
       TypeError: labels without integer dtype.
@@ -158,7 +176,7 @@ def code(labels: jax.Array, like: jax.Array) -> jax.Array:
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(f"labels must have an integer dtype, got {labels.dtype.name}{list(labels.shape)}")
     _checks.shape_is("labels", labels, like.shape[:-1], "that of logits without its last axis")
-    if labels.dtype.itemsize < 4:  # an int8 cannot count to the number of classes
+    if labels.dtype.itemsize < 4:  # int8 cannot hold the number of classes
         labels = labels.astype(jnp.int32)
     y = labels[..., None]
     ones = (y == lax.broadcasted_iota(labels.dtype, like.shape, like.ndim - 1)).astype(like.dtype)

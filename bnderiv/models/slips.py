@@ -10,7 +10,7 @@ from bnderiv.normalization.slips import of_batch_norm
 
 
 def of_lenet5(steps: Any) -> Iterator[tuple[str, str, np.ndarray]]:
-    """(step, sentence, what the slip would have given)."""
+    """(step, sentence, the value it would have given)."""
     if steps.x.ndim != 4:
         return  # many networks at once, by vmap
     for i in range(1, 5):

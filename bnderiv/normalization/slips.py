@@ -1,7 +1,7 @@
-"""What people get wrong in batch norm, as lines to put in the place of the right ones.
+"""What people get wrong in batch norm: wrong lines of the derivation.
 
-`RIGHT` is the derivation once more, a line a step (derivation.md, N1–N11). A slip replaces some of them, and everything
-after goes its way: so a slip is recognized in the step where it was made and in every later one.
+`RIGHT` is the derivation in NumPy, one line for each step (derivation.md, N1–N11). A slip replaces some of the lines,
+and the later steps follow from it. So a slip is recognized in the step where it was made and in every later one.
 """
 
 import itertools
@@ -14,10 +14,10 @@ import numpy as np
 
 Line = Callable[[Any], Any]
 
-# v.sum() adds up a channel, v.M counts it, v.N counts the examples alone; vectors are laid along the channels' axis.
+# v.sum() sums over a channel of v.M elements, v.N is the number of examples; vectors broadcast along the channel axis.
 RIGHT: dict[str, Line] = {
-    "m": lambda v: v.M,  # what the statistics are divided by
-    "m_back": lambda v: v.m,  # what the second and third part are divided by
+    "m": lambda v: v.M,  # divisor of the statistics
+    "m_back": lambda v: v.m,  # divisor of the second and third part
     "mu": lambda v: v.sum(v.x) / v.m,
     "var": lambda v: v.sum((v.x - v.mu) ** 2) / v.m,
     "inv_std": lambda v: 1 / np.sqrt(v.var + v.eps),
@@ -66,8 +66,8 @@ SLIPS: list[tuple[str, dict[str, Line]]] = [
     ("x for x̂: Σ δ x in place of Σ δ x̂", {"d_gamma": lambda v: v.sum(v.dy * v.x)}),
     ("x − μ for x̂: a missing 1/√(σ² + ε)", {"d_gamma": lambda v: v.sum(v.dy * (v.x - v.mu))}),
     ("y for x̂: Σ δ y in place of Σ δ x̂", {"d_gamma": lambda v: v.sum(v.dy * v.y)}),
-    ("γ δ for δ: the gradient of the scale has no γ in it", {"d_gamma": lambda v: v.sum(v.gamma * v.dy * v.x_hat)}),
-    ("γ δ for δ: the gradient of the shift has no γ in it", {"d_beta": lambda v: v.sum(v.gamma * v.dy)}),
+    ("γ δ for δ: ∂J/∂γ has no γ in it", {"d_gamma": lambda v: v.sum(v.gamma * v.dy * v.x_hat)}),
+    ("γ δ for δ: ∂J/∂β has no γ in it", {"d_beta": lambda v: v.sum(v.gamma * v.dy)}),
     ("a mean where a sum belongs: divided by m = {M}", {"d_gamma": lambda v: v.sum(v.dy * v.x_hat) / v.M}),
     ("a mean where a sum belongs: divided by m = {M}", {"d_beta": lambda v: v.sum(v.dy) / v.M}),
     ("a missing γ: ∂J/∂x̂ is γ δ, not δ", {"d_x_hat": lambda v: v.dy}),
@@ -125,7 +125,7 @@ SLIPS: list[tuple[str, dict[str, Line]]] = [
     ),
 ]
 
-# What each reduced step sums, and whether it is a mean: to see which axes somebody else summed over.
+# The terms of each sum, and whether it is a mean: to find sums over other axes.
 _SUMMED: dict[str, tuple[Line, bool]] = {
     "mu": (lambda v: v.x, True),
     "var": (lambda v: (v.x - v.mu) ** 2, True),
@@ -137,10 +137,10 @@ _SUMMED: dict[str, tuple[Line, bool]] = {
 
 
 def of_batch_norm(steps: Any) -> Iterator[tuple[str, str, np.ndarray]]:
-    """(step, sentence, what the slip would have given) for every slip and every step after it.
+    """(step, sentence, the value it would have given) for every slip and every step after it.
 
     Args:
-      steps: the right steps; of them only the inputs and options of `BatchNorm` are looked at.
+      steps: the right steps, or any object with the inputs and options of `BatchNorm`.
     """
     x, axis = steps.x, steps.channel_axis % steps.x.ndim
     if steps.gamma.shape != (x.shape[axis],):
@@ -151,7 +151,7 @@ def of_batch_norm(steps: Any) -> Iterator[tuple[str, str, np.ndarray]]:
         x=x,
         gamma=np.expand_dims(steps.gamma, others),
         beta=np.expand_dims(steps.beta, others),
-        dy=getattr(steps, "d_y", steps.dy),  # what arrives at y, which a ReLU has let through
+        dy=getattr(steps, "d_y", steps.dy),  # with a ReLU: δ_y, behind it
         eps=steps.eps,
         M=M,
         N=N,
@@ -160,7 +160,7 @@ def of_batch_norm(steps: Any) -> Iterator[tuple[str, str, np.ndarray]]:
     right = _run(inputs, {})
     for step, (term, mean) in _SUMMED.items():
         yield from _other_axes(step, term(right), others, mean)
-    later = []  # what an earlier slip would have made of a step comes after the slips of that very step
+    later = []  # a slip made in the step itself is likelier than one made before
     for sentence, lines in SLIPS:
         if "wrong m" in sentence and N == M:
             continue
@@ -169,7 +169,7 @@ def of_batch_norm(steps: Any) -> Iterator[tuple[str, str, np.ndarray]]:
             if step not in ("m", "m_back"):
                 value, truth = getattr(wrong, step), getattr(right, step)
                 if np.array_equal(value, truth, equal_nan=True):
-                    continue  # the slip does not reach this step
+                    continue  # the slip does not change this step
                 found = step, spoken, value.reshape(-1) if np.shape(truth) != x.shape else value
                 if step in lines:
                     yield found

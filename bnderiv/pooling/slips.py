@@ -13,7 +13,7 @@ Cells = list[tuple[int, ...]]
 
 
 def of_avg_pool(steps: Any) -> Slips:
-    """(step, sentence, what the slip would have given)."""
+    """(step, sentence, the value it would have given)."""
     if steps.x.ndim != 4:
         return  # many layers at once, by vmap
     shape, windows = steps.x.shape, steps.z.shape
@@ -43,7 +43,7 @@ def of_avg_pool(steps: Any) -> Slips:
 
 
 def of_max_pool(steps: Any) -> Slips:
-    """(step, sentence, what the slip would have given)."""
+    """(step, sentence, the value it would have given)."""
     if steps.x.ndim != 4:
         return  # many layers at once, by vmap
     shape, z, delta = steps.x.shape, steps.z, steps.dy

@@ -1,7 +1,7 @@
-"""The pools, step by step (derivation.md, P1–P10): cell by cell of the window, nothing merged.
+"""The pools, step by step (derivation.md, P1–P10), one cell of the window after the other.
 
-Cell (x, y) of all windows at once is one strided slice of the padded input. Backward it is one slice of δ, spread by
-the stride into a row of zeros with a margin (P5).
+Forward, cell (x, y) of all windows is one strided slice of the padded input. Backward, it is one slice of δ, dilated by
+the stride and padded (P5).
 """
 
 import math
@@ -19,7 +19,7 @@ from bnderiv.steps.table import INPUT, arrays, cotangent, derivation, gather
 
 # The arguments of both pools.
 Input = Annotated[jax.Array, "a", "(B, M, N, C)", INPUT, "activations of the layer before"]
-FromAbove = Annotated[jax.Array, "δ = ∂J/∂z", "as z", INPUT, "what comes back from above"]
+FromAbove = Annotated[jax.Array, "δ = ∂J/∂z", "as z", INPUT, "gradient from above"]
 Window = Annotated[Pair, "rows and columns of a window"]
 Strides = Annotated[Pair, "from window to window, rows and columns"]
 Padded = Annotated[Padding, "cells added at the top and bottom, left and right"]
@@ -36,16 +36,18 @@ class AvgPool(NamedTuple):
     window: Window
     strides: Strides
     padding: Padded
-    count_include_pad: Annotated[bool, "whether padding counts in what a window is divided by"]
+    count_include_pad: Annotated[bool, "whether the divisor counts padding"]
     channel_axis: ChannelAxis
     batch_axis: BatchAxis
     x_padded: Annotated[jax.Array, "a with t, t' zeros", "as x, larger", "(P1)", "padded input"]
-    count: Annotated[jax.Array, "c_ij", "as z", "(P3)", "what each window is divided by"]
+    count: Annotated[jax.Array, "c_ij", "as z", "(P3)", "divisor of each window"]
     total: Annotated[jax.Array, "Σ_xy a_(si+x−t, sj+y−t)", "as z", "(P1)", "sum of each window"]
     z: Annotated[jax.Array, "z_ij", "(B, M', N', C)", "(P1)", "output"]
-    share: Annotated[jax.Array, "δ_ij / c_ij", "as z", "(P4)", "what each window hands to each of its cells"]
-    share_spread: Annotated[jax.Array, "D", "as x, larger", "(P5)", "shares s apart among zeros, with a margin"]
-    dx: Annotated[jax.Array, "δ_pq = Σ D", "as x", "(P4), (P5)", "every cell adds up what it is handed"]
+    share: Annotated[jax.Array, "δ_ij / c_ij", "as z", "(P4)", "gradient that each window gives each of its cells"]
+    share_dilated: Annotated[
+        jax.Array, "D", "as x, larger", "(P5)", "shares dilated by the stride, with a margin of zeros"
+    ]
+    dx: Annotated[jax.Array, "δ_pq = Σ D", "as x", "(P4), (P5)", "every cell adds up its shares"]
 
 
 @derivation
@@ -61,10 +63,12 @@ class MaxPool(NamedTuple):
     channel_axis: ChannelAxis
     batch_axis: BatchAxis
     x_padded: Annotated[jax.Array, "a with −∞ around", "as x, larger", "(P9)", "padded input"]
-    winner: Annotated[jax.Array, "κ_ij", "as z, integers", "(P7)", "number of the cell that won; −1 where none is real"]
-    z: Annotated[jax.Array, "z_ij", "(B, M', N', C)", "(P7)", "output, the value of the winner"]
-    winner_spread: Annotated[jax.Array, "κ, spread", "as x, larger", "(P5)", "winners s apart, −1 between them"]
-    delta_spread: Annotated[jax.Array, "D", "as x, larger", "(P5)", "δ s apart among zeros, with a margin"]
+    winner: Annotated[jax.Array, "κ_ij", "as z, integers", "(P7)", "number of the cell that won; −1 if all are padding"]
+    z: Annotated[jax.Array, "z_ij", "(B, M', N', C)", "(P7)", "output, value of the winner"]
+    winner_dilated: Annotated[
+        jax.Array, "κ, dilated", "as x, larger", "(P5)", "winners dilated by the stride, −1 between them"
+    ]
+    delta_dilated: Annotated[jax.Array, "D", "as x, larger", "(P5)", "δ dilated by the stride, with a margin of zeros"]
     dx: Annotated[jax.Array, "δ_pq", "as x", "(P10)", "every cell adds up the δ of the windows it won"]
 
 
@@ -93,6 +97,12 @@ def avg_pool(
     Raises:
       TypeError: an argument without floating dtype, or an option that is no integer.
       ValueError: shapes or options that do not fit.
+
+    Example:
+      >>> import bnderiv, jax.numpy as jnp
+      >>> s = bnderiv.steps.avg_pool(jnp.ones((1, 1, 4, 1)), (1, 2), jnp.array([2.0, 4.0]).reshape(1, 1, 2, 1))
+      >>> s.share.ravel().tolist(), s.dx.ravel().tolist()
+      ([1.0, 2.0], [1.0, 1.0, 2.0, 2.0])
     """
     x, dy = arrays(x=x, dy=dy)
     w = windows_of(x, window, strides, padding, 1, channel_axis, batch_axis)
@@ -105,8 +115,8 @@ def avg_pool(
 
     dy = cotangent(dy, z)
     share = dy / count
-    share_spread = w.spread(share, 0)
-    dx = _sum(w.covering(share_spread))  # (P4), (P5)
+    share_dilated = w.dilated(share, 0)
+    dx = _sum(w.covering(share_dilated))  # (P4), (P5)
     return gather(AvgPool, locals())
 
 
@@ -121,9 +131,17 @@ def max_pool(
     channel_axis: int = -1,
     batch_axis: int = 0,
 ) -> MaxPool:
-    """The largest of each window and its gradient: ties to the first cell in row-major order, NaN is the largest.
+    """The maximum of each window and its gradient.
 
-    Arguments and errors as in `avg_pool` and `bnderiv.max_pool`.
+    Of equal cells the first wins, in row-major order. NaN is larger than any number. Arguments and errors as in
+    `avg_pool` and `bnderiv.max_pool`.
+
+    Example:
+      >>> import bnderiv, jax.numpy as jnp
+      >>> x = jnp.array([1.0, 3.0, 2.0, 0.0]).reshape(1, 1, 4, 1)
+      >>> s = bnderiv.steps.max_pool(x, (1, 2), jnp.array([5.0, 7.0]).reshape(1, 1, 2, 1))
+      >>> s.winner.ravel().tolist(), s.dx.ravel().tolist()
+      ([1, 0], [0.0, 5.0, 7.0, 0.0])
     """
     x, dy = arrays(x=x, dy=dy)
     w = windows_of(x, window, strides, padding, dilation, channel_axis, batch_axis)
@@ -132,9 +150,9 @@ def max_pool(
     winner, z = w.first_largest(x_padded, w.pad(jnp.ones_like(x, jnp.bool_), False))  # (P7)
 
     dy = cotangent(dy, z)
-    winner_spread = w.spread(winner, -1)
-    delta_spread = w.spread(dy, 0)
-    numbers, deltas = w.covering(winner_spread), w.covering(delta_spread)
+    winner_dilated = w.dilated(winner, -1)
+    delta_dilated = w.dilated(dy, 0)
+    numbers, deltas = w.covering(winner_dilated), w.covering(delta_dilated)
     won = (jnp.where(number == k, delta, 0) for k, (number, delta) in enumerate(zip(numbers, deltas, strict=True)))
     dx = _sum(won)  # (P10)
     return gather(MaxPool, locals())
@@ -165,13 +183,13 @@ class Windows(NamedTuple):
         return _pad(x, self.spatial, [(before, after, 0) for before, after in self.padding], value)
 
     def cells(self, x_padded: jax.Array) -> Iterator[jax.Array]:
-        """The cell (x, y) of every window, for one (x, y) after the other in row-major order."""
+        """Cell (x, y) of every window; one (x, y) after the other, row-major."""
         for cell in np.ndindex(*self.window):
             first = [k * d for k, d in zip(cell, self.dilation, strict=True)]
             yield _slice(x_padded, self.spatial, first, self.counts, self.strides)
 
-    def spread(self, delta: jax.Array, value: Any) -> jax.Array:
-        """D of (P5): the entries of δ a stride apart, the margins such that there is a D for every cell."""
+    def dilated(self, delta: jax.Array, value: Any) -> jax.Array:
+        """D of (P5): δ dilated by the stride, with margins such that every cell has a D."""
         sides = zip(self.sizes, self.padding, self.reach, self.counts, self.strides, strict=True)
         pads = [
             (reach - 1 - before, size + before - 1 - (count - 1) * stride, stride - 1)
@@ -179,14 +197,14 @@ class Windows(NamedTuple):
         ]
         return _pad(delta, self.spatial, pads, value)
 
-    def covering(self, spread: jax.Array) -> Iterator[jax.Array]:
-        """D_(p+(m−1)d−dx, …) for every place (p, q): the window that has it as its cell (x, y); row-major in (x, y)."""
+    def covering(self, delta: jax.Array) -> Iterator[jax.Array]:
+        """D_(p+(m−1)d−dx, …) for all (p, q), from the window whose cell (x, y) it is; in the order of `cells`."""
         for cell in np.ndindex(*self.window):
             first = [r - 1 - k * d for r, k, d in zip(self.reach, cell, self.dilation, strict=True)]
-            yield _slice(spread, self.spatial, first, self.sizes, (1, 1))
+            yield _slice(delta, self.spatial, first, self.sizes, (1, 1))
 
     def first_largest(self, x_padded: jax.Array, real: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """κ and the value there: in order, the one kept so far gives way only to one that beats it (P7, P9)."""
+        """κ and the value there. A later cell wins only if it beats the best of the earlier ones (P7, P9)."""
         winner = best = None
         for k, (u, is_real) in enumerate(zip(self.cells(x_padded), self.cells(real), strict=True)):
             if winner is None or best is None:

@@ -1,7 +1,7 @@
-"""Which step of somebody's own derivation is the wrong one, by how much, where, and which slip it looks like.
+"""Which step of a user's own derivation is wrong, by how much, where, and which slip it looks like.
 
-Everything here compares concrete numbers in float64 NumPy. What rounding may do is in `rounding.py`, what slips look
-like in `known_slips.py`.
+All comparisons are of concrete numbers in float64 NumPy. `rounding.py` says how large rounding errors may be,
+`known_slips.py` recognizes slips.
 """
 
 import dataclasses
@@ -20,16 +20,23 @@ from bnderiv.steps.table import INPUT, OPTION, fields, table
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Difference:
-    """The first step that disagrees.
+    """The first step that disagrees, as `first_difference` returns it.
 
     Attributes:
       step: the name of the field.
       slip: the likely slip, a sentence, or None.
-      amount: largest absolute difference of an element; None where the shapes differ.
-      relative: the same over the largest element of the right step; None where the shapes differ.
-      place: index of the element with the largest difference; None where the shapes differ.
-      mine, right: the two values at that place, or the two shapes.
-      symbol, label: what the derivation calls the step, and where it is in `derivation.md`.
+      amount: largest absolute difference of an element; None if the shapes or the options differ.
+      relative: the same over the largest element of the right step; None if the shapes or the options differ.
+      place: index of the element with the largest difference; None if the shapes or the options differ.
+      mine, right: the two values at that place, or the two shapes, or the two options.
+      symbol, label: the step's symbol in the derivation, and its label in `derivation.md`.
+
+    Example:
+      >>> import bnderiv, jax.numpy as jnp
+      >>> s = bnderiv.steps.tanh(jnp.array([0.5]), jnp.array([1.0]))
+      >>> difference = bnderiv.steps.first_difference({"slope": s.slope, "dx": -s.dx}, s)
+      >>> difference.step, difference.place
+      ('dx', (0,))
     """
 
     step: str
@@ -60,22 +67,28 @@ class Difference:
 def first_difference(mine: Any, steps: Any, *, rtol: float | None = None) -> Difference | None:
     """The first step of `mine`, in the order of the derivation, that disagrees with `steps`.
 
-    Two arrays agree where they differ by no more than rounding: `rtol` times the step's largest element. A difference
-    that small is reported all the same if a known slip explains it (ε outside of the root changes the sixth digit).
+    Two arrays agree if they differ by no more than rounding: `rtol` times the step's largest element. A smaller
+    difference is reported too if a known slip explains it (ε outside of the root changes the sixth digit).
 
     Args:
       mine: your intermediates, any subset of the fields: a mapping of names to arrays (NumPy or JAX) or a NamedTuple.
-        Inputs and options are compared too if they are there.
-      steps: the right ones: what a function of `bnderiv.steps` returned for the same arguments.
-      rtol: tolerance; by default what suits the coarser of the two dtypes (4e-10 for float64, 7e-5 for float32).
+        Inputs and options are compared as well if `mine` has them.
+      steps: the right ones, as a function of `bnderiv.steps` returns them for the same arguments.
+      rtol: tolerance; by default that of the coarser of the two dtypes (4e-10 for float64, 7e-5 for float32).
 
     Returns:
-      None where all agree; else a `Difference` with `step`, `slip`, `amount` and `place`.
+      None if all agree; otherwise a `Difference` with `step`, `slip`, `amount` and `place`.
 
     Raises:
       TypeError: `mine` is neither a mapping nor a NamedTuple or holds something else than real numbers, `steps` is no
         result of `bnderiv.steps`, or one is traced.
       ValueError: `mine` has names that `steps` has not.
+
+    Example:
+      >>> import bnderiv, jax.numpy as jnp
+      >>> s = bnderiv.steps.tanh(jnp.array([0.5]), jnp.array([1.0]))
+      >>> print(bnderiv.steps.first_difference({"dx": s.dy * (1 - s.a)}, s).slip)
+      a missing square: 1 − a in place of 1 − a²
     """
     if type(steps).__repr__ is not table:
         raise TypeError(f"steps must be what a function of bnderiv.steps returned, got {type(steps).__name__}")
@@ -156,7 +169,7 @@ def _compare(
 
 
 def _stretches(mine: np.ndarray, right: np.ndarray) -> bool:
-    """One number for a whole channel, kept as one where the step spells it out for every element."""
+    """Whether `mine` has one number for each channel where the step repeats it for every element."""
     if mine.ndim != right.ndim or any(m not in (1, n) for m, n in zip(mine.shape, right.shape, strict=True)):
         return False
     axes = [a for a in range(right.ndim) if mine.shape[a] != right.shape[a]]

@@ -1,4 +1,4 @@
-"""Which slip it looks like: of those people make anywhere, and of those they make in one layer (its `slips.py`)."""
+"""Which slip a wrong step looks like: one people make in this layer (its `slips.py`), or one they make anywhere."""
 
 import itertools
 import math
@@ -26,7 +26,7 @@ from bnderiv.steps.rounding import distance, largest, wide
 
 Candidate = tuple[str, np.ndarray]
 
-# Of the steps, in float64 NumPy: (step, sentence, what the slip would have given), for every slip the room knows.
+# For every slip that a room knows: (step, sentence, the value it would have given), from steps in float64 NumPy.
 _ROOMS: dict[type, Callable[[Any], Iterable[tuple[str, str, np.ndarray]]]] = {
     BatchNorm: of_batch_norm,
     BatchNormRelu: of_batch_norm,
@@ -46,10 +46,10 @@ _ROOMS: dict[type, Callable[[Any], Iterable[tuple[str, str, np.ndarray]]]] = {
 
 
 def explain(name: str, mine: np.ndarray, right: np.ndarray, tolerance: float, floor: float, steps: Any) -> str | None:
-    """The known slip that gives these numbers, if there is one."""
+    """The known slip that gives these numbers, or None."""
     off = float(distance(mine, right).max(initial=0.0)) if mine.shape == right.shape else math.inf
     allowed = max(tolerance * largest(right), floor)
-    # A gross difference is explained by a slip that leaves none; one near the rounding by a slip much nearer still.
+    # A slip explains a gross difference if it leaves none, and a difference near rounding if it leaves much less.
     enough = allowed if off > allowed else off / 16
     gross = off > allowed
     with np.errstate(all="ignore"):  # wrong lines divide by zero
@@ -77,7 +77,7 @@ def about_shapes(mine: np.ndarray, right: np.ndarray) -> str | None:
 
 
 def _candidates(name: str, mine: np.ndarray, right: np.ndarray, steps: Any, gross: bool) -> Iterator[Candidate]:
-    """What slips would have given: those of the room, then those of anywhere."""
+    """The values that slips would have given: those of the room first, then those people make anywhere."""
     for step, sentence, value in _ROOMS.get(type(steps), lambda _: ())(jax.tree.map(wide, steps)):
         if step == name:
             yield sentence, np.asarray(value)

@@ -1,8 +1,8 @@
-"""What every step function returns: a NamedTuple whose fields are documented one by one, printed as a table.
+"""The results of the step functions: NamedTuples whose fields are documented one by one, printed as a table.
 
     @derivation
     class Softmax(NamedTuple):
-        x: Annotated[jax.Array, "z", "any", INPUT, "what the classes score"]
+        x: Annotated[jax.Array, "z", "any", INPUT, "scores of the classes"]
         axis: Annotated[int, "the axis that sums to 1"]
         s: Annotated[jax.Array, "s", "as z", "(A8)", "probabilities"]
 
@@ -44,8 +44,8 @@ class Field(NamedTuple):
 def derivation(cls: Class) -> Class:
     """Class decorator for a NamedTuple of annotated fields: their docstrings, and the table that `print` shows.
 
-    The options are no leaves of the pytree. So they stay what they are, numbers, tuples and strings, where the steps
-    come out of `jit` or `vmap`, and only arrays are compared, traced and mapped.
+    Arrays are the leaves of the pytree, options are its metadata. So options stay numbers, tuples and strings when the
+    steps are returned from `jit` or `vmap`.
     """
     described = fields(cls)
     for name, field in described.items():
@@ -53,7 +53,7 @@ def derivation(cls: Class) -> Class:
         if field.label != OPTION:
             text = f"{field.symbol}, shape {field.shape} {field.label}: {field.meaning}."
         getattr(cls, name).__doc__ = text
-    shown: Any = cls  # a NamedTuple is a class of tuples to a type checker, which lets nobody set its repr
+    shown: Any = cls  # type checkers do not let a NamedTuple have another repr
     shown.__repr__ = table
     options = [name for name, field in described.items() if field.label == OPTION]
     arrays = [name for name in described if name not in options]
@@ -76,11 +76,11 @@ def fields(cls: Any) -> dict[str, Field]:
 
 
 def table(steps: Any) -> str:
-    """Name, symbol, shape, norm and label of every step, one a line; no norm where they are traced."""
+    """Name, symbol, shape, norm and label of every step, one on each line. Traced steps have no norm."""
     rows = [("step", "symbol", "shape", "norm", "")]
     for name, field in fields(type(steps)).items():
         value = getattr(steps, name)
-        if value is None:  # a step that this variant of the derivation does not have
+        if value is None:  # this variant of the derivation has no such step
             continue
         symbol, shape = field.symbol, getattr(value, "shape", None)
         if field.label == OPTION:
@@ -95,7 +95,7 @@ def table(steps: Any) -> str:
 
 
 def _width(text: str) -> int:
-    """Columns in a terminal: a hat over a letter takes none."""
+    """Columns in a terminal. A hat over a letter takes none."""
     return sum(not unicodedata.combining(letter) for letter in text)
 
 
@@ -121,7 +121,7 @@ def arrays(**named: Any) -> list[jax.Array]:
 
 
 def cotangent(dy: Any, y: jax.Array) -> jax.Array:
-    """`dy`, checked to be what comes back to `y`.
+    """`dy` in the dtype of `y`, if it has its shape.
 
     Raises:
       TypeError: no floating dtype.

@@ -1,4 +1,4 @@
-"""The steps of the pools: shares, winners, δ spread by the stride, and the slips that are recognized."""
+"""The steps of the pools: shares, winners, δ dilated by the stride, and the slips that are recognized."""
 
 from typing import Any
 
@@ -29,12 +29,12 @@ def test_numbers_of_the_average():
     np.testing.assert_array_equal(s.dx[0, ..., 0], [[1, 3, 2], [4, 10, 6], [3, 7, 4]])
 
 
-def test_shares_spread_by_the_stride():
+def test_shares_dilated_by_the_stride():
     """A.3: five cells, windows of three, stride 2, padding 1; real cells 2, 3 and 2."""
     x, delta = jnp.ones((1, 1, 5, 1)), jnp.array([2.0, 30.0, 200.0]).reshape(1, 1, 3, 1)
     s = steps.avg_pool(x, (1, 3), delta, strides=(1, 2), padding=((0, 0), (1, 1)), count_include_pad=False)
     np.testing.assert_array_equal(s.count.ravel(), [2, 3, 2])
-    np.testing.assert_array_equal(s.share_spread.ravel(), [0, 1, 0, 10, 0, 100, 0])
+    np.testing.assert_array_equal(s.share_dilated.ravel(), [0, 1, 0, 10, 0, 100, 0])
     np.testing.assert_array_equal(s.dx.ravel(), [1, 11, 10, 110, 100])
 
 
