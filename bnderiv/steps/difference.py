@@ -15,7 +15,7 @@ from jax.core import Tracer
 
 from bnderiv.steps.known_slips import about_shapes, explain
 from bnderiv.steps.rounding import amplification, distance, floors, largest, tolerance_for, tolerance_for_input, wide
-from bnderiv.steps.table import INPUT, OPTION, fields, table
+from bnderiv.steps.table import INPUT, OPTION, Field, fields, table
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -97,7 +97,6 @@ def first_difference(mine: Any, steps: Any, *, rtol: float | None = None) -> Dif
         named = named._asdict()
     if not isinstance(named, Mapping):
         raise TypeError(f"mine must be a mapping from names to arrays, or a NamedTuple, got {type(mine).__name__}")
-    described = fields(type(steps))
     named = {name: value for name, value in named.items() if value is not None}  # steps that a variant does not have
     has = {name: value for name, value in steps._asdict().items() if value is not None}
     unknown = [name for name in named if name not in has]
@@ -107,28 +106,29 @@ def first_difference(mine: Any, steps: Any, *, rtol: float | None = None) -> Dif
         raise TypeError("mine and steps must hold numbers: first_difference compares them, call it outside of jit")
 
     right = {name: value for name, value in has.items() if hasattr(value, "shape")}
-    for name in named.keys() & right.keys():
-        dtype = np.asarray(named[name]).dtype
+    for name in right:
+        dtype = np.asarray(named.get(name, 0.0)).dtype
         if not np.can_cast(dtype, np.float64, "same_kind"):
             raise TypeError(f"mine must hold real numbers, got {dtype} for {name}")
 
     numbers = {name: wide(value) for name, value in right.items()}
     amplified = amplification(numbers)
-    inputs = {name for name, field in described.items() if field.label == INPUT}
-    floor = {name: 0.0 if name in inputs else rough for name, rough in floors(numbers, right, amplified).items()}
-    for name, field in described.items():
-        found = None
-        if name in named and field.label == OPTION:
-            found = _compare_options(name, named[name], has[name])
-        elif name in named and name in right:  # others are trees, such as the parameters of a network
-            tolerance = tolerance_for(named[name], right[name], amplified)
-            if name in inputs:
-                tolerance = tolerance_for_input(named[name], right[name])
-            tolerance = tolerance if rtol is None else rtol
-            found = _compare(name, wide(named[name]), numbers[name], tolerance, floor[name], steps)
-        if found is not None:
-            return found
-    return None
+    floor = floors(numbers, right, amplified)
+
+    def compare(name: str, field: Field) -> Difference | None:
+        if field.label == OPTION:
+            return _compare_options(name, named[name], has[name])
+        if name not in right:  # a tree, such as the parameters of a network
+            return None
+        tolerance, least = tolerance_for(named[name], right[name], amplified), floor[name]
+        if field.label == INPUT:
+            tolerance, least = tolerance_for_input(named[name], right[name]), 0.0
+        return _compare(
+            name, wide(named[name]), numbers[name], tolerance if rtol is None else rtol, least, field, steps
+        )
+
+    found = (compare(name, field) for name, field in fields(type(steps)).items() if name in named)
+    return next((difference for difference in found if difference is not None), None)
 
 
 def _compare_options(name: str, mine: Any, right: Any) -> Difference | None:
@@ -141,9 +141,8 @@ def _compare_options(name: str, mine: Any, right: Any) -> Difference | None:
 
 
 def _compare(
-    name: str, mine: np.ndarray, right: np.ndarray, tolerance: float, floor: float, steps: Any
+    name: str, mine: np.ndarray, right: np.ndarray, tolerance: float, floor: float, field: Field, steps: Any
 ) -> Difference | None:
-    field = fields(type(steps))[name]
     symbol, label = field.symbol, field.label
 
     def slip_of(mine: np.ndarray) -> str | None:
