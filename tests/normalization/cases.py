@@ -1,8 +1,11 @@
 """Cases and slips of the normalization room."""
 
+import jax.numpy as jnp
 import numpy as np
 
+import bnderiv
 from tests.case import Case
+from tests.slip import Slip, gradients, scaled
 
 
 def random_input(*shape, channels, axis=-1):
@@ -54,4 +57,72 @@ CASES = (
 )
 
 
-SLIPS = ()
+def _with_part(part):
+    """dx and a part of the derivation, `part(steps)`, that is added or taken away."""
+
+    def change(right, arguments, cotangent):
+        steps = bnderiv.steps.batch_norm(*arguments, dy=cotangent[0])  # channels last, eps 1e-5 in the cases used here
+        return right[0] + part(steps), *right[1:]
+
+    return change
+
+
+def _batch_size_for_count(s):
+    """The second and third part divided by the rows, not by all elements of the channel."""
+    rows, channels = s.x.shape[0], s.x.shape[-1]
+    return (s.x.size / channels / rows - 1) * (s.dx_through_mu + s.dx_through_var)
+
+
+def _gamma_gradient_of_x(right, arguments, cotangent):
+    """Σ δ x in place of Σ δ x̂: the slip of document 000."""
+    product = cotangent[0] * arguments[0]
+    return right[0], product.sum(range(product.ndim - 1)), right[2]
+
+
+def _mask_forgotten(right, arguments, cotangent):
+    """What comes back through the statistics is handed to the elements that have no part in them as well."""
+    x, gamma, _ = arguments
+    delta, others = cotangent[0], (0, 1, 2)
+    mean, var, count = (jnp.broadcast_to(a, x.shape) for a in bnderiv.batch_norm(*arguments, **MASKED.options)[1])
+    r = 1 / jnp.sqrt(var + 1e-5)
+    x_hat = (x - mean) * r
+    sums = delta.sum(others, keepdims=True) + x_hat * (delta * x_hat).sum(others, keepdims=True)
+    return right[0] - jnp.where(_IMAGES, 0, gamma[None, None, None] * r / count * sums), *right[1:]
+
+
+def _from_cotangents(change):
+    """The gradients that other cotangents of the returned mean and variance give."""
+
+    def changed(right, arguments, cotangent):
+        delta, stats = cotangent
+        return gradients(bnderiv.batch_norm, arguments, (delta, change(stats)))
+
+    return changed
+
+
+def _mean_ignored(stats):
+    return stats._replace(mean=0 * stats.mean)
+
+
+def _unbiased(stats):
+    """∂σ²/∂x = 2 (x − μ)/(n − 1), the derivative of the other variance, with n = 7."""
+    return stats._replace(var=stats.var * 7 / 6)
+
+
+def _everything_passes(right, arguments, cotangent):
+    return gradients(bnderiv.batch_norm, arguments, cotangent)
+
+
+SLIPS = (
+    Slip("mean-part-dropped", ROWS, _with_part(lambda s: -s.dx_through_mu)),
+    Slip("variance-part-dropped", ROWS, _with_part(lambda s: -s.dx_through_var)),
+    Slip("batch-size-for-count", IMAGES, _with_part(_batch_size_for_count)),
+    Slip("gamma-missing-in-dx", IMAGES, _with_part(lambda s: s.dx / s.gamma[None, None, None] - s.dx)),
+    Slip("x-for-x-hat-in-gamma", IMAGES, _gamma_gradient_of_x),
+    Slip("mask-forgotten", MASKED, _mask_forgotten),
+    Slip("returned-mean-ignored", ROWS, _from_cotangents(_mean_ignored)),
+    Slip("returned-variance-unbiased", ROWS, _from_cotangents(_unbiased)),
+    Slip("relu-ignored", RELU, _everything_passes),
+    Slip("variance-gradient-sign", INFERENCE, scaled(1, 1, 1, 1, -1)),
+    Slip("mean-gradient-dropped", INFERENCE, scaled(1, 1, 1, 0, 1)),
+)
