@@ -1,7 +1,6 @@
 """Batch normalization with its three-part gradient in closed form (derivation.md, N1–N13, N22, N24, N25)."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -13,8 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from bnderiv import _checks
 from bnderiv._numbers import accumulator
-from bnderiv._rule import closed_form
-from bnderiv._sharding import automatic
+from bnderiv._rule import closed_form, layer
 from bnderiv.activation.relu import rectify
 from bnderiv.normalization.across_devices import merge
 from bnderiv.normalization.channels import Channels
@@ -99,16 +97,17 @@ def _public(relu, x, gamma, beta, channel_axis, eps, where, axis_name, groups):
         where = _mask(where, x.shape)
     if groups is not None and axis_name is None:
         raise ValueError("axis_index_groups must come with axis_name, got axis_name=None")
-
-    def spread(x, **_):
-        return x, P(x[axis])  # y, and all of the statistics
-
-    core = partial(_with_stats, Channels.of(axis, x.shape, masked=where is not None), relu, axis_name, groups)
-    x, where, gamma, beta, eps = _checks.same_varying(x, where, gamma, beta, eps)
-    return automatic(core, spread, x=x, where=where, gamma=gamma, beta=beta, eps=eps)
+    groups = None if groups is None else tuple(map(tuple, groups))
+    return _with_stats(axis, relu, axis_name, groups, x, where, gamma, beta, eps)
 
 
-def _with_stats(channels, relu, axis_name, groups, x, where, gamma, beta, eps):
+def _result(axis, relu, axis_name, groups, x, *_):
+    return x, P(x[axis])  # y, and all of the statistics
+
+
+@layer(static=4, result=_result)
+def _with_stats(axis, relu, axis_name, groups, x, where, gamma, beta, eps):
+    channels = Channels.of(axis, x.shape, masked=where is not None)
     moments = measure(channels, x, where, eps)
     own = axis_name is None or axis_name == ()
     if not own:
@@ -122,7 +121,7 @@ def _with_stats(channels, relu, axis_name, groups, x, where, gamma, beta, eps):
 # gives x̂'s part to x and the rest to m and v (N8, N10), from where it reaches every device's x through `measure`.
 
 
-@partial(closed_form, nondiff_argnums=(0, 1, 2))
+@closed_form(static=3)
 def _normalize(channels, relu, own, x, where, gamma, beta, eps, count, shift, scale, mean, var):
     return _scaled(channels, relu, x, where, gamma, beta, eps, shift, scale, mean, var)
 

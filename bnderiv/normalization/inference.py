@@ -1,7 +1,5 @@
 """Normalization by given statistics, and its five gradients (derivation.md, N23)."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 
@@ -9,7 +7,6 @@ from bnderiv import _checks
 from bnderiv._checks import along
 from bnderiv._numbers import accumulator
 from bnderiv._rule import closed_form
-from bnderiv._sharding import automatic
 from bnderiv.normalization.batch_norm import nonnegative
 
 
@@ -47,12 +44,10 @@ def batch_norm_inference(
     for name, value in vectors.items():
         vectors[name] = _checks.float_array(name, value)
         _checks.shape_is(name, vectors[name], (x.shape[axis],), "one per channel of x")
-    arrays = {"x": x, **vectors, "eps": nonnegative("eps", eps, accumulator(x.dtype))}
-    arrays = dict(zip(arrays, _checks.same_varying(*arrays.values()), strict=True))
-    return automatic(partial(_inference, axis), lambda x, **_: x, **arrays)
+    return _inference(axis, x, *vectors.values(), nonnegative("eps", eps, accumulator(x.dtype)))
 
 
-@partial(closed_form, nondiff_argnums=(0,))
+@closed_form(static=1, result=lambda axis, x, *vectors: x)
 def _inference(axis, x, gamma, beta, mean, var, eps):
     return _given(axis, x, gamma, beta, mean, var, eps)
 

@@ -155,7 +155,7 @@ def _mean_and_var(channels, x, where, n, shift, scale):
     return mean, jnp.maximum(square - mean**2, 0)  # (N2)
 
 
-_moments = closed_form(_measured, nondiff_argnums=(0,))
+_moments = closed_form(_measured, static=1)
 
 
 def _moments_fwd(channels, x, where, n, eps):
