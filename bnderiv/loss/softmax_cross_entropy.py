@@ -150,15 +150,10 @@ def _one_hot(labels, like):
 
 
 def _class_indices(labels: Any, classes: int) -> jax.Array:
-    if isinstance(labels, int):
-        labels = np.asarray(labels)
-    if isinstance(labels, (np.ndarray, np.integer)) and np.issubdtype(labels.dtype, np.integer):
+    labels = _checks.integer_array("labels", labels)
+    if isinstance(labels, (np.ndarray, np.integer)):
         # Without x64 JAX keeps the low 32 bits: −2**63, what NumPy makes of a NaN, would become class 0.
         labels = np.where((labels >= 0) & (labels < classes), labels.astype(np.int32), np.int32(-1))
-    if not hasattr(labels, "dtype"):
-        raise TypeError(f"labels must be an array of integer dtype, got {type(labels).__name__}")
     labels = jnp.asarray(labels)
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise TypeError(f"labels must have an integer dtype, got {labels.dtype.name}{list(labels.shape)}")
     # An int8 cannot count to the number of classes; a uint32 or int64 must not wrap into their range.
     return labels if labels.dtype.itemsize >= 4 else labels.astype(jnp.int32)

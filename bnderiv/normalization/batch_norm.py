@@ -94,7 +94,7 @@ def _public(relu, x, gamma, beta, channel_axis, eps, where, axis_name, groups):
     _checks.shape_is("beta", beta, channels, "one per channel of x")
     eps = nonnegative("eps", eps, accumulator(x.dtype))
     if where is not None:
-        where = _mask(where, x.shape)
+        where = _checks.mask("where", where, x.shape)
     if groups is not None and axis_name is None:
         raise ValueError("axis_index_groups must come with axis_name, got axis_name=None")
     groups = None if groups is None else tuple(map(tuple, groups))
@@ -218,16 +218,3 @@ def nonnegative(name: str, value: Any, dtype: Any) -> jax.Array:
     if not isinstance(number, Tracer) and not 0 <= float(number) < np.inf:
         raise ValueError(f"{name} must be finite and at least 0, got {value}")
     return number.astype(dtype)
-
-
-def _mask(where: Any, shape: tuple[int, ...]) -> jax.Array:
-    where = jnp.asarray(where)
-    if where.dtype != jnp.bool_:
-        raise TypeError(f"where must be boolean, got {where.dtype.name}")
-    try:
-        fits = jnp.broadcast_shapes(where.shape, shape) == shape
-    except ValueError:
-        fits = False
-    if not fits:
-        raise ValueError(f"where must broadcast to the shape of x, {shape}, got shape {where.shape}")
-    return where.reshape((1,) * (len(shape) - where.ndim) + where.shape)
