@@ -3,55 +3,20 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from bnderiv import models, reference
-from bnderiv.activation.relu import relu
-from bnderiv.activation.sigmoid import sigmoid
-from bnderiv.activation.softmax import softmax
-from bnderiv.activation.tanh import tanh
-from bnderiv.convolution.conv2d import conv2d
-from bnderiv.linear.dense import dense
-from bnderiv.linear.flatten import flatten
-from bnderiv.loss.softmax_cross_entropy import softmax_cross_entropy, softmax_cross_entropy_with_integer_labels
-from bnderiv.loss.squared_error import squared_error
-from bnderiv.normalization.batch_norm import batch_norm, batch_norm_relu
-from bnderiv.normalization.inference import batch_norm_inference
-from bnderiv.normalization.running_stats import BatchStats, RunningStats, init_running_stats, update_running_stats
-from bnderiv.pooling.avg_pool import avg_pool
-from bnderiv.pooling.max_pool import max_pool
+from bnderiv import _layers, models, reference
+from bnderiv._layers import *  # noqa: F403
 
 if TYPE_CHECKING:
-    from bnderiv import check, forward_mode, steps
+    from bnderiv import check, equinox, forward_mode, haiku, linen, nnx, steps  # noqa: F401
 
-__all__ = [
-    "dense",
-    "conv2d",
-    "avg_pool",
-    "max_pool",
-    "batch_norm",
-    "batch_norm_relu",
-    "batch_norm_inference",
-    "relu",
-    "tanh",
-    "sigmoid",
-    "softmax",
-    "flatten",
-    "softmax_cross_entropy",
-    "softmax_cross_entropy_with_integer_labels",
-    "squared_error",
-    "BatchStats",
-    "RunningStats",
-    "init_running_stats",
-    "update_running_stats",
-    "reference",
-    "forward_mode",
-    "steps",
-    "check",
-    "models",
-]
+__version__ = "0.1.0"
 
+__all__ = ["reference", "forward_mode", "steps", "check", "models"]
+__all__ += _layers.__all__
 
 # Imported when first asked for: what a training loop does without, and the adapters, which need their framework.
-_ON_DEMAND = ("forward_mode", "steps", "check", "linen", "nnx", "equinox", "haiku")
+_ADAPTERS = ("linen", "nnx", "equinox", "haiku")
+_ON_DEMAND = ("forward_mode", "steps", "check", *_ADAPTERS)
 
 
 def __getattr__(name: str) -> Any:
@@ -61,4 +26,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted([*__all__, *_ADAPTERS, *(name for name in globals() if name.startswith("__"))])

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.core import Tracer
 
@@ -21,11 +22,63 @@ def float_array(name: str, value: Any) -> jax.Array:
     """
     if not hasattr(value, "dtype") and not isinstance(value, (float, int)):
         raise TypeError(f"{name} must be an array of floating dtype, got {type(value).__name__}")
+    _representable(name, value)
     if not isinstance(value, jax.Array) or not value.ndim:  # a traced scalar may stand for a Python number
         value = jnp.asarray(value)  # for a traced array, this would be a copy
     if not jnp.issubdtype(value.dtype, jnp.floating):
         raise TypeError(f"{name} must have a floating dtype (real, not integer), got {_describe(value)}")
     return value
+
+
+def integer_array(name: str, value: Any) -> Any:
+    """`value`, an array of JAX or NumPy of integer dtype; a Python integer as an array of NumPy.
+
+    Raises:
+      TypeError: it is neither.
+    """
+    if isinstance(value, int):
+        value = np.asarray(value)
+    if not hasattr(value, "dtype"):
+        raise TypeError(f"{name} must be an array of integer dtype, got {type(value).__name__}")
+    _representable(name, value)
+    if not jnp.issubdtype(value.dtype, jnp.integer):
+        raise TypeError(f"{name} must have an integer dtype, got {_describe(value)}")
+    return value
+
+
+def mask(name: str, value: Any, shape: tuple[int, ...]) -> jax.Array:
+    """`value` as booleans of the rank of `shape`, the shape of x, that broadcast to it.
+
+    Raises:
+      TypeError: not boolean.
+      ValueError: it does not broadcast to `shape`.
+    """
+    _representable(name, value)
+    value = jnp.asarray(value)
+    if value.dtype != jnp.bool_:
+        raise TypeError(f"{name} must be boolean, got {_describe(value)}")
+    try:
+        fits = jnp.broadcast_shapes(value.shape, shape) == shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(f"{name} must broadcast to the shape of x, {shape}, got shape {value.shape}")
+    return value.reshape((1,) * (len(shape) - value.ndim) + value.shape)
+
+
+def _representable(name: str, value: Any) -> None:
+    """Raises TypeError where `value` is an array of NumPy whose dtype JAX does not have."""
+    if not isinstance(value, (np.ndarray, np.generic)):
+        return
+    dtype = value.dtype
+    if not dtype.isnative:
+        raise TypeError(
+            f"{name} must have the byte order of this machine, got {_describe(value)}: "
+            f"convert it with {name}.astype({name}.dtype.newbyteorder('='))"
+        )
+    numeric = jnp.issubdtype(dtype, jnp.number) or dtype == np.bool_
+    if not numeric or dtype.itemsize > (16 if dtype.kind == "c" else 8):
+        raise TypeError(f"{name} must have a dtype that JAX has, of at most 64 bits, got {_describe(value)}")
 
 
 def nonempty(name: str, x: jax.Array) -> None:
@@ -179,5 +232,6 @@ def _varying_axes(a: Any) -> frozenset[str]:
     return frozenset(jax.typeof(a).manual_axis_type.varying) if isinstance(a, Tracer) else frozenset()
 
 
-def _describe(x: jax.Array) -> str:
-    return f"{x.dtype.name}{list(x.shape)}"
+def _describe(x: Any) -> str:
+    native = getattr(x.dtype, "isnative", True)
+    return f"{x.dtype.name if native else x.dtype.str}{list(x.shape)}"

@@ -1,30 +1,50 @@
-"""The one attachment of a hand-derived rule: `jax.custom_vjp`, or both modes on request.
+"""What every layer needs besides its mathematics, in one decorator.
 
-A layer file writes plain `jax.custom_vjp` idiom — core, `_fwd`, `_bwd`, `defvjp` — with `closed_form` as the decorator.
-By itself a `closed_form` *is* the `jax.custom_vjp` it inherits from. Inside `both_modes()`, which
-`bnderiv.forward_mode` enters around each call, the same `_fwd` and `_bwd` are attached as a `jax.custom_jvp` instead.
+A layer file writes the idiom of `jax.custom_vjp`: core, `_fwd`, `_bwd`, `defvjp`. The core's decorator does the rest.
 
-Why this works. `_bwd(residuals, ·)` is the linear map Jᵀ; its transpose is J, which is all that forward mode needs:
+    @closed_form(static=1, result=lambda geometry, x, kernel: P(*x[:-1], kernel[-1]))
+    def _conv(geometry, x, kernel): ...
+
+    def _conv_fwd(geometry, x, kernel):
+        return _conv.body(geometry, x, kernel), (x, kernel)
+
+    def _conv_bwd(geometry, residuals, delta): ...
+
+    _conv.defvjp(_conv_fwd, _conv_bwd)
+
+`closed_form` attaches the rule and compiles eager calls. With `result`, it also makes the core the edge of a layer: the
+arguments' varying axes are joined, and explicit meshes are handled. Where a layer calls several rules, `layer` is the
+edge, around the plain function that calls them.
+
+Both modes. A rule is a `jax.custom_vjp`. Inside `both_modes()`, which `bnderiv.forward_mode` enters around each call,
+the same `_fwd` and `_bwd` are attached as a `jax.custom_jvp`. `_bwd(residuals, ·)` is the linear map Jᵀ, and its
+transpose is J:
 
     ẏ = J ẋ = (Jᵀ)ᵀ ẋ = transpose(ct ↦ _bwd(residuals, ct))(ẋ)
 
-Reverse mode over that transposes once more. JAX finds the transpose by differentiating, so a rule must be *linear in
-the cotangent in the eyes of JAX*: it may multiply, add, select by residuals and sum. Where it rounds a cotangent, or
-compares it with anything, it does so under `stop_gradient`, to no effect but on roundings.
+Reverse mode transposes once more. JAX finds the transpose by differentiating, so `_bwd` must be linear in the cotangent
+as JAX sees it: it may multiply, add, select by residuals and sum. Where it rounds a cotangent or compares it, it does
+so under `stop_gradient`.
 
-Outside of any transform JAX runs a function operation by operation, and each costs some 20 µs however small it is. So
-what is called with nothing traced, the core and `_bwd`, is compiled as a whole, `_compiled_where_untraced`.
+Eager compilation. Eager JAX dispatches each operation in about 20 µs, so a function of untraced arrays is compiled as
+one program: the core, `_fwd`, `_bwd`, and a layer of several rules. Under a transform the function is left as it is,
+for the enclosing program to compile.
 """
 
 import contextlib
 import contextvars
-from collections.abc import Callable, Iterator, Sequence
-from functools import cache, wraps
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache, partial, wraps
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
+
+from bnderiv._checks import same_varying
+from bnderiv._sharding import automatic
 
 _both_modes: contextvars.ContextVar[bool] = contextvars.ContextVar("bnderiv_both_modes", default=False)
 
@@ -39,82 +59,166 @@ def both_modes() -> Iterator[None]:
         _both_modes.reset(token)
 
 
-class closed_form(jax.custom_vjp[Any]):
-    """`jax.custom_vjp` whose `(fwd, bwd)` pair `both_modes` can attach as a `jax.custom_jvp` as well.
+def closed_form(core: Any = None, *, static: int = 0, result: Callable[..., Any] | None = None) -> Any:
+    """Decorates a core whose gradient is `_bwd`; `defvjp` attaches it.
 
-    The non-differentiable arguments, where there are any, come first (as `nondiff_argnums=(0, 1, ...)`).
+    Args:
+      core: the forward, of positional arguments: options first, then arrays (or None).
+      static: how many of the arguments are options; these must be hashable.
+      result: makes the core the edge of a layer, see `layer`. An elementwise core needs none, nor does one that is
+        called inside a `layer`.
+
+    Returns:
+      A `Rule`, or a decorator where `core` is left out.
+    """
+    return partial(Rule, static=static, result=result) if core is None else Rule(core, static, result)
+
+
+def layer(*, static: int = 0, result: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorates a function of arrays that calls rules, so that it works under `shard_map` and on explicit meshes.
+
+    Args:
+      static: how many of the leading arguments are options; these must be hashable.
+      result: the `PartitionSpec` of the output (or a tree of them) from the function's own arguments, with each array
+        replaced by its spec and None left as it is. A spec has an entry for each axis.
     """
 
-    def __init__(self, fun: Callable[..., Any], nondiff_argnums: Sequence[int] = ()):
-        super().__init__(fun, nondiff_argnums)
-        reverse_mode = super().__call__
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        names = tuple(inspect.signature(function).parameters)[static:]
+        compiled = _compiled_where_untraced(function, static)
 
-        @wraps(fun)
+        @wraps(function)
         def call(*args: Any) -> Any:
-            return reverse_mode(*args)
+            options, arrays = args[:static], same_varying(*args[static:])
+            return automatic(
+                partial(compiled, *options),
+                lambda **specs: result(*options, *specs.values()),
+                **dict(zip(names, arrays, strict=True)),
+            )
 
-        self._reverse_mode = _compiled_where_untraced(call, self.nondiff_argnums)
+        return call
+
+    return decorate
+
+
+class Rule:
+    """A core with its closed form. `body` is the undecorated core, for `_fwd` to call."""
+
+    def __init__(self, body: Callable[..., Any], static: int, result: Callable[..., Any] | None):
+        self.body = body
+        self.static = static
+        options = tuple(range(static))
+        self._reverse_mode = jax.custom_vjp(body, nondiff_argnums=options)
+        self._in_both_modes = jax.custom_jvp(body, nondiff_argnums=options)
+
+        @wraps(body)
+        def attached(*args: Any) -> Any:
+            return (self._in_both_modes if _both_modes.get() else self._reverse_mode)(*args)
+
+        edge = layer(static=static, result=result) if result else partial(_compiled_where_untraced, static=static)
+        self._call = edge(attached)
+
+    def __call__(self, *args: Any) -> Any:
+        return self._call(*args)
 
     def defvjp(self, fwd: Callable[..., Any], bwd: Callable[..., Any]) -> None:
         """As `jax.custom_vjp.defvjp`."""
-        # Not `fwd`: a compiled program would copy the arguments that are among its residuals.
-        super().defvjp(fwd, _compiled_where_untraced(bwd, self.nondiff_argnums))
-
-    def __call__(self, *args: Any) -> Any:
-        if not _both_modes.get():
-            return self._reverse_mode(*args)
-        static = args[: len(self.nondiff_argnums)]
-        return _attach_both_modes(self.fwd, self.bwd, static)(*args[len(static) :])
+        self.fwd = _forwarding(fwd, self.static)
+        self.bwd = _compiled_where_untraced(bwd, self.static)
+        self._reverse_mode.defvjp(lambda *args: self.fwd(*args), lambda *args: self.bwd(*args))
+        _attach_both_modes(self, self._in_both_modes)
 
 
-def _compiled_where_untraced(f: Callable[..., Any], static_argnums: tuple[int, ...]) -> Callable[..., Any]:
-    """`f` in one program if none of its arrays is traced, and as it is within a transform, which sees all of it."""
+def _compiled_where_untraced(f: Callable[..., Any], static: int, arrays: int | None = None) -> Callable[..., Any]:
+    """`f` as one program if none of its arrays (the first so many arguments after the options) is traced, else `f`."""
+    watched = slice(static, None if arrays is None else static + arrays)
 
-    @cache
-    def compiled() -> Any:  # when first wanted: two for every rule would be felt in the time of the import
-        return jax.jit(f, static_argnums=static_argnums)
+    @cache  # made at the first call: two programs for each rule would slow the import
+    def compiled(both: bool) -> Any:
+        @wraps(f)
+        def program(*args: Any) -> Any:  # one function for each mode, because jit caches by function
+            return f(*args)
+
+        return jax.jit(program, static_argnums=tuple(range(static)))
 
     @wraps(f)
     def call(*args: Any) -> Any:
-        traced = any(isinstance(a, Tracer) for a in jax.tree.leaves(args[len(static_argnums) :]))
-        return f(*args) if traced else compiled()(*args)
+        traced = any(isinstance(a, Tracer) for a in jax.tree.leaves(args[watched]))
+        return f(*args) if traced else compiled(_both_modes.get())(*args)
 
     return call
 
 
-def _attach_both_modes(fwd: Any, bwd: Any, static: tuple[Any, ...]) -> Any:
-    def pull_back(residuals: Any, cotangents: Any, like: tuple[Any, ...]) -> list[Any]:
+@partial(jax.tree_util.register_dataclass, data_fields=("computed",), meta_fields=("sources", "structure"))
+@dataclass
+class _Residuals:
+    """Residuals without those that are arguments or outputs themselves: a compiled program would copy these."""
+
+    computed: list[jax.Array]
+    sources: tuple[int | None, ...]  # for each residual: which of the arguments and outputs it is, None if computed
+    structure: Any
+
+
+def _forwarding(fwd: Callable[..., Any], static: int) -> Callable[..., Any]:
+    """`fwd`, compiled where untraced; a residual that is an argument or output is that same array, not a copy."""
+
+    @wraps(fwd)
+    def program(*args: Any) -> Any:
+        out, residuals = fwd(*args)
+        places = {id(a): i for i, a in enumerate(jax.tree.leaves((args[static:], out)))}
+        leaves, structure = jax.tree.flatten(residuals)
+        sources = tuple(places.get(id(a)) for a in leaves)
+        return out, _Residuals([a for a in leaves if id(a) not in places], sources, structure)
+
+    compiled = _compiled_where_untraced(program, static)
+
+    @wraps(fwd)
+    def call(*args: Any) -> Any:
+        out, residuals = compiled(*args)
+        known, computed = jax.tree.leaves((args[static:], out)), iter(residuals.computed)
+        leaves = [next(computed) if source is None else known[source] for source in residuals.sources]
+        return out, jax.tree.unflatten(residuals.structure, leaves)
+
+    return call
+
+
+def _attach_both_modes(rule: Rule, core: jax.custom_jvp[Any]) -> None:
+    def pull_back(options: Any, residuals: Any, cotangents: Any, like: tuple[Any, ...]) -> list[Any]:
         """Jᵀ; the cotangent of an argument without a derivative (integers, booleans, None) is left out."""
-        pairs = [pair for g, a in zip(bwd(*static, residuals, cotangents), like, strict=True) for pair in _pairs(g, a)]
+        pairs = _pairs(rule.bwd(*options, residuals, cotangents), like)
         return [jnp.zeros_like(a) if g is None else g for g, a in pairs if _is_float(a)]
 
-    def push_forward(args: tuple[Any, ...], tangents: list[Any]) -> Any:
-        out, residuals = fwd(*static, *args)
-        # The derivative of a linear map is the map, at `out` as anywhere; XLA drops its value there.
-        _, transpose = jax.vjp(lambda ct: pull_back(residuals, ct, args), out)
-        return transpose(tangents)[0]
+    def tangent(*args: Any) -> Any:
+        *options, primals, tangents = args
 
-    @jax.custom_jvp
-    def core(*args: Any) -> Any:
-        return fwd(*static, *args)[0]
-
-    @core.defjvp
-    def _(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
-        pairs = [pair for t, a in zip(tangents, primals, strict=True) for pair in _pairs(t, a)]
-        floats = [t for t, a in pairs if _is_float(a)]
         # The checkpoint keeps the residual at the arguments: without it, reverse mode would save the intermediates
         # of the transposed map.
-        return core(*primals), jax.checkpoint(push_forward)(primals, floats)
+        @jax.checkpoint
+        def push_forward(primals: tuple[Any, ...], tangents: list[Any]) -> Any:
+            out, residuals = rule.fwd(*options, *primals)
+            # The derivative of a linear map is the map, at `out` as anywhere; XLA drops its value there.
+            _, transpose = jax.vjp(lambda ct: pull_back(options, residuals, ct, primals), out)
+            return transpose(tangents)[0]
 
-    return core
+        return push_forward(primals, tangents)
+
+    compiled_core = _compiled_where_untraced(core, rule.static)
+    # In an eager gradient the tangents alone are traced, and the program is transposed as a whole.
+    compiled_tangent = _compiled_where_untraced(tangent, rule.static, arrays=1)
+
+    @core.defjvp
+    def _(*args: Any) -> tuple[Any, Any]:
+        *options, primals, tangents = args
+        floats = [t for t, a in _pairs(tangents, primals) if _is_float(a)]
+        return compiled_core(*options, *primals), compiled_tangent(*options, primals, floats)
 
 
-def _pairs(derivative: Any, argument: Any) -> list[tuple[Any, Any]]:
-    """Each array of the argument, which may be a named tuple of some, with its derivative; None is none for all."""
-    if not isinstance(argument, tuple):
-        return [(derivative, argument)]
-    parts = [None] * len(argument) if derivative is None else derivative
-    return [pair for d, a in zip(parts, argument, strict=True) for pair in _pairs(d, a)]
+def _pairs(derivatives: Any, arguments: Any) -> list[tuple[Any, Any]]:
+    """Each array of the arguments, which may be tuples of some, with its derivative; None stands for all of a tuple."""
+    if not isinstance(arguments, tuple):
+        return [(derivatives, arguments)]
+    parts = [None] * len(arguments) if derivatives is None else derivatives
+    return [pair for d, a in zip(parts, arguments, strict=True) for pair in _pairs(d, a)]
 
 
 def _is_float(a: Any) -> bool:

@@ -53,9 +53,8 @@ def automatic(layer: Callable[..., Any], spread: Callable[..., Any], **arrays: A
         ) from None
 
 
-def spread_like_rows(**specs: PartitionSpec) -> PartitionSpec:
-    """Of losses: an entry for each axis but the last one of the first array, from whichever array has one."""
-    first, second = specs.values()
+def like_rows(first: PartitionSpec, second: PartitionSpec) -> PartitionSpec:
+    """For losses, one value per row of `first`: its axes but the last, sharded as either array is."""
     return PartitionSpec(*(a or b for a, b in zip(first[: len(first) - 1], second, strict=False)))
 
 

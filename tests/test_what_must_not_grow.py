@@ -129,7 +129,7 @@ def test_lenet_step_is_few_kernels(devices):
     assert len(re.findall(r" dot\(", program.as_text())) <= 13
 
 
-@pytest.mark.parametrize(("devices", "moved", "kept"), [(1, 24.3e6, 3.12e6), (8, 29.4e6, 3.39e6)])
+@pytest.mark.parametrize(("devices", "moved", "kept"), [(1, 24.3e6, 3.12e6), (8, 29.4e6, 3.6e6)])
 def test_lenet_step_arithmetic_and_memory(devices, moved, kept):
     program = lenet_program(devices)
     cost = program.cost_analysis()

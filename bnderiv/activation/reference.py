@@ -5,6 +5,8 @@ import jax.numpy as jnp
 
 from bnderiv._numbers import accumulator
 
+__all__ = ["relu", "tanh", "sigmoid", "softmax"]
+
 
 def relu(x):
     """`max(x, 0)`; see `bnderiv.relu`."""

@@ -37,7 +37,9 @@ def rectify(x):
 rectify.defjvps(lambda tangent, y, x: jnp.where(x > 0, tangent, 0))
 
 
-_relu = closed_form(lambda x: rectify(x))
+@closed_form
+def _relu(x):
+    return rectify(x)
 
 
 def _relu_fwd(x):

@@ -28,15 +28,13 @@ def sigmoid(x: jax.Array) -> jax.Array:
     return _sigmoid(x)
 
 
-def _logistic(x):
+@closed_form
+def _sigmoid(x):
     return lax.logistic(x.astype(accumulator(x.dtype))).astype(x.dtype)  # (A6)
 
 
-_sigmoid = closed_form(_logistic)
-
-
 def _sigmoid_fwd(x):
-    s = _logistic(x)
+    s = _sigmoid.body(x)
     return s, s
 
 

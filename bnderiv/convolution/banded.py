@@ -7,15 +7,11 @@ in the input or in δ reaches all outputs of its example along the banded axis, 
 
 In the products below the batch is n, channels are c (in) and o (out); weight j along the banded axis leads from cell p
 to output i, weight k along the other axis from its line to line s. The letters of an array are its layout.
-
-Each function is compiled as a whole, for calls outside of `jax.jit`.
 """
 
 import math
-from functools import partial
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -39,7 +35,6 @@ CHANNELS_LAST = _Layout("kjco", "kpcio", "nskpc", "nsio", (1, 0))
 LAYOUTS = {(3, 0, 1, 2): BATCH_LAST, (0, 3, 1, 2): CHANNELS_LAST}  # by the axes of (batch, channel, rows, columns)
 
 
-@partial(jax.jit, static_argnums=0)
 def correlation(geometry, x, kernel):
     """z_ois = Σ T_oikcp a_cp(s + k), all of it (C15)."""
     layout = LAYOUTS[geometry.layout]
@@ -47,7 +42,6 @@ def correlation(geometry, x, kernel):
     return _product(layout.band, band, layout.stacked, stacked, layout.output)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
 def input_gradient(geometry, x_shape, kernel, delta):
     """∂J/∂a = Tᵀδ, each line added up from the lines s that it was stacked for (C16)."""
     layout = LAYOUTS[geometry.layout]
@@ -65,7 +59,6 @@ def input_gradient(geometry, x_shape, kernel, delta):
     return quotient(sum(terms[1:], terms[0])) if len(terms) > 1 else terms[0]
 
 
-@partial(jax.jit, static_argnums=(0, 1))
 def kernel_gradient(geometry, kernel_shape, x, delta):
     """∂J/∂T = δ aᵀ, summed along its diagonals (C17)."""
     layout = LAYOUTS[geometry.layout]

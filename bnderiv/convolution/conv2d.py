@@ -1,7 +1,6 @@
 """Two-dimensional convolution with its gradient in closed form: three correlations (derivation.md, C1–C13)."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -12,7 +11,6 @@ from bnderiv import _checks
 from bnderiv._checks import Padding, Pair
 from bnderiv._numbers import accumulator
 from bnderiv._rule import closed_form
-from bnderiv._sharding import automatic
 from bnderiv.convolution.correlations import fastest
 
 
@@ -82,12 +80,7 @@ def conv2d(
     dilation = _checks.pair("dilation", dilation)
     padding = _checks.padding_pairs(padding, (x.shape[rows], x.shape[columns]), (kh, kw), strides, dilation)
     geometry = _Geometry(strides, padding, dilation, groups, (batch, channel, rows, columns))
-    x, kernel, bias = _checks.same_varying(x, kernel, bias)
-
-    def spread(x, kernel, bias):
-        return P(*(kernel[-1] if axis == channel else entry for axis, entry in enumerate(x)))
-
-    return automatic(partial(_conv2d, geometry), spread, x=x, kernel=kernel, bias=bias)
+    return _conv2d(geometry, x, kernel, bias)
 
 
 class _Geometry(NamedTuple):
@@ -100,12 +93,13 @@ class _Geometry(NamedTuple):
     layout: tuple[int, int, int, int]
 
 
-@partial(closed_form, nondiff_argnums=(0,))
+def _result(geometry, x, kernel, bias):
+    _, channel, _, _ = geometry.layout
+    return P(*(kernel[-1] if axis == channel else entry for axis, entry in enumerate(x)))
+
+
+@closed_form(static=1, result=_result)
 def _conv2d(geometry, x, kernel, bias):
-    return _convolve(geometry, x, kernel, bias)
-
-
-def _convolve(geometry, x, kernel, bias):
     dtype = jnp.result_type(*(a for a in (x, kernel, bias) if a is not None))
     z = fastest(geometry, x.shape, kernel.shape).correlation(geometry, x.astype(dtype), kernel.astype(dtype))
     if bias is not None:
@@ -115,7 +109,7 @@ def _convolve(geometry, x, kernel, bias):
 
 def _conv2d_fwd(geometry, x, kernel, bias):
     like_bias = None if bias is None else bias[:0]  # of the bias its dtype is wanted, in no bytes
-    return _convolve(geometry, x, kernel, bias), (x, kernel, like_bias)
+    return _conv2d.body(geometry, x, kernel, bias), (x, kernel, like_bias)
 
 
 def _conv2d_bwd(geometry, residuals, delta):

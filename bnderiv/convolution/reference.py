@@ -5,6 +5,8 @@ from jax import lax
 
 from bnderiv._numbers import accumulator
 
+__all__ = ["conv2d"]
+
 
 def conv2d(x, kernel, bias=None, *, strides=1, padding="VALID", dilation=1, groups=1, channel_axis=-1, batch_axis=0):
     """`lax.conv_general_dilated` plus the bias; see `bnderiv.conv2d`."""

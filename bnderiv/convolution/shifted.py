@@ -3,9 +3,6 @@
 In one loop over the examples, which lie next to each other, for a kernel of few weights.
 """
 
-from functools import partial
-
-import jax
 from jax import lax
 
 from bnderiv import _checks
@@ -13,7 +10,6 @@ from bnderiv._numbers import accumulator
 from bnderiv.convolution._lines import lines
 
 
-@partial(jax.jit, static_argnums=0)
 def correlation(geometry, x, kernel):
     """z_i = Σ_x w_x a_{s·i + d·x − t}  (C6), of a single group, channels first and batch last: (C, H, W, N)."""
     wide = accumulator(x.dtype)

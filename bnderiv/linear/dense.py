@@ -8,7 +8,6 @@ from jax.sharding import PartitionSpec as P
 from bnderiv import _checks
 from bnderiv._numbers import accumulator
 from bnderiv._rule import closed_form
-from bnderiv._sharding import automatic
 
 
 def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
@@ -38,20 +37,11 @@ def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax
     if bias is not None:
         bias = _checks.float_array("bias", bias)
         _checks.shape_is("bias", bias, (kernel.shape[1],), "(H,), H the columns of kernel")
-    x, kernel, bias = _checks.same_varying(x, kernel, bias)
-    return automatic(_dense, _spread, x=x, kernel=kernel, bias=bias)
+    return _dense(x, kernel, bias)
 
 
-def _spread(x, kernel, bias):
-    return P(*x[:-1], kernel[-1])
-
-
-@closed_form
+@closed_form(result=lambda x, kernel, bias: P(*x[:-1], kernel[-1]))
 def _dense(x, kernel, bias):
-    return _affine(x, kernel, bias)
-
-
-def _affine(x, kernel, bias):
     dtype = jnp.result_type(*(a for a in (x, kernel, bias) if a is not None))
     z = _matmul(x.astype(dtype), kernel.astype(dtype))  # (L1)
     if bias is not None:
@@ -60,7 +50,7 @@ def _affine(x, kernel, bias):
 
 
 def _dense_fwd(x, kernel, bias):
-    return _affine(x, kernel, bias), (x, kernel, bias)
+    return _dense.body(x, kernel, bias), (x, kernel, bias)
 
 
 def _dense_bwd(residuals, delta):

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 
 from bnderiv._numbers import accumulator
 
+__all__ = ["dense", "flatten"]
+
 
 def dense(x, kernel, bias=None):
     """`x @ kernel + bias`; see `bnderiv.dense`."""

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 
 from bnderiv._numbers import accumulator
 
+__all__ = ["softmax_cross_entropy", "softmax_cross_entropy_with_integer_labels", "squared_error"]
+
 
 def softmax_cross_entropy(logits, labels):
     """`−Σ y log softmax(z)`; see `bnderiv.softmax_cross_entropy`. The labels' gradient at a logit −inf is left out."""

@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 from bnderiv import _checks
 from bnderiv._numbers import accumulator
 from bnderiv._rule import closed_form
-from bnderiv._sharding import automatic, spread_like_rows
+from bnderiv._sharding import like_rows
 
 
 def softmax_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -40,16 +40,11 @@ def softmax_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     _checks.rank_at_least("logits", logits, 1, "(..., K)")
     _checks.nonempty("logits", logits)
     _checks.shape_is("labels", labels, logits.shape, "that of logits")
-    logits, labels = _checks.same_varying(logits, labels)
-    return automatic(_weighted, spread_like_rows, logits=logits, labels=labels)
+    return _weighted(logits, labels)
 
 
-@closed_form
+@closed_form(result=like_rows)
 def _weighted(logits, labels):
-    return _weighted_losses(logits, labels)
-
-
-def _weighted_losses(logits, labels):
     dtype = jnp.result_type(logits, labels)
     wide = accumulator(dtype)
     shifted, log_sum, _ = _log_softmax_parts(logits.astype(wide))
@@ -57,7 +52,7 @@ def _weighted_losses(logits, labels):
 
 
 def _weighted_fwd(logits, labels):
-    return _weighted_losses(logits, labels), (logits, labels)
+    return _weighted.body(logits, labels), (logits, labels)
 
 
 def _weighted_bwd(residuals, delta):
@@ -99,16 +94,11 @@ def softmax_cross_entropy_with_integer_labels(logits: jax.Array, labels: ArrayLi
     _checks.nonempty("logits", logits)
     labels = _class_indices(labels, logits.shape[-1])
     _checks.shape_is("labels", labels, logits.shape[:-1], "that of logits without its last axis")
-    logits, labels = _checks.same_varying(logits, labels)
-    return automatic(_indexed, spread_like_rows, logits=logits, labels=labels)
+    return _indexed(logits, labels)
 
 
-@closed_form
+@closed_form(result=like_rows)
 def _indexed(logits, labels):
-    return _indexed_losses(logits, labels)
-
-
-def _indexed_losses(logits, labels):
     shifted, log_sum, _ = _log_softmax_parts(logits.astype(accumulator(logits.dtype)))
     hit, valid = _one_hot(labels, shifted)
     picked = jnp.where(hit, shifted, 0).sum(-1, keepdims=True)
@@ -116,7 +106,7 @@ def _indexed_losses(logits, labels):
 
 
 def _indexed_fwd(logits, labels):
-    return _indexed_losses(logits, labels), (logits, labels)
+    return _indexed.body(logits, labels), (logits, labels)
 
 
 def _indexed_bwd(residuals, delta):
@@ -160,15 +150,10 @@ def _one_hot(labels, like):
 
 
 def _class_indices(labels: Any, classes: int) -> jax.Array:
-    if isinstance(labels, int):
-        labels = np.asarray(labels)
-    if isinstance(labels, (np.ndarray, np.integer)) and np.issubdtype(labels.dtype, np.integer):
+    labels = _checks.integer_array("labels", labels)
+    if isinstance(labels, (np.ndarray, np.integer)):
         # Without x64 JAX keeps the low 32 bits: −2**63, what NumPy makes of a NaN, would become class 0.
         labels = np.where((labels >= 0) & (labels < classes), labels.astype(np.int32), np.int32(-1))
-    if not hasattr(labels, "dtype"):
-        raise TypeError(f"labels must be an array of integer dtype, got {type(labels).__name__}")
     labels = jnp.asarray(labels)
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise TypeError(f"labels must have an integer dtype, got {labels.dtype.name}{list(labels.shape)}")
     # An int8 cannot count to the number of classes; a uint32 or int64 must not wrap into their range.
     return labels if labels.dtype.itemsize >= 4 else labels.astype(jnp.int32)

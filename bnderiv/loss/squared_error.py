@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from bnderiv import _checks
 from bnderiv._numbers import accumulator
 from bnderiv._rule import closed_form
-from bnderiv._sharding import automatic, spread_like_rows
+from bnderiv._sharding import like_rows
 
 
 def squared_error(predictions: jax.Array, targets: jax.Array) -> jax.Array:
@@ -32,23 +32,19 @@ def squared_error(predictions: jax.Array, targets: jax.Array) -> jax.Array:
     _checks.nonempty("predictions", predictions)
     _checks.shape_is("targets", targets, predictions.shape, "that of predictions")
     dtype = jnp.result_type(predictions, targets)  # cast out here, so that the difference alone says all in `_bwd`
-    predictions, targets = _checks.same_varying(predictions.astype(dtype), targets.astype(dtype))
-    return automatic(_squared_error, spread_like_rows, predictions=predictions, targets=targets)
+    return _squared_error(predictions.astype(dtype), targets.astype(dtype))
 
 
-@closed_form
-def _squared_error(a, y):
-    return _half_square(a, y)[0]
+@closed_form(result=like_rows)
+def _squared_error(predictions, targets):
+    return _squared_error_fwd(predictions, targets)[0]
 
 
-def _half_square(a, y):
-    wide = accumulator(a.dtype)
-    difference = a.astype(wide) - y.astype(wide)
-    return (jnp.square(difference).sum(-1) / 2).astype(a.dtype), difference.astype(a.dtype)  # (S1)
-
-
-def _squared_error_fwd(a, y):
-    return _half_square(a, y)
+def _squared_error_fwd(predictions, targets):
+    wide = accumulator(predictions.dtype)
+    difference = predictions.astype(wide) - targets.astype(wide)
+    loss = jnp.square(difference).sum(-1) / 2  # (S1)
+    return loss.astype(predictions.dtype), difference.astype(predictions.dtype)
 
 
 def _squared_error_bwd(difference, delta):

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from bnderiv import _checks
 from bnderiv._checks import along
 from bnderiv._numbers import accumulator
-from bnderiv._sharding import automatic
+from bnderiv._rule import layer
 from bnderiv.normalization.across_devices import merge
 from bnderiv.normalization.groups import Groups
 from bnderiv.normalization.normalize import Moments, normalize, statistics
@@ -97,21 +97,20 @@ def _public(relu, x, gamma, beta, channel_axis, eps, where, axis_name, groups, a
         if value is not None or name != "assumed_mean":
             vectors[name] = _checks.float_array(name, value)
             _checks.shape_is(name, vectors[name], (x.shape[axis],), "one per channel of x")
-    value, root = Epsilon.of(nonnegative("eps", eps), accumulator(x.dtype))
+    eps = Epsilon.of(nonnegative("eps", eps), accumulator(x.dtype))
     if where is not None:
-        where = _mask(where, x.shape)
+        where = _checks.mask("where", where, x.shape)
     if groups is not None and axis_name is None:
         raise ValueError("axis_index_groups must come with axis_name, got axis_name=None")
-
-    def spread(x, **_):
-        return x, P(x[axis])  # y, and all of the statistics
-
-    core = partial(_batch_norm, relu, axis, axis_name, groups)
-    arrays = {"x": x, "where": where, **vectors, "eps": value, "root": root}
-    arrays = dict(zip(arrays, _checks.same_varying(*arrays.values()), strict=True))
-    return automatic(core, spread, **arrays)
+    groups = None if groups is None else tuple(map(tuple, groups))
+    return _batch_norm(relu, axis, axis_name, groups, x, where, *vectors.values(), *eps)
 
 
+def _result(relu, axis, axis_name, groups, x, *_):
+    return x, P(x[axis])  # y, and all of the statistics
+
+
+@layer(static=4, result=_result)
 def _batch_norm(relu, axis, axis_name, index_groups, x, where, gamma, beta, assumed_mean, eps, root):
     groups = Groups(tuple(i for i in range(x.ndim) if i != axis))
     lay = partial(_laid, axis, x)
@@ -156,16 +155,3 @@ def nonnegative(name: str, value: Any) -> Any:
     if not isinstance(number, Tracer) and not 0 <= float(number) < np.inf:
         raise ValueError(f"{name} must be finite and at least 0, got {value}")
     return value
-
-
-def _mask(where: Any, shape: tuple[int, ...]) -> jax.Array:
-    where = jnp.asarray(where)
-    if where.dtype != jnp.bool_:
-        raise TypeError(f"where must be boolean, got {where.dtype.name}")
-    try:
-        fits = jnp.broadcast_shapes(where.shape, shape) == shape
-    except ValueError:
-        fits = False
-    if not fits:
-        raise ValueError(f"where must broadcast to the shape of x, {shape}, got shape {where.shape}")
-    return where.reshape((1,) * (len(shape) - where.ndim) + where.shape)

@@ -1,7 +1,5 @@
 """Normalization by given statistics, and its five gradients (derivation.md, N23)."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -9,7 +7,7 @@ from jax import lax
 from bnderiv import _checks
 from bnderiv._checks import along
 from bnderiv._numbers import accumulator
-from bnderiv._sharding import automatic
+from bnderiv._rule import layer
 from bnderiv.normalization.batch_norm import nonnegative
 from bnderiv.normalization.groups import Groups
 from bnderiv.normalization.normalize import Moments, normalize
@@ -50,12 +48,11 @@ def batch_norm_inference(
     for name, value in vectors.items():
         vectors[name] = _checks.float_array(name, value)
         _checks.shape_is(name, vectors[name], (x.shape[axis],), "one per channel of x")
-    value, root = Epsilon.of(nonnegative("eps", eps), accumulator(x.dtype))
-    arrays = {"x": x, **vectors, "eps": value, "root": root}
-    arrays = dict(zip(arrays, _checks.same_varying(*arrays.values()), strict=True))
-    return automatic(partial(_inference, axis), lambda x, **_: x, **arrays)
+    eps = Epsilon.of(nonnegative("eps", eps), accumulator(x.dtype))
+    return _inference(axis, x, *vectors.values(), *eps)
 
 
+@layer(static=1, result=lambda axis, x, *_: x)
 def _inference(axis, x, gamma, beta, mean, var, eps, root):
     groups = Groups(tuple(i for i in range(x.ndim) if i != axis))
     gamma, beta, mean, var = (along(a.astype(eps.dtype), axis, x.ndim) for a in (gamma, beta, mean, var))

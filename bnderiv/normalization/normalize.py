@@ -5,7 +5,6 @@ them, and who shares gamma and beta, is said by `groups` (`groups.py`). Everythi
 broadcasts against it. In the code `delta` is ∂J/∂y, and `d_a` is ∂J/∂a.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -29,13 +28,9 @@ class Moments(NamedTuple):
 # The statistics. Their backward is parts 2 and 3 of (N11): what reaches x through μ and σ².
 
 
-@partial(closed_form, nondiff_argnums=(0,))
-def statistics(groups, x, where, n, eps, assumed_mean):
-    return _statistics(groups, x, where, n, eps, assumed_mean)
-
-
+@closed_form(static=1)
 @platform_layout
-def _statistics(groups, x, where, n, eps, assumed_mean):
+def statistics(groups, x, where, n, eps, assumed_mean):
     def mean_and_var(unit):
         # XLA would share identical terms of two sums, and materialize them: hence the factors 2 and 4.
         mean = groups.total(masked(where, unit.of(x, 2))) / (2 * n)  # (N1)
@@ -46,7 +41,7 @@ def _statistics(groups, x, where, n, eps, assumed_mean):
 
 
 def _statistics_fwd(groups, x, where, n, eps, assumed_mean):
-    moments = _statistics(groups, x, where, n, eps, assumed_mean)
+    moments = statistics.body(groups, x, where, n, eps, assumed_mean)
     return moments, (x, where, n, moments.unit, moments.mean)
 
 
@@ -66,7 +61,7 @@ statistics.defvjp(_statistics_fwd, _statistics_bwd)
 # The map. Its backward is part 1 of (N11), the parameters, and what arrives at the statistics.
 
 
-@partial(closed_form, nondiff_argnums=(0, 1))
+@closed_form(static=2)
 def normalize(groups, relu, x, where, gamma, beta, eps, moments):
     return _normalize(relu, x, where, gamma, beta, moments, moments.unit.inverse_root(moments.var, eps))
 

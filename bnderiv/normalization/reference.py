@@ -6,6 +6,16 @@ from jax import lax
 from bnderiv._numbers import accumulator
 from bnderiv.normalization.running_stats import BatchStats, RunningStats
 
+__all__ = [
+    "batch_norm",
+    "batch_norm_relu",
+    "batch_norm_inference",
+    "BatchStats",
+    "RunningStats",
+    "init_running_stats",
+    "update_running_stats",
+]
+
 
 def batch_norm(x, gamma, beta, *, channel_axis=-1, eps=1e-5, where=None, axis_name=None, axis_index_groups=None):
     """Two-pass batch norm, as one would write it; see `bnderiv.batch_norm`."""

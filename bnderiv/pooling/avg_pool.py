@@ -13,7 +13,6 @@ from bnderiv import _checks
 from bnderiv._cpu import quotient
 from bnderiv._numbers import accumulator
 from bnderiv._rule import closed_form
-from bnderiv._sharding import automatic
 from bnderiv.pooling._windows import (
     Windows,
     collect,
@@ -65,15 +64,11 @@ def avg_pool(
     if not isinstance(count_include_pad, bool):
         raise TypeError(f"count_include_pad must be a boolean, got {count_include_pad!r}")
     both = windows(x, window, strides, padding, 1, channel_axis, batch_axis)
-    return automatic(functools.partial(_avg_pool, both, count_include_pad), lambda x: x, x=x)
+    return _avg_pool(both, count_include_pad, x)
 
 
-# One program for each geometry: called outside of jit, a pool would else be dispatched as dozens of small ones.
-_compiled = functools.partial(jax.jit, static_argnums=(0, 1))
-
-
-@_compiled
-def _average(both, count_include_pad, x):
+@closed_form(static=2, result=lambda both, count_include_pad, x: x)
+def _avg_pool(both, count_include_pad, x):
     total = x.astype(accumulator(x.dtype))
     if cells := few_overlapping(both):
         total = _sum([collect(total, both, cell) for cell in cells])
@@ -84,14 +79,10 @@ def _average(both, count_include_pad, x):
     return (total / _divisor(both, count_include_pad, total)).astype(x.dtype)  # (P1)
 
 
-_avg_pool = closed_form(_average, nondiff_argnums=(0, 1))
-
-
 def _avg_pool_fwd(both, count_include_pad, x):
-    return _average(both, count_include_pad, x), None
+    return _avg_pool.body(both, count_include_pad, x), None
 
 
-@_compiled
 def _avg_pool_bwd(both, count_include_pad, _, delta):
     share = delta.astype(accumulator(delta.dtype))
     n = _divisor(both, count_include_pad, share)

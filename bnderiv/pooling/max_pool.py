@@ -1,6 +1,5 @@
 """Max pooling with its gradient in closed form (derivation.md, P7–P10)."""
 
-import functools
 from typing import Any
 
 import jax
@@ -11,7 +10,6 @@ from jax import lax
 from bnderiv import _checks
 from bnderiv._numbers import accumulator
 from bnderiv._rule import closed_form
-from bnderiv._sharding import automatic
 from bnderiv.pooling._windows import pad, spread, take, windows, with_margins
 
 
@@ -53,22 +51,15 @@ def max_pool(
     """
     x = _checks.float_array("x", x)
     both = windows(x, window, strides, padding, dilation, channel_axis, batch_axis)
-    return automatic(functools.partial(_max_pool, both), lambda x: x, x=x)
+    return _max_pool(both, x)
 
 
-# One program for each geometry: called outside of jit, a pool would else be dispatched as dozens of small ones.
-_compiled = functools.partial(jax.jit, static_argnums=0)
+@closed_form(static=1, result=lambda both, x: x)
+def _max_pool(both, x):
+    return _max_pool_fwd(both, x)[0]
 
 
-def _maxima(both, x):
-    return _winners(both, x)[0]
-
-
-_max_pool = closed_form(_maxima, nondiff_argnums=(0,))
-
-
-@_compiled
-def _winners(both, x):
+def _max_pool_fwd(both, x):
     """The maxima, and where each was found: row·n + column within the window of m rows and n columns."""
     rows, columns = both
     lowest = np.asarray(-np.inf).astype(x.dtype)
@@ -105,11 +96,6 @@ def _first_maxima(x, winners, w, step):
     return best, winner
 
 
-def _max_pool_fwd(both, x):
-    return _winners(both, x)
-
-
-@_compiled
 def _max_pool_bwd(both, winner, delta):
     rows, columns = both
     share = delta.astype(accumulator(delta.dtype))

@@ -9,6 +9,8 @@ from jax import lax
 
 from bnderiv._numbers import accumulator
 
+__all__ = ["avg_pool", "max_pool"]
+
 
 def avg_pool(x, window, *, strides=None, padding="VALID", count_include_pad=True, channel_axis=-1, batch_axis=0):
     """`lax.reduce_window` with a sum, over the number of cells; see `bnderiv.avg_pool`."""

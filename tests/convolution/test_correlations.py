@@ -112,7 +112,7 @@ def test_the_gradient_of_the_kernel_is_a_product_of_matrices(devices):
     x, delta = jnp.ones((2, 6, 6, 5)), jnp.ones((3, 4, 4, 5))
     with traced_for(devices):
         gradient = jax.make_jaxpr(lambda x, delta: banded.kernel_gradient(geometry, (3, 3, 2, 3), x, delta))(x, delta)
-    (product,) = (e for e in gradient.jaxpr.eqns[0].params["jaxpr"].eqns if e.primitive.name == "dot_general")
+    (product,) = (e for e in gradient.jaxpr.eqns if e.primitive.name == "dot_general")
     shapes = [v.aval.shape for v in product.invars]
     assert shapes == ([(3 * 4, 4 * 5), (3 * 2 * 6, 4 * 5)] if devices == 1 else [(3, 4, 4, 5), (3, 2, 6, 4, 5)])
 

@@ -1,0 +1,38 @@
+"""The one list of layers. `bnderiv`, `bnderiv.reference` and `bnderiv.forward_mode` have the names in `__all__`."""
+
+from bnderiv.activation.relu import relu
+from bnderiv.activation.sigmoid import sigmoid
+from bnderiv.activation.softmax import softmax
+from bnderiv.activation.tanh import tanh
+from bnderiv.convolution.conv2d import conv2d
+from bnderiv.linear.dense import dense
+from bnderiv.linear.flatten import flatten
+from bnderiv.loss.softmax_cross_entropy import softmax_cross_entropy, softmax_cross_entropy_with_integer_labels
+from bnderiv.loss.squared_error import squared_error
+from bnderiv.normalization.batch_norm import batch_norm, batch_norm_relu
+from bnderiv.normalization.inference import batch_norm_inference
+from bnderiv.normalization.running_stats import BatchStats, RunningStats, init_running_stats, update_running_stats
+from bnderiv.pooling.avg_pool import avg_pool
+from bnderiv.pooling.max_pool import max_pool
+
+__all__ = [
+    "dense",
+    "conv2d",
+    "avg_pool",
+    "max_pool",
+    "batch_norm",
+    "batch_norm_relu",
+    "batch_norm_inference",
+    "relu",
+    "tanh",
+    "sigmoid",
+    "softmax",
+    "flatten",
+    "softmax_cross_entropy",
+    "softmax_cross_entropy_with_integer_labels",
+    "squared_error",
+    "BatchStats",
+    "RunningStats",
+    "init_running_stats",
+    "update_running_stats",
+]
