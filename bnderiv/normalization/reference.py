@@ -17,8 +17,10 @@ __all__ = [
 ]
 
 
-def batch_norm(x, gamma, beta, *, channel_axis=-1, eps=1e-5, where=None, axis_name=None, axis_index_groups=None):
-    """Two-pass batch norm, as one would write it; see `bnderiv.batch_norm`."""
+def batch_norm(
+    x, gamma, beta, *, channel_axis=-1, eps=1e-5, where=None, axis_name=None, axis_index_groups=None, assumed_mean=None
+):
+    """Two-pass batch norm, as one would write it; see `bnderiv.batch_norm`. An assumed mean makes no difference."""
     wide = x.astype(accumulator(x.dtype))
     channels_last = jnp.moveaxis(wide, channel_axis, -1)
     axes = tuple(range(x.ndim - 1))
@@ -39,7 +41,9 @@ def batch_norm(x, gamma, beta, *, channel_axis=-1, eps=1e-5, where=None, axis_na
     return jnp.moveaxis(y, -1, channel_axis).astype(x.dtype), BatchStats(mean, var, lax.stop_gradient(count))
 
 
-def batch_norm_relu(x, gamma, beta, *, channel_axis=-1, eps=1e-5, where=None, axis_name=None, axis_index_groups=None):
+def batch_norm_relu(
+    x, gamma, beta, *, channel_axis=-1, eps=1e-5, where=None, axis_name=None, axis_index_groups=None, assumed_mean=None
+):
     """Batch norm, then relu; see `bnderiv.batch_norm_relu`."""
     y, stats = batch_norm(
         x, gamma, beta, channel_axis=channel_axis, eps=eps, where=where, axis_name=axis_name,
