@@ -11,8 +11,8 @@ from bnderiv._rule import closed_form
 def relu(x: jax.Array) -> jax.Array:
     """`max(x, 0)`, elementwise.
 
-    The gradient passes where x > 0 and nowhere else: it is 0 at the kink, as in JAX and PyTorch (derivation.md, A3).
-    A NaN stays a NaN, with gradient 0. Only the output is saved.
+    The gradient is δ where x > 0 and 0 elsewhere (derivation.md, A3). At the kink it is 0, as in JAX and PyTorch. NaN
+    stays NaN and has gradient 0. Only the output is saved.
 
     Args:
       x: any shape, floating dtype.
@@ -21,8 +21,11 @@ def relu(x: jax.Array) -> jax.Array:
       Array of the same shape and dtype.
 
     Raises:
-      TypeError: `x` has no floating dtype.
+      TypeError: `x` does not have a floating dtype.
       ValueError: `x` is empty.
+
+    >>> bnderiv.relu(jnp.array([-1.0, 0.0, 2.0]))
+    Array([0., 0., 2.], dtype=float32)
     """
     x = _checks.float_array("x", x)
     _checks.nonempty("x", x)
@@ -30,7 +33,7 @@ def relu(x: jax.Array) -> jax.Array:
 
 
 def rectify(x):
-    """(A2). The maximum alone would have the slope 1/2 at 0 when JAX differentiates this body (second derivatives)."""
+    """(A2). In second derivatives JAX differentiates this body; `maximum` alone would have the slope 1/2 at 0."""
     return jnp.where(x > 0, x, lax.stop_gradient(jnp.maximum(x, 0)))
 
 
