@@ -1,7 +1,7 @@
-"""Checks and normal forms of arguments, shared by every layer: what is wrong is said at trace time, by name."""
+"""Checks and normal forms of arguments, for every layer. Errors are raised at trace time and name the argument."""
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -203,20 +203,28 @@ def padding_pairs(padding: Any, sizes: Pair, window: Pair, strides: Pair, dilati
 
 
 def along(vector: jax.Array, axis: int, ndim: int) -> jax.Array:
-    """A vector laid along `axis` of an array of rank `ndim`, to broadcast against it explicitly."""
+    """A vector along `axis` of an array of rank `ndim`, to broadcast against it explicitly."""
     return lax.expand_dims(vector, tuple(a for a in range(ndim) if a != axis))
 
 
+def pad(x: jax.Array, margins: Mapping[int, tuple[int, ...]], value: float = 0) -> jax.Array:
+    """`lax.pad` with (low, high) or (low, high, interior) for some axes; negative margins crop."""
+    if all(isinstance(m, int) and m == 0 for margin in margins.values() for m in margin):
+        return x
+    config: Any = [(*margins.get(a, (0, 0)), 0)[:3] for a in range(x.ndim)]
+    return lax.pad(x, jnp.asarray(value, x.dtype), config)
+
+
 def longer(size: Any, limit: int) -> bool:
-    """Whether `size` is above the limit, as a symbolic one may be (that of a batch, in a program exported for any)."""
+    """Whether `size` is above the limit. A symbolic one, in a program exported for any size, may be."""
     return not isinstance(size, int) or size > limit
 
 
 def same_varying(*arrays: Any) -> tuple[Any, ...]:
-    """The arrays, made to vary over the union of their manual mesh axes (None passes through).
+    """The arrays, cast to vary over the union of their manual mesh axes (None stays None).
 
-    Under `shard_map(check_vma=True)` a rule must return each cotangent with its primal's varying axes. Joined before
-    the rule, they are all alike; the transpose of the cast is the sum over devices that a shared argument needs.
+    Under `shard_map(check_vma=True)` a rule must return each cotangent with its primal's varying axes. Cast before the
+    rule, all arguments vary alike. The transpose of the cast is the sum over devices that a shared argument needs.
     """
     present = [a for a in arrays if a is not None]
     joined = frozenset().union(*(_varying_axes(a) for a in present)) if present else frozenset()

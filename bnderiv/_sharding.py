@@ -1,9 +1,9 @@
-"""Arrays whose type says how they are spread over devices, as on the meshes that `jax.make_mesh` makes by default.
+"""Explicit meshes, on which an array's sharding is part of its type; `jax.make_mesh` makes such meshes by default.
 
-Of such arrays, on mesh axes of `AxisType.Explicit`, JAX infers the type of every intermediate result, and refuses what
-does not follow from the operands: sums over the batch, reshapes. For a layer as a whole there is no question: its
-result is spread like its arguments, and so are their gradients, in whatever way they are computed. So within a layer
-the axes are of `AxisType.Auto`, where XLA decides.
+On mesh axes of `AxisType.Explicit`, JAX infers the sharding of every intermediate result, and raises where it is not
+determined by the operands, as in reshapes and sums over the batch. For a layer as a whole it is determined: the output
+is sharded like the input, and each gradient like its primal. So inside a layer the axes are of `AxisType.Auto`, and XLA
+decides.
 """
 
 from collections.abc import Callable
@@ -13,18 +13,19 @@ import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, auto_axes
 
 
-def automatic(layer: Callable[..., Any], spread: Callable[..., Any], **arrays: Any) -> Any:
-    """`layer(*arrays.values())`; where any of the arrays is spread explicitly, so is the result.
+def automatic(layer: Callable[..., Any], result: Callable[..., Any], **arrays: Any) -> Any:
+    """`layer(*arrays.values())`; if any of the arrays is on an explicit mesh, so is the result.
 
     Args:
-      layer: computes on arrays, in a way that does not depend on how they are spread.
-      spread: tells the `PartitionSpec` of each output, or of a tree of them, from those of the arrays, given by name,
-        which have an entry for each axis (None for None).
+      layer: a function of arrays that does not depend on their sharding.
+      result: the `PartitionSpec` of the output, or a tree of them, from those of the arrays, given by name. A spec has
+        an entry for each axis; it is None for None.
       arrays: each an array or None.
 
     Raises:
-      ValueError: two axes of an output would be spread over one axis of the mesh, or one over more devices than divide
-        it, or an array is a sum yet to be taken over devices (`unreduced`), or is to have such a gradient (`reduced`).
+      ValueError: two axes of an output would be sharded over one axis of the mesh, or an axis over a number of devices
+        that does not divide it, or an array is `unreduced` or `reduced` (it, or its gradient, is a sum over devices
+        that is still to be taken).
     """
     meshes = [jax.typeof(a).sharding.mesh for a in arrays.values() if a is not None]
     mesh = next((mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types), None)
@@ -36,7 +37,7 @@ def automatic(layer: Callable[..., Any], spread: Callable[..., Any], **arrays: A
     for name, spec in specs.items():
         if spec.unreduced or spec.reduced:
             raise ValueError(f"{name} must be neither unreduced nor reduced, got {spec}: jax.sharding.reshard it first")
-    outputs = spread(**{name: specs.get(name) for name in arrays})
+    outputs = result(**{name: specs.get(name) for name in arrays})
     outputs = jax.tree.map(lambda spec: _on(mesh, spec, specs), outputs, is_leaf=lambda a: isinstance(a, PartitionSpec))
 
     def within(values: dict[str, Any]) -> Any:
@@ -49,7 +50,7 @@ def automatic(layer: Callable[..., Any], spread: Callable[..., Any], **arrays: A
         if "evenly divide" not in str(error):
             raise
         raise ValueError(
-            f"the result cannot be spread like {_listed(specs)} ({error}): jax.sharding.reshard an argument first"
+            f"the result cannot be sharded like {_listed(specs)} ({error}): jax.sharding.reshard an argument first"
         ) from None
 
 
@@ -63,7 +64,7 @@ def _on(mesh: Any, spec: PartitionSpec, specs: dict[str, PartitionSpec]) -> Name
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(
-            f"two axes of the result cannot both be spread over mesh axis {twice[0]!r}, got {spec} from "
+            f"two axes of the result cannot both be sharded over mesh axis {twice[0]!r}, got {spec} from "
             f"{_listed(specs)}: jax.sharding.reshard an argument first"
         )
     return NamedSharding(mesh, spec)

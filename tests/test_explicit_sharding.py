@@ -151,7 +151,7 @@ def test_a_result_spread_twice_over_one_axis_is_refused():
 
 def test_a_result_that_cannot_be_spread_is_refused():
     (x,) = _random((8, 8, 8, 2))
-    with pytest.raises(ValueError, match=r"cannot be spread like x P\('data', 'model', None, None\) .*reshard"):
+    with pytest.raises(ValueError, match=r"cannot be sharded like x P\('data', 'model', None, None\) .*reshard"):
         bnderiv.avg_pool(_put(x, P("data", "model")), 8)
 
 

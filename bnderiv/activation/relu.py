@@ -10,8 +10,8 @@ from bnderiv._rule import closed_form
 def relu(x: jax.Array) -> jax.Array:
     """`max(x, 0)`, elementwise.
 
-    The gradient passes where x > 0 and nowhere else: it is 0 at the kink, as in JAX and PyTorch (derivation.md, A3).
-    A NaN stays a NaN, with gradient 0. Only the output is saved.
+    The gradient is δ where x > 0 and 0 elsewhere (derivation.md, A3). At the kink it is 0, as in JAX and PyTorch. NaN
+    stays NaN and has gradient 0. Only the output is saved.
 
     Args:
       x: any shape, floating dtype.
@@ -20,8 +20,11 @@ def relu(x: jax.Array) -> jax.Array:
       Array of the same shape and dtype.
 
     Raises:
-      TypeError: `x` has no floating dtype.
+      TypeError: `x` does not have a floating dtype.
       ValueError: `x` is empty.
+
+    >>> bnderiv.relu(jnp.array([-1.0, 0.0, 2.0]))
+    Array([0., 0., 2.], dtype=float32)
     """
     x = _checks.float_array("x", x)
     _checks.nonempty("x", x)
@@ -30,7 +33,7 @@ def relu(x: jax.Array) -> jax.Array:
 
 @jax.custom_jvp
 def rectify(x):
-    """(A2), with (A3) for the derivatives of this body: JAX takes half of the slope where a maximum is a tie."""
+    """(A2), with (A3) as its derivative: JAX takes half of the slope of a `maximum` at a tie."""
     return jnp.maximum(x, 0)
 
 

@@ -20,8 +20,11 @@ def sigmoid(x: jax.Array) -> jax.Array:
       Array of the same shape and dtype.
 
     Raises:
-      TypeError: `x` has no floating dtype.
+      TypeError: `x` does not have a floating dtype.
       ValueError: `x` is empty.
+
+    >>> bnderiv.sigmoid(jnp.array([-1000.0, 0.0, 1000.0]))
+    Array([0. , 0.5, 1. ], dtype=float32)
     """
     x = _checks.float_array("x", x)
     _checks.nonempty("x", x)

@@ -13,7 +13,7 @@ def softmax(x: jax.Array, axis: int = -1) -> jax.Array:
     """`exp(x) / Σ exp(x)` along `axis`, with the maximum subtracted first.
 
     The gradient is s (δ − Σ δ s) (derivation.md, A10). Only the output s is saved. Half precision is computed in
-    float32. An entry −inf has s = 0 and gradient 0; a row of nothing but −inf, or with +inf, is NaN (0/0, ∞/∞).
+    float32. An entry −inf has s = 0 and gradient 0. A row that is all −inf, or that has a +inf, is NaN (0/0, ∞/∞).
 
     Args:
       x: rank 1 or more, floating dtype.
@@ -23,8 +23,11 @@ def softmax(x: jax.Array, axis: int = -1) -> jax.Array:
       Array of the same shape and dtype.
 
     Raises:
-      TypeError: `x` has no floating dtype, or `axis` is no integer.
+      TypeError: `x` does not have a floating dtype, or `axis` is not an integer.
       ValueError: `x` is a scalar or empty, or `axis` is out of range.
+
+    >>> bnderiv.softmax(jnp.array([0.0, 0.0, -jnp.inf]))
+    Array([0.5, 0.5, 0. ], dtype=float32)
     """
     x = _checks.float_array("x", x)
     _checks.rank_at_least("x", x, 1, "the axis to normalize, and any others")
@@ -36,7 +39,7 @@ def softmax(x: jax.Array, axis: int = -1) -> jax.Array:
 @closed_form(static=1)
 def _softmax(axis, x):
     wide = x.astype(accumulator(x.dtype))
-    # (A8). The shift cancels in the quotient, so it has no derivative of its own.
+    # (A8). The maximum cancels in the quotient, so it needs no derivative.
     e = jnp.exp(wide - jnp.max(lax.stop_gradient(wide), axis, keepdims=True))
     return (e / e.sum(axis, keepdims=True)).astype(x.dtype)
 

@@ -20,8 +20,11 @@ def tanh(x: jax.Array) -> jax.Array:
       Array of the same shape and dtype.
 
     Raises:
-      TypeError: `x` has no floating dtype.
+      TypeError: `x` does not have a floating dtype.
       ValueError: `x` is empty.
+
+    >>> bnderiv.tanh(jnp.array([0.0, 100.0]))
+    Array([0., 1.], dtype=float32)
     """
     x = _checks.float_array("x", x)
     _checks.nonempty("x", x)
@@ -41,7 +44,7 @@ def _tanh_fwd(x):
 def _tanh_bwd(y, delta):
     wide = accumulator(y.dtype)
     y, dtype = y.astype(wide), y.dtype
-    # (A5) as (1 − y)(1 + y): 1 − y is exact near |y| = 1, where squaring first would round away what is left.
+    # (A5) as (1 − y)(1 + y). Near |y| = 1 the difference 1 − y is exact; 1 − y² would cancel.
     return ((delta.astype(wide) * (1 - y) * (1 + y)).astype(dtype),)
 
 

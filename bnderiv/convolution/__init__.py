@@ -1,1 +1,1 @@
-"""Two-dimensional convolution: its closed form, its reference, its derivation."""
+"""Two-dimensional convolution."""

@@ -9,15 +9,15 @@ from bnderiv import _cpu
 
 
 def lines(x: jax.Array, axis: int, start: int, limit: int, stride: int) -> jax.Array:
-    """`lax.slice_in_dim`, as one slice of the memory where the lines are neighbours.
+    """`lax.slice_in_dim`; where the lines are contiguous and on one device, as one slice of the flattened axes.
 
-    Of a padded array XLA takes a slice that meets no padding from the array before it was padded; and if that is a
-    transpose, which is then never written, it reads across the memory, one element at a time. A slice of the memory
-    it takes as it is. But axes that are spread over devices must stay axes.
+    XLA takes a slice of a padded array from the array before padding where it can. If that is a transpose, it is then
+    never materialized, and the slice reads memory one element at a time. A slice of flattened axes it leaves alone.
+    Axes that may be sharded must not be flattened.
     """
     if stride > 1 or not _cpu.on_one_device():
         return lax.slice_in_dim(x, start, limit, stride, axis)
     before, after = x.shape[:axis], x.shape[axis + 1 :]
     size = math.prod(after)
-    memory = lax.slice_in_dim(x.reshape(*before, -1), start * size, limit * size, axis=axis)
-    return memory.reshape(*before, limit - start, *after)
+    flat = lax.slice_in_dim(x.reshape(*before, -1), start * size, limit * size, axis=axis)
+    return flat.reshape(*before, limit - start, *after)

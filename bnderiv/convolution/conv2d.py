@@ -26,35 +26,43 @@ def conv2d(
     channel_axis: int = -1,
     batch_axis: int = 0,
 ) -> jax.Array:
-    """What networks call convolution: z_ij = Σ_xy w_xy a_{si+dx−t, sj+dy−t} + b, summed over the input channels (C6).
+    """Convolution as networks use it: z_ij = Σ_xy w_xy a_{si+dx−t, sj+dy−t} + b, summed over the input channels (C6).
 
-    Stride s, dilation d, padding t at the top and left. It is the cross-correlation: the kernel is not turned. The
-    gradient (derivation.md): ∂J/∂w correlates the input with δ (C7), ∂J/∂b sums δ (C8), and δ goes back through a
-    full correlation with the turned kernel (C9, C11). Half precision is accumulated in float32. The products are summed
-    in the way that is the fastest for the shapes at hand (`correlations.py`): on a CPU NaN and infinity may reach all
-    rows or all columns of their example.
+    Here s is the stride, d the dilation and t the padding at the top and left. It is the cross-correlation: the kernel
+    is not flipped. The gradient (derivation.md): ∂J/∂w correlates the input with δ (C7), ∂J/∂b is Σδ (C8), and ∂J/∂a
+    is a full correlation of δ with the flipped kernel (C9, C11). Half precision is accumulated in float32.
+
+    The algorithm depends on the shapes and the platform (`correlations.py`). On a CPU, NaN and infinity may reach
+    all rows or all columns of their example.
 
     Args:
       x: input of rank 4 and floating dtype, channels last (N, H, W, C_in) unless the axes say otherwise.
       kernel: weights, shape (kh, kw, C_in / groups, C_out) whatever the layout of x.
-      bias: optional, shape (C_out,). Leave it out before batch norm, which cancels it.
-      strides: steps of the window, an int or (vertical, horizontal).
+      bias: optional, shape (C_out,). Batch norm cancels it, so leave it out there.
+      strides: step of the window, an int or (vertical, horizontal).
       padding: zeros around the input: "VALID" (none), "SAME" (⌈size / stride⌉ outputs, the odd zero at the bottom and
         right), an int, or ((top, bottom), (left, right)), of any non-negative size.
-      dilation: distance between the cells of the input that neighboring weights meet, an int or a pair.
-      groups: the channels are cut into this many parts, each with outputs of its own; C_in of them is the depthwise
-        convolution.
+      dilation: distance between the input cells under neighboring weights, an int or a pair.
+      groups: the number of parts that the channels are split into, each convolved separately. With C_in parts it is the
+        depthwise convolution.
       channel_axis: axis of the channels, 1 for (N, C, H, W).
       batch_axis: axis of the examples. The other two are the rows and the columns, in order.
 
     Returns:
-      Array in the layout of x with C_out channels, ⌊(H + padding − dilation·(kh − 1) − 1) / stride⌋ + 1 rows and
-      columns likewise; its dtype is `jnp.result_type(x, kernel, bias)`.
+      Array in the layout of x and of dtype `jnp.result_type(x, kernel, bias)`, with C_out channels and
+      ⌊(H + padding − dilation·(kh − 1) − 1) / stride⌋ + 1 rows; columns likewise.
 
     Raises:
-      TypeError: an array without floating dtype, or an option that is no integer.
+      TypeError: an array does not have a floating dtype, or an option is not an integer.
       ValueError: an empty array, shapes or groups that do not fit, an axis out of range, `channel_axis` and
         `batch_axis` equal, negative padding, or a dilated kernel larger than the padded input.
+
+    >>> image, kernel = jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 1))
+    >>> bnderiv.conv2d(image, kernel, padding="SAME")[0, :, :, 0]
+    Array([[4., 6., 6., 4.],
+           [6., 9., 9., 6.],
+           [6., 9., 9., 6.],
+           [4., 6., 6., 4.]], dtype=float32)
     """
     x = _checks.float_array("x", x)
     kernel = _checks.float_array("kernel", kernel)
@@ -84,7 +92,7 @@ def conv2d(
 
 
 class _Geometry(NamedTuple):
-    """All of a convolution that is no array; `layout` is where x and z keep (batch, channel, rows, columns)."""
+    """The options of a convolution. `layout`: the axes of (batch, channel, rows, columns) in x and z."""
 
     strides: Pair
     padding: Padding
@@ -108,16 +116,16 @@ def _conv2d(geometry, x, kernel, bias):
 
 
 def _conv2d_fwd(geometry, x, kernel, bias):
-    like_bias = None if bias is None else bias[:0]  # of the bias its dtype is wanted, in no bytes
+    like_bias = None if bias is None else bias[:0]  # an empty slice keeps the bias's dtype and no data
     return _conv2d.body(geometry, x, kernel, bias), (x, kernel, like_bias)
 
 
 def _conv2d_bwd(geometry, residuals, delta):
     x, kernel, like_bias = residuals
     batch, _, rows, columns = geometry.layout
-    ways = fastest(geometry, x.shape, kernel.shape)
-    dx = ways.input_gradient(geometry, x.shape, kernel.astype(delta.dtype), delta)
-    dkernel = ways.kernel_gradient(geometry, kernel.shape, x.astype(delta.dtype), delta)
+    correlations = fastest(geometry, x.shape, kernel.shape)
+    dx = correlations.input_gradient(geometry, x.shape, kernel.astype(delta.dtype), delta)
+    dkernel = correlations.kernel_gradient(geometry, kernel.shape, x.astype(delta.dtype), delta)
     dbias = None
     if like_bias is not None:
         dbias = delta.sum((batch, rows, columns), dtype=accumulator(delta.dtype)).astype(like_bias.dtype)  # (C8)

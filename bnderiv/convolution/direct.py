@@ -1,14 +1,14 @@
 """The three correlations as the backend's own convolution (derivation.md, C10–C13).
 
-Each is a sum over the same triples (output i, weight x, input p = s·i + d·x − t), (C5); what differs is which two of
-the arrays meet and which index stays.
+All three sum over the same triples (output i, weight x, input p = s·i + d·x − t) (C5). They differ in the two arrays
+that are multiplied and in the index that is left.
 """
 
 from jax import lax
 
 from bnderiv._numbers import accumulator
 
-_HWIO = (3, 2, 0, 1)  # where a kernel (kh, kw, C_in/groups, C_out) keeps (out, in, rows, columns), as lax asks for it
+_HWIO = (3, 2, 0, 1)  # the axes of (out, in, rows, columns) in a kernel (kh, kw, C_in/groups, C_out), as lax wants them
 
 
 def correlation(geometry, x, kernel):
@@ -26,13 +26,13 @@ def correlation(geometry, x, kernel):
 
 
 def input_gradient(geometry, x_shape, kernel, delta):
-    """∂J/∂a_p = Σ_x w_x δ_i, i such that s·i + d·x − t = p: δ spread by the stride, the kernel turned  (C11, C12)."""
+    """∂J/∂a_p = Σ_x w_x δ_i, i with s·i + d·x − t = p: δ dilated by the stride, the kernel flipped  (C11, C12)."""
     kh, kw, c_in, c_out = kernel.shape
     g = geometry.groups
-    turned = lax.rev(kernel, (0, 1)).reshape(kh, kw, c_in, g, c_out // g)
-    exchanged = turned.swapaxes(2, 4).reshape(kh, kw, c_out // g, g * c_in)  # within each group (C13)
-    # Before: d·(k − 1) − t zeros, so that the turned kernel first meets input cell 0; after: as many as its last cell
-    # needs (C12). A negative number crops, where the padding was wider than the kernel reaches.
+    flipped = lax.rev(kernel, (0, 1)).reshape(kh, kw, c_in, g, c_out // g)
+    exchanged = flipped.swapaxes(2, 4).reshape(kh, kw, c_out // g, g * c_in)  # within each group (C13)
+    # d·(k − 1) − t zeros before, so that the flipped kernel starts at input cell 0; after, as many as the last input
+    # cell needs (C12). A negative number crops: the padding was wider than the kernel.
     padding = [
         (d * (k - 1) - before, size - 1 - s * (delta.shape[axis] - 1) + before)
         for k, d, s, (before, _), axis, size in _sides(geometry, (kh, kw), x_shape)
@@ -53,10 +53,10 @@ def input_gradient(geometry, x_shape, kernel, delta):
 def kernel_gradient(geometry, kernel_shape, x, delta):
     """∂J/∂w_x = Σ_i δ_i a_{s·i + d·x − t}: the input correlated with δ, stride and dilation exchanged  (C7)."""
     batch, channel, *spatial = geometry.layout
-    # The channels of x stand where a convolution has its batch, the examples where it sums over channels.
+    # The channels of x take the place of the batch, and the examples that of the channels, which are summed.
     x_spec, delta_spec, kernel_spec = (channel, batch, *spatial), (channel, batch, *spatial), (2, 3, 0, 1)
-    # The same zeros before; after, what lets δ slide to the last weight and no further: negative where rows or
-    # columns were left over that no window reached (C10).
+    # The forward's zeros before; after, as many as let δ slide to the last weight and no further. Negative if no window
+    # reached the last rows or columns (C10).
     padding = [
         (before, s * (delta.shape[axis] - 1) + d * (k - 1) + 1 - size - before)
         for k, d, s, (before, _), axis, size in _sides(geometry, kernel_shape[:2], x.shape)

@@ -1,1 +1,1 @@
-"""Fully connected layer and flatten: their closed forms, their references, their derivation."""
+"""Fully connected layer and flatten."""

@@ -18,14 +18,17 @@ def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax
     Args:
       x: input, shape (..., D), floating dtype.
       kernel: weights, shape (D, H).
-      bias: optional, shape (H,). Leave it out before batch norm, which cancels it.
+      bias: optional, shape (H,). Batch norm cancels it, so leave it out there.
 
     Returns:
       Array of shape (..., H) and dtype `jnp.result_type(x, kernel, bias)`.
 
     Raises:
-      TypeError: an argument has no floating dtype.
+      TypeError: an argument does not have a floating dtype.
       ValueError: an empty array, or shapes that do not fit.
+
+    >>> bnderiv.dense(jnp.array([[1.0, 2.0]]), jnp.eye(2), jnp.array([0.5, 0.0]))
+    Array([[1.5, 2. ]], dtype=float32)
     """
     x = _checks.float_array("x", x)
     kernel = _checks.float_array("kernel", kernel)
@@ -69,7 +72,7 @@ def _matmul(a, b):
     wide = accumulator(a.dtype)
     if a.dtype == wide:
         return jnp.matmul(a, b)
-    # XLA's CPU backend has no product of bfloat16 matrices that ends in float32, and sometimes asks itself for one.
+    # XLA:CPU has no product of bfloat16 matrices with a float32 result, and fails on some programs that need one.
     return lax.platform_dependent(
         a,
         b,

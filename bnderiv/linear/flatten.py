@@ -1,4 +1,4 @@
-"""The step from feature maps to the fully connected layers: a relabelling of indices (derivation.md, L5)."""
+"""Flatten, between feature maps and fully connected layers, with its gradient (derivation.md, L5)."""
 
 import jax
 
@@ -7,9 +7,9 @@ from bnderiv._rule import closed_form
 
 
 def flatten(x: jax.Array) -> jax.Array:
-    """Keeps axis 0 and ravels the rest in row-major order.
+    """Keeps axis 0 and ravels the other axes in row-major order.
 
-    The gradient puts every entry of δ back where it came from (derivation.md, L5).
+    The gradient is δ in the shape of x (derivation.md, L5).
 
     Args:
       x: shape (N, ...), rank 1 or more, floating dtype.
@@ -18,8 +18,11 @@ def flatten(x: jax.Array) -> jax.Array:
       Array of shape (N, product of the other axes), same dtype.
 
     Raises:
-      TypeError: `x` has no floating dtype.
+      TypeError: `x` does not have a floating dtype.
       ValueError: `x` is a scalar or empty.
+
+    >>> bnderiv.flatten(jnp.ones((2, 4, 4, 3))).shape
+    (2, 48)
     """
     x = _checks.float_array("x", x)
     _checks.rank_at_least("x", x, 1, "(N, ...)")

@@ -1,4 +1,4 @@
-"""Softmax and cross entropy in one, with the gradient in closed form (derivation.md, S5–S10)."""
+"""Softmax cross entropy with its gradient in closed form (derivation.md, S5–S10)."""
 
 from typing import Any
 
@@ -15,14 +15,14 @@ from bnderiv._sharding import like_rows
 
 
 def softmax_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """`−Σ_k y_k log softmax(z)_k` over the last axis: one value per example (a mean over the batch is the caller's).
+    """`−Σ_k y_k log softmax(z)_k` over the last axis: one value per example.
 
-    The gradient is softmax(z)·Σ_k y_k − y for the logits z, which is softmax(z) − y where the labels y sum to 1, and
-    −log softmax(z) for the labels (derivation.md, S7, S8). Only logits and labels are saved. Half precision is computed
-    in float32.
+    The gradient is softmax(z)·Σ_k y_k − y for the logits z and −log softmax(z) for the labels y (derivation.md, S7,
+    S8). Only logits and labels are saved. Half precision is computed in float32.
 
-    A logit −inf (a class ruled out) contributes 0 where its label is 0, and makes the loss +inf where it is positive.
-    Its label's gradient is ±inf, and exactly 0 under a cotangent 0. A row with +inf, or of −inf alone, is NaN.
+    A logit −inf rules a class out. It contributes 0 where its label is 0, and makes the loss +inf where the label is
+    positive. The label's gradient is ±inf, and exactly 0 if the cotangent is 0. A row with +inf, or with all −inf, is
+    NaN.
 
     Args:
       logits: z, shape (..., K), floating dtype.
@@ -32,8 +32,11 @@ def softmax_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
       Array of shape (...) and dtype `jnp.result_type(logits, labels)`.
 
     Raises:
-      TypeError: an argument has no floating dtype.
+      TypeError: an argument does not have a floating dtype.
       ValueError: scalars, empty arrays, or shapes that differ.
+
+    >>> bnderiv.softmax_cross_entropy(jnp.zeros((1, 2)), jnp.array([[0.5, 0.5]])).round(3)
+    Array([0.693], dtype=float32)
     """
     logits = _checks.float_array("logits", logits)
     labels = _checks.float_array("labels", labels)
@@ -69,14 +72,14 @@ _weighted.defvjp(_weighted_fwd, _weighted_bwd)
 
 
 def softmax_cross_entropy_with_integer_labels(logits: jax.Array, labels: ArrayLike) -> jax.Array:
-    """`−log softmax(z)_y` over the last axis: one value per example (a mean over the batch is the caller's).
+    """`−log softmax(z)_y` over the last axis: one value per example.
 
-    The gradient is softmax(z) − (the one-hot code of y) (derivation.md, S10). Only logits and labels are saved. Half
-    precision is computed in float32.
+    The gradient is softmax(z) − onehot(y) (derivation.md, S10). Only logits and labels are saved. Half precision is
+    computed in float32.
 
-    A label outside [0, K), negative ones included, cannot raise under jit: that example's loss and its row of dlogits
-    are NaN, whatever its cotangent; the other rows are untouched. To leave such examples out, give them a label that
-    exists and weigh their loss with 0: a weight alone leaves the NaN in.
+    A label outside [0, K), also a negative one, cannot raise under jit. Its example's loss and row of dlogits are NaN,
+    whatever the cotangent; other rows are untouched. To leave an example out, give it any valid label and multiply its
+    loss by 0. The factor alone does not help, because 0 · NaN is NaN.
 
     Args:
       logits: z, shape (..., K), floating dtype.
@@ -86,13 +89,16 @@ def softmax_cross_entropy_with_integer_labels(logits: jax.Array, labels: ArrayLi
       Array of shape (...) and the dtype of `logits`.
 
     Raises:
-      TypeError: `logits` has no floating dtype, or `labels` no integer dtype.
+      TypeError: `logits` does not have a floating dtype, or `labels` an integer dtype.
       ValueError: scalar or empty logits, or labels of another shape than `logits.shape[:-1]`.
+
+    >>> bnderiv.softmax_cross_entropy_with_integer_labels(jnp.zeros((2, 4)), jnp.array([3, 4])).round(3)
+    Array([1.386,   nan], dtype=float32)
     """
     logits = _checks.float_array("logits", logits)
     _checks.rank_at_least("logits", logits, 1, "(..., K)")
     _checks.nonempty("logits", logits)
-    labels = _class_indices(labels, logits.shape[-1])
+    labels = class_indices(labels, logits.shape[-1])
     _checks.shape_is("labels", labels, logits.shape[:-1], "that of logits without its last axis")
     return _indexed(logits, labels)
 
@@ -100,7 +106,7 @@ def softmax_cross_entropy_with_integer_labels(logits: jax.Array, labels: ArrayLi
 @closed_form(result=like_rows)
 def _indexed(logits, labels):
     shifted, log_sum, _ = _log_softmax_parts(logits.astype(accumulator(logits.dtype)))
-    hit, valid = _one_hot(labels, shifted)
+    hit, valid = one_hot(labels, shifted)
     picked = jnp.where(hit, shifted, 0).sum(-1, keepdims=True)
     return (valid * (log_sum - picked))[..., 0].astype(logits.dtype)  # (S9)
 
@@ -113,7 +119,7 @@ def _indexed_bwd(residuals, delta):
     logits, labels = residuals
     wide = accumulator(delta.dtype)
     shifted, _, p = _log_softmax_parts(logits.astype(wide))
-    hit, valid = _one_hot(labels, shifted)
+    hit, valid = one_hot(labels, shifted)
     dlogits = delta[..., None].astype(wide) * (valid * (p - hit.astype(wide)))  # (S10)
     return dlogits.astype(logits.dtype), None
 
@@ -122,7 +128,7 @@ _indexed.defvjp(_indexed_fwd, _indexed_bwd)
 
 
 def _log_softmax_parts(z):
-    """z − max z, the log of its Σ exp, and softmax(z); kept apart, since max z + log Σ rounds at the size of z (S5)."""
+    """z − max z, log Σ exp(z − max z) and softmax(z) (S5). Their sum max z + log Σ would round at the size of z."""
     shifted = z - jnp.max(lax.stop_gradient(z), -1, keepdims=True)
     e = jnp.exp(shifted)
     total = e.sum(-1, keepdims=True)
@@ -130,10 +136,10 @@ def _log_softmax_parts(z):
 
 
 def _times_surprise(weight, shifted, log_sum):
-    """weight · (−log softmax), where an infinite surprise times a zero weight is 0.
+    """weight · (−log softmax), which is 0 where the weight is 0 and the logarithm infinite.
 
-    Linear in the weight, as JAX demands of a cotangent, so the weight is not compared with 0: the infinity comes from
-    two factors that are finite each, and 0 · big · big = 0. The barrier keeps XLA from folding big · big to inf.
+    The weight may be a cotangent, in which a rule must be linear, so it is not compared with 0. The infinity is made of
+    two finite factors, and 0 · big · big = 0. The barrier keeps XLA from folding big · big to inf.
     """
     ruled_out = shifted == -jnp.inf
     big = lax.optimization_barrier(jnp.finfo(shifted.dtype).max)
@@ -141,19 +147,20 @@ def _times_surprise(weight, shifted, log_sum):
     return finite + jnp.where(ruled_out, weight, 0) * big * big
 
 
-def _one_hot(labels, like):
-    """Where each row's label is, without a gather, and a factor that is 1, or NaN where the label is no class."""
+def one_hot(labels, like):
+    """Booleans in the shape of `like`, True at each row's label; and a factor, NaN for a label that is no class."""
     labels = labels[..., None]
     classes = lax.broadcasted_iota(labels.dtype, like.shape, like.ndim - 1)
     valid = (labels >= 0) & (labels < like.shape[-1])
     return labels == classes, jnp.where(valid, 1, jnp.nan).astype(like.dtype)
 
 
-def _class_indices(labels: Any, classes: int) -> jax.Array:
+def class_indices(labels: Any, classes: int) -> jax.Array:
+    """Integer labels as an array of JAX of at least 32 bits, in which a label that is no class still is none."""
     labels = _checks.integer_array("labels", labels)
     if isinstance(labels, (np.ndarray, np.integer)):
-        # Without x64 JAX keeps the low 32 bits: −2**63, what NumPy makes of a NaN, would become class 0.
+        # Without x64 JAX keeps the low 32 bits, so −2**63, which NumPy makes of a NaN, would become class 0.
         labels = np.where((labels >= 0) & (labels < classes), labels.astype(np.int32), np.int32(-1))
     labels = jnp.asarray(labels)
-    # An int8 cannot count to the number of classes; a uint32 or int64 must not wrap into their range.
+    # An int8 cannot hold every class. Wider dtypes stay as they are: a cast could wrap into the range of the classes.
     return labels if labels.dtype.itemsize >= 4 else labels.astype(jnp.int32)

@@ -10,10 +10,10 @@ from bnderiv._sharding import like_rows
 
 
 def squared_error(predictions: jax.Array, targets: jax.Array) -> jax.Array:
-    """`½ Σ_k (y_k − a_k)²` over the last axis: one value per example (a mean over the batch is the caller's).
+    """`½ Σ_k (y_k − a_k)²` over the last axis: one value per example.
 
-    The gradient is −(y − a) = a − y for the predictions a and y − a for the targets y (derivation.md, S2). Only the
-    difference is saved. Half precision is squared and summed in float32.
+    The gradient is a − y for the predictions a and y − a for the targets y (derivation.md, S2). Only the difference is
+    saved. Half precision is squared and accumulated in float32.
 
     Args:
       predictions: a, shape (..., K), floating dtype.
@@ -23,15 +23,18 @@ def squared_error(predictions: jax.Array, targets: jax.Array) -> jax.Array:
       Array of shape (...) and dtype `jnp.result_type(predictions, targets)`.
 
     Raises:
-      TypeError: an argument has no floating dtype.
+      TypeError: an argument does not have a floating dtype.
       ValueError: scalars, empty arrays, or shapes that differ.
+
+    >>> bnderiv.squared_error(jnp.array([[1.0, 2.0]]), jnp.array([[1.0, 0.0]]))
+    Array([2.], dtype=float32)
     """
     predictions = _checks.float_array("predictions", predictions)
     targets = _checks.float_array("targets", targets)
     _checks.rank_at_least("predictions", predictions, 1, "(..., K)")
     _checks.nonempty("predictions", predictions)
     _checks.shape_is("targets", targets, predictions.shape, "that of predictions")
-    dtype = jnp.result_type(predictions, targets)  # cast out here, so that the difference alone says all in `_bwd`
+    dtype = jnp.result_type(predictions, targets)  # cast here, so that `_bwd` needs no dtype but the difference's
     return _squared_error(predictions.astype(dtype), targets.astype(dtype))
 
 
