@@ -6,7 +6,16 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from bnderiv.adapters import batch_norm as _adapters
+from bnderiv.adapters.batch_norm import (
+    Batch,
+    check_activation,
+    normalize_by_batch,
+    normalize_by_given,
+    promote,
+    real_array,
+    running_average,
+    weight_so_far,
+)
 
 try:
     import equinox as eqx
@@ -51,7 +60,7 @@ class BatchNorm(eqx.nn.BatchNorm):
         *,
         activation: str | None = None,
     ):
-        _adapters.check_activation(activation)
+        check_activation(activation)
         super().__init__(input_size, axis_name, eps, channelwise_affine, momentum, inference, dtype, mode)
         self.activation = activation
 
@@ -73,7 +82,7 @@ class BatchNorm(eqx.nn.BatchNorm):
           TypeError: complex `x`.
           NameError: no map around the call has `axis_name`.
         """
-        x = _adapters.real_array("bnderiv.equinox.BatchNorm", x)
+        x = real_array("bnderiv.equinox.BatchNorm", x)
         inference = self.inference if inference is None else inference
         with jax.named_scope("bnderiv.equinox.BatchNorm"):
             if self.mode == "ema":
@@ -83,17 +92,19 @@ class BatchNorm(eqx.nn.BatchNorm):
     def _by_batch(self, x: jax.Array, state: Any, inference: bool) -> tuple[jax.Array, Any]:
         counter, stored = state.get(self.batch_counter), state.get(self.batch_state_index)
         if inference:
-            # Equinox's way from the sums to the averages, its 1 − momentum^counter for the variance too.
-            weight = jnp.where(counter == 0, 1, 1 - self.momentum**counter).astype(stored[0].dtype)
-            return self._normalize_by(x, *(a / weight for a in stored)), state
+            # Equinox divides both averages by this weight, though that of the variance starts at 1 and not at 0.
+            weight = weight_so_far(self.momentum, counter, stored[0].dtype)
+            weight = jnp.where(counter == 0, 1, weight)
+            averages = (a.astype(weight.dtype) / weight for a in stored)
+            return self._normalize_by(x, *averages, dtype=self._dtype(x, *stored)), state
         y, batch = self._statistics(x, self.activation, self._dtype(x))
-        state = state.set(self.batch_counter, counter + 1)
+        state = state.set(self.batch_counter, jnp.where(batch.counted.any(), counter + 1, counter))
         return y, state.set(self.batch_state_index, self._averages(stored, batch))
 
     def _by_averages(self, x: jax.Array, state: Any, inference: bool) -> tuple[jax.Array, Any]:
         stored = state.get(self.ema_state_index)
         if inference:
-            return self._normalize_by(x, *stored), state
+            return self._normalize_by(x, *stored, dtype=self._dtype(x, *stored)), state
         first = state.get(self.ema_first_time_index)
         _, batch = self._statistics(x, None, self._dtype(x))
         average = self._averages(stored, batch)
@@ -101,21 +112,22 @@ class BatchNorm(eqx.nn.BatchNorm):
             jnp.where(first, new.astype(a.dtype), a) for new, a in zip((batch.mean, batch.var), average, strict=True)
         )
         state = state.set(self.ema_first_time_index, jnp.array(False))
-        return self._normalize_by(x, mean, var), state.set(self.ema_state_index, (mean, var))
+        y = self._normalize_by(x, mean, var, dtype=self._dtype(x, mean, var))
+        return y, state.set(self.ema_state_index, (mean, var))
 
-    def _averages(self, stored: tuple[jax.Array, jax.Array], batch: _adapters.Batch) -> tuple[jax.Array, ...]:
+    def _averages(self, stored: tuple[jax.Array, jax.Array], batch: Batch) -> tuple[jax.Array, ...]:
         return tuple(
-            _adapters.average(self.momentum, old, new, batch.counted).astype(old.dtype)
+            running_average(self.momentum, old, new, batch.counted, old.dtype)
             for old, new in zip(stored, (batch.mean, batch.var), strict=True)
         )
 
-    def _statistics(self, x: jax.Array, activation: str | None, dtype: Any) -> tuple[jax.Array, _adapters.Batch]:
-        return _adapters.by_batch(
+    def _statistics(self, x: jax.Array, activation: str | None, dtype: Any) -> tuple[jax.Array, Batch]:
+        return normalize_by_batch(
             x, self.weight, self.bias, (0,), eps=self.eps, dtype=dtype, activation=activation, axis_name=self.axis_name
         )
 
-    def _normalize_by(self, x: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
-        return _adapters.by_given(
+    def _normalize_by(self, x: jax.Array, mean: jax.Array, var: jax.Array, *, dtype: Any) -> jax.Array:
+        return normalize_by_given(
             x,
             self.weight,
             self.bias,
@@ -123,7 +135,7 @@ class BatchNorm(eqx.nn.BatchNorm):
             var,
             (0,),
             eps=self.eps,
-            dtype=self._dtype(x, mean, var),
+            dtype=dtype,
             activation=self.activation,
         )
 
@@ -131,4 +143,4 @@ class BatchNorm(eqx.nn.BatchNorm):
         """Of y: that of all arrays that enter, by the rules that JAX is set to."""
         entering = (x, *statistics, self.weight, self.bias)
         dtype = jnp.result_type(*(a for a in entering if a is not None))
-        return dtype if jnp.issubdtype(dtype, jnp.floating) else _adapters.promote(dtype, jnp.float32)
+        return dtype if jnp.issubdtype(dtype, jnp.floating) else promote(dtype, jnp.float32)

@@ -7,7 +7,16 @@ import jax
 import jax.numpy as jnp
 
 from bnderiv.activation.relu import relu
-from bnderiv.adapters import batch_norm as _adapters
+from bnderiv.adapters.batch_norm import (
+    check_activation,
+    feature_axes,
+    normalize_by_batch,
+    normalize_by_given,
+    promote,
+    real_array,
+    running_average,
+    weight_so_far,
+)
 
 try:
     import haiku as hk
@@ -52,7 +61,7 @@ class BatchNorm(hk.BatchNorm):
         *,
         activation: str | None = None,
     ):
-        _adapters.check_activation(activation)
+        check_activation(activation)
         super().__init__(
             create_scale,
             create_offset,
@@ -67,6 +76,10 @@ class BatchNorm(hk.BatchNorm):
             name,
         )
         self.activation = activation
+        # In the place of Haiku's, under the same names: checkpoints of either load into the other.
+        self.mean_ema, self.var_ema = (
+            _Average(decay_rate, name=hk.force_name(theirs.module_name)) for theirs in (self.mean_ema, self.var_ema)
+        )
 
     def __call__(
         self,
@@ -95,19 +108,16 @@ class BatchNorm(hk.BatchNorm):
             raise ValueError("scale must not be given at call time where create_scale=True")
         if self.create_offset and offset is not None:
             raise ValueError("offset must not be given at call time where create_offset=True")
-        inputs = _adapters.real_array("bnderiv.haiku.BatchNorm", inputs)
+        inputs = real_array("bnderiv.haiku.BatchNorm", inputs)
         rank = inputs.ndim
         if self.axis is None:
-            axes = _adapters.feature_axes(self.channel_index, rank) if rank else ()
+            axes = feature_axes(self.channel_index, rank) if rank else ()
         else:
-            reduced = _adapters.feature_axes(tuple(self.axis), rank)
+            reduced = feature_axes(tuple(self.axis), rank)
             axes = tuple(a for a in range(rank) if a not in reduced)
         shape = [n if a in axes else 1 for a, n in enumerate(inputs.shape)]
         features = [inputs.shape[a] for a in axes]
-        if jnp.issubdtype(inputs.dtype, jnp.floating):
-            stored = inputs.dtype
-        else:
-            stored = _adapters.promote(inputs.dtype, jnp.float32)
+        stored = inputs.dtype if jnp.issubdtype(inputs.dtype, jnp.floating) else promote(inputs.dtype, jnp.float32)
 
         by_batch = is_training or test_local_stats
         averages = () if by_batch else (self.mean_ema.average, self.var_ema.average)
@@ -128,7 +138,7 @@ class BatchNorm(hk.BatchNorm):
 
         gamma, beta = vector(scale), vector(offset)
         if by_batch:
-            y, batch = _adapters.by_batch(
+            y, batch = normalize_by_batch(
                 inputs,
                 gamma,
                 beta,
@@ -140,17 +150,33 @@ class BatchNorm(hk.BatchNorm):
                 axis_index_groups=self.cross_replica_axis_index_groups,
             )
             if is_training:
-                self.mean_ema(batch.mean.reshape(shape).astype(stored))
-                self.var_ema(batch.var.reshape(shape).astype(stored))
+                for average, new in ((self.mean_ema, batch.mean), (self.var_ema, batch.var)):
+                    average.update(new.reshape(shape), batch.counted.reshape(shape), stored)
         else:
             mean, var = (jnp.reshape(a, features) for a in averages)
-            y = _adapters.by_given(
+            y = normalize_by_given(
                 inputs, gamma, beta, mean, var, axes, eps=self.eps, dtype=dtype, activation=activation
             )
         if within:
             return y
         y = y * (1 if scale is None else scale) + (0 if offset is None else offset)
         return relu(y) if self.activation == "relu" else y
+
+
+class _Average(hk.ExponentialMovingAverage):
+    """`haiku.ExponentialMovingAverage` whose weights near 1 are right; it takes them in float32 at least."""
+
+    def update(self, value: jax.Array, counted: jax.Array, dtype: Any) -> None:
+        """Lets `value` enter the average where anything was counted. The state has `dtype` if it is new."""
+        counter = hk.get_state("counter", (), jnp.int32, init=jnp.zeros)
+        counter = counter + counted.any().astype(counter.dtype)
+        hidden = hk.get_state("hidden", value.shape, dtype, init=jnp.zeros)
+        stored, wide = promote(hidden.dtype, dtype), promote(hidden.dtype, value.dtype)
+        hidden = running_average(self.decay, hidden, value, counted, wide)
+        average = hidden / jnp.where(counter == 0, 1, weight_so_far(self.decay, counter, wide))
+        hk.set_state("counter", counter)
+        hk.set_state("hidden", hidden.astype(stored))
+        hk.set_state("average", average.astype(stored))
 
 
 def _one_per_feature(shape: tuple[int, ...], features: Sequence[int]) -> bool:

@@ -5,7 +5,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bnderiv.adapters import batch_norm as _adapters
+from bnderiv.adapters.batch_norm import (
+    feature_axes,
+    normalize_by_batch,
+    normalize_by_given,
+    promote,
+    real_array,
+    running_average,
+)
 from bnderiv.adapters.flax_pooling import avg_pool, max_pool
 
 try:
@@ -56,8 +63,8 @@ class BatchNorm(nn.BatchNorm):
           ValueError: an axis out of range, a mask that does not broadcast, an unknown activation.
         """
         use_running_average = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
-        x = _adapters.real_array("bnderiv.linen.BatchNorm", x)
-        axes = _adapters.feature_axes(self.axis, x.ndim)
+        x = real_array("bnderiv.linen.BatchNorm", x)
+        axes = feature_axes(self.axis, x.ndim)
         shape = [x.shape[a] for a in axes]
 
         stored = jnp.float32 if self.force_float32_reductions else self.param_dtype
@@ -68,12 +75,12 @@ class BatchNorm(nn.BatchNorm):
         dtype = canonicalize_dtype(x, scale, bias, dtype=self.dtype)
 
         if use_running_average:
-            return _adapters.by_given(
+            return normalize_by_given(
                 x, scale, bias, mean.value, var.value, axes, eps=self.epsilon, dtype=dtype, activation=self.activation
             )
 
         initializing = self.is_initializing()  # then no axis_name need exist, and nothing is recorded
-        y, batch = _adapters.by_batch(
+        y, batch = normalize_by_batch(
             x,
             scale,
             bias,
@@ -87,7 +94,8 @@ class BatchNorm(nn.BatchNorm):
         )
         if not initializing:
             computed = x.dtype if self.dtype is None else self.dtype
-            computed = _adapters.promote(computed, jnp.float32) if self.force_float32_reductions else computed
+            computed = promote(computed, jnp.float32) if self.force_float32_reductions else computed
             for running, new in ((mean, batch.mean), (var, batch.var)):
-                running.value = _adapters.average(self.momentum, running.value, new.astype(computed), batch.counted)
+                dtype = promote(running.value.dtype, computed)
+                running.value = running_average(self.momentum, running.value, new, batch.counted, dtype)
         return y

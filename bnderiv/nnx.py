@@ -3,9 +3,15 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from bnderiv.adapters import batch_norm as _adapters
+from bnderiv.adapters.batch_norm import (
+    check_activation,
+    feature_axes,
+    normalize_by_batch,
+    normalize_by_given,
+    real_array,
+    running_average,
+)
 from bnderiv.adapters.flax_pooling import avg_pool, max_pool
 
 try:
@@ -35,7 +41,7 @@ class BatchNorm(nnx.BatchNorm):
     """
 
     def __init__(self, num_features: int, *, activation: str | None = None, **others: Any):
-        _adapters.check_activation(activation)
+        check_activation(activation)
         super().__init__(num_features, **others)
         self.activation = activation
 
@@ -59,8 +65,8 @@ class BatchNorm(nnx.BatchNorm):
             use_running_average = self.use_running_average
         if use_running_average is None:
             raise ValueError("use_running_average must be given to the constructor or the call, or set by nnx.view")
-        x = _adapters.real_array("bnderiv.nnx.BatchNorm", x)
-        axes = _adapters.feature_axes(self.axis, x.ndim)
+        x = real_array("bnderiv.nnx.BatchNorm", x)
+        axes = feature_axes(self.axis, x.ndim)
 
         scale = None if self.scale is None else self.scale[...]
         bias = None if self.bias is None else self.bias[...]
@@ -71,10 +77,10 @@ class BatchNorm(nnx.BatchNorm):
         dtype = dtypes.canonicalize_dtype(x, scale, bias, dtype=self.dtype)
 
         if use_running_average:
-            return _adapters.by_given(
+            return normalize_by_given(
                 x, scale, bias, mean, var, axes, eps=self.epsilon, dtype=dtype, activation=self.activation
             )
-        y, batch = _adapters.by_batch(
+        y, batch = normalize_by_batch(
             x,
             scale,
             bias,
@@ -86,8 +92,7 @@ class BatchNorm(nnx.BatchNorm):
             axis_name=self.axis_name,
             axis_index_groups=self.axis_index_groups,
         )
-        computed = _adapters.promote(x.dtype if self.dtype is None else self.dtype, jnp.float32)
         for running, new in ((self.mean, batch.mean), (self.var, batch.var)):
-            average = _adapters.average(self.momentum, running[...], new.astype(computed), batch.counted)
-            running[...] = jax.lax.stop_gradient(average).astype(running[...].dtype)
+            average = running_average(self.momentum, running[...], new, batch.counted, running[...].dtype)
+            running[...] = jax.lax.stop_gradient(average)
         return y

@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 
 from bnderiv import _checks
+from bnderiv._numbers import accumulator
 from bnderiv._sharding import automatic
 from bnderiv.activation.relu import relu
 from bnderiv.normalization.batch_norm import batch_norm, batch_norm_relu
 from bnderiv.normalization.inference import batch_norm_inference
-from bnderiv.normalization.running_stats import weighed
+from bnderiv.normalization.running_stats import average, weights
 
 
 class Batch(NamedTuple):
@@ -63,7 +64,7 @@ def promote(*dtypes: Any) -> Any:
         return jnp.result_type(*dtypes)
 
 
-def by_batch(
+def normalize_by_batch(
     x: jax.Array,
     scale: jax.Array | None,
     bias: jax.Array | None,
@@ -97,7 +98,7 @@ def by_batch(
     return layout.split(y).astype(dtype), Batch(mean, var, count > 0)
 
 
-def by_given(
+def normalize_by_given(
     x: jax.Array,
     scale: jax.Array | None,
     bias: jax.Array | None,
@@ -124,15 +125,30 @@ def by_given(
     return layout.split(relu(y) if activation == "relu" else y).astype(dtype)
 
 
-def average(momentum: Any, old: jax.Array, new: jax.Array, counted: jax.Array) -> jax.Array:
-    """momentum · old + (1 − momentum) · new, in the wider dtype; `old` where nothing was counted."""
-    dtype = promote(old.dtype, new.dtype)
+def running_average(momentum: Any, old: jax.Array, new: jax.Array, counted: jax.Array, dtype: Any) -> jax.Array:
+    """momentum · old + (1 − momentum) · new, in `dtype`; `old` where nothing was counted.
 
-    def step(old: jax.Array, new: jax.Array, counted: jax.Array) -> jax.Array:
-        averaged = weighed(momentum, old).astype(dtype) + weighed(1 - momentum, new).astype(dtype)
-        return jnp.where(counted, averaged, old.astype(dtype))
+    Computed in the wider dtype of `old` and `new`, at least float32, and rounded once.
+    """
+    old_leads, step = weights(momentum, old.dtype, new.dtype)
 
-    return automatic(step, lambda old, **_: old, old=old, new=new, counted=counted)
+    def update(old: jax.Array, new: jax.Array, counted: jax.Array, old_leads: jax.Array, step: jax.Array) -> jax.Array:
+        return jnp.where(counted, average(old_leads, step, old, new).astype(dtype), old.astype(dtype))
+
+    return automatic(update, lambda old, **_: old, old=old, new=new, counted=counted, old_leads=old_leads, step=step)
+
+
+def weight_so_far(momentum: Any, updates: jax.Array, dtype: Any) -> jax.Array:
+    """1 − momentum^updates: the weight in an average from 0 of everything it has seen. float32, or float64 for that.
+
+    By expm1, because near 1 momentum^updates has rounded away what the subtraction should leave.
+    """
+    dtype = accumulator(dtype)
+    if isinstance(momentum, jax.Array):
+        log = jnp.log(momentum.astype(accumulator(momentum.dtype))).astype(dtype)
+    else:
+        log = jnp.asarray(math.log(momentum) if momentum > 0 else -math.inf, dtype)
+    return -jnp.expm1(updates.astype(dtype) * log)
 
 
 class _Layout:
