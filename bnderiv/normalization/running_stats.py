@@ -62,9 +62,11 @@ def init_running_stats(channels: int, dtype: DTypeLike = jnp.float32) -> Running
       TypeError: `channels` is not an integer, or `dtype` is not floating.
       ValueError: `channels` is below 1.
 
-    >>> running = bnderiv.init_running_stats(2)
-    >>> running.mean.tolist(), running.var.tolist(), int(running.count)
-    ([0.0, 0.0], [1.0, 1.0], 0)
+    Example:
+      >>> import bnderiv, jax.numpy as jnp
+      >>> running = bnderiv.init_running_stats(2)
+      >>> running.mean.tolist(), running.var.tolist(), int(running.count)
+      ([0.0, 0.0], [1.0, 1.0], 0)
     """
     channels = _checks.integer("channels", channels, at_least=1)
     if not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
@@ -98,11 +100,13 @@ def update_running_stats(
       TypeError: `running`, `batch` or one of their fields has the wrong type, or `momentum` is not a number.
       ValueError: shapes differ, or `momentum` lies outside [0, 1].
 
-    >>> running = bnderiv.init_running_stats(2)
-    >>> batch = bnderiv.BatchStats(mean=jnp.array([2.0, 4.0]), var=jnp.array([3.0, 8.0]), count=jnp.array([4.0, 5.0]))
-    >>> running = bnderiv.update_running_stats(running, batch, momentum=0.75)
-    >>> running.mean.tolist(), running.var.tolist(), int(running.count)
-    ([0.5, 1.0], [1.75, 3.25], 1)
+    Example:
+      >>> import bnderiv, jax.numpy as jnp
+      >>> running = bnderiv.init_running_stats(2)
+      >>> batch = bnderiv.BatchStats(mean=jnp.array([2.0, 4.0]), var=jnp.array([3.0, 8.0]), count=jnp.array([4.0, 5.0]))
+      >>> running = bnderiv.update_running_stats(running, batch, momentum=0.75)
+      >>> running.mean.tolist(), running.var.tolist(), int(running.count)
+      ([0.5, 1.0], [1.75, 3.25], 1)
     """
     running, batch = _checked(running, batch)
     old_leads, step = weights(momentum, running.mean.dtype, running.var.dtype, batch.mean.dtype, batch.var.dtype)
