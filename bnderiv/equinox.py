@@ -28,21 +28,30 @@ __all__ = ["BatchNorm"]
 class BatchNorm(eqx.nn.BatchNorm):
     """`equinox.nn.BatchNorm` computed by `bnderiv.batch_norm`: its arguments, defaults, fields and state.
 
-    To be called, like Equinox's, on one example under `jax.vmap` or another map that has `axis_name`. Fields and state
-    have its shapes and dtypes, so leaves saved from either load into the other. What is other than in Equinox:
+    It is called on one example, under `jax.vmap` or another map that has `axis_name`. Fields and state have Equinox's
+    shapes and dtypes, so leaves saved from either load into the other. Differences from Equinox:
 
-    * The statistics are right at any mean and scale, and so is the gradient, whose rule is the closed form; only x and
-      vectors are saved for it. Forward-mode differentiation is not defined. In the mode "ema" the input is normalized
-      by averages that the state holds as one number each, so there only the averages themselves are more precise.
-    * Half precision is computed in float32. The state keeps its dtype for wider input too, where Equinox raises.
-    * Complex input is refused. With an infinite variance in the state y is NaN.
+    * Statistics and gradient are right at any mean and scale. The gradient is the closed form and saves only x and
+      vectors. Forward-mode differentiation is not defined. In the mode "ema" the input is normalized by averages
+      rounded to the state's dtype, so only the averages themselves are more precise.
+    * Half precision is computed in float32, the step of the averages included. A momentum near 1 leaves the batch its
+      weight in any dtype, and 1 − momentum^counter is right. The state keeps its dtype for wider input; Equinox raises.
+    * Complex input raises. With an infinite variance in the state y is NaN.
 
     Args:
-      activation: None, or "relu" to apply it within the same rule, which then saves no more than without.
+      activation: None, or "relu" to fuse it into the same rule, at no cost in residuals.
       others: as in `equinox.nn.BatchNorm`.
 
     Raises:
       ValueError: an unknown mode or activation.
+
+    Example:
+      >>> import bnderiv.equinox, equinox, jax, jax.numpy as jnp
+      >>> layer, state = equinox.nn.make_with_state(bnderiv.equinox.BatchNorm)(2, "batch", momentum=0.5, mode="batch")
+      >>> batched = jax.vmap(layer, axis_name="batch", in_axes=(0, None), out_axes=(0, None))
+      >>> y, state = batched(jnp.array([[1.0, 4.0], [3.0, 8.0]]), state)
+      >>> y.round(2).tolist(), state.get(layer.batch_state_index)[0].tolist()
+      ([[-1.0, -1.0], [1.0, 1.0]], [1.0, 3.0])
     """
 
     activation: str | None = eqx.field(static=True)
@@ -67,19 +76,19 @@ class BatchNorm(eqx.nn.BatchNorm):
     def __call__(
         self, x: Any, state: eqx.nn.State, *, key: Any = None, inference: bool | None = None
     ) -> tuple[jax.Array, eqx.nn.State]:
-        """Normalizes one example by the statistics of its batch, which then enter the state, or by the state.
+        """Normalizes one example by the statistics of its batch, which also update the state, or by the state's.
 
         Args:
           x: one example, shape (input_size, ...), real.
-          state: what `equinox.nn.make_with_state` gave.
+          state: the state, first from `equinox.nn.make_with_state`.
           key: ignored.
-          inference: whether to take the statistics of the state; by default as the field says.
+          inference: whether to use the statistics in the state; by default the field `inference`.
 
         Returns:
-          An array of the shape of `x`, and the new state.
+          Array of the shape of `x`, and the new state.
 
         Raises:
-          TypeError: complex `x`.
+          TypeError: `x` is complex.
           NameError: no map around the call has `axis_name`.
         """
         x = real_array("bnderiv.equinox.BatchNorm", x)
@@ -140,7 +149,7 @@ class BatchNorm(eqx.nn.BatchNorm):
         )
 
     def _dtype(self, x: jax.Array, *statistics: jax.Array) -> Any:
-        """Of y: that of all arrays that enter, by the rules that JAX is set to."""
-        entering = (x, *statistics, self.weight, self.bias)
-        dtype = jnp.result_type(*(a for a in entering if a is not None))
+        """The dtype of y: the common one of all arguments, by JAX's current promotion rules."""
+        arrays = (x, *statistics, self.weight, self.bias)
+        dtype = jnp.result_type(*(a for a in arrays if a is not None))
         return dtype if jnp.issubdtype(dtype, jnp.floating) else promote(dtype, jnp.float32)

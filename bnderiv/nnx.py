@@ -26,18 +26,24 @@ __all__ = ["BatchNorm", "avg_pool", "max_pool"]
 class BatchNorm(nnx.BatchNorm):
     """`flax.nnx.BatchNorm` computed by `bnderiv.batch_norm`: its arguments, defaults, variables, shapes and dtypes.
 
-    Variables: `scale` and `bias` (`nnx.Param`), `mean` and `var` (`nnx.BatchStat`; the variance biased, as Flax stores
-    it); so the state of either fits the other. What is other than in Flax is said at `bnderiv.linen.BatchNorm`. With
-    the default `promote_dtype` only x is cast: statistics and parameters enter the computation as precise as they
-    are stored.
+    Variables are `scale` and `bias` (`nnx.Param`), `mean` and `var` (`nnx.BatchStat`; the variance is biased, as Flax
+    stores it). The state of either fits the other. Differences from Flax are those of `bnderiv.linen.BatchNorm`. Also,
+    with the default `promote_dtype` only x is cast: statistics and parameters keep the precision they are stored in.
 
     Args:
       num_features: the number of features.
-      activation: None, or "relu" to apply it within the same rule, which then saves no more than without.
-      **others: those of `flax.nnx.BatchNorm`; `use_fast_variance` has no effect.
+      activation: None, or "relu" to fuse it into the same rule, at no cost in residuals.
+      **others: as in `flax.nnx.BatchNorm`; `use_fast_variance` has no effect.
 
     Raises:
       ValueError: an unknown activation.
+
+    Example:
+      >>> import bnderiv.nnx, flax.nnx, jax.numpy as jnp
+      >>> layer = bnderiv.nnx.BatchNorm(2, momentum=0.5, rngs=flax.nnx.Rngs(0))
+      >>> y = layer(jnp.array([[1.0, 4.0], [3.0, 8.0]], jnp.float32), use_running_average=False)
+      >>> y.round(2).tolist(), layer.mean[...].tolist()
+      ([[-1.0, -1.0], [1.0, 1.0]], [1.0, 3.0])
     """
 
     def __init__(self, num_features: int, *, activation: str | None = None, **others: Any):
@@ -46,20 +52,20 @@ class BatchNorm(nnx.BatchNorm):
         self.activation = activation
 
     def __call__(self, x: Any, use_running_average: bool | None = None, *, mask: Any = None) -> jax.Array:
-        """Normalizes `x` by its own statistics, which then enter the running ones, or by the running ones.
+        """Normalizes `x` by its own statistics, which also update the running ones, or by the running ones.
 
         Args:
-          x: the input, real; any rank that has the feature axis.
-          use_running_average: whether to use the running statistics; by default as the constructor, `train`, `eval` or
-            `nnx.view` said.
-          mask: broadcasts to `x`, False where an element is not to count. Such elements are normalized all the same.
+          x: real input of any rank that has the feature axis.
+          use_running_average: whether to use the running statistics; by default as set by the constructor, `train`,
+            `eval` or `nnx.view`.
+          mask: broadcasts to `x`; elements where it is False do not count, but are normalized.
 
         Returns:
-          An array of the shape of `x`, in `dtype`, by default that of `x` and the variables together.
+          Array of the shape of `x`; its dtype is `dtype`, by default the common one of `x` and the variables.
 
         Raises:
-          TypeError: complex `x`.
-          ValueError: an axis out of range, a mask that does not broadcast, `use_running_average` said nowhere.
+          TypeError: `x` is complex.
+          ValueError: an axis out of range, a mask that does not broadcast, or `use_running_average` not set anywhere.
         """
         if use_running_average is None:
             use_running_average = self.use_running_average
@@ -72,7 +78,7 @@ class BatchNorm(nnx.BatchNorm):
         bias = None if self.bias is None else self.bias[...]
         stored: Any = (self.mean[...], self.var[...], scale, bias)
         x, *promoted = self.promote_dtype((x, *stored), dtype=self.dtype)
-        # Half precision statistics would undo at inference what was gained in training.
+        # Statistics rounded to half precision would lose at inference what training computed in float32.
         mean, var, scale, bias = stored if self.promote_dtype is dtypes.promote_dtype else promoted
         dtype = dtypes.canonicalize_dtype(x, scale, bias, dtype=self.dtype)
 

@@ -1,8 +1,8 @@
-"""What the adapters share: batch norm over any axes and dtypes, in terms of the library's own functions.
+"""What the BatchNorm layers of the adapters share: the library's functions over any feature axes and dtypes.
 
-A framework's layer may have several feature axes or none, an output of another dtype than its input, no scale, no bias.
-The library's has one channel axis and y like x. The frameworks decide on names, shapes and dtypes; this file only lays
-the arrays out.
+A framework's layer may have several feature axes or none, no scale or no bias, and an output dtype unlike its input's.
+The library's functions have one channel axis, and y has the dtype of x. Names, shapes and dtypes are up to each
+adapter; this file arranges the arrays.
 """
 
 import math
@@ -22,7 +22,7 @@ from bnderiv.normalization.running_stats import average, weights
 
 
 class Batch(NamedTuple):
-    """Statistics of one batch in the shape of the features; `counted` says where any element entered."""
+    """Statistics of one batch in the shape of the features; `counted` is True where any element counted."""
 
     mean: jax.Array
     var: jax.Array
@@ -48,18 +48,18 @@ def check_activation(activation: Any) -> None:
 
 
 def feature_axes(axis: Any, ndim: int) -> tuple[int, ...]:
-    """One axis or several, counted from the front, each once and in order.
+    """`axis`, an integer or several, as sorted axes counted from the front, each once.
 
     Raises:
-      TypeError: not integers.
-      ValueError: out of range.
+      TypeError: `axis` is not an integer or a sequence of integers.
+      ValueError: an axis is out of range.
     """
     several = axis if isinstance(axis, Sequence) else (axis,)
     return tuple(sorted({_checks.axis("axis", a, ndim) for a in several}))
 
 
 def promote(*dtypes: Any) -> Any:
-    """The dtype that holds them all, also where implicit promotion is forbidden: this one is explicit."""
+    """The dtype that holds them all. It is asked for explicitly, so it works where implicit promotion is forbidden."""
     with jax.numpy_dtype_promotion("standard"):
         return jnp.result_type(*dtypes)
 
@@ -77,7 +77,7 @@ def normalize_by_batch(
     axis_name: Any = None,
     axis_index_groups: Any = None,
 ) -> tuple[jax.Array, Batch]:
-    """Normalizes by the batch's statistics. `scale` and `bias` have the shape of the features; y gets `dtype`."""
+    """Normalizes by the batch's statistics. `scale` and `bias` have the shape of the features; y has `dtype`."""
     check_activation(activation)
     layout = _Layout(x.shape, axes)
     if not x.size:
@@ -110,7 +110,7 @@ def normalize_by_given(
     dtype: Any,
     activation: str | None,
 ) -> jax.Array:
-    """Normalizes by given statistics, in the shape of the features like `scale` and `bias`; y gets `dtype`."""
+    """Normalizes by given statistics, in the shape of the features like `scale` and `bias`; y has `dtype`."""
     check_activation(activation)
     if not x.size:
         return x.astype(dtype)
@@ -139,9 +139,10 @@ def running_average(momentum: Any, old: jax.Array, new: jax.Array, counted: jax.
 
 
 def weight_so_far(momentum: Any, updates: jax.Array, dtype: Any) -> jax.Array:
-    """1 − momentum^updates: the weight in an average from 0 of everything it has seen. float32, or float64 for that.
+    """1 − momentum^updates: the total weight of all batches in an average that started at 0.
 
-    By expm1, because near 1 momentum^updates has rounded away what the subtraction should leave.
+    float32, or float64 for a float64 `dtype`. Computed by expm1: momentum^updates near 1 is rounded, and the
+    subtraction would leave little but the rounding.
     """
     dtype = accumulator(dtype)
     if isinstance(momentum, jax.Array):
@@ -152,13 +153,13 @@ def weight_so_far(momentum: Any, updates: jax.Array, dtype: Any) -> jax.Array:
 
 
 class _Layout:
-    """The way from an array with any feature axes to one with a single channel axis, and back."""
+    """Reshapes an array with any feature axes to one with a single channel axis, and back."""
 
     def __init__(self, shape: tuple[int, ...], axes: tuple[int, ...]):
         self.shape, self.axes = shape, axes
         self.features = tuple(shape[a] for a in axes)
         self.others = tuple(n for a, n in enumerate(shape) if a not in axes)
-        self.one = len(axes) == 1 and len(shape) > 1  # as it is: nothing to transpose
+        self.one = len(axes) == 1 and len(shape) > 1  # then the array stays as it is
         self.channel_axis = axes[0] if self.one else -1
 
     def merge(self, x: jax.Array) -> jax.Array:
@@ -176,7 +177,7 @@ class _Layout:
         if not fits:
             raise ValueError(f"mask must broadcast to the shape of x, {self.shape}, got shape {mask.shape}")
         mask = jnp.expand_dims(mask, range(len(self.shape) - mask.ndim))
-        # Only what is merged must be there in full: elsewhere a small mask stays small.
+        # Only merged axes need their full length; along the others a small mask stays small.
         full = [n if a in self.axes and not self.one else 1 for a, n in enumerate(self.shape)]
         return self.merge(jnp.broadcast_to(mask, jnp.broadcast_shapes(mask.shape, tuple(full))))
 
