@@ -1,5 +1,6 @@
 """What the normalization layers must equal: the plain forward, differentiated by JAX."""
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -67,13 +68,18 @@ def init_running_stats(channels, dtype=jnp.float32):
 
 def update_running_stats(running, batch, *, momentum=0.9, unbiased=True):
     """Exponential average, the momentum on the old value; see `bnderiv.update_running_stats`."""
-    var = batch.var * batch.count / jnp.maximum(batch.count - 1, 1) if unbiased else batch.var
-    mean = running.mean + (1 - momentum) * (batch.mean - running.mean)
-    var = running.var + (1 - momentum) * (var - running.var)
-    seen = batch.count > 0
+    wide = max((accumulator(a.dtype) for a in (*running[:2], *batch[:2])), key=lambda dtype: dtype.itemsize)
+    old_mean, old_var, new_mean, new_var, count = (a.astype(wide) for a in (*running[:2], *batch))
+    if isinstance(momentum, jax.Array):
+        momentum = momentum.astype(accumulator(momentum.dtype))
+    weight = jnp.asarray(1 - momentum, wide)
+    new_var = new_var * count / jnp.maximum(count - 1, 1) if unbiased else new_var
+    mean = old_mean + weight * (new_mean - old_mean)
+    var = old_var + weight * (new_var - old_var)
+    seen = count > 0
     return RunningStats(
-        jnp.where(seen, mean, running.mean).astype(running.mean.dtype),
-        jnp.where(seen, var, running.var).astype(running.var.dtype),
+        jnp.where(seen, mean, old_mean).astype(running.mean.dtype),
+        jnp.where(seen, var, old_var).astype(running.var.dtype),
         running.count + jnp.any(seen).astype(jnp.int32),
     )
 
