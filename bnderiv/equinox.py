@@ -100,13 +100,13 @@ class BatchNorm(eqx.nn.BatchNorm):
 
     def _by_batch(self, x: jax.Array, state: Any, inference: bool) -> tuple[jax.Array, Any]:
         counter, stored = state.get(self.batch_counter), state.get(self.batch_state_index)
+        # Equinox divides both averages by this weight, though that of the variance starts at 1 and not at 0.
+        weight = weight_so_far(self.momentum, counter, stored[0].dtype)
+        weight = jnp.where(counter == 0, 1, weight)
+        averages = [a.astype(weight.dtype) / weight for a in stored]
         if inference:
-            # Equinox divides both averages by this weight, though that of the variance starts at 1 and not at 0.
-            weight = weight_so_far(self.momentum, counter, stored[0].dtype)
-            weight = jnp.where(counter == 0, 1, weight)
-            averages = (a.astype(weight.dtype) / weight for a in stored)
             return self._normalize_by(x, *averages, dtype=self._dtype(x, *stored)), state
-        y, batch = self._statistics(x, self.activation, self._dtype(x))
+        y, batch = self._statistics(x, self.activation, self._dtype(x), averages[0])
         state = state.set(self.batch_counter, jnp.where(batch.counted.any(), counter + 1, counter))
         return y, state.set(self.batch_state_index, self._averages(stored, batch))
 
@@ -115,7 +115,7 @@ class BatchNorm(eqx.nn.BatchNorm):
         if inference:
             return self._normalize_by(x, *stored, dtype=self._dtype(x, *stored)), state
         first = state.get(self.ema_first_time_index)
-        _, batch = self._statistics(x, None, self._dtype(x))
+        _, batch = self._statistics(x, None, self._dtype(x), stored[0])
         average = self._averages(stored, batch)
         mean, var = (
             jnp.where(first, new.astype(a.dtype), a) for new, a in zip((batch.mean, batch.var), average, strict=True)
@@ -130,9 +130,19 @@ class BatchNorm(eqx.nn.BatchNorm):
             for old, new in zip(stored, (batch.mean, batch.var), strict=True)
         )
 
-    def _statistics(self, x: jax.Array, activation: str | None, dtype: Any) -> tuple[jax.Array, Batch]:
+    def _statistics(
+        self, x: jax.Array, activation: str | None, dtype: Any, assumed_mean: jax.Array
+    ) -> tuple[jax.Array, Batch]:
         return normalize_by_batch(
-            x, self.weight, self.bias, (0,), eps=self.eps, dtype=dtype, activation=activation, axis_name=self.axis_name
+            x,
+            self.weight,
+            self.bias,
+            (0,),
+            eps=self.eps,
+            dtype=dtype,
+            activation=activation,
+            axis_name=self.axis_name,
+            assumed_mean=assumed_mean,
         )
 
     def _normalize_by(self, x: jax.Array, mean: jax.Array, var: jax.Array, *, dtype: Any) -> jax.Array:

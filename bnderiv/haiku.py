@@ -158,6 +158,7 @@ class BatchNorm(hk.BatchNorm):
                 activation=activation,
                 axis_name=self.cross_replica_axis or None,
                 axis_index_groups=self.cross_replica_axis_index_groups,
+                assumed_mean=None if hk.running_init() else self.mean_ema.average,
             )
             if is_training:
                 for average, new in ((self.mean_ema, batch.mean), (self.var_ema, batch.var)):

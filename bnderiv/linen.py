@@ -100,6 +100,7 @@ class BatchNorm(nn.BatchNorm):
             mask=mask,
             axis_name=None if initializing else self.axis_name,
             axis_index_groups=None if initializing else self.axis_index_groups,
+            assumed_mean=mean.value,
         )
         if not initializing:
             computed = x.dtype if self.dtype is None else self.dtype

@@ -97,6 +97,7 @@ class BatchNorm(nnx.BatchNorm):
             mask=mask,
             axis_name=self.axis_name,
             axis_index_groups=self.axis_index_groups,
+            assumed_mean=mean,
         )
         for running, new in ((self.mean, batch.mean), (self.var, batch.var)):
             average = running_average(self.momentum, running[...], new, batch.counted, running[...].dtype)

@@ -76,8 +76,12 @@ def normalize_by_batch(
     mask: Any = None,
     axis_name: Any = None,
     axis_index_groups: Any = None,
+    assumed_mean: jax.Array | None = None,
 ) -> tuple[jax.Array, Batch]:
-    """Normalizes by the batch's statistics. `scale` and `bias` have the shape of the features; y has `dtype`."""
+    """Normalizes by the batch's statistics.
+
+    `scale`, `bias` and `assumed_mean` (the running one) have the shape of the features; y has `dtype`.
+    """
     check_activation(activation)
     layout = _Layout(x.shape, axes)
     if not x.size:
@@ -93,6 +97,7 @@ def normalize_by_batch(
         where=mask,
         axis_name=tuple(axis_name) if isinstance(axis_name, list) else axis_name,
         axis_index_groups=axis_index_groups,
+        assumed_mean=None if assumed_mean is None else jnp.reshape(assumed_mean, -1),
     )
     mean, var, count = (a.reshape(layout.features) for a in stats)
     return layout.split(y).astype(dtype), Batch(mean, var, count > 0)

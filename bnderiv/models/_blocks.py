@@ -185,17 +185,16 @@ def activate(
     if not config.batch_norm:
         return activation(z), state
     name = f"bn{i}"
-    gamma, beta = params[name]["gamma"], params[name]["beta"]
+    gamma, beta, running = params[name]["gamma"], params[name]["beta"], state[name]
     if not train:
-        running = state[name]
         y = bn.batch_norm_inference(
             z, gamma, beta, running.mean, running.var, channel_axis=channel_axis, eps=config.eps
         )
         return activation(y), state
-    options = {"channel_axis": channel_axis, "eps": config.eps, "axis_name": axis_name}
+    options = {"channel_axis": channel_axis, "eps": config.eps, "axis_name": axis_name, "assumed_mean": running.mean}
     if config.activation == "relu":  # fused: saves only z for the backward
         a, batch = bn.batch_norm_relu(z, gamma, beta, **options)
     else:
         y, batch = bn.batch_norm(z, gamma, beta, **options)
         a = activation(y)
-    return a, {**state, name: update_running_stats(state[name], batch, momentum=config.momentum)}
+    return a, {**state, name: update_running_stats(running, batch, momentum=config.momentum)}
