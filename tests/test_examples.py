@@ -39,4 +39,4 @@ def test_has_an_example(name):
     found = bnderiv
     for part in name.split("."):
         found = getattr(found, part)
-    assert "      >>> " in (found.__doc__ or "")
+    assert ">>> " in (found.__doc__ or "")
