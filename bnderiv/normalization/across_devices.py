@@ -41,14 +41,15 @@ def merge(
     center = lax.stop_gradient(average(shift + mean / scale))
     apart = jnp.abs(lax.stop_gradient(shift - center + mean / scale))
     largest = jnp.where(there, jnp.maximum(apart, jnp.sqrt(lax.stop_gradient(var)) / scale), 0).max(0, keepdims=True)
-    common = jnp.minimum(scale_for(largest), jnp.where(there, scale, 0).max(0, keepdims=True))
-    common = jnp.where(common > 0, common, 1)
+    finest = jnp.where(there, scale, 0).max(0, keepdims=True)  # of those in which ε s² is a good number
+    finest = jnp.where(finest > 0, finest, 1)
+    common = jnp.minimum(scale_for(largest), finest)
     # Each device's mean in it: (K_i − K) first, as these are near each other, and so exact. Ratios are powers of two.
     ratio = common / scale
     mean = (shift * common - center * common) + mean * ratio
     merged = average(mean)
     var = average(var * ratio * ratio + (mean - merged) ** 2)  # (N26)
-    unit, mean, var = constants_apart(*about_the_mean(Unit(center, common), merged, var))
+    unit, mean, var = constants_apart(*about_the_mean(Unit(center, common), merged, var), finest)
     return jax.tree.map(lambda a: a.reshape(n.shape), (total, Moments(unit, mean, var)))
 
 

@@ -63,9 +63,8 @@ def _inference(axis, x, gamma, beta, mean, var, eps, root):
 def _given(mean: jax.Array, var: jax.Array, root: jax.Array) -> Moments:
     """Given statistics as moments: K is the mean, so m = 0, by which the gradient of the mean goes."""
     shift = lax.stop_gradient(mean)
-    # At most 1/4, so that neither x − K nor σ² + ε overflows.
-    size = jnp.maximum(jnp.sqrt(lax.stop_gradient(var)), root)
-    scale = jnp.minimum(scale_for(size), 0.25)
+    # A quarter, so that neither x − K nor σ² + ε overflows.
+    scale = scale_for(jnp.maximum(jnp.sqrt(lax.stop_gradient(var)), root)) / 4
     nothing = jnp.where(jnp.isfinite(shift), mean - shift, 0)
     var = jnp.where(jnp.isinf(var), jnp.nan, var)  # r would be 0, and any x beta
     return Moments(Unit(shift, scale), nothing * scale, var * scale * scale)

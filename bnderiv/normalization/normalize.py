@@ -32,9 +32,9 @@ class Moments(NamedTuple):
 @platform_layout
 def statistics(groups, x, where, n, eps, assumed_mean):
     def mean_and_var(unit):
-        # XLA would share identical terms of two sums, and materialize them: hence the factors 2 and 4.
-        mean = groups.total(masked(where, unit.of(x, 2))) / (2 * n)  # (N1)
-        square = groups.total(masked(where, unit.of(x, 4)) ** 2) / (16 * n)
+        # XLA would share identical terms of two sums, and materialize them: hence the factors 1/2 and 1/4.
+        mean = groups.total(masked(where, unit.of(x, 1 / 2))) / (n / 2)  # (N1)
+        square = groups.total(masked(where, unit.of(x, 1 / 4)) ** 2) / (n / 16)
         return mean, jnp.maximum(square - mean**2, 0)  # (N2)
 
     return Moments(*measured(groups, x, where, n, eps, assumed_mean, mean_and_var))

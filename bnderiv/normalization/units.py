@@ -29,6 +29,8 @@ from bnderiv.normalization.groups import Groups
 NEAR = 2.0**-21
 # Nor need K be nearer to the mean than √ε/8, whatever σ: x̂ then is off by at most 2⁻²⁷.
 OF_EPSILON = 1 / 8
+# A root of ε from here on has a square that is normal, so that constants as large as the dtype holds keep s = 1.
+LEAST_ROOT = 2.0**-50
 # Elements a sample has at least: its mean is off by about σ/4 then, and 2σ is near enough (FAR).
 SAMPLE = 16
 
@@ -91,8 +93,8 @@ def measured(
     def again() -> Any:
         # XLA:GPU runs both branches of a conditional whose operations are all cheap. The barrier is not, to it.
         unit = lax.optimization_barrier(_from_all(groups, constant, where, n, eps))
-        twice = constants_apart(*about_the_mean(unit, *mean_and_var(unit)))
-        return jax.tree.map(partial(lax.select, good), about_the_mean(*once), twice)
+        chosen = jax.tree.map(partial(lax.select, good), once, (unit, *mean_and_var(unit)))
+        return constants_apart(*about_the_mean(*chosen), scale_for(eps.root, least=LEAST_ROOT))
 
     return lax.cond(_all(good), lambda: about_the_mean(*once), again)
 
@@ -143,7 +145,9 @@ def _from_all(groups: Groups, x: jax.Array, where: jax.Array | None, n: jax.Arra
     """K, the mean rounded, and s, which brings the larger of mean |x − K| and √ε into the middle of the range."""
     shift, small = _rounded_mean(groups, x, where, n)
     size = groups.total(jnp.abs(masked(where, Unit(shift, small).of(x)))) / (small * n)
-    return Unit(shift, scale_for(jnp.maximum(size, eps.root)))
+    # K s must not overflow where nothing deviates from K and √ε is small.
+    size = jnp.maximum(jnp.maximum(size, eps.root), jnp.abs(shift) * 2.0**-60)
+    return Unit(shift, scale_for(size))
 
 
 def _rounded_mean(groups: Groups, x: jax.Array, where: jax.Array | None, n: jax.Array) -> tuple[jax.Array, float]:
@@ -155,11 +159,14 @@ def _rounded_mean(groups: Groups, x: jax.Array, where: jax.Array | None, n: jax.
     return lax.reduce_precision(mean, info.nexp, info.nmant - 1), small
 
 
-def scale_for(size: jax.Array) -> jax.Array:
-    """1 for numbers in the middle of the dtype's range, for others the power of two that brings them there."""
+def scale_for(size: jax.Array, least: float | None = None) -> jax.Array:
+    """1 for numbers in the middle of the dtype's range, for others the power of two that brings them there.
+
+    The middle are 2⁻³¹ to 2³¹ in float32, or `least` to 2³¹: their squares are normal, and so are sums and cubes.
+    """
     info = jnp.finfo(size.dtype)
     power = _clamped(power_of_two(size), info.tiny, 2.0 ** (info.maxexp - 1))
-    return _clamped(power, 1 / _middle(info), _middle(info)) / power
+    return _clamped(power, least or 1 / _middle(info), _middle(info)) / power
 
 
 def _clamped(a: jax.Array, least: float, most: float) -> jax.Array:
@@ -167,7 +174,6 @@ def _clamped(a: jax.Array, least: float, most: float) -> jax.Array:
 
 
 def _middle(info: jnp.finfo) -> float:
-    """2³¹ in float32: numbers from its inverse on up to it have squares and cubes that are normal, and sums of them."""
     return 2.0 ** (-info.minexp // 4)
 
 
@@ -185,7 +191,7 @@ def about_the_mean(unit: Unit, mean: jax.Array, var: jax.Array) -> tuple[Unit, j
     return Unit(shift, unit.scale), left, lax.select(var <= noise * mean**2, nothing, var)
 
 
-def constants_apart(unit: Unit, mean: jax.Array, var: jax.Array) -> tuple[Unit, jax.Array, jax.Array]:
-    """Where nothing deviates any unit will do. In that of x, ε s² does not underflow, as it may in one for 1e36."""
-    scale = lax.select(var > 0, unit.scale, jnp.ones_like(var))
+def constants_apart(unit: Unit, mean: jax.Array, var: jax.Array, scale: jax.Array) -> tuple[Unit, jax.Array, jax.Array]:
+    """Where nothing deviates any unit will do: one by `scale`, in which ε s² does not underflow, as in one for 1e36."""
+    scale = lax.select(var > 0, unit.scale, jnp.broadcast_to(scale, var.shape))
     return Unit(unit.shift, scale), mean * (scale / unit.scale), var

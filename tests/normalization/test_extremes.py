@@ -1,0 +1,182 @@
+"""The largest and smallest numbers a dtype holds: constants near its limit, tiny ε, devices far apart, inference."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+import bnderiv
+import bnderiv.forward_mode
+from tests.case import random_like
+from tests.normalization import truth
+
+LAYERS = [bnderiv.batch_norm, bnderiv.batch_norm_relu]
+CONSTANT = [
+    ("float32", 1e36, 1e-5),
+    ("float32", 3e38, 1e-5),
+    ("float32", 1e32, 1e-12),
+    ("float32", 1e36, 1e-30),
+    ("float32", 1.0, 1e-40),
+    ("bfloat16", 1e36, 1e-5),
+    ("bfloat16", 3e38, 1e-12),
+    ("float64", 1e306, 1e-5),
+    ("float64", 1e300, 1e-30),
+    ("float64", 1.0, 1e-310),
+]
+
+
+@pytest.mark.parametrize("assumed", [None, 0.0, 1.0], ids=["sample", "nothing", "itself"])
+@pytest.mark.parametrize("shape", [(6, 3, 3, 2), (1, 2)], ids=["images", "one-element"])
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize(("dtype", "value", "eps"), CONSTANT, ids=str)
+def test_a_constant_channel(layer, dtype, value, eps, shape, assumed):
+    """y = β and dx = γ/√ε (δ − mean δ), beside a channel that is no constant."""
+    dtype = jnp.dtype(dtype)
+    wide = jnp.float64 if dtype == jnp.float64 else jnp.float32
+    x = jnp.full(shape, value, dtype)
+    if len(shape) > 2:
+        x = x.at[..., 1].set(random_like(x[..., 1], 0))
+    gamma, beta = jnp.array([2.0, 1.0], wide), jnp.array([0.5, 3.0], wide)
+    delta = random_like(x, 1)
+    guess = None if assumed is None else assumed * x.reshape(-1, 2)[0].astype(wide)
+    y, pull_back, stats = jax.vjp(lambda *a: layer(*a, eps=eps, assumed_mean=guess), x, gamma, beta, has_aux=True)
+    dx, d_gamma, _ = pull_back(delta)
+    np.testing.assert_array_equal(y[..., 0], np.full(shape[:-1], 0.5, dtype))
+    assert (stats.mean[0], stats.var[0]) == (x.ravel()[0].astype(wide), 0)
+    centred = np.asarray(delta, np.longdouble)[..., 0]
+    centred = centred - centred.mean()
+    expected = np.longdouble(2) / np.sqrt(np.longdouble(eps)) * centred
+    tolerance = 4 * float(jnp.finfo(dtype).eps)
+    limit = float(jnp.finfo(dtype).max)
+    fits = np.abs(expected) < limit
+    actual = np.asarray(dx, np.float64)[..., 0]
+    assert np.abs(actual - expected)[fits].max(initial=0) <= tolerance * np.abs(expected).max(initial=0)
+    assert d_gamma[0] == 0
+    assert np.isfinite(np.asarray(dx, np.float64)[..., 1]).all()
+
+
+@pytest.mark.parametrize("scale", [1e-19, 1e-20, 1e-21])
+def test_an_epsilon_that_is_no_normal_number_counts(scale):
+    """ε = 1e-40 beside a variance of 1e-38 to 1e-42; and as an array of a wider dtype."""
+    rng = np.random.default_rng(2)
+    x, gamma, beta = jnp.asarray(scale * rng.standard_normal((64, 3)), jnp.float32), jnp.ones(3), jnp.zeros(3)
+    delta = jnp.asarray(rng.standard_normal(x.shape), jnp.float32)
+    expected = truth.batch_norm(x, gamma, beta, delta, 1e-40)
+    for eps in (1e-40, jnp.float64(1e-40)):
+        y, pull_back, _ = jax.vjp(lambda *a, eps=eps: bnderiv.batch_norm(*a, eps=eps), x, gamma, beta, has_aux=True)
+        assert truth.relative_error(y, expected[0]) < 1e-6
+        assert truth.relative_error(pull_back(delta)[0], expected[1]) < 1e-6
+    z = bnderiv.batch_norm_inference(x, gamma, beta, jnp.zeros(3), jnp.zeros(3), eps=1e-40)
+    assert truth.relative_error(z, np.asarray(x, np.longdouble) / np.longdouble(1e-20)) < 1e-6
+
+
+def _inference(x, gamma, beta, mean, var, delta, eps):
+    """y, dx, dγ, dβ in long double, two channels."""
+    x, gamma, beta, mean, var, delta = (
+        np.asarray(a, np.float64).astype(np.longdouble) for a in (x, gamma, beta, mean, var, delta)
+    )
+    r = 1 / np.sqrt(var + np.longdouble(eps))
+    return gamma * (x - mean) * r + beta, gamma * r * delta, (delta * (x - mean) * r).sum(0), delta.sum(0)
+
+
+MAX = float(np.finfo(np.float32).max)
+
+
+@pytest.mark.parametrize(
+    ("x", "mean", "var", "eps", "gamma"),
+    [
+        (1e19, 0.0, 3e38, 3e38, 1.0),  # the sum overflows
+        (3e38, -3e38, 1.0, 1e-5, 1e-10),  # the difference does
+        (MAX, -MAX, MAX, MAX, 1.0),
+        (1e-30, 2e-30, 0.0, 1e-30, 1.0),
+        (1e-18, 0.0, 1e-36, 0.0, 1.0),
+        (5.0, 4.0, 2.0, 1e-5, 3.0),
+    ],
+    ids=str,
+)
+def test_inference(x, mean, var, eps, gamma):
+    signs = np.array([[1.0, -0.5], [0.5, 0.25], [-1.0, 1.0]])
+    arrays = [
+        jnp.asarray(a, jnp.float32)
+        for a in (x * signs, np.full(2, gamma), np.full(2, 0.5), np.full(2, mean), np.full(2, var))
+    ]
+    eps = float(np.float32(eps))
+    y, pull_back = jax.vjp(partial(bnderiv.batch_norm_inference, eps=eps), *arrays)
+    delta = random_like(y, 3)
+    ours = (y, *pull_back(delta)[:3])
+    expected = _inference(*arrays, delta, eps)
+    for a, e in zip(ours, expected, strict=True):
+        if np.abs(e).max() < MAX:
+            assert truth.relative_error(a, e) < 5e-7
+
+
+def test_inference_by_a_mean_that_is_not_finite():
+    ones = jnp.ones(3, jnp.float32)
+    y = bnderiv.batch_norm_inference(jnp.ones((2, 3)), ones, ones, jnp.array([0.0, np.inf, np.nan], jnp.float32), ones)
+    assert np.isfinite(y[:, 0]).all()
+    np.testing.assert_array_equal(y[:, 1], -np.inf)
+    assert np.isnan(y[:, 2]).all()
+
+
+@pytest.mark.parametrize("layers", [bnderiv, bnderiv.forward_mode], ids=lambda m: m.__name__)
+@pytest.mark.parametrize(
+    ("large", "small", "eps"),
+    [
+        (1e32, 1e-8, 1e-12),
+        (1e33, 1e-6, 1e-12),
+        (1e32, 1.0, 1e-5),
+        (1e25, 1e-13, 1e-26),
+        (1e32, 0.0, 1e-5),
+        (1e12, 1e-26, 0.0),
+    ],
+)
+def test_devices_whose_magnitudes_are_far_apart(layers, large, small, eps):
+    """Each device's dx by itself, relative to its own size."""
+    rng = np.random.default_rng(4)
+    scale = np.array([large, small, small, small])[:, None, None]
+    x, delta = (
+        jnp.asarray(scale * rng.standard_normal((4, 32, 2)), jnp.float32),
+        random_like(jnp.zeros((4, 32, 2), jnp.float32), 5),
+    )
+    gamma, beta = jnp.ones(2, jnp.float32), jnp.zeros(2, jnp.float32)
+    mesh = Mesh(np.array(jax.devices()[:4]), ("d",))
+
+    @jax.jit
+    @partial(jax.shard_map, mesh=mesh, in_specs=P("d"), out_specs=P("d"))
+    def mapped(x, delta):
+        def f(x):
+            return layers.batch_norm(x[0], gamma, beta, eps=eps, axis_name="d")[0]
+
+        y, pull_back = jax.vjp(f, x)
+        return y[None], pull_back(delta[0])[0]
+
+    y, dx = mapped(x, delta)
+    y_, dx_, *_ = truth.batch_norm(x.reshape(-1, 2), gamma, beta, delta.reshape(-1, 2), np.float64(np.float32(eps)))
+    for device in range(4):
+        assert truth.relative_error(dx[device], dx_.reshape(x.shape)[device]) < 1e-6, device
+    assert truth.relative_error(y.reshape(-1, 2), y_) < 5e-7
+
+
+@pytest.mark.parametrize("value", [1e36, -3e38])
+def test_constant_devices(value):
+    """The same constant everywhere, and another one on each."""
+    mesh = Mesh(np.array(jax.devices()[:4]), ("d",))
+    layer = jax.shard_map(
+        lambda x: bnderiv.batch_norm(x, jnp.ones(2), jnp.ones(2), axis_name="d"),
+        mesh=mesh,
+        in_specs=P("d"),
+        out_specs=(P("d"), P()),
+    )
+    same = jnp.full((8, 2), value, jnp.float32)
+    y, stats = layer(same)
+    np.testing.assert_array_equal(y, 1)
+    np.testing.assert_array_equal(stats.mean, same[0])
+    np.testing.assert_array_equal(stats.var, 0)
+    apart = same * jnp.repeat(jnp.array([1, 0.5, -1, 0], jnp.float32), 2)[:, None]
+    y, _ = layer(apart)
+    exact = np.asarray(apart, np.float64)
+    assert truth.relative_error(y, 1 + (exact - exact.mean(0)) / exact.std(0)) < 5e-7
