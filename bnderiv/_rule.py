@@ -183,10 +183,10 @@ def _forwarding(fwd: Callable[..., Any], static: int) -> Callable[..., Any]:
 
 
 def _attach_both_modes(rule: Rule, core: jax.custom_jvp[Any]) -> None:
-    def pull_back(options: Any, residuals: Any, cotangents: Any, like: tuple[Any, ...]) -> tuple[Any, ...]:
+    def pull_back(options: Any, residuals: Any, cotangents: Any, like: tuple[Any, ...]) -> list[Any]:
         """Jᵀ; the cotangent of an argument without a derivative (integers, booleans, None) is left out."""
-        grads = rule.bwd(*options, residuals, cotangents)
-        return tuple(jnp.zeros_like(a) if g is None else g for g, a in zip(grads, like, strict=True) if _is_float(a))
+        pairs = _pairs(rule.bwd(*options, residuals, cotangents), like)
+        return [jnp.zeros_like(a) if g is None else g for g, a in pairs if _is_float(a)]
 
     def tangent(*args: Any) -> Any:
         *options, primals, tangents = args
@@ -194,7 +194,7 @@ def _attach_both_modes(rule: Rule, core: jax.custom_jvp[Any]) -> None:
         # The checkpoint keeps the residual at the arguments: without it, reverse mode would save the intermediates
         # of the transposed map.
         @jax.checkpoint
-        def push_forward(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> Any:
+        def push_forward(primals: tuple[Any, ...], tangents: list[Any]) -> Any:
             out, residuals = rule.fwd(*options, *primals)
             # The derivative of a linear map is the map, at `out` as anywhere; XLA drops its value there.
             _, transpose = jax.vjp(lambda ct: pull_back(options, residuals, ct, primals), out)
@@ -209,8 +209,16 @@ def _attach_both_modes(rule: Rule, core: jax.custom_jvp[Any]) -> None:
     @core.defjvp
     def _(*args: Any) -> tuple[Any, Any]:
         *options, primals, tangents = args
-        floats = tuple(t for a, t in zip(primals, tangents, strict=True) if _is_float(a))
+        floats = [t for t, a in _pairs(tangents, primals) if _is_float(a)]
         return compiled_core(*options, *primals), compiled_tangent(*options, primals, floats)
+
+
+def _pairs(derivatives: Any, arguments: Any) -> list[tuple[Any, Any]]:
+    """Each array of the arguments, which may be tuples of some, with its derivative; None stands for all of a tuple."""
+    if not isinstance(arguments, tuple):
+        return [(derivatives, arguments)]
+    parts = [None] * len(arguments) if derivatives is None else derivatives
+    return [pair for d, a in zip(parts, arguments, strict=True) for pair in _pairs(d, a)]
 
 
 def _is_float(a: Any) -> bool:

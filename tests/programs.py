@@ -10,12 +10,26 @@ from jax.stages import Compiled
 # An asynchronous one is a pair, -start and -done, and counts once.
 _MESSAGE = re.compile(r" (all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all)(?:-start)?\(")
 _OPERATION = re.compile(r" = (\(.*?\)|\S+) ([a-z][\w-]*)\(")
+_BRANCHES = re.compile(r"(branch_computations|true_computation|false_computation)=(\{[^}]*\}|%[\w.-]+)")
 _FREE = ("parameter", "constant", "bitcast", "tuple", "get-tuple-element")
 
 
 def collectives(program: Compiled) -> Counter[str]:
-    """How many messages there are of each kind, by XLA's names."""
-    return Counter(_MESSAGE.findall(_text(program)))
+    """How many messages there are of each kind, by XLA's names, but for those in the branches of conditionals."""
+    return Counter(_MESSAGE.findall(_without_branches(_text(program))))
+
+
+def _without_branches(text: str) -> str:
+    computations = dict(re.findall(r"^(?:ENTRY )?(%[\w.-]+) (.*?)^}", text, re.DOTALL | re.MULTILINE))
+    (entry,) = re.findall(r"^ENTRY (%[\w.-]+) ", text, re.MULTILINE)
+    reached, left = set(), [entry]
+    while left:
+        name = left.pop()
+        if name not in reached:
+            reached.add(name)
+            body = _BRANCHES.sub("", computations[name])
+            left += [called for called in re.findall(r"%[\w.-]+", body) if called in computations]
+    return "\n".join(computations[name] for name in reached)
 
 
 def opcodes(program: Compiled) -> set[str]:

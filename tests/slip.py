@@ -4,30 +4,69 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import jax
+
+import bnderiv
 from tests.case import Case
+
+Gradients = tuple[Any, ...]
+Change = Callable[[Gradients, tuple[Any, ...], Any], Gradients]
 
 
 @dataclass(frozen=True)
 class Slip:
-    """`break_bwd(bwd)` is the backward of `core` with the error in it; it must show at `case`."""
+    """`change(gradients, arguments, cotangent)` makes the layer's right gradients the wrong ones; shown at `case`."""
 
     label: str
     case: Case
-    core: Any
-    break_bwd: Callable[[Callable], Callable]
+    change: Change
 
     def __str__(self) -> str:
         return f"{self.case.layer}-{self.label}"
 
 
-def scaled(*factors: float) -> Callable[[Callable], Callable]:
-    """A backward whose i-th gradient comes out multiplied by `factors[i]` (0 drops it, −1 is a sign error)."""
+class Planted:
+    """In the place of `bnderiv` in the contract: one layer, its values right and its gradients those of the slip.
 
-    def break_bwd(bwd: Callable) -> Callable:
-        def broken(*args: Any) -> Any:
-            grads = bwd(*args)
-            return tuple(g if g is None else g * factor for g, factor in zip(grads, factors, strict=True))
+    Made of the public layer alone, so no slip depends on how a layer is built.
+    """
 
-        return broken
+    def __init__(self, layer: str, change: Change):
+        setattr(self, layer, _with_gradients(getattr(bnderiv, layer), change))
 
-    return break_bwd
+
+def _with_gradients(layer: Callable, change: Change) -> Callable:
+    def wrong(*arguments: Any, **options: Any) -> Any:
+        @jax.custom_vjp
+        def rule(*arguments: Any) -> Any:
+            return layer(*arguments, **options)
+
+        def fwd(*arguments: Any) -> Any:
+            return layer(*arguments, **options), arguments
+
+        def bwd(arguments: Any, cotangent: Any) -> Any:
+            return change(gradients(layer, arguments, cotangent, **options), arguments, cotangent)
+
+        rule.defvjp(fwd, bwd)
+        return rule(*arguments)
+
+    return wrong
+
+
+def gradients(layer: Callable, arguments: tuple[Any, ...], cotangent: Any, **options: Any) -> Gradients:
+    """What comes back through `layer(*arguments, **options)`."""
+    return jax.vjp(lambda *a: layer(*a, **options), *arguments)[1](cotangent)
+
+
+def unchanged(right: Gradients, arguments: tuple[Any, ...], cotangent: Any) -> Gradients:
+    """No slip at all."""
+    return right
+
+
+def scaled(*factors: float) -> Change:
+    """The i-th gradient multiplied by `factors[i]` (0 drops it, −1 is a sign error)."""
+
+    def change(right: Gradients, arguments: tuple[Any, ...], cotangent: Any) -> Gradients:
+        return tuple(g if factor == 1 else g * factor for g, factor in zip(right, factors, strict=True))
+
+    return change

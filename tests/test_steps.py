@@ -1,7 +1,12 @@
 """bnderiv.steps as a whole: what it has, how it prints, and which step of somebody else's derivation is wrong."""
 
 import functools
+import inspect
+import pickle
 import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +18,8 @@ import bnderiv
 from bnderiv import steps
 
 pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[1]
 
 
 def differs(mine, right) -> Any:
@@ -257,7 +264,7 @@ class Mine(NamedTuple):
 
 def test_errors_of_first_difference():
     right = steps.batch_norm(*_drawn((6, 3)))
-    with pytest.raises(ValueError, match=r"unknown steps \['sigma'\]; BatchNorm has mu, var, inv_std"):
+    with pytest.raises(ValueError, match=r"unknown steps \['sigma'\]; BatchNorm has x, .*, mu, var, inv_std"):
         steps.first_difference(Mine(np.zeros(3), np.zeros(3)), right)
     with pytest.raises(TypeError, match=r"mine must be a mapping .* got list"):
         steps.first_difference([right.mu], right)
@@ -319,11 +326,13 @@ def test_every_field_is_documented_and_no_rule_is_attached():
     for function, arguments in _results():
         jaxpr = jax.make_jaxpr(function)(*arguments)
         assert not re.search("custom_(vjp|jvp)", str(jaxpr))
-        cls = type(jax.eval_shape(function, *arguments))
+        result = jax.eval_shape(function, *arguments)
+        cls = type(result)
         names.add(cls.__name__)
-        assert len(str(jax.eval_shape(function, *arguments)).splitlines()) == len(cls._fields) + 2
+        has = [name for name in cls._fields if getattr(result, name) is not None]
+        assert [line.split()[0] for line in str(result).splitlines()[2:]] == has
         for name in cls._fields:
-            assert re.fullmatch(r".+, shape .+ .*: .+\.", getattr(cls, name).__doc__), name
+            assert re.fullmatch(r"(.+, shape .+ .*|option): .+\.", getattr(cls, name).__doc__), name
     assert len(names) == 16
 
 
@@ -331,3 +340,97 @@ def test_a_step_function_for_every_layer_and_loss():
     not_derivations = {"init_running_stats", "update_running_stats"}
     assert set(bnderiv.reference.__all__) - not_derivations <= set(steps.__all__)
     assert all(callable(getattr(steps, name)) for name in steps.__all__)
+
+
+def _ways():
+    """A function of x alone for every layer, its options neither the defaults nor all numbers, and an x."""
+    image, z, ones = jnp.arange(64.0).reshape(2, 2, 4, 4), jnp.arange(6.0).reshape(2, 3), jnp.ones(3)
+    dy = jnp.ones((2, 2, 4, 4))
+    pooled = {"strides": 1, "padding": ((0, 1), (1, 0)), "channel_axis": 1}
+    yield lambda x: steps.dense(x, jnp.ones((3, 3)), None, z), z
+    yield lambda x: steps.conv2d(x, jnp.ones((3, 3, 2, 2)), None, dy, padding="SAME", channel_axis=1), image
+    yield lambda x: steps.avg_pool(x, 2, dy, count_include_pad=False, **pooled), image
+    yield lambda x: steps.max_pool(x, 2, dy, **pooled), image
+    for batch_norm in (steps.batch_norm, steps.batch_norm_relu, steps.batch_norm_graph):
+        yield lambda x, batch_norm=batch_norm: batch_norm(x, ones[:2], ones[:2], dy, channel_axis=1), image
+    yield lambda x: steps.batch_norm_inference(x, ones, ones, ones, ones, z, eps=0), z
+    yield lambda x: steps.softmax(x, z, axis=0), z
+    yield lambda x: steps.squared_error(x, z), z
+    yield lambda x: steps.softmax_cross_entropy_with_integer_labels(x, jnp.array([0, 1])), z
+
+
+def test_inputs_and_options_come_along_under_every_transform():
+    for function, x in _ways():
+        s = function(x)
+        first, *_, last = s._fields
+        options = [name for name in s._fields if getattr(type(s), name).__doc__.startswith("option")]
+        assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(s))
+        compiled, mapped, slopes = (
+            jax.jit(function)(x),
+            jax.vmap(function)(jnp.stack([x, 2 * x])),
+            jax.jacfwd(function)(x),
+        )
+        for other in (compiled, mapped, slopes, jax.tree.map(np.asarray, s)):
+            assert type(other) is type(s)
+            assert [getattr(other, name) for name in options] == [getattr(s, name) for name in options]
+        np.testing.assert_array_equal(getattr(compiled, first), x)
+        np.testing.assert_array_equal(getattr(mapped, first)[1], 2 * x)
+        assert steps.first_difference(s, compiled) is None
+        assert steps.first_difference(pickle.loads(pickle.dumps(s)), s) is None
+        # In a batch of them a difference is found as well; the known slips are those of one layer alone.
+        wrong = np.asarray(getattr(mapped, last)) + 1
+        assert differs({last: wrong}, mapped).step == last
+
+
+def test_the_inputs_are_the_first_rows():
+    x = jnp.ones((1, 4, 4, 1))
+    lines = str(steps.avg_pool(x, 2, jnp.ones((1, 2, 2, 1)), padding=((0, 1), (0, 0)))).splitlines()
+    assert re.fullmatch(r"x +a +\(1, 4, 4, 1\) +4 +input", lines[2])
+    assert re.fullmatch(r"padding +\(\(0, 1\), \(0, 0\)\) +option", lines[6])
+    assert re.fullmatch(r"channel_axis +-1 +option", lines[8])
+    assert re.search(r"\nbias +b", str(steps.dense(x, x[0, :1, 0], jnp.ones(1), x)))
+    assert not re.search(r"\nbias +b", str(steps.dense(x, x[0, :1, 0], None, x)))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_another_input(dtype):
+    """Compared where they are given, and first: all that follows is for another x."""
+    x, gamma, beta, dy = _drawn((6, 3), dtype)
+    right = steps.batch_norm(1e4 + x, gamma, beta, dy)
+    found = differs({"dx": np.zeros((6, 3)), "x": 1e4 + 1.1 * x}, right)
+    assert (found.step, found.slip) == ("x", "another input: all that follows is for another x")
+    assert differs({"gamma": gamma[:2]}, right).slip == "another input: all that follows is for another gamma"
+    assert steps.first_difference({"x": 1e4 + x, "gamma": gamma, "dy": dy, "eps": 1e-5}, right) is None
+    assert differs({"eps": 1e-3}, right).step == "eps"
+
+
+def test_another_option():
+    right = steps.avg_pool(jnp.ones((1, 5, 5, 1)), 3, jnp.ones((1, 2, 2, 1)), strides=2)
+    assert steps.first_difference({"window": 3, "strides": (2, 2), "padding": 0, "channel_axis": -1}, right) is None
+    found = differs({"window": (3, 2), "z": right.z}, right)
+    assert (found.step, found.mine, found.right) == ("window", (3, 2), (3, 3))
+    assert repr(found).startswith("window is (3, 2), here (3, 3)\n  likely: another option")
+    assert differs({"padding": "SAME"}, right).step == "padding"
+    assert differs({"count_include_pad": False}, right).step == "count_include_pad"
+
+
+ROOMS = ("activation", "convolution", "linear", "loss", "models", "normalization", "pooling")
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_room_can_be_imported_first(room):
+    """The rooms import the table of `bnderiv.steps`, which has the rooms' functions."""
+    subprocess.run([sys.executable, "-W", "error", "-c", f"import bnderiv.{room}.steps"], check=True, cwd=ROOT)
+
+
+def test_the_door():
+    everything = {}
+    exec("from bnderiv.steps import *", everything)
+    assert dir(steps) == sorted(steps.__all__)
+    for name in steps.__all__:
+        assert everything[name] is getattr(steps, name)
+        assert pickle.loads(pickle.dumps(getattr(steps, name))) is getattr(steps, name)
+        assert getattr(steps, name).__name__ == name
+        assert name in inspect.getmodule(getattr(steps, name)).__dict__  # where it is defined, help() finds it
+    with pytest.raises(AttributeError, match="no attribute 'trapezoid'"):
+        steps.trapezoid  # noqa: B018

@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from bnderiv import _checks
 from bnderiv._rule import closed_form
@@ -32,9 +31,13 @@ def relu(x: jax.Array) -> jax.Array:
     return _relu(x)
 
 
+@jax.custom_jvp
 def rectify(x):
-    """(A2). In second derivatives JAX differentiates this body; `maximum` alone would have the slope 1/2 at 0."""
-    return jnp.where(x > 0, x, lax.stop_gradient(jnp.maximum(x, 0)))
+    """(A2), with (A3) for the derivatives of this body: JAX takes half of the slope where a maximum is a tie."""
+    return jnp.maximum(x, 0)
+
+
+rectify.defjvps(lambda tangent, y, x: jnp.where(x > 0, tangent, 0))
 
 
 @closed_form

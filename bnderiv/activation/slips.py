@@ -9,34 +9,27 @@ Slips = Iterator[tuple[str, str, np.ndarray]]
 
 
 def of_tanh(steps: Any) -> Slips:
-    """(step, sentence, what the slip would have given)."""
-    a, v = _output_and_gradient(steps, "a")
+    """(step, sentence, the value it would have given)."""
+    a, v = steps.a, steps.dy
     yield from _slopes(v, {"the slope of tanh from its output: 1 − tanh(a)² in place of 1 − a²": 1 - np.tanh(a) ** 2})
     yield from _slopes(v, {"a missing square: 1 − a in place of 1 − a²": 1 - a})
     yield "dx", "a missing factor: the slope τ'(z)", v
 
 
 def of_sigmoid(steps: Any) -> Slips:
-    """(step, sentence, what the slip would have given)."""
-    s, v = _output_and_gradient(steps, "s")
+    """(step, sentence, the value it would have given)."""
+    s, v = steps.s, steps.dy
     yield from _slopes(v, {"the slope of tanh on the sigmoid: 1 − s² in place of s (1 − s)": 1 - s**2})
     yield from _slopes(v, {"a missing s: 1 − s in place of s (1 − s)": 1 - s})
     yield "dx", "a missing factor: the slope τ'(z)", v
 
 
 def of_softmax(steps: Any) -> Slips:
-    """(step, sentence, what the slip would have given)."""
-    s, mean, dx = (np.asarray(a, np.float64) for a in (steps.s, steps.mean, steps.dx))
-    with np.errstate(all="ignore"):
-        v = dx / s + mean
+    """(step, sentence, the value it would have given)."""
+    s, v = steps.s, steps.dy
     yield "dx", "the diagonal of the Jacobian alone: v s (1 − s), the sigmoid's rule", v * s * (1 - s)
     yield "dx", "a missing term: s v, without the mean Σ v s", v * s
-    yield "dx", "the factor s is missing: v − Σ v s", v - mean
-
-
-def _output_and_gradient(steps: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
-    with np.errstate(all="ignore"):
-        return np.asarray(getattr(steps, name), np.float64), np.asarray(steps.dx, np.float64) / np.asarray(steps.slope)
+    yield "dx", "the factor s is missing: v − Σ v s", v - steps.mean
 
 
 def _slopes(v: np.ndarray, wrong: dict[str, np.ndarray]) -> Slips:

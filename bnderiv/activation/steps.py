@@ -7,13 +7,19 @@ import jax.numpy as jnp
 from jax import lax
 
 from bnderiv import _checks
-from bnderiv._steps import arrays, cotangent, derivation
+from bnderiv.steps.table import INPUT, arrays, cotangent, derivation, gather
+
+# The arguments of every activation.
+Input = Annotated[jax.Array, "z", "any", INPUT, "argument"]
+FromAbove = Annotated[jax.Array, "v = ∂J/∂a", "as z", INPUT, "gradient from above"]
 
 
 @derivation
 class Relu(NamedTuple):
     """The steps of `relu`."""
 
+    x: Input
+    dy: FromAbove
     a: Annotated[jax.Array, "a = max(z, 0)", "as z", "(A2)", "activation"]
     slope: Annotated[jax.Array, "τ'(z) = 1{z > 0}", "as z", "(A3)", "slope, 0 at the kink"]
     dx: Annotated[jax.Array, "δ = v ⊙ τ'(z)", "as z", "(A1)", "gradient of the input"]
@@ -23,6 +29,8 @@ class Relu(NamedTuple):
 class Tanh(NamedTuple):
     """The steps of `tanh`."""
 
+    x: Input
+    dy: FromAbove
     a: Annotated[jax.Array, "a = tanh z", "as z", "(A4)", "activation"]
     slope: Annotated[jax.Array, "τ'(z) = 1 − a²", "as z", "(A5)", "slope, from the output"]
     dx: Annotated[jax.Array, "δ = v ⊙ τ'(z)", "as z", "(A1)", "gradient of the input"]
@@ -32,6 +40,8 @@ class Tanh(NamedTuple):
 class Sigmoid(NamedTuple):
     """The steps of `sigmoid`."""
 
+    x: Input
+    dy: FromAbove
     s: Annotated[jax.Array, "s = 1/(1+e^−z)", "as z", "(A6)", "activation"]
     slope: Annotated[jax.Array, "τ'(z) = s (1 − s)", "as z", "(A7)", "slope, from the output"]
     dx: Annotated[jax.Array, "δ = v ⊙ τ'(z)", "as z", "(A1)", "gradient of the input"]
@@ -41,7 +51,10 @@ class Sigmoid(NamedTuple):
 class Softmax(NamedTuple):
     """The steps of `softmax`."""
 
-    shifted: Annotated[jax.Array, "z − m", "as z", "(A8)", "less the largest: changes nothing, overflows nothing"]
+    x: Input
+    dy: Annotated[jax.Array, "v = ∂J/∂s", "as z", INPUT, "gradient from above"]
+    axis: Annotated[int, "the axis that sums to 1"]
+    shifted: Annotated[jax.Array, "z − m", "as z", "(A8)", "less the largest, so that nothing overflows"]
     exponentials: Annotated[jax.Array, "e^(z−m)", "as z", "(A8)", "numerators"]
     total: Annotated[jax.Array, "Σ_k e^(z_k−m)", "(..., 1)", "(A8)", "denominator"]
     s: Annotated[jax.Array, "s", "as z", "(A8)", "probabilities"]
@@ -62,30 +75,53 @@ def relu(x: Any, dy: Any) -> Relu:
     Raises:
       TypeError: an argument without floating dtype.
       ValueError: shapes that differ, or an empty array.
+
+    Example:
+      >>> import bnderiv, jax.numpy as jnp
+      >>> s = bnderiv.steps.relu(jnp.array([-1.0, 2.0]), jnp.array([5.0, 5.0]))
+      >>> s.slope.tolist(), s.dx.tolist()
+      ([0.0, 1.0], [0.0, 5.0])
     """
     x, dy = arrays(x=x, dy=dy)
-    v = cotangent(dy, x)
-    a = rectify(x)
+    dy = cotangent(dy, x)
+    a = rectify(x)  # (A2)
     slope = jnp.where(a > 0, 1, 0).astype(x.dtype)  # (A3)
-    return Relu(a, slope, jnp.where(a > 0, v, 0))  # selected, not multiplied: an infinite v at a closed gate gives 0
+    dx = jnp.where(a > 0, dy, 0)  # (A1), selected, not multiplied: an infinite v at a closed gate gives 0
+    return gather(Relu, locals())
 
 
 def tanh(x: Any, dy: Any) -> Tanh:
-    """tanh z and its gradient. Arguments and errors as in `relu`."""
+    """tanh z and its gradient. Arguments and errors as in `relu`.
+
+    Example:
+      >>> import bnderiv, jax.numpy as jnp
+      >>> s = bnderiv.steps.tanh(jnp.array([0.0]), jnp.array([3.0]))
+      >>> s.slope.tolist(), s.dx.tolist()
+      ([1.0], [3.0])
+    """
     x, dy = arrays(x=x, dy=dy)
-    v = cotangent(dy, x)
+    dy = cotangent(dy, x)
     a = jnp.tanh(x)  # (A4)
     slope = (1 - a) * (1 + a)  # (A5)
-    return Tanh(a, slope, v * slope)  # (A1)
+    dx = dy * slope  # (A1)
+    return gather(Tanh, locals())
 
 
 def sigmoid(x: Any, dy: Any) -> Sigmoid:
-    """1/(1 + e^−z) and its gradient. Arguments and errors as in `relu`."""
+    """1/(1 + e^−z) and its gradient. Arguments and errors as in `relu`.
+
+    Example:
+      >>> import bnderiv, jax.numpy as jnp
+      >>> s = bnderiv.steps.sigmoid(jnp.array([0.0]), jnp.array([4.0]))
+      >>> s.slope.tolist(), s.dx.tolist()
+      ([0.25], [1.0])
+    """
     x, dy = arrays(x=x, dy=dy)
-    v = cotangent(dy, x)
+    dy = cotangent(dy, x)
     s = lax.logistic(x)  # (A6)
     slope = s * (1 - s)  # (A7)
-    return Sigmoid(s, slope, v * slope)  # (A1)
+    dx = dy * slope  # (A1)
+    return gather(Sigmoid, locals())
 
 
 def softmax(x: Any, dy: Any, axis: int = -1) -> Softmax:
@@ -102,18 +138,25 @@ def softmax(x: Any, dy: Any, axis: int = -1) -> Softmax:
     Raises:
       TypeError: an argument without floating dtype.
       ValueError: shapes that differ, an empty array, or an axis out of range.
+
+    Example:
+      >>> import bnderiv, jax.numpy as jnp
+      >>> s = bnderiv.steps.softmax(jnp.array([0.0, 0.0]), jnp.array([4.0, 0.0]))
+      >>> s.mean.tolist(), s.dx.tolist()
+      ([2.0], [1.0, -1.0])
     """
     x, dy = arrays(x=x, dy=dy)
     _checks.rank_at_least("x", x, 1, "the axis to normalize, and any others")
-    axis = _checks.axis("axis", axis, x.ndim)
-    v = cotangent(dy, x)
-    # The shift cancels in (A8), so it is held constant where somebody differentiates these steps.
+    _checks.axis("axis", axis, x.ndim)
+    dy = cotangent(dy, x)
+    # The shift cancels in (A8), so it counts as a constant if somebody differentiates these steps.
     shifted = x - lax.stop_gradient(x.max(axis, keepdims=True))
     exponentials = jnp.exp(shifted)
     total = exponentials.sum(axis, keepdims=True)
     s = exponentials / total  # (A8)
-    mean = (v * s).sum(axis, keepdims=True)
-    return Softmax(shifted, exponentials, total, s, mean, s * (v - mean))  # (A10)
+    mean = (dy * s).sum(axis, keepdims=True)
+    dx = s * (dy - mean)  # (A10)
+    return gather(Softmax, locals())
 
 
 def softmax_jacobian(z: Any) -> jax.Array:
@@ -121,6 +164,18 @@ def softmax_jacobian(z: Any) -> jax.Array:
 
     Args:
       z: shape (..., K), floating dtype.
+
+    Returns:
+      Shape (..., K, K).
+
+    Raises:
+      TypeError: no floating dtype.
+      ValueError: an empty array, or a number.
+
+    Example:
+      >>> import bnderiv, jax.numpy as jnp
+      >>> bnderiv.steps.softmax_jacobian(jnp.array([0.0, 0.0])).tolist()
+      [[0.25, -0.25], [-0.25, 0.25]]
     """
     (z,) = arrays(z=z)
     _checks.rank_at_least("z", z, 1, "(..., K)")

@@ -1,7 +1,7 @@
-"""Convolution, step by step (derivation.md, C5–C13): each of its three products as one plain correlation.
+"""Convolution, step by step (derivation.md, C5–C13): each of its three products is one plain correlation.
 
-The arrays that the correlations meet are steps of their own: the padded input, δ spread and with its rim, the kernel
-turned by 180°. After that no correlation needs any padding.
+The operands of the correlations are steps too: the padded input, δ dilated and padded, the kernel turned by 180°. So no
+correlation needs padding.
 """
 
 from typing import Annotated, Any, NamedTuple
@@ -10,20 +10,33 @@ import jax
 from jax import lax
 
 from bnderiv import _checks
-from bnderiv._steps import arrays, cotangent, derivation
+from bnderiv._checks import Padding, Pair
+from bnderiv.steps.table import INPUT, arrays, cotangent, derivation, gather
 
 
 @derivation
 class Conv2d(NamedTuple):
     """The steps of `conv2d`."""
 
+    x: Annotated[jax.Array, "a", "(B, M, N, C)", INPUT, "activations of the layer before"]
+    kernel: Annotated[jax.Array, "w", "(m, n, C/G, K)", INPUT, "weights"]
+    bias: Annotated[jax.Array | None, "b", "(K,)", INPUT, "biases, or None"]
+    dy: Annotated[jax.Array, "δ = ∂J/∂z", "as z", INPUT, "gradient from above"]
+    strides: Annotated[Pair, "from window to window, rows and columns"]
+    padding: Annotated[Padding, "zeros at the top and bottom, left and right"]
+    dilation: Annotated[Pair, "from cell to cell of a window"]
+    groups: Annotated[int, "G, how many parts the channels are in"]
+    channel_axis: Annotated[int, "where the channels are"]
+    batch_axis: Annotated[int, "where the examples are"]
     x_padded: Annotated[jax.Array, "a with t, t' zeros", "as x, larger", "(C5)", "padded input"]
     z: Annotated[jax.Array, "z = w ⋆ a + b", "(B, M', N', K)", "(C6)", "output"]
     d_bias: Annotated[jax.Array, "∂J/∂b = Σ δ", "(K,)", "(C8)", "gradient of the bias"]
-    x_read: Annotated[jax.Array, "a with t, t'−r zeros", "as x_padded", "(C10)", "less the rest r no window reached"]
+    x_read: Annotated[
+        jax.Array, "a with t, t'−r zeros", "as x_padded", "(C10)", "without the rest r that no window reaches"
+    ]
     d_kernel: Annotated[jax.Array, "∂J/∂w = δ ⋆ a", "(m, n, C/G, K)", "(C7)", "correlation of the input with δ"]
-    delta_spread: Annotated[jax.Array, "δ̃_si = δ_i", "as z, spread", "(C11)", "δ with s − 1 zeros between neighbors"]
-    delta_padded: Annotated[jax.Array, "δ̃ with h, h' zeros", "as δ̃, larger", "(C12)", "and with its rim of zeros"]
+    delta_dilated: Annotated[jax.Array, "δ̃_si = δ_i", "as z, larger", "(C11)", "δ with s − 1 zeros between neighbors"]
+    delta_padded: Annotated[jax.Array, "δ̃ with h, h' zeros", "as δ̃, larger", "(C12)", "the same with a rim of zeros"]
     kernel_turned: Annotated[
         jax.Array, "w_(m−1−x, n−1−y)", "(m, n, K/G, C)", "(C11), (C13)", "w turned by 180°, its channels exchanged"
     ]
@@ -58,59 +71,73 @@ def conv2d(
     Raises:
       TypeError: an argument without floating dtype, or an option that is no integer.
       ValueError: shapes or options that do not fit.
+
+    Example:
+      >>> import bnderiv, jax.numpy as jnp
+      >>> x, kernel = jnp.array([1.0, 2.0, 3.0]).reshape(1, 1, 3, 1), jnp.array([1.0, 10.0]).reshape(1, 2, 1, 1)
+      >>> s = bnderiv.steps.conv2d(x, kernel, None, jnp.ones((1, 1, 2, 1)))
+      >>> s.z.ravel().tolist(), s.d_kernel.ravel().tolist(), s.dx.ravel().tolist()
+      ([21.0, 32.0], [3.0, 5.0], [1.0, 11.0, 10.0])
     """
     x, kernel, dy = arrays(x=x, kernel=kernel, dy=dy)
     _checks.rank_is("x", x, 4, "batch, rows, columns, channels")
     _checks.rank_is("kernel", kernel, 4, "(rows, columns, C / groups, K)")
     batch, spatial, channel = _checks.image_axes(channel_axis, batch_axis)
     window, sizes = kernel.shape[:2], tuple(x.shape[a] for a in spatial)
-    s, d = _checks.pair("strides", strides), _checks.pair("dilation", dilation)
-    pads = _checks.padding_pairs(padding, sizes, window, s, d)
+    strides, dilation = _checks.pair("strides", strides), _checks.pair("dilation", dilation)
+    padding = _checks.padding_pairs(padding, sizes, window, strides, dilation)
     groups = _checks.integer("groups", groups, at_least=1)
     C, K = x.shape[channel], kernel.shape[3]
     if C % groups or K % groups:
         raise ValueError(f"groups must divide both numbers of channels, got {groups} for {C} and {K}")
     _checks.shape_is("kernel", kernel, (*window, C // groups, K), "(rows, columns, C / groups, K)")
+    if bias is not None:
+        bias = _checks.float_array("bias", bias).astype(x.dtype)
+        _checks.shape_is("bias", bias, (K,), "(K,), the last axis of kernel")
     images = "".join("NHWC"[(batch, *spatial, channel).index(axis)] for axis in range(4))  # which axis is which
 
-    x_padded = _pad(x, spatial, pads)
+    x_padded = _pad(x, spatial, padding)
     z = lax.conv_general_dilated(
-        x_padded, kernel, s, "VALID", None, d, (images, "HWIO", images), feature_group_count=groups
+        x_padded, kernel, strides, "VALID", None, dilation, (images, "HWIO", images), feature_group_count=groups
     )
-    if bias is not None:
-        bias = _checks.float_array("bias", bias)
-        _checks.shape_is("bias", bias, (K,), "(K,), the last axis of kernel")
-        z = z + _checks.along(bias.astype(z.dtype), channel, 4)  # (C6)
-    delta = cotangent(dy, z)
+    z = z if bias is None else z + _checks.along(bias, channel, 4)  # (C6)
+    dy = cotangent(dy, z)
 
-    d_bias = delta.sum((batch, *spatial))  # (C8)
+    d_bias = dy.sum((batch, *spatial))  # (C8)
 
-    # (C7): δ lies on the input like a kernel with holes, its entries s apart, and steps by d. Examples and channels
-    # change places: the sum goes over the examples, and there is one result for every pair of channels (C.1).
+    # (C7): the kernel is δ, dilated by s, and it moves in steps of d. Examples and channels change places: the sum is
+    # over the examples, and each pair of channels has a result (C.1).
     outputs = [z.shape[a] for a in spatial]
     rest = [
-        size + before + after - dd * (m - 1) - 1 - ss * (out - 1)
-        for size, (before, after), dd, m, ss, out in zip(sizes, pads, d, window, s, outputs, strict=True)
+        size + before + after - d * (m - 1) - 1 - s * (out - 1)
+        for size, (before, after), d, m, s, out in zip(sizes, padding, dilation, window, strides, outputs, strict=True)
     ]
     x_read = _pad(x_padded, spatial, [(0, -r) for r in rest])  # (C10)
     exchanged = images.translate(str.maketrans("NC", "CN"))
     as_kernel = images.translate(str.maketrans("NC", "IO"))
     d_kernel = lax.conv_general_dilated(
-        x_read, delta, d, "VALID", None, s, (exchanged, as_kernel, "HWNC"), batch_group_count=groups
+        x_read, dy, dilation, "VALID", None, strides, (exchanged, as_kernel, "HWNC"), batch_group_count=groups
     )
 
-    # (C11): δ spread by the stride, with a rim (C12), and the turned kernel laid on it, step 1.
-    delta_spread = _pad(delta, spatial, [(0, 0)] * 2, [ss - 1 for ss in s])
+    # (C11): δ dilated by the stride and padded (C12), correlated with the turned kernel in steps of 1.
+    delta_dilated = _pad(dy, spatial, [(0, 0)] * 2, [s - 1 for s in strides])
     rim = [
-        (dd * (m - 1) - before, dd * (m - 1) - after + r)
-        for dd, m, (before, after), r in zip(d, window, pads, rest, strict=True)
+        (d * (m - 1) - before, d * (m - 1) - after + r)
+        for d, m, (before, after), r in zip(dilation, window, padding, rest, strict=True)
     ]
-    delta_padded = _pad(delta_spread, spatial, rim)  # (C12)
+    delta_padded = _pad(delta_dilated, spatial, rim)  # (C12)
     kernel_turned = _exchange_channels(kernel[::-1, ::-1], groups)
     dx = lax.conv_general_dilated(
-        delta_padded, kernel_turned, (1, 1), "VALID", None, d, (images, "HWIO", images), feature_group_count=groups
+        delta_padded,
+        kernel_turned,
+        (1, 1),
+        "VALID",
+        None,
+        dilation,
+        (images, "HWIO", images),
+        feature_group_count=groups,
     )
-    return Conv2d(x_padded, z, d_bias, x_read, d_kernel, delta_spread, delta_padded, kernel_turned, dx)
+    return gather(Conv2d, locals())
 
 
 def _pad(x: jax.Array, spatial: tuple[int, int], pads: Any, between: Any = (0, 0)) -> jax.Array:

@@ -9,49 +9,44 @@ Slips = Iterator[tuple[str, str, np.ndarray]]
 
 
 def of_squared_error(steps: Any) -> Slips:
-    """(step, sentence, what the slip would have given)."""
-    s = _numbers(steps)
-    K = s["difference"].shape[-1]
-    yield "difference", "the sign: y − a in place of a − y", -s["difference"]
-    yield "loss", "a missing ½", 2 * s["loss"]
-    yield "loss", f"a mean over the K = {K} elements, must be half their sum", 2 * s["loss"] / K
-    for name, sentence in (("d_predictions", "y − a in place of a − y"), ("d_targets", "a − y in place of y − a")):
-        yield name, f"the sign: {sentence}", -s[name]
-        yield name, "a factor 2: the ½ of J cancels the 2 of the square", 2 * s[name]
-        yield name, f"divided by K = {K}: J is a sum over the elements, not their mean", s[name] / K
-        yield from _batch_mean(name, s[name])
+    """(step, sentence, the value it would have given)."""
+    K = steps.difference.shape[-1]
+    yield "difference", "the sign: y − a in place of a − y", -steps.difference
+    yield "loss", "a missing ½", 2 * steps.loss
+    yield "loss", f"a mean over the K = {K} elements, must be half their sum", 2 * steps.loss / K
+    for name, right, sentence in (
+        ("d_predictions", steps.d_predictions, "y − a in place of a − y"),
+        ("d_targets", steps.d_targets, "a − y in place of y − a"),
+    ):
+        yield name, f"the sign: {sentence}", -right
+        yield name, "a factor 2: the ½ of J cancels the 2 of the square", 2 * right
+        yield name, f"divided by K = {K}: J is a sum over the elements, not their mean", right / K
+        yield from _batch_mean(name, right)
 
 
 def of_cross_entropy(steps: Any) -> Slips:
-    """(step, sentence, what the slip would have given), for labels of either kind."""
-    s = _numbers(steps)
-    y, c = _labels_and_weight(s)
-    shifted, K = s["shifted"], s["shifted"].shape[-1]
-    with np.errstate(all="ignore"):
-        batch = tuple(range(shifted.ndim - 1))
-        yield (
-            "s",
-            "softmax over the examples: the sum goes over the classes",
-            np.exp(shifted) / np.exp(shifted).sum(batch),
-        )
-        yield "s", "not divided by S: the exponentials do not sum to 1", np.exp(shifted)
-        yield "log_s", "a missing term: u alone, log S is not subtracted", shifted
-        yield "log_s", "the sign of log S: it is subtracted", shifted + np.log(s["total"])
-        yield "loss", "the sign: J = −Σ y log s, the negative log-likelihood", -s["loss"]
-        yield "loss", f"a mean over the K = {K} classes, must be their sum", s["loss"] / K
-        yield "d_logits", "a missing term: −y alone, softmax is not added", -c * y
-        yield "d_logits", "a missing term: s alone, the labels are not subtracted", c * s["s"]
-        yield "d_logits", "the sign: y − s in place of s − y", -s["d_logits"]
-        yield "d_logits", "the gradient by s, −y/s: the Jacobian of softmax is missing", -c * y / s["s"]
-        yield "d_logits", "log s − y in place of s − y", c * (s["log_s"] - y)
-        if "label_sum" in s:
-            sentence = "a missing factor Y: s − y is right only for weights that sum to 1"
-            yield "d_logits", sentence, c * (s["s"] - y)
-            yield "d_labels", "the sign: ∂J/∂y = −log s", -s["d_labels"]
-            yield "d_labels", "a missing logarithm: s in place of −log s", c * s["s"]
-    for name in ("d_logits", "d_labels"):
-        if name in s:
-            yield from _batch_mean(name, s[name])
+    """(step, sentence, the value it would have given), for labels of either kind."""
+    integers = hasattr(steps, "one_hot")
+    y, c = steps.one_hot if integers else steps.labels, steps.dy[..., None]
+    s, shifted, K = steps.s, steps.shifted, steps.shifted.shape[-1]
+    over_examples = np.exp(shifted).sum(tuple(range(shifted.ndim - 1)))
+    yield "s", "softmax over the examples: the sum goes over the classes", np.exp(shifted) / over_examples
+    yield "s", "not divided by S: the exponentials do not sum to 1", np.exp(shifted)
+    yield "log_s", "a missing term: u alone, log S is not subtracted", shifted
+    yield "log_s", "the sign of log S: it is subtracted", shifted + np.log(steps.total)
+    yield "loss", "the sign: J = −Σ y log s, the negative log-likelihood", -steps.loss
+    yield "loss", f"a mean over the K = {K} classes, must be their sum", steps.loss / K
+    yield "d_logits", "a missing term: −y alone, softmax is not added", -c * y
+    yield "d_logits", "a missing term: s alone, the labels are not subtracted", c * s
+    yield "d_logits", "the sign: y − s in place of s − y", -steps.d_logits
+    yield "d_logits", "the gradient by s, −y/s: the Jacobian of softmax is missing", -c * y / s
+    yield "d_logits", "log s − y in place of s − y", c * (steps.log_s - y)
+    yield from _batch_mean("d_logits", steps.d_logits)
+    if not integers:
+        yield "d_logits", "a missing factor Y: s − y is right only for weights that sum to 1", c * (s - y)
+        yield "d_labels", "the sign: ∂J/∂y = −log s", -steps.d_labels
+        yield "d_labels", "a missing logarithm: s in place of −log s", c * s
+        yield from _batch_mean("d_labels", steps.d_labels)
 
 
 def _batch_mean(name: str, right: np.ndarray) -> Slips:
@@ -59,17 +54,3 @@ def _batch_mean(name: str, right: np.ndarray) -> Slips:
     if N > 1:
         sentence = f"divided by N = {N}: each example has its own J here; a mean over them is in c"
         yield name, sentence, right / N
-
-
-def _numbers(steps: Any) -> dict[str, np.ndarray]:
-    return {name: np.asarray(value, np.float64) for name, value in steps._asdict().items()}
-
-
-def _labels_and_weight(s: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """y, and the c that came back to each example: ∂J/∂z = c (Y s − y) and ∂J/∂y = −c log s, solved for them."""
-    pair = (s["d_logits"], s["s"] - s["one_hot"]) if "one_hot" in s else (s["d_labels"], -s["log_s"])
-    known = np.isfinite(pair[0]) & np.isfinite(pair[1])
-    gradient, of_one = (np.where(known, a, 0) for a in pair)
-    with np.errstate(all="ignore"):
-        c = (gradient * of_one).sum(-1, keepdims=True) / (of_one**2).sum(-1, keepdims=True)
-        return s["one_hot"] if "one_hot" in s else s["label_sum"] * s["s"] - s["d_logits"] / c, c

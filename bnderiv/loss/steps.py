@@ -1,4 +1,4 @@
-"""The losses, step by step (derivation.md, S1–S10): one value per example, times the c that comes back to it."""
+"""The losses, step by step (derivation.md, S1–S10): one value for each example, and its gradient times c."""
 
 from typing import Annotated, Any, NamedTuple
 
@@ -7,14 +7,20 @@ import jax.numpy as jnp
 from jax import lax
 
 from bnderiv import _checks
-from bnderiv._steps import arrays, cotangent, derivation
+from bnderiv.steps.table import INPUT, arrays, cotangent, derivation, gather
+
+# An argument of every loss.
+FromAbove = Annotated[jax.Array, "c", "(...)", INPUT, "gradient from above for each example, 1 in the documents"]
 
 
 @derivation
 class SquaredError(NamedTuple):
     """The steps of `squared_error`."""
 
-    difference: Annotated[jax.Array, "a − y", "(..., K)", "(S2)", "what is too much"]
+    predictions: Annotated[jax.Array, "a", "(..., K)", INPUT, "predictions"]
+    targets: Annotated[jax.Array, "y", "(..., K)", INPUT, "targets"]
+    dy: FromAbove
+    difference: Annotated[jax.Array, "a − y", "(..., K)", "(S2)", "error"]
     loss: Annotated[jax.Array, "J = ½ Σ_k (y_k − a_k)²", "(...)", "(S1)", "loss of each example"]
     d_predictions: Annotated[jax.Array, "∂J/∂a = a − y", "(..., K)", "(S2)", "gradient of the predictions"]
     d_targets: Annotated[jax.Array, "∂J/∂y = y − a", "(..., K)", "(S2)", "gradient of the targets"]
@@ -26,7 +32,7 @@ def squared_error(predictions: Any, targets: Any, dy: Any = None) -> SquaredErro
     Args:
       predictions: a, shape (..., K), floating dtype (half precision is computed in float32).
       targets: y, same shape.
-      dy: c, what comes back to each example's J, shape (...); None for the documents' 1.
+      dy: c, the gradient from above for each example, shape (...); None means 1, as in the documents.
 
     Returns:
       `SquaredError`.
@@ -34,17 +40,26 @@ def squared_error(predictions: Any, targets: Any, dy: Any = None) -> SquaredErro
     Raises:
       TypeError: an argument without floating dtype.
       ValueError: shapes that do not fit, or an empty array.
+
+    Example:
+      >>> import bnderiv, jax.numpy as jnp
+      >>> s = bnderiv.steps.squared_error(jnp.array([2.0, 1.0]), jnp.array([1.0, 2.0]))
+      >>> s.loss.item(), s.d_predictions.tolist()
+      (1.0, [1.0, -1.0])
     """
-    a, y = arrays(predictions=predictions, targets=targets)
-    _checks.rank_at_least("predictions", a, 1, "(..., K)")
-    _checks.shape_is("targets", y, a.shape, "that of predictions")
-    difference = a - y
+    predictions, targets = arrays(predictions=predictions, targets=targets)
+    _checks.rank_at_least("predictions", predictions, 1, "(..., K)")
+    _checks.shape_is("targets", targets, predictions.shape, "that of predictions")
+    difference = predictions - targets
     loss = (difference**2).sum(-1) / 2  # (S1)
-    c = _weight(dy, loss)
-    return SquaredError(difference, loss, c * difference, -c * difference)  # (S2)
+    dy = _from_above(dy, loss)
+    d_predictions = dy[..., None] * difference  # (S2)
+    d_targets = -dy[..., None] * difference  # (S2)
+    return gather(SquaredError, locals())
 
 
 # Steps of the cross entropy with labels of either kind.
+Logits = Annotated[jax.Array, "z", "(..., K)", INPUT, "scores of the classes"]
 Shifted = Annotated[jax.Array, "u = z − m", "(..., K)", "(S5)", "less the largest"]
 Total = Annotated[jax.Array, "S = Σ_k e^(u_k)", "(..., 1)", "(S5)", "between 1 and K"]
 Probabilities = Annotated[jax.Array, "s = softmax(z)", "(..., K)", "(S5)", "probabilities"]
@@ -55,6 +70,9 @@ LogProbabilities = Annotated[jax.Array, "log s = u − log S", "(..., K)", "(S5)
 class SoftmaxCrossEntropy(NamedTuple):
     """The steps of `softmax_cross_entropy`."""
 
+    logits: Logits
+    labels: Annotated[jax.Array, "y", "(..., K)", INPUT, "weights of the classes"]
+    dy: FromAbove
     shifted: Shifted
     total: Total
     s: Probabilities
@@ -66,12 +84,12 @@ class SoftmaxCrossEntropy(NamedTuple):
 
 
 def softmax_cross_entropy(logits: Any, labels: Any, dy: Any = None) -> SoftmaxCrossEntropy:
-    """Softmax and cross entropy in one, and the gradients of both arguments.
+    """Cross entropy of a softmax, and the gradients of both arguments.
 
     Args:
       logits: z, shape (..., K), floating dtype (half precision is computed in float32).
       labels: y, weights of the same shape: one-hot codes, probabilities, or with any sum.
-      dy: c, what comes back to each example's J, shape (...); None for the documents' 1.
+      dy: c, the gradient from above for each example, shape (...); None means 1, as in the documents.
 
     Returns:
       `SoftmaxCrossEntropy`.
@@ -79,25 +97,32 @@ def softmax_cross_entropy(logits: Any, labels: Any, dy: Any = None) -> SoftmaxCr
     Raises:
       TypeError: an argument without floating dtype.
       ValueError: shapes that do not fit, or an empty array.
+
+    Example:
+      >>> import bnderiv, jax.numpy as jnp
+      >>> s = bnderiv.steps.softmax_cross_entropy(jnp.array([0.0, 0.0]), jnp.array([1.0, 0.0]))
+      >>> s.d_logits.tolist()
+      [-0.5, 0.5]
     """
-    z, y = arrays(logits=logits, labels=labels)
-    _checks.rank_at_least("logits", z, 1, "(..., K)")
-    _checks.shape_is("labels", y, z.shape, "that of logits")
-    shifted, total, s, log_s = _probabilities(z)
-    label_sum = y.sum(-1, keepdims=True)
-    loss = -jnp.where(y == 0, 0, y * log_s).sum(-1)  # (S6), a weight 0 counts for nothing even at −∞
-    c = _weight(dy, loss)
-    return SoftmaxCrossEntropy(
-        *(shifted, total, s, log_s, label_sum, loss),
-        c * (label_sum * s - y),  # (S7)
-        c * -log_s,  # (S8)
-    )
+    logits, labels = arrays(logits=logits, labels=labels)
+    _checks.rank_at_least("logits", logits, 1, "(..., K)")
+    _checks.shape_is("labels", labels, logits.shape, "that of logits")
+    shifted, total, s, log_s = _probabilities(logits)
+    label_sum = labels.sum(-1, keepdims=True)
+    loss = -jnp.where(labels == 0, 0, labels * log_s).sum(-1)  # (S6), a weight 0 counts for nothing even at −∞
+    dy = _from_above(dy, loss)
+    d_logits = dy[..., None] * (label_sum * s - labels)  # (S7)
+    d_labels = -dy[..., None] * log_s  # (S8)
+    return gather(SoftmaxCrossEntropy, locals())
 
 
 @derivation
 class SoftmaxCrossEntropyWithIntegerLabels(NamedTuple):
     """The steps of `softmax_cross_entropy_with_integer_labels`."""
 
+    logits: Logits
+    labels: Annotated[jax.Array, "y", "(...), integers", INPUT, "class of each example"]
+    dy: FromAbove
     shifted: Shifted
     total: Total
     s: Probabilities
@@ -110,12 +135,12 @@ class SoftmaxCrossEntropyWithIntegerLabels(NamedTuple):
 def softmax_cross_entropy_with_integer_labels(
     logits: Any, labels: Any, dy: Any = None
 ) -> SoftmaxCrossEntropyWithIntegerLabels:
-    """The same for one class as an integer: the negative log-likelihood.
+    """`softmax_cross_entropy` where each label is one class, an integer: the negative log-likelihood.
 
     Args:
       logits: z, shape (..., K), floating dtype (half precision is computed in float32).
       labels: y, the class of each example, shape (...), integer dtype. Outside [0, K): NaN in that row.
-      dy: c, what comes back to each example's J, shape (...); None for the documents' 1.
+      dy: c, the gradient from above for each example, shape (...); None means 1, as in the documents.
 
     Returns:
       `SoftmaxCrossEntropyWithIntegerLabels`.
@@ -123,32 +148,39 @@ def softmax_cross_entropy_with_integer_labels(
     Raises:
       TypeError: logits without floating dtype, labels without integer dtype.
       ValueError: shapes that do not fit, or an empty array.
+
+    Example:
+      >>> import bnderiv, jax.numpy as jnp
+      >>> s = bnderiv.steps.softmax_cross_entropy_with_integer_labels(jnp.array([0.0, 0.0]), jnp.array(0))
+      >>> s.one_hot.tolist(), s.d_logits.tolist()
+      ([1.0, 0.0], [-0.5, 0.5])
     """
-    (z,) = arrays(logits=logits)
-    _checks.rank_at_least("logits", z, 1, "(..., K)")
-    shifted, total, s, log_s = _probabilities(z)
-    y = one_hot(labels, z)
-    loss = -jnp.where(y == 0, 0, y * log_s).sum(-1)  # (S9): one term of the sum is left
-    c = _weight(dy, loss)
-    return SoftmaxCrossEntropyWithIntegerLabels(shifted, total, s, log_s, y, loss, c * (s - y))  # (S10)
+    (logits,) = arrays(logits=logits)
+    _checks.rank_at_least("logits", logits, 1, "(..., K)")
+    shifted, total, s, log_s = _probabilities(logits)
+    labels = jnp.asarray(labels)
+    one_hot = code(labels, logits)
+    loss = -jnp.where(one_hot == 0, 0, one_hot * log_s).sum(-1)  # (S9): one term of the sum is left
+    dy = _from_above(dy, loss)
+    d_logits = dy[..., None] * (s - one_hot)  # (S10)
+    return gather(SoftmaxCrossEntropyWithIntegerLabels, locals())
 
 
-def one_hot(labels: Any, like: jax.Array) -> jax.Array:
-    """1{j = y} in the shape of `like`, (..., K); NaN where the label is no class.
+def code(labels: jax.Array, like: jax.Array) -> jax.Array:
+    """The one-hot code 1{j = y} in the shape of `like`, (..., K); NaN if the label is no class.
 
     Raises:
       TypeError: labels without integer dtype.
       ValueError: labels of another shape than `like.shape[:-1]`.
     """
-    labels = jnp.asarray(labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(f"labels must have an integer dtype, got {labels.dtype.name}{list(labels.shape)}")
     _checks.shape_is("labels", labels, like.shape[:-1], "that of logits without its last axis")
-    if labels.dtype.itemsize < 4:  # an int8 cannot count to the number of classes
+    if labels.dtype.itemsize < 4:  # int8 cannot hold the number of classes
         labels = labels.astype(jnp.int32)
     y = labels[..., None]
-    code = (y == lax.broadcasted_iota(labels.dtype, like.shape, like.ndim - 1)).astype(like.dtype)
-    return jnp.where((y >= 0) & (y < like.shape[-1]), code, jnp.nan)
+    ones = (y == lax.broadcasted_iota(labels.dtype, like.shape, like.ndim - 1)).astype(like.dtype)
+    return jnp.where((y >= 0) & (y < like.shape[-1]), ones, jnp.nan)
 
 
 def _probabilities(z: jax.Array) -> tuple[jax.Array, ...]:
@@ -158,5 +190,5 @@ def _probabilities(z: jax.Array) -> tuple[jax.Array, ...]:
     return shifted, total, exponentials / total, shifted - jnp.log(total)  # (S5)
 
 
-def _weight(dy: Any, loss: jax.Array) -> jax.Array:
-    return jnp.ones_like(loss)[..., None] if dy is None else cotangent(dy, loss)[..., None]
+def _from_above(dy: Any, loss: jax.Array) -> jax.Array:
+    return jnp.ones_like(loss) if dy is None else cotangent(dy, loss)

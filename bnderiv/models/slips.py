@@ -8,21 +8,25 @@ import numpy as np
 
 from bnderiv.normalization.slips import of_batch_norm
 
-_NAMES = ("mu", "var", "inv_std", "x_hat", "y", "d_y", "d_gamma", "d_beta", "d_x_hat", "d_var", "d_mu")
-
 
 def of_lenet5(steps: Any) -> Iterator[tuple[str, str, np.ndarray]]:
-    """(step, sentence, what the slip would have given)."""
+    """(step, sentence, the value it would have given)."""
+    if steps.x.ndim != 4:
+        return  # many networks at once, by vmap
     for i in range(1, 5):
-        if getattr(steps, f"mu{i}") is not None:
-            part = SimpleNamespace(**{name: getattr(steps, f"{name}{i}") for name in _NAMES})
-            for step, sentence, value in of_batch_norm(part):
+        if steps.config.batch_norm:
+            norm = SimpleNamespace(
+                x=getattr(steps, f"z{i}"),
+                **steps.params[f"bn{i}"],
+                dy=getattr(steps, f"d_y{i}"),
+                eps=steps.config.eps,
+                channel_axis=-1,
+            )
+            for step, sentence, value in of_batch_norm(norm):
                 yield f"delta{i}" if step == "dx" else f"{step}{i}", sentence, value
-    N = steps.z1.shape[0]
+    N = steps.x.shape[0]
     for i in range(1, 6):
         sentence = f"a mean where a sum belongs: divided by N = {N}, which is in δ already"
-        yield f"d_kernel{i}", sentence, np.asarray(getattr(steps, f"d_kernel{i}"), np.float64) / N
-    delta = np.asarray(steps.delta5, np.float64)
-    yield "delta5", f"a missing 1/N, N = {N}: the loss is a mean over the examples", delta * N
-    probabilities, targets = (np.asarray(a, np.float64) for a in (steps.a5, steps.targets))
-    yield "delta5", "a missing factor: the slope of tanh, 1 − a²", (probabilities - targets) / N
+        yield f"d_kernel{i}", sentence, getattr(steps, f"d_kernel{i}") / N
+    yield "delta5", f"a missing 1/N, N = {N}: the loss is a mean over the examples", steps.delta5 * N
+    yield "delta5", "a missing factor: the slope of tanh, 1 − a²", (steps.a5 - steps.targets) / N

@@ -1,7 +1,7 @@
-"""LeNet-5, the whole chain by hand: forward, and δ by δ back to the images, with no automatic differentiation.
+"""LeNet-5, the whole chain by hand: forward, then every δ back to the images, without automatic differentiation.
 
-The document's layers, numbered as the models number them: 1 and 2 are the convolutions (each with its pool), 3 and 4
-the hidden fully connected layers, 5 the output. Every line is one step of a room's derivation.
+The layers have the models' numbers: 1 and 2 are the convolutions (each with its pool), 3 and 4 the hidden fully
+connected layers, 5 the output. Every line is one step of a room's derivation.
 """
 
 from typing import Annotated, Any, NamedTuple
@@ -11,13 +11,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from bnderiv import _checks
-from bnderiv._steps import arrays, derivation
 from bnderiv.activation import steps as activation
 from bnderiv.convolution import steps as convolution
 from bnderiv.linear import steps as linear
 from bnderiv.loss import steps as losses
 from bnderiv.normalization import steps as normalization
 from bnderiv.pooling import steps as pooling
+from bnderiv.steps.table import INPUT, arrays, derivation, gather
 
 Array = jax.Array
 Maybe = jax.Array | None
@@ -31,6 +31,12 @@ class LeNet5(NamedTuple):
     Steps that a variant does not have (batch norm or biases, the winners of max pooling) are None.
     """
 
+    params: Annotated[Tree, "w, W, b, γ, β", "a tree", INPUT, "the parameters"]
+    running: Annotated[Tree, "", "a tree", INPUT, "running statistics before this batch, the argument `state`"]
+    x: Annotated[Array, "a⁽⁰⁾", "(N, M, N, C)", INPUT, "images"]
+    labels: Annotated[Array, "", "(N,), integers", INPUT, "class of each image"]
+    config: Annotated[Any, "the network"]
+    loss_name: Annotated[str, "which loss, the argument `loss`"]
     z1: Annotated[Array, "z⁽¹⁾ = w⁽¹⁾ ⋆ a⁽⁰⁾", "(N, M₁, N₁, 6)", "(C6)", "weighted sums, + b without batch norm"]
     mu1: Annotated[Maybe, "μ⁽¹⁾", "(6,)", "(N1)", "mean of each channel"]
     var1: Annotated[Maybe, "σ²⁽¹⁾", "(6,)", "(N2)", "biased variance of each channel"]
@@ -78,46 +84,46 @@ class LeNet5(NamedTuple):
     ]
     d_kernel5: Annotated[Array, "ΔW⁽⁵⁾ = (a⁽⁴⁾)ᵀ δ⁽⁵⁾", "(84, K)", "(L2)", "gradient of the output weights"]
     d_bias5: Annotated[Array, "Δb⁽⁵⁾ = Σ_n δ⁽⁵⁾", "(K,)", "(L4)", "gradient of the output bias"]
-    d_a4: Annotated[Array, "∂J/∂a⁽⁴⁾ = δ⁽⁵⁾ (W⁽⁵⁾)ᵀ", "(N, 84)", "(L3)", "what arrives at the activation"]
+    d_a4: Annotated[Array, "∂J/∂a⁽⁴⁾ = δ⁽⁵⁾ (W⁽⁵⁾)ᵀ", "(N, 84)", "(L3)", "gradient by the activation"]
     d_y4: Annotated[Maybe, "∂J/∂y⁽⁴⁾ = ∂J/∂a⁽⁴⁾ ⊙ τ'", "as z4", "(A1)", "through the activation"]
-    d_gamma4: Annotated[Maybe, "∂J/∂γ⁽⁴⁾", "(84,)", "(N5)", "gradient of the scale"]
-    d_beta4: Annotated[Maybe, "∂J/∂β⁽⁴⁾", "(84,)", "(N6)", "gradient of the shift"]
-    d_x_hat4: Annotated[Maybe, "∂J/∂ẑ⁽⁴⁾", "as z4", "(N7)", "what arrives at the normalized input"]
-    d_var4: Annotated[Maybe, "∂J/∂σ²⁽⁴⁾", "(84,)", "(N8)", "what arrives at the variance"]
-    d_mu4: Annotated[Maybe, "∂J/∂μ⁽⁴⁾", "(84,)", "(N10)", "what arrives at the mean"]
+    d_gamma4: Annotated[Maybe, "∂J/∂γ⁽⁴⁾", "(84,)", "(N5)", "gradient of gamma"]
+    d_beta4: Annotated[Maybe, "∂J/∂β⁽⁴⁾", "(84,)", "(N6)", "gradient of beta"]
+    d_x_hat4: Annotated[Maybe, "∂J/∂ẑ⁽⁴⁾", "as z4", "(N7)", "gradient by the normalized input"]
+    d_var4: Annotated[Maybe, "∂J/∂σ²⁽⁴⁾", "(84,)", "(N8)", "gradient by the variance"]
+    d_mu4: Annotated[Maybe, "∂J/∂μ⁽⁴⁾", "(84,)", "(N10)", "gradient by the mean"]
     delta4: Annotated[Array, "δ⁽⁴⁾ = ∂J/∂z⁽⁴⁾", "as z4", "(N11), (A1)", "through batch norm, or ∂J/∂a ⊙ τ' without it"]
     d_kernel4: Annotated[Array, "ΔW⁽⁴⁾ = a⁽³⁾ᵀ δ⁽⁴⁾", "(120, 84)", "(L2)", "gradient of the weights"]
     d_bias4: Annotated[Maybe, "Δb⁽⁴⁾ = Σ δ⁽⁴⁾", "(84,)", "(L4)", "gradient of the bias; none before batch norm (N20)"]
-    d_a3: Annotated[Array, "∂J/∂a⁽³⁾ = δ⁽⁴⁾ (W⁽⁴⁾)ᵀ", "(N, 120)", "(L3)", "what arrives at the activation"]
+    d_a3: Annotated[Array, "∂J/∂a⁽³⁾ = δ⁽⁴⁾ (W⁽⁴⁾)ᵀ", "(N, 120)", "(L3)", "gradient by the activation"]
     d_y3: Annotated[Maybe, "∂J/∂y⁽³⁾ = ∂J/∂a⁽³⁾ ⊙ τ'", "as z3", "(A1)", "through the activation"]
-    d_gamma3: Annotated[Maybe, "∂J/∂γ⁽³⁾", "(120,)", "(N5)", "gradient of the scale"]
-    d_beta3: Annotated[Maybe, "∂J/∂β⁽³⁾", "(120,)", "(N6)", "gradient of the shift"]
-    d_x_hat3: Annotated[Maybe, "∂J/∂ẑ⁽³⁾", "as z3", "(N7)", "what arrives at the normalized input"]
-    d_var3: Annotated[Maybe, "∂J/∂σ²⁽³⁾", "(120,)", "(N8)", "what arrives at the variance"]
-    d_mu3: Annotated[Maybe, "∂J/∂μ⁽³⁾", "(120,)", "(N10)", "what arrives at the mean"]
+    d_gamma3: Annotated[Maybe, "∂J/∂γ⁽³⁾", "(120,)", "(N5)", "gradient of gamma"]
+    d_beta3: Annotated[Maybe, "∂J/∂β⁽³⁾", "(120,)", "(N6)", "gradient of beta"]
+    d_x_hat3: Annotated[Maybe, "∂J/∂ẑ⁽³⁾", "as z3", "(N7)", "gradient by the normalized input"]
+    d_var3: Annotated[Maybe, "∂J/∂σ²⁽³⁾", "(120,)", "(N8)", "gradient by the variance"]
+    d_mu3: Annotated[Maybe, "∂J/∂μ⁽³⁾", "(120,)", "(N10)", "gradient by the mean"]
     delta3: Annotated[Array, "δ⁽³⁾ = ∂J/∂z⁽³⁾", "as z3", "(N11), (A1)", "through batch norm, or ∂J/∂a ⊙ τ' without it"]
     d_kernel3: Annotated[Array, "ΔW⁽³⁾ = fᵀ δ⁽³⁾", "(D, 120)", "(L2)", "gradient of the weights"]
     d_bias3: Annotated[Maybe, "Δb⁽³⁾ = Σ δ⁽³⁾", "(120,)", "(L4)", "gradient of the bias; none before batch norm (N20)"]
-    d_f: Annotated[Array, "∂J/∂f = δ⁽³⁾ (W⁽³⁾)ᵀ", "(N, D)", "(L3)", "what arrives at the flattened maps"]
+    d_f: Annotated[Array, "∂J/∂f = δ⁽³⁾ (W⁽³⁾)ᵀ", "(N, D)", "(L3)", "gradient by the flattened maps"]
     d_p2: Annotated[Array, "∂J/∂p⁽²⁾", "(N, M₂/2, N₂/2, 16)", "(L5)", "the same, as maps again"]
     d_a2: Annotated[Array, "∂J/∂a⁽²⁾", "as z2", "(P4), (P10)", "through the pool"]
     d_y2: Annotated[Maybe, "∂J/∂y⁽²⁾ = ∂J/∂a⁽²⁾ ⊙ τ'", "as z2", "(A1)", "through the activation"]
-    d_gamma2: Annotated[Maybe, "∂J/∂γ⁽²⁾", "(16,)", "(N5)", "gradient of the scale"]
-    d_beta2: Annotated[Maybe, "∂J/∂β⁽²⁾", "(16,)", "(N6)", "gradient of the shift"]
-    d_x_hat2: Annotated[Maybe, "∂J/∂ẑ⁽²⁾", "as z2", "(N7)", "what arrives at the normalized input"]
-    d_var2: Annotated[Maybe, "∂J/∂σ²⁽²⁾", "(16,)", "(N8)", "what arrives at the variance"]
-    d_mu2: Annotated[Maybe, "∂J/∂μ⁽²⁾", "(16,)", "(N10)", "what arrives at the mean"]
+    d_gamma2: Annotated[Maybe, "∂J/∂γ⁽²⁾", "(16,)", "(N5)", "gradient of gamma"]
+    d_beta2: Annotated[Maybe, "∂J/∂β⁽²⁾", "(16,)", "(N6)", "gradient of beta"]
+    d_x_hat2: Annotated[Maybe, "∂J/∂ẑ⁽²⁾", "as z2", "(N7)", "gradient by the normalized input"]
+    d_var2: Annotated[Maybe, "∂J/∂σ²⁽²⁾", "(16,)", "(N8)", "gradient by the variance"]
+    d_mu2: Annotated[Maybe, "∂J/∂μ⁽²⁾", "(16,)", "(N10)", "gradient by the mean"]
     delta2: Annotated[Array, "δ⁽²⁾ = ∂J/∂z⁽²⁾", "as z2", "(N11), (A1)", "through batch norm, or ∂J/∂a ⊙ τ' without it"]
     d_kernel2: Annotated[Array, "ΔW⁽²⁾ = δ⁽²⁾ ⋆ p⁽¹⁾", "(5, 5, 6, 16)", "(C7)", "gradient of the weights"]
     d_bias2: Annotated[Maybe, "Δb⁽²⁾ = Σ δ⁽²⁾", "(16,)", "(C8)", "gradient of the bias; none before batch norm (N20)"]
     d_p1: Annotated[Array, "∂J/∂p⁽¹⁾ = turned w⁽²⁾ ⋆ δ⁽²⁾", "(N, M₁/2, N₁/2, 6)", "(C9)", "through the turned kernel"]
     d_a1: Annotated[Array, "∂J/∂a⁽¹⁾", "as z1", "(P4), (P10)", "through the pool"]
     d_y1: Annotated[Maybe, "∂J/∂y⁽¹⁾ = ∂J/∂a⁽¹⁾ ⊙ τ'", "as z1", "(A1)", "through the activation"]
-    d_gamma1: Annotated[Maybe, "∂J/∂γ⁽¹⁾", "(6,)", "(N5)", "gradient of the scale"]
-    d_beta1: Annotated[Maybe, "∂J/∂β⁽¹⁾", "(6,)", "(N6)", "gradient of the shift"]
-    d_x_hat1: Annotated[Maybe, "∂J/∂ẑ⁽¹⁾", "as z1", "(N7)", "what arrives at the normalized input"]
-    d_var1: Annotated[Maybe, "∂J/∂σ²⁽¹⁾", "(6,)", "(N8)", "what arrives at the variance"]
-    d_mu1: Annotated[Maybe, "∂J/∂μ⁽¹⁾", "(6,)", "(N10)", "what arrives at the mean"]
+    d_gamma1: Annotated[Maybe, "∂J/∂γ⁽¹⁾", "(6,)", "(N5)", "gradient of gamma"]
+    d_beta1: Annotated[Maybe, "∂J/∂β⁽¹⁾", "(6,)", "(N6)", "gradient of beta"]
+    d_x_hat1: Annotated[Maybe, "∂J/∂ẑ⁽¹⁾", "as z1", "(N7)", "gradient by the normalized input"]
+    d_var1: Annotated[Maybe, "∂J/∂σ²⁽¹⁾", "(6,)", "(N8)", "gradient by the variance"]
+    d_mu1: Annotated[Maybe, "∂J/∂μ⁽¹⁾", "(6,)", "(N10)", "gradient by the mean"]
     delta1: Annotated[Array, "δ⁽¹⁾ = ∂J/∂z⁽¹⁾", "as z1", "(N11), (A1)", "through batch norm, or ∂J/∂a ⊙ τ' without it"]
     d_kernel1: Annotated[Array, "ΔW⁽¹⁾ = δ⁽¹⁾ ⋆ a⁽⁰⁾", "(5, 5, C, 6)", "(C7)", "gradient of the weights"]
     d_bias1: Annotated[Maybe, "Δb⁽¹⁾ = Σ δ⁽¹⁾", "(6,)", "(C8)", "gradient of the bias; none before batch norm (N20)"]
@@ -146,16 +152,25 @@ def lenet5(params: Tree, state: Tree, x: Any, labels: Any, config: Any, *, loss:
       x: images, shape (N, rows, columns, channels) of `config.image_shape`, floating dtype; cast to `config.dtype`, and
         computed in float32 at least.
       labels: classes, shape (N,), integers in [0, K); another one makes its example's loss NaN.
-      config: `bnderiv.models.lenet5.Config`, static under jit. `config.gradients` plays no part.
+      config: `bnderiv.models.lenet5.Config`, static under jit. `config.gradients` is ignored.
       loss: "cross_entropy" (softmax and −log s_y) or "squared_error" (tanh and ½‖y − a‖² with one-hot targets), the
         mean over the examples of either. Static.
 
     Returns:
-      `LeNet5`; its `gradients` are in the layout of `params`, its `state` has the running statistics renewed.
+      `LeNet5`; its `gradients` are in the layout of `params`, its `state` are the running statistics after this batch.
 
     Raises:
       TypeError: `x` has no floating dtype, or `labels` no integer one.
       ValueError: shapes that do not fit, or another `loss`.
+
+    Example:
+      >>> import bnderiv, jax, jax.numpy as jnp
+      >>> config = bnderiv.models.lenet5.Config(classes=2)
+      >>> params, state = bnderiv.models.lenet5.init(jax.random.key(0), config)
+      >>> by_hand = jax.jit(bnderiv.steps.lenet5, static_argnames="config")
+      >>> s = by_hand(params, state, jnp.ones((2, 28, 28, 1)), jnp.array([0, 1]), config=config)
+      >>> s.gradients["conv1"]["kernel"].shape
+      (5, 5, 1, 6)
     """
     if loss not in ("cross_entropy", "squared_error"):
         raise ValueError(f"loss must be 'cross_entropy' or 'squared_error', got {loss!r}")
@@ -167,7 +182,9 @@ def lenet5(params: Tree, state: Tree, x: Any, labels: Any, config: Any, *, loss:
     options = {"eps": config.eps}
     pool = {"max": pooling.max_pool, "avg": pooling.avg_pool}[config.pool]
     activate = {"relu": activation.relu, "tanh": activation.tanh, "sigmoid": activation.sigmoid}[config.activation]
-    s: dict[str, Any] = {}  # the steps by name
+    labels = jnp.asarray(labels)
+    s: dict[str, Any] = dict.fromkeys(LeNet5._fields)  # the steps by name; None where this network has no such step
+    s.update(params=params, running=state, x=x, labels=labels, config=config, loss_name=loss)
 
     def convolve(i: int, a: Array, padding: int) -> Array:
         rim = [(padding, padding)] * 2
@@ -177,7 +194,7 @@ def lenet5(params: Tree, state: Tree, x: Any, labels: Any, config: Any, *, loss:
     def normalize_and_activate(i: int) -> Array:
         y = s[f"z{i}"]
         if config.batch_norm:
-            n = normalization.batch_norm(y, gamma[i], beta[i], y, **options)  # the forward half: no δ is known yet
+            n = normalization.batch_norm(y, gamma[i], beta[i], y, **options)  # forward alone: δ is not known yet
             s.update({f"{name}{i}": getattr(n, name) for name in ("mu", "var", "inv_std", "x_hat", "y")})
             y = n.y
         forward = activate(y, y)
@@ -211,14 +228,14 @@ def lenet5(params: Tree, state: Tree, x: Any, labels: Any, config: Any, *, loss:
         s["a5"], s["targets"], s["losses"] = out.s, out.one_hot, out.loss
         s["delta5"] = out.d_logits  # (S10)
     else:
-        s["a5"], s["targets"] = jnp.tanh(s["z5"]), losses.one_hot(labels, s["z5"])
+        s["a5"], s["targets"] = jnp.tanh(s["z5"]), losses.code(labels, s["z5"])
         out = losses.squared_error(s["a5"], s["targets"], c)
         s["losses"] = out.loss
         s["delta5"] = activation.tanh(s["z5"], out.d_predictions).dx  # (S3)
     s["loss"] = s["losses"].mean()
 
     def dense_gradients(i: int, a: Array) -> Array:
-        """ΔW and Δb of layer i from its input and δ; what arrives at the input."""
+        """ΔW and Δb of layer i from its input and δ; returns the gradient by the input."""
         delta = s[f"delta{i}"]
         s[f"d_kernel{i}"] = a.T @ delta  # (L2)
         s[f"d_bias{i}"] = None if bias[i] is None else delta.sum(0)  # (L4)
@@ -256,12 +273,11 @@ def lenet5(params: Tree, state: Tree, x: Any, labels: Any, config: Any, *, loss:
     s["dx"] = convolution_gradients(1, x, config.padding)
 
     s["state"] = {name: _renewed(running, s, name[2:], config.momentum) for name, running in state.items()}
-    s = {name: s.get(name) for name in LeNet5._fields}
-    return LeNet5(**s)
+    return gather(LeNet5, s)
 
 
 def _numbered(params: Tree, part: str, dtype: Any) -> dict[int, Any]:
-    """One part of every layer ("kernel", "bias", "gamma" or "beta") by the layer's number; None where there is none."""
+    """One part of every layer ("kernel", "bias", "gamma" or "beta") by the layer's number; None if a layer has none."""
     layers = ("conv1", "conv2", "dense3", "dense4", "output")
     if part in ("gamma", "beta"):
         layers = ("bn1", "bn2", "bn3", "bn4")

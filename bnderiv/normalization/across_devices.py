@@ -8,39 +8,48 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from bnderiv import _checks
-from bnderiv.normalization.moments import Moments, recentre
+from bnderiv._checks import same_varying
+from bnderiv.normalization.normalize import Moments
+from bnderiv.normalization.units import Unit, about_the_mean, constants_apart, scale_for
 
 AxisName = Any  # a hashable name, or a tuple of them
 Groups = Sequence[Sequence[int]]
 
 
-def merge(moments: Moments, axis_name: AxisName, axis_index_groups: Groups | None) -> Moments:
+def merge(
+    n: jax.Array, moments: Moments, axis_name: AxisName, axis_index_groups: Groups | None
+) -> tuple[jax.Array, Moments]:
     """The moments of all devices' elements together, the same on every device. One collective; JAX transposes it.
 
     Raises:
       ValueError: `axis_index_groups` that do not share out the devices, or where JAX's collectives do not take them.
     """
-    message = jnp.stack(_checks.same_varying(*moments))
-    n, shift, scale, mean, var = _gather(message, axis_name, axis_index_groups)  # (devices, C) each
-    n, shift, scale = (lax.stop_gradient(a) for a in (n, shift, scale))
-    scale = jnp.where(n > 0, scale, 1)  # groups of unequal size leave places empty, all 0
-    total = n.sum(0, keepdims=True)
-    weight = n / jnp.maximum(total, 1)
+    (shift, scale), mean, var = moments
+    n = jnp.broadcast_to(n, mean.shape)
+    message = jnp.stack(same_varying(*(jnp.ravel(a) for a in (n, shift, scale, mean, var))))
+    count, shift, scale, mean, var = _gather(message, axis_name, axis_index_groups)  # (devices, C) each
+    count, shift, scale = (lax.stop_gradient(a) for a in (count, shift, scale))
+    there = count > 0  # groups of unequal size leave places empty, all 0
+    scale = jnp.where(there, scale, 1)
+    total = count.sum(0, keepdims=True)
+    weight = count / jnp.maximum(total, 1)
 
     def average(values: jax.Array) -> jax.Array:
         return (weight * values).sum(0, keepdims=True)
 
-    # The smallest scale of a device that has anything serves all; powers of two, so the ratios are exact and ≤ 1.
-    common = jnp.where(n > 0, scale, jnp.inf).min(0, keepdims=True)
-    common = jnp.where(jnp.isfinite(common), common, 1)
-    ratio = jnp.where(n > 0, common / scale, 0)
-    # Every device's mean about the merged one, rounded: (K_i − K) first, as these are near each other and so exact.
+    # One unit for all: about the mean of all, in which the largest deviation squared neither over- nor underflows.
     center = lax.stop_gradient(average(shift + mean / scale))
-    mean = (shift - center) * common + mean * ratio
+    apart = jnp.abs(lax.stop_gradient(shift - center + mean / scale))
+    largest = jnp.where(there, jnp.maximum(apart, jnp.sqrt(lax.stop_gradient(var)) / scale), 0).max(0, keepdims=True)
+    common = jnp.minimum(scale_for(largest), jnp.where(there, scale, 0).max(0, keepdims=True))
+    common = jnp.where(common > 0, common, 1)
+    # Each device's mean in it: (K_i − K) first, as these are near each other, and so exact. Ratios are powers of two.
+    ratio = common / scale
+    mean = (shift * common - center * common) + mean * ratio
     merged = average(mean)
-    var = average(var * ratio**2 + (mean - merged) ** 2)  # (N26)
-    return recentre(Moments(*(a[0] for a in (total, center, common, merged, var))))
+    var = average(var * ratio * ratio + (mean - merged) ** 2)  # (N26)
+    unit, mean, var = constants_apart(*about_the_mean(Unit(center, common), merged, var))
+    return jax.tree.map(lambda a: a.reshape(n.shape), (total, Moments(unit, mean, var)))
 
 
 def _gather(message: jax.Array, axis_name: AxisName, groups: Groups | None) -> jax.Array:

@@ -2,12 +2,16 @@
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from bnderiv import _checks
 from bnderiv._checks import along
 from bnderiv._numbers import accumulator
-from bnderiv._rule import closed_form
+from bnderiv._rule import layer
 from bnderiv.normalization.batch_norm import nonnegative
+from bnderiv.normalization.groups import Groups
+from bnderiv.normalization.normalize import Moments, normalize
+from bnderiv.normalization.units import Epsilon, Unit, scale_for
 
 
 def batch_norm_inference(
@@ -44,52 +48,24 @@ def batch_norm_inference(
     for name, value in vectors.items():
         vectors[name] = _checks.float_array(name, value)
         _checks.shape_is(name, vectors[name], (x.shape[axis],), "one per channel of x")
-    return _inference(axis, x, *vectors.values(), nonnegative("eps", eps, accumulator(x.dtype)))
+    eps = Epsilon.of(nonnegative("eps", eps), accumulator(x.dtype))
+    return _inference(axis, x, *vectors.values(), *eps)
 
 
-@closed_form(static=1, result=lambda axis, x, *vectors: x)
-def _inference(axis, x, gamma, beta, mean, var, eps):
-    return _given(axis, x, gamma, beta, mean, var, eps)
+@layer(static=1, result=lambda axis, x, *_: x)
+def _inference(axis, x, gamma, beta, mean, var, eps, root):
+    groups = Groups(tuple(i for i in range(x.ndim) if i != axis))
+    gamma, beta, mean, var = (along(a.astype(eps.dtype), axis, x.ndim) for a in (gamma, beta, mean, var))
+    moments = _given(mean, var, root)
+    return normalize(groups, False, x, None, gamma, beta, Epsilon(eps, root), moments)
 
 
-def _given(axis, x, gamma, beta, mean, var, eps):
-    centred, r = _terms(axis, x, mean, var, eps)
-    g = gamma.astype(r.dtype) * r
-    return (centred * along(g, axis, x.ndim) + along(beta.astype(r.dtype), axis, x.ndim)).astype(x.dtype)
-
-
-def _inference_fwd(axis, x, gamma, beta, mean, var, eps):
-    # Of beta only the dtype is wanted; the vector is C long.
-    return _given(axis, x, gamma, beta, mean, var, eps), (x, gamma, beta, mean, var, eps)
-
-
-def _inference_bwd(axis, residuals, delta):
-    x, gamma, beta, mean, var, eps = residuals
-    others = tuple(a for a in range(x.ndim) if a != axis)
-    centred, r = _terms(axis, x, mean, var, eps)
-    delta = delta.astype(r.dtype)
-    g = gamma.astype(r.dtype) * r
-    d_beta = delta.sum(others)
-    d_gamma = (delta * centred).sum(others) * r
-    d_mean = -g * d_beta
-    d_var = -0.5 * g * r * d_gamma  # r³ in steps: at var 1e36 its cube is no float32
-    dx = delta * along(g, axis, x.ndim)
-    return (
-        dx.astype(x.dtype),
-        d_gamma.astype(gamma.dtype),
-        d_beta.astype(beta.dtype),
-        d_mean.astype(mean.dtype),
-        d_var.astype(var.dtype),
-        d_var.sum().astype(eps.dtype),
-    )
-
-
-_inference.defvjp(_inference_fwd, _inference_bwd)
-
-
-def _terms(axis, x, mean, var, eps):
-    """x − μ and 1/√(σ² + ε), the latter NaN where the variance is infinite (0 would turn any x into beta)."""
-    dtype = accumulator(x.dtype)
-    var = var.astype(dtype)
-    r = jnp.where(jnp.isinf(var), jnp.nan, 1 / jnp.sqrt(var + eps))
-    return x.astype(dtype) - along(mean.astype(dtype), axis, x.ndim), r
+def _given(mean: jax.Array, var: jax.Array, root: jax.Array) -> Moments:
+    """Given statistics as moments: K is the mean, so m = 0, by which the gradient of the mean goes."""
+    shift = lax.stop_gradient(mean)
+    # At most 1/4, so that neither x − K nor σ² + ε overflows.
+    size = jnp.maximum(jnp.sqrt(lax.stop_gradient(var)), root)
+    scale = jnp.minimum(scale_for(size), 0.25)
+    nothing = jnp.where(jnp.isfinite(shift), mean - shift, 0)
+    var = jnp.where(jnp.isinf(var), jnp.nan, var)  # r would be 0, and any x beta
+    return Moments(Unit(shift, scale), nothing * scale, var * scale * scale)

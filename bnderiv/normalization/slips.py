@@ -1,7 +1,7 @@
-"""What people get wrong in batch norm, as lines to put in the place of the right ones.
+"""What people get wrong in batch norm: wrong lines of the derivation.
 
-`RIGHT` is the derivation once more, a line a step (derivation.md, N1–N11). A slip replaces some of them, and everything
-after goes its way: so a slip is recognized in the step where it was made and in every later one.
+`RIGHT` is the derivation in NumPy, one line for each step (derivation.md, N1–N11). A slip replaces some of the lines,
+and the later steps follow from it. So a slip is recognized in the step where it was made and in every later one.
 """
 
 import itertools
@@ -14,10 +14,10 @@ import numpy as np
 
 Line = Callable[[Any], Any]
 
-# v.sum() adds up a channel, v.M counts it, v.N counts the examples alone; vectors are laid along the channels' axis.
+# v.sum() sums over a channel of v.M elements, v.N is the number of examples; vectors broadcast along the channel axis.
 RIGHT: dict[str, Line] = {
-    "m": lambda v: v.M,  # what the statistics are divided by
-    "m_back": lambda v: v.m,  # what the second and third part are divided by
+    "m": lambda v: v.M,  # divisor of the statistics
+    "m_back": lambda v: v.m,  # divisor of the second and third part
     "mu": lambda v: v.sum(v.x) / v.m,
     "var": lambda v: v.sum((v.x - v.mu) ** 2) / v.m,
     "inv_std": lambda v: 1 / np.sqrt(v.var + v.eps),
@@ -66,8 +66,8 @@ SLIPS: list[tuple[str, dict[str, Line]]] = [
     ("x for x̂: Σ δ x in place of Σ δ x̂", {"d_gamma": lambda v: v.sum(v.dy * v.x)}),
     ("x − μ for x̂: a missing 1/√(σ² + ε)", {"d_gamma": lambda v: v.sum(v.dy * (v.x - v.mu))}),
     ("y for x̂: Σ δ y in place of Σ δ x̂", {"d_gamma": lambda v: v.sum(v.dy * v.y)}),
-    ("γ δ for δ: the gradient of the scale has no γ in it", {"d_gamma": lambda v: v.sum(v.gamma * v.dy * v.x_hat)}),
-    ("γ δ for δ: the gradient of the shift has no γ in it", {"d_beta": lambda v: v.sum(v.gamma * v.dy)}),
+    ("γ δ for δ: ∂J/∂γ has no γ in it", {"d_gamma": lambda v: v.sum(v.gamma * v.dy * v.x_hat)}),
+    ("γ δ for δ: ∂J/∂β has no γ in it", {"d_beta": lambda v: v.sum(v.gamma * v.dy)}),
     ("a mean where a sum belongs: divided by m = {M}", {"d_gamma": lambda v: v.sum(v.dy * v.x_hat) / v.M}),
     ("a mean where a sum belongs: divided by m = {M}", {"d_beta": lambda v: v.sum(v.dy) / v.M}),
     ("a missing γ: ∂J/∂x̂ is γ δ, not δ", {"d_x_hat": lambda v: v.dy}),
@@ -125,7 +125,7 @@ SLIPS: list[tuple[str, dict[str, Line]]] = [
     ),
 ]
 
-# What each reduced step sums, and whether it is a mean: to see which axes somebody else summed over.
+# The terms of each sum, and whether it is a mean: to find sums over other axes.
 _SUMMED: dict[str, tuple[Line, bool]] = {
     "mu": (lambda v: v.x, True),
     "var": (lambda v: (v.x - v.mu) ** 2, True),
@@ -137,28 +137,40 @@ _SUMMED: dict[str, tuple[Line, bool]] = {
 
 
 def of_batch_norm(steps: Any) -> Iterator[tuple[str, str, np.ndarray]]:
-    """(step, sentence, what the slip would have given) for every slip and every step after it.
+    """(step, sentence, the value it would have given) for every slip and every step after it.
 
     Args:
-      steps: the right steps; any object with the fields of `BatchNorm` up to `dx` (the parts of dx are not needed).
+      steps: the right steps, or any object with the inputs and options of `BatchNorm`.
     """
-    inputs, axis = _inputs(steps)
-    others = tuple(a for a in range(inputs.x.ndim) if a != axis)
+    x, axis = steps.x, steps.channel_axis % steps.x.ndim
+    if steps.gamma.shape != (x.shape[axis],):
+        return  # many layers at once, by vmap
+    others = tuple(a for a in range(x.ndim) if a != axis)
+    M, N = math.prod(x.shape[a] for a in others), x.shape[others[0]]
+    inputs = SimpleNamespace(
+        x=x,
+        gamma=np.expand_dims(steps.gamma, others),
+        beta=np.expand_dims(steps.beta, others),
+        dy=getattr(steps, "d_y", steps.dy),  # with a ReLU: δ_y, behind it
+        eps=steps.eps,
+        M=M,
+        N=N,
+        sum=lambda a: a.sum(others, keepdims=True),
+    )
     right = _run(inputs, {})
     for step, (term, mean) in _SUMMED.items():
         yield from _other_axes(step, term(right), others, mean)
-    later = []  # what an earlier slip would have made of a step comes after the slips of that very step
+    later = []  # a slip made in the step itself is likelier than one made before
     for sentence, lines in SLIPS:
-        if "wrong m" in sentence and inputs.N == inputs.M:
+        if "wrong m" in sentence and N == M:
             continue
-        spoken, wrong = sentence.format(M=inputs.M, N=inputs.N, less=inputs.M - 1), _run(inputs, lines)
+        spoken, wrong = sentence.format(M=M, N=N, less=M - 1), _run(inputs, lines)
         for step in itertools.dropwhile(lambda name, lines=lines: name not in lines, RIGHT):
             if step not in ("m", "m_back"):
                 value, truth = getattr(wrong, step), getattr(right, step)
                 if np.array_equal(value, truth, equal_nan=True):
-                    continue  # the slip does not reach this step
-                reduced = np.shape(truth) != inputs.x.shape
-                found = step, spoken, value.reshape(-1) if reduced else value
+                    continue  # the slip does not change this step
+                found = step, spoken, value.reshape(-1) if np.shape(truth) != x.shape else value
                 if step in lines:
                     yield found
                 else:
@@ -168,38 +180,9 @@ def of_batch_norm(steps: Any) -> Iterator[tuple[str, str, np.ndarray]]:
 
 def _run(inputs: SimpleNamespace, lines: dict[str, Line]) -> Any:
     v = SimpleNamespace(**vars(inputs))
-    with np.errstate(all="ignore"):
-        for name, line in RIGHT.items():
-            setattr(v, name, lines.get(name, line)(v))
+    for name, line in RIGHT.items():
+        setattr(v, name, lines.get(name, line)(v))
     return v
-
-
-def _inputs(steps: Any) -> tuple[SimpleNamespace, int]:
-    """x, γ, β, δ and ε back from the steps: x = x̂/r + μ; y = γ x̂ + β and Σ x̂ = 0; δ = ∂J/∂x̂ / γ; ε = r⁻² − σ²."""
-    s = {name: np.asarray(value, np.float64) for name, value in _asdict(steps).items() if value is not None}
-    x_hat, axis = s["x_hat"], _channel_axis(s)
-    others = tuple(a for a in range(x_hat.ndim) if a != axis)
-
-    def lay(vector: np.ndarray) -> np.ndarray:
-        return np.expand_dims(vector, others)
-
-    def total(a: np.ndarray) -> np.ndarray:
-        return a.sum(others, keepdims=True)
-
-    M = math.prod(x_hat.shape[a] for a in others)
-    with np.errstate(all="ignore"):
-        x = x_hat / lay(s["inv_std"]) + lay(s["mu"])
-        gamma = total(s["y"] * x_hat) / total(x_hat**2)
-        dy = s["d_y"] if "d_y" in s else s["d_x_hat"] / gamma
-        eps = float(np.median(s["inv_std"] ** -2.0 - s["var"]))
-        rounded = float(
-            f"{eps:.0e}"
-        )  # where σ² is much larger, ε comes back with few digits: mostly it is a round number
-        eps = rounded if abs(rounded - eps) < 0.05 * abs(eps) else eps
-    N = x_hat.shape[0] if axis != 0 else x_hat.shape[1]
-    return SimpleNamespace(
-        x=x, gamma=gamma, beta=total(s["y"]) / M, dy=dy, eps=max(eps, 0.0), M=M, N=N, sum=total
-    ), axis
 
 
 def _other_axes(step: str, terms: np.ndarray, others: tuple[int, ...], mean: bool) -> Iterator[tuple[str, str, Any]]:
@@ -210,20 +193,3 @@ def _other_axes(step: str, terms: np.ndarray, others: tuple[int, ...], mean: boo
                 sentence = f"a sum over the wrong axes: over {axes}, must be over {others}, all but the channels'"
                 yield step, sentence, value
                 yield step, sentence, terms.mean(axes, keepdims=True) if mean else terms.sum(axes, keepdims=True)
-
-
-def _channel_axis(s: dict[str, np.ndarray]) -> int:
-    """Where the channels are: of the axes of their number, the one over whose others μ and σ² were taken."""
-    x_hat, C = s["x_hat"], s["mu"].size
-    spread, slope = s["var"] * s["inv_std"] ** 2, -s["d_mu"] / s["inv_std"]
-
-    def error(axis: int) -> float:
-        others = tuple(a for a in range(x_hat.ndim) if a != axis)
-        mean_square, summed = (x_hat**2).mean(others), s["d_x_hat"].sum(others)
-        return float(np.abs(mean_square - spread).max() + np.abs(summed - slope).max())
-
-    return min((a for a in range(x_hat.ndim) if x_hat.shape[a] == C), key=error)
-
-
-def _asdict(steps: Any) -> dict[str, Any]:
-    return steps._asdict() if hasattr(steps, "_asdict") else vars(steps)

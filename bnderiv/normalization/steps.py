@@ -1,7 +1,7 @@
 """Batch normalization, step by step: the derivation (derivation.md, N1–N20, N22, N23) as arrays.
 
-In the documents' own units, with every sum written out where the derivation has it. The layer in `batch_norm.py` gives
-the same numbers from fewer sweeps, and keeps its digits at means far above the deviation; these lines do not.
+Every sum is written out, as in the derivation. The layer in `batch_norm.py` computes the same in fewer passes, and
+stays accurate at means far above the deviation; these lines do not.
 """
 
 import math
@@ -12,22 +12,30 @@ import jax.numpy as jnp
 
 from bnderiv import _checks
 from bnderiv._checks import along
-from bnderiv._steps import arrays, cotangent, derivation
+from bnderiv.steps.table import INPUT, arrays, cotangent, derivation, gather
+
+# The arguments, of every function here.
+Input = Annotated[jax.Array, "x", "(..., C, ...)", INPUT, "input"]
+Gamma = Annotated[jax.Array, "γ_c", "(C,)", INPUT, "gamma"]
+Beta = Annotated[jax.Array, "β_c", "(C,)", INPUT, "beta"]
+FromAbove = Annotated[jax.Array, "δ = ∂J/∂y", "as x", INPUT, "gradient from above"]
+Epsilon = Annotated[jax.Array, "ε", "()", INPUT, "added to the variance"]
+ChannelAxis = Annotated[int, "where C is in x"]
 
 # --- The three-part gradient (derivation.md, part A) ---
 
 
-# Steps that batch norm has with a ReLU on it and without.
+# Steps of batch norm, with or without a ReLU after it.
 Mean = Annotated[jax.Array, "μ_c", "(C,)", "(N1)", "mean of the channel"]
 Variance = Annotated[jax.Array, "σ²_c", "(C,)", "(N2)", "biased variance of the channel, divided by M"]
 InverseDeviation = Annotated[jax.Array, "r_c = (σ²_c+ε)^−½", "(C,)", "(N3)", "inverse deviation"]
 Normalized = Annotated[jax.Array, "x̂", "as x", "(N3)", "normalized input"]
-GradientOfGamma = Annotated[jax.Array, "∂J/∂γ_c", "(C,)", "(N5)", "gradient of the scale"]
-GradientOfBeta = Annotated[jax.Array, "∂J/∂β_c", "(C,)", "(N6)", "gradient of the shift"]
-AtTheVariance = Annotated[jax.Array, "∂J/∂σ²_c", "(C,)", "(N8)", "what arrives at the variance"]
-AtTheMean = Annotated[jax.Array, "∂J/∂μ_c", "(C,)", "(N10)", "what arrives at the mean; through σ² nothing does (N9)"]
+GradientOfGamma = Annotated[jax.Array, "∂J/∂γ_c", "(C,)", "(N5)", "gradient of gamma"]
+GradientOfBeta = Annotated[jax.Array, "∂J/∂β_c", "(C,)", "(N6)", "gradient of beta"]
+AtTheVariance = Annotated[jax.Array, "∂J/∂σ²_c", "(C,)", "(N8)", "gradient by the variance"]
+AtTheMean = Annotated[jax.Array, "∂J/∂μ_c", "(C,)", "(N10)", "gradient by the mean; the path through σ² is 0 (N9)"]
 ThroughXHat = Annotated[jax.Array, "∂J/∂x̂ · ∂x̂/∂x", "as x", "(N11), 1", "first part of the gradient, T₁"]
-ThroughMu = Annotated[jax.Array, "∂J/∂μ · ∂μ/∂x", "as x", "(N11), 2", "second part, one number a channel, T₂"]
+ThroughMu = Annotated[jax.Array, "∂J/∂μ · ∂μ/∂x", "as x", "(N11), 2", "second part, one number for each channel, T₂"]
 ThroughVar = Annotated[jax.Array, "∂J/∂σ² · ∂σ²/∂x", "as x", "(N11), 3", "third part, T₃"]
 GradientOfX = Annotated[jax.Array, "∂J/∂x", "as x", "(N11)", "gradient of the input, the sum of the three parts"]
 
@@ -36,6 +44,12 @@ GradientOfX = Annotated[jax.Array, "∂J/∂x", "as x", "(N11)", "gradient of th
 class BatchNorm(NamedTuple):
     """The steps of `batch_norm`: forward (N1)–(N4), backward (N5)–(N12)."""
 
+    x: Input
+    gamma: Gamma
+    beta: Beta
+    dy: FromAbove
+    eps: Epsilon
+    channel_axis: ChannelAxis
     mu: Mean
     var: Variance
     inv_std: InverseDeviation
@@ -43,7 +57,7 @@ class BatchNorm(NamedTuple):
     y: Annotated[jax.Array, "y = γ x̂ + β", "as x", "(N4)", "output"]
     d_gamma: GradientOfGamma
     d_beta: GradientOfBeta
-    d_x_hat: Annotated[jax.Array, "∂J/∂x̂ = γ δ", "as x", "(N7)", "what arrives at the normalized input"]
+    d_x_hat: Annotated[jax.Array, "∂J/∂x̂ = γ δ", "as x", "(N7)", "gradient by the normalized input"]
     d_var: AtTheVariance
     d_mu: AtTheMean
     dx_through_x_hat: ThroughXHat
@@ -57,8 +71,8 @@ def batch_norm(x: Any, gamma: Any, beta: Any, dy: Any, *, channel_axis: int = -1
 
     Args:
       x: shape (..., C, ...), rank 2 or more, floating dtype (half precision is computed in float32).
-      gamma, beta: scale and shift, shape (C,).
-      dy: δ = ∂J/∂y, what comes back from above, shape of x.
+      gamma, beta: γ and β, shape (C,).
+      dy: δ = ∂J/∂y, the gradient from above, shape of x.
       channel_axis: where C is in `x`.
       eps: ε, added to the variance.
 
@@ -68,9 +82,17 @@ def batch_norm(x: Any, gamma: Any, beta: Any, dy: Any, *, channel_axis: int = -1
     Raises:
       TypeError: an argument without floating dtype.
       ValueError: shapes that do not fit, an axis out of range, an empty `x`.
+
+    Example:
+      >>> import bnderiv, jax.numpy as jnp
+      >>> x, dy = jnp.array([[1.0], [3.0]]), jnp.array([[1.0], [0.0]])
+      >>> s = bnderiv.steps.batch_norm(x, jnp.array([2.0]), jnp.array([0.0]), dy, eps=3.0)
+      >>> s.inv_std.tolist(), s.d_var.tolist(), s.dx.tolist()
+      ([0.5], [0.125], [[0.375], [-0.375]])
     """
     x, gamma, beta, dy = arrays(x=x, gamma=gamma, beta=beta, dy=dy)
     others, lay = _channels(x, channel_axis, gamma=gamma, beta=beta)
+    eps = _number(eps, x)
     dy = cotangent(dy, x)
     M = math.prod(x.shape[a] for a in others)  # m·p·q elements in a channel
 
@@ -89,38 +111,29 @@ def batch_norm(x: Any, gamma: Any, beta: Any, dy: Any, *, channel_axis: int = -1
     dx_through_mu = jnp.broadcast_to(lay(d_mu / M), x.shape)  # (N11), part 2
     dx_through_var = lay(d_var) * 2 / M * (x - lay(mu))  # (N11), part 3
     dx = dx_through_x_hat + dx_through_mu + dx_through_var  # (N11)
-    return BatchNorm(
-        mu,
-        var,
-        inv_std,
-        x_hat,
-        y,
-        d_gamma,
-        d_beta,
-        d_x_hat,
-        d_var,
-        d_mu,
-        dx_through_x_hat,
-        dx_through_mu,
-        dx_through_var,
-        dx,
-    )
+    return gather(BatchNorm, locals())
 
 
 @derivation
 class BatchNormRelu(NamedTuple):
     """The steps of `batch_norm_relu`: those of `batch_norm` with δ_y in the place of δ (N22)."""
 
+    x: Input
+    gamma: Gamma
+    beta: Beta
+    dy: Annotated[jax.Array, "δ_a = ∂J/∂a", "as x", INPUT, "gradient from above"]
+    eps: Epsilon
+    channel_axis: ChannelAxis
     mu: Mean
     var: Variance
     inv_std: InverseDeviation
     x_hat: Normalized
     y: Annotated[jax.Array, "y = γ x̂ + β", "as x", "(N4)", "output of batch norm"]
     a: Annotated[jax.Array, "a = max(y, 0)", "as x", "(N22)", "output"]
-    d_y: Annotated[jax.Array, "δ_y = δ_a [y > 0]", "as x", "(N22)", "what arrives at y; 0 where y is 0"]
+    d_y: Annotated[jax.Array, "δ_y = δ_a [y > 0]", "as x", "(N22)", "gradient by y; 0 where y is 0"]
     d_gamma: GradientOfGamma
     d_beta: GradientOfBeta
-    d_x_hat: Annotated[jax.Array, "∂J/∂x̂ = γ δ_y", "as x", "(N7)", "what arrives at the normalized input"]
+    d_x_hat: Annotated[jax.Array, "∂J/∂x̂ = γ δ_y", "as x", "(N7)", "gradient by the normalized input"]
     d_var: AtTheVariance
     d_mu: AtTheMean
     dx_through_x_hat: ThroughXHat
@@ -132,12 +145,21 @@ class BatchNormRelu(NamedTuple):
 def batch_norm_relu(
     x: Any, gamma: Any, beta: Any, dy: Any, *, channel_axis: int = -1, eps: Any = 1e-5
 ) -> BatchNormRelu:
-    """`batch_norm` and a ReLU on it (N22). Arguments and errors as there; `dy` is ∂J/∂a."""
+    """`batch_norm`, then a ReLU (N22). Arguments and errors as there; `dy` is ∂J/∂a.
+
+    Example:
+      >>> import bnderiv, jax.numpy as jnp
+      >>> x, dy = jnp.array([[1.0], [3.0]]), jnp.array([[7.0], [5.0]])
+      >>> s = bnderiv.steps.batch_norm_relu(x, jnp.array([2.0]), jnp.array([0.0]), dy, eps=3.0)
+      >>> s.a.tolist(), s.d_y.tolist()
+      ([[0.0], [1.0]], [[0.0], [5.0]])
+    """
     forward = batch_norm(x, gamma, beta, dy, channel_axis=channel_axis, eps=eps)
-    y, dy = forward.y, cotangent(dy, forward.y)
+    y, dy = forward.y, forward.dy
     a = jnp.where(y > 0, y, 0)
     d_y = jnp.where(y > 0, dy, 0)  # (N22)
-    return BatchNormRelu(a=a, d_y=d_y, **batch_norm(x, gamma, beta, d_y, channel_axis=channel_axis, eps=eps)._asdict())
+    through = batch_norm(x, gamma, beta, d_y, channel_axis=channel_axis, eps=eps)  # δ_y in the place of δ
+    return gather(BatchNormRelu, {**through._asdict(), "dy": dy, "a": a, "d_y": d_y})
 
 
 # --- The index derivation (derivation.md, part B) ---
@@ -148,16 +170,40 @@ def centering_jacobian(n: int) -> jax.Array:
 
     Args:
       n: N, the rows of the batch, at least 1.
+
+    Returns:
+      Shape (N, N).
+
+    Raises:
+      TypeError: no integer.
+      ValueError: below 1.
+
+    Example:
+      >>> import bnderiv
+      >>> bnderiv.steps.centering_jacobian(2).tolist()
+      [[0.5, -0.5], [-0.5, 0.5]]
     """
     n = _checks.integer("n", n, at_least=1)
     return jnp.eye(n) - 1 / n  # (N15)
 
 
 def variance_jacobian(h: Any) -> jax.Array:
-    """∂σ²_l/∂h_il = 2/N (h_il − μ_l), shape (N, H) by [i, l] (N16). Columns j ≠ l have no part in it.
+    """∂σ²_l/∂h_il = 2/N (h_il − μ_l), shape (N, H) by [i, l] (N16). It is 0 for the other columns, j ≠ l.
 
     Args:
       h: shape (N, H), floating dtype.
+
+    Returns:
+      Shape (N, H).
+
+    Raises:
+      TypeError: no floating dtype.
+      ValueError: another rank, or an empty array.
+
+    Example:
+      >>> import bnderiv, jax.numpy as jnp
+      >>> bnderiv.steps.variance_jacobian(jnp.array([[1.0], [3.0]])).tolist()
+      [[-1.0], [1.0]]
     """
     (h,) = _matrix(h)
     return 2 / h.shape[0] * (h - h.mean(0, keepdims=True))  # (N16)
@@ -171,6 +217,18 @@ def normalization_jacobian(h: Any, eps: Any) -> jax.Array:
     Args:
       h: shape (N, H), floating dtype.
       eps: ε, added to the variance.
+
+    Returns:
+      Shape (H, N, N).
+
+    Raises:
+      TypeError: no floating dtype.
+      ValueError: another rank, or an empty array.
+
+    Example:
+      >>> import bnderiv, jax.numpy as jnp
+      >>> bnderiv.steps.normalization_jacobian(jnp.array([[1.0], [3.0]]), 3.0).tolist()
+      [[[0.1875, -0.1875], [-0.1875, 0.1875]]]
     """
     (h,) = _matrix(h)
     c = (h - h.mean(0, keepdims=True)).T  # h_kl − μ_l, (H, N) by [l, k]
@@ -185,13 +243,19 @@ def _matrix(h: Any) -> list[jax.Array]:
     return [h]
 
 
-# --- The other way: the computation graph, node by node ---
+# --- Another way: the computation graph, node by node ---
 
 
 @derivation
 class BatchNormGraph(NamedTuple):
     """The steps of `batch_norm_graph`: every elementary node, forward and backward. A bar is the gradient by a node."""
 
+    x: Input
+    gamma: Gamma
+    beta: Beta
+    dy: FromAbove
+    eps: Epsilon
+    channel_axis: ChannelAxis
     mu: Annotated[jax.Array, "μ = 1/M Σ x", "(C,)", "node 1", "mean"]
     c: Annotated[jax.Array, "c = x − μ", "as x", "node 2", "centered input"]
     q: Annotated[jax.Array, "q = c²", "as x", "node 3", "squares"]
@@ -201,9 +265,9 @@ class BatchNormGraph(NamedTuple):
     x_hat: Annotated[jax.Array, "x̂ = c r", "as x", "node 7", "normalized input"]
     scaled: Annotated[jax.Array, "γ x̂", "as x", "node 8", "scaled"]
     y: Annotated[jax.Array, "y = γ x̂ + β", "as x", "node 9", "output"]
-    d_beta: Annotated[jax.Array, "β̄ = Σ δ", "(C,)", "node 9", "gradient of the shift"]
-    d_scaled: Annotated[jax.Array, "δ", "as x", "node 9", "a sum hands δ on as it is"]
-    d_gamma: Annotated[jax.Array, "γ̄ = Σ δ x̂", "(C,)", "node 8", "gradient of the scale"]
+    d_beta: Annotated[jax.Array, "β̄ = Σ δ", "(C,)", "node 9", "gradient of beta"]
+    d_scaled: Annotated[jax.Array, "δ", "as x", "node 9", "a sum passes δ on"]
+    d_gamma: Annotated[jax.Array, "γ̄ = Σ δ x̂", "(C,)", "node 8", "gradient of gamma"]
     d_x_hat: Annotated[jax.Array, "x̂̄ = γ δ", "as x", "node 8", "gradient by the normalized input"]
     d_inv_std: Annotated[jax.Array, "r̄ = Σ c x̂̄", "(C,)", "node 7", "gradient by the inverse deviation"]
     d_c_through_x_hat: Annotated[jax.Array, "r x̂̄", "as x", "node 7", "first path to c"]
@@ -212,7 +276,7 @@ class BatchNormGraph(NamedTuple):
     d_q: Annotated[jax.Array, "q̄ = σ̄²/M", "as x", "node 4", "gradient by the squares"]
     d_c_through_q: Annotated[jax.Array, "2 c q̄", "as x", "node 3", "second path to c"]
     d_c: Annotated[jax.Array, "c̄ = r x̂̄ + 2 c q̄", "as x", "node 3", "the two paths joined"]
-    d_mu: Annotated[jax.Array, "μ̄ = −Σ c̄", "(C,)", "node 2", "gradient by the mean; Σ 2 c q̄ is the 0 of (N9)"]
+    d_mu: Annotated[jax.Array, "μ̄ = −Σ c̄", "(C,)", "node 2", "gradient by the mean; Σ 2 c q̄ = 0 by (N9)"]
     dx_through_c: Annotated[jax.Array, "c̄", "as x", "node 2", "first path to x"]
     dx_through_mu: Annotated[jax.Array, "μ̄/M", "as x", "node 1", "second path to x"]
     dx: Annotated[jax.Array, "x̄ = c̄ + μ̄/M", "as x", "node 1", "gradient of the input"]
@@ -223,11 +287,18 @@ def batch_norm_graph(
 ) -> BatchNormGraph:
     """Batch norm as a graph of elementary nodes, and back through them one at a time.
 
-    The same gradient as `batch_norm`, by the other road: nothing is combined and nothing struck out. Arguments and
-    errors as there.
+    The gradient is that of `batch_norm`, but no terms are combined or cancelled. Arguments and errors as there.
+
+    Example:
+      >>> import bnderiv, jax.numpy as jnp
+      >>> x, dy = jnp.array([[1.0], [3.0]]), jnp.array([[1.0], [0.0]])
+      >>> s = bnderiv.steps.batch_norm_graph(x, jnp.array([2.0]), jnp.array([0.0]), dy, eps=3.0)
+      >>> s.std.tolist(), s.d_std.tolist(), s.dx.tolist()
+      ([2.0], [0.5], [[0.375], [-0.375]])
     """
     x, gamma, beta, dy = arrays(x=x, gamma=gamma, beta=beta, dy=dy)
     others, lay = _channels(x, channel_axis, gamma=gamma, beta=beta)
+    eps = _number(eps, x)
     dy = cotangent(dy, x)
     M = math.prod(x.shape[a] for a in others)
 
@@ -252,11 +323,7 @@ def batch_norm_graph(
     d_mu, dx_through_c = -d_c.sum(others), d_c  # 2
     dx_through_mu = jnp.broadcast_to(lay(d_mu / M), x.shape)  # 1
     dx = dx_through_c + dx_through_mu
-    return BatchNormGraph(
-        *(mu, c, q, var, std, inv_std, x_hat, scaled, y),
-        *(d_beta, d_scaled, d_gamma, d_x_hat, d_inv_std, d_c_through_x_hat, d_std, d_var, d_q, d_c_through_q, d_c),
-        *(d_mu, dx_through_c, dx_through_mu, dx),
-    )
+    return gather(BatchNormGraph, locals())
 
 
 # --- Inference (derivation.md, C.2) ---
@@ -264,14 +331,22 @@ def batch_norm_graph(
 
 @derivation
 class BatchNormInference(NamedTuple):
-    """The steps of `batch_norm_inference` (N23): the statistics are arguments, and part 1 of (N11) is all of dx."""
+    """The steps of `batch_norm_inference` (N23): the statistics are arguments, so dx is part 1 of (N11) alone."""
 
+    x: Input
+    gamma: Gamma
+    beta: Beta
+    mean: Annotated[jax.Array, "μ_c", "(C,)", INPUT, "given mean"]
+    var: Annotated[jax.Array, "σ²_c", "(C,)", INPUT, "given variance"]
+    dy: FromAbove
+    eps: Epsilon
+    channel_axis: ChannelAxis
     inv_std: Annotated[jax.Array, "(σ²_c+ε)^−½", "(C,)", "(N23)", "inverse deviation"]
     x_hat: Annotated[jax.Array, "x̂", "as x", "(N23)", "normalized input"]
     y: Annotated[jax.Array, "y = γ x̂ + β", "as x", "(N23)", "output"]
-    d_gamma: Annotated[jax.Array, "∂J/∂γ_c", "(C,)", "(N23)", "gradient of the scale"]
-    d_beta: Annotated[jax.Array, "∂J/∂β_c", "(C,)", "(N23)", "gradient of the shift"]
-    d_x_hat: Annotated[jax.Array, "∂J/∂x̂ = γ δ", "as x", "(N7)", "what arrives at the normalized input"]
+    d_gamma: Annotated[jax.Array, "∂J/∂γ_c", "(C,)", "(N23)", "gradient of gamma"]
+    d_beta: Annotated[jax.Array, "∂J/∂β_c", "(C,)", "(N23)", "gradient of beta"]
+    d_x_hat: Annotated[jax.Array, "∂J/∂x̂ = γ δ", "as x", "(N7)", "gradient by the normalized input"]
     d_var: Annotated[jax.Array, "∂J/∂σ²_c", "(C,)", "(N23)", "gradient of the given variance"]
     d_mu: Annotated[jax.Array, "∂J/∂μ_c", "(C,)", "(N23)", "gradient of the given mean"]
     dx: Annotated[jax.Array, "∂J/∂x", "as x", "(N23)", "gradient of the input"]
@@ -280,9 +355,19 @@ class BatchNormInference(NamedTuple):
 def batch_norm_inference(
     x: Any, gamma: Any, beta: Any, mean: Any, var: Any, dy: Any, *, channel_axis: int = -1, eps: Any = 1e-5
 ) -> BatchNormInference:
-    """Normalization by given statistics and its five gradients (N23). Arguments and errors as in `batch_norm`."""
+    """Normalization by given statistics and its five gradients (N23). Arguments and errors as in `batch_norm`.
+
+    Example:
+      >>> import bnderiv, jax.numpy as jnp
+      >>> gamma, beta, mean, var = (jnp.array([number]) for number in (2.0, 0.0, 2.0, 1.0))
+      >>> x = dy = jnp.array([[1.0]])
+      >>> s = bnderiv.steps.batch_norm_inference(x, gamma, beta, mean, var, dy, eps=3.0)
+      >>> s.y.tolist(), s.dx.tolist()
+      ([[-1.0]], [[1.0]])
+    """
     x, gamma, beta, mean, var, dy = arrays(x=x, gamma=gamma, beta=beta, mean=mean, var=var, dy=dy)
     others, lay = _channels(x, channel_axis, gamma=gamma, beta=beta, mean=mean, var=var)
+    eps = _number(eps, x)
     dy = cotangent(dy, x)
 
     inv_std = 1 / jnp.sqrt(var + eps)
@@ -295,11 +380,17 @@ def batch_norm_inference(
     d_var = -0.5 * inv_std**3 * (d_x_hat * (x - lay(mean))).sum(others)
     d_mu = -inv_std * d_x_hat.sum(others)
     dx = lay(inv_std) * d_x_hat  # the statistics do not depend on x: no other part
-    return BatchNormInference(inv_std, x_hat, y, d_gamma, d_beta, d_x_hat, d_var, d_mu, dx)
+    return gather(BatchNormInference, locals())
+
+
+def _number(eps: Any, x: jax.Array) -> jax.Array:
+    eps = jnp.asarray(eps, x.dtype)
+    _checks.shape_is("eps", eps, (), "one number")
+    return eps
 
 
 def _channels(x: jax.Array, channel_axis: int, **vectors: jax.Array) -> tuple[tuple[int, ...], Any]:
-    """The axes that are summed over, and a function that lays a vector of length C along the axis of the channels."""
+    """The axes of the sums, and a function that reshapes a vector of length C to broadcast along the channel axis."""
     _checks.rank_at_least("x", x, 2, "batch and channels")
     axis = _checks.axis("channel_axis", channel_axis, x.ndim)
     for name, vector in vectors.items():

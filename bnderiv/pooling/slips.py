@@ -1,63 +1,56 @@
-"""What people get wrong in the pools: an assignment where windows overlap, the divisor, who wins a tie.
-
-Window and stride are not among the steps; where the windows lie is read off the spread arrays (derivation.md, P5).
-"""
+"""What people get wrong in the pools: an assignment where windows overlap, the divisor, who wins a tie."""
 
 import itertools
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+
+from bnderiv.pooling.steps import windows_of
 
 Slips = Iterator[tuple[str, str, np.ndarray]]
 Cells = list[tuple[int, ...]]
 
 
 def of_avg_pool(steps: Any) -> Slips:
-    """(step, sentence, what the slip would have given)."""
-    s = {name: np.asarray(value, np.float64) for name, value in steps._asdict().items()}
-    shape, windows = s["dx"].shape, s["z"].shape
-    reach, first = _layout(s["share_spread"] != 0, shape)
-    if tuple(map(len, first)) != windows:
-        return  # all of a row of windows hand on 0: where they lie is not to be seen
-    cells = list(np.ndindex(*reach))
+    """(step, sentence, the value it would have given)."""
+    if steps.x.ndim != 4:
+        return  # many layers at once, by vmap
+    shape, windows = steps.x.shape, steps.z.shape
+    first, cells = _places(steps, (1, 1))
     everyone = np.ones((len(cells), *windows))
-    yield from _assigned(everyone * s["share"], everyone > 0, first, cells, shape)
+    yield from _assigned(everyone * steps.share, everyone > 0, first, cells, shape)
 
     size = len(cells)
+    inside = _read(np.ones(shape), first, cells).sum(0)  # how many cells of each window are no padding (P3)
     wrong = {
         f"the wrong divisor: all {size} cells of the window, where only those that are no padding count": size,
-        "the wrong divisor: the cells that are no padding, where all of the window count": _real(first, reach, shape),
+        "the wrong divisor: the cells that are no padding, where all of the window count": inside,
         "a missing divisor: a window is divided by the number of its cells": 1,
-        **{f"the wrong divisor: one side of the window, {m}, must be both, {size}": m for m in reach if 1 < m < size},
+        **{
+            f"the wrong divisor: one side of the window, {m}, must be both, {size}": m
+            for m in steps.window
+            if 1 < m < size
+        },
     }
     for sentence, count in wrong.items():
         count = np.broadcast_to(np.asarray(count, np.float64), windows)
-        share = s["share"] * s["count"] / count
+        share = steps.dy / count
         yield "count", sentence, count
-        yield "z", sentence, s["total"] / count
+        yield "z", sentence, steps.total / count
         yield "share", sentence, share
         yield "dx", sentence, _handed(everyone * share, first, cells, shape)
 
 
 def of_max_pool(steps: Any) -> Slips:
-    """(step, sentence, what the slip would have given)."""
-    s = {name: np.asarray(value, np.float64) for name, value in steps._asdict().items()}
-    shape, windows, z, x_padded = s["dx"].shape, s["z"].shape, s["z"], s["x_padded"]
-    reach, first = _layout(s["winner_spread"] >= 0, shape)
-    if tuple(map(len, first)) != windows:
-        return
-    delta = s["delta_spread"][np.ix_(*(f + r - 1 for f, r in zip(first, reach, strict=True)))]
-    for dilation in itertools.product(*([d for d in range(1, max(r, 2)) if (r - 1) % d == 0] for r in reach)):
-        cells = list(itertools.product(*(range(0, r, d) for r, d in zip(reach, dilation, strict=True))))
-        values = np.stack([x_padded[np.ix_(*(f - f[0] + k for f, k in zip(first, c, strict=True)))] for c in cells])
-        ties = (values == z) | (np.isnan(values) & np.isnan(z))
-        won = np.arange(len(cells)).reshape(-1, *[1] * z.ndim) == s["winner"]
-        if np.array_equal(values.max(0), z, equal_nan=True) and not (won & ~ties).any():
-            break
-    else:
-        return  # the steps do not say how the windows lie
+    """(step, sentence, the value it would have given)."""
+    if steps.x.ndim != 4:
+        return  # many layers at once, by vmap
+    shape, z, delta = steps.x.shape, steps.z, steps.dy
+    first, cells = _places(steps, steps.dilation)
+    values = _read(steps.x, first, cells, outside=-np.inf)
+    ties = (values == z) | (np.isnan(values) & np.isnan(z))
+    won = np.arange(len(cells)).reshape(-1, *[1] * z.ndim) == steps.winner
     yield from _assigned(won * delta, won, first, cells, shape)
     last = np.flip(np.cumsum(np.flip(ties, 0), axis=0), 0) == 1
     for sentence, taken in (
@@ -70,15 +63,18 @@ def of_max_pool(steps: Any) -> Slips:
         yield "dx", sentence, _handed(taken * delta, first, cells, shape)
 
 
-def _layout(here: np.ndarray, shape: Sequence[int]) -> tuple[list[int], list[np.ndarray]]:
-    """m_d of every axis (1 on those of the batch and the channels), and where each window begins, s i − t.
+def _places(steps: Any, dilation: Sequence[int]) -> tuple[list[np.ndarray], Cells]:
+    """Where each window begins on every axis, s i − t, and how far its cells are from there, in row-major order.
 
-    `here` is where the spread array has a window: it is longer than the input by m_d − 1, and holds window i at
-    s i − t + m_d − 1.
+    On the axes of batch and channels every place has a window, and each window one cell.
     """
-    reach = [long - size + 1 for long, size in zip(here.shape, shape, strict=True)]
-    along = [np.flatnonzero(here.any(tuple(b for b in range(here.ndim) if b != a))) for a in range(here.ndim)]
-    return reach, [places - (r - 1) for places, r in zip(along, reach, strict=True)]
+    w = windows_of(steps.x, steps.window, steps.strides, steps.padding, dilation, steps.channel_axis, steps.batch_axis)
+    first, offsets = [np.arange(size) for size in steps.x.shape], [[0] for _ in steps.x.shape]
+    sides = zip(w.spatial, w.counts, w.strides, w.padding, w.window, w.dilation, strict=True)
+    for axis, count, stride, (before, _), m, d in sides:
+        first[axis] = stride * np.arange(count) - before
+        offsets[axis] = [d * k for k in range(m)]
+    return first, list(itertools.product(*offsets))
 
 
 def _handed(
@@ -87,9 +83,7 @@ def _handed(
     """What the cells of the windows hand to the input, added up; with `given`, assigned, one cell after the other."""
     dx = np.zeros(shape)
     for number, cell in enumerate(cells):
-        index = [f + k for f, k in zip(first, cell, strict=True)]
-        inside = [np.flatnonzero((i >= 0) & (i < size)) for i, size in zip(index, shape, strict=True)]
-        place, windows = np.ix_(*(i[kept] for i, kept in zip(index, inside, strict=True))), np.ix_(*inside)
+        place, windows = _inside(first, cell, shape)
         share = shares[number][windows]
         dx[place] = dx[place] + share if given is None else np.where(given[number][windows], share, dx[place])
     return dx
@@ -104,7 +98,17 @@ def _assigned(
     yield "dx", sentence, _handed(shares, first, cells, shape, given)
 
 
-def _real(first: Sequence[np.ndarray], reach: Sequence[int], shape: Sequence[int]) -> np.ndarray:
-    """How many cells of each window are no padding (P3)."""
-    sides = [np.minimum(f + r, size) - np.maximum(f, 0) for f, r, size in zip(first, reach, shape, strict=True)]
-    return math.prod(np.ix_(*sides), start=np.ones(()))
+def _read(x: np.ndarray, first: Sequence[np.ndarray], cells: Cells, outside: float = 0.0) -> np.ndarray:
+    """The cells of each window, (cells, *windows); `outside` for those in the padding."""
+    out = np.full((len(cells), *map(len, first)), outside)
+    for number, cell in enumerate(cells):
+        place, windows = _inside(first, cell, x.shape)
+        out[number][windows] = x[place]
+    return out
+
+
+def _inside(first: Sequence[np.ndarray], cell: Sequence[int], shape: Sequence[int]) -> tuple[Any, Any]:
+    """Where this cell of each window is in the input, and in which windows it is no padding."""
+    index = [f + k for f, k in zip(first, cell, strict=True)]
+    inside = [np.flatnonzero((i >= 0) & (i < size)) for i, size in zip(index, shape, strict=True)]
+    return np.ix_(*(i[kept] for i, kept in zip(index, inside, strict=True))), np.ix_(*inside)

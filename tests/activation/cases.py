@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from bnderiv.activation import relu, sigmoid, softmax, tanh
+import bnderiv
 from tests.case import Case, spread
 from tests.slip import Slip, scaled
 
@@ -33,25 +33,32 @@ CASES = (
 )
 
 
-def _backward(gradient):
+def _rule(layer, gradient):
     """The rule δ ↦ gradient(y, δ) in place of the layer's own."""
-    return lambda bwd: lambda *args: (gradient(*args[-2:]),)
+    return lambda right, arguments, delta: (gradient(layer(*arguments), delta),)
+
+
+def _passes_the_negative_side(y, delta):
+    return jnp.where(y > 0, 0, delta)
+
+
+def _derivative_at_the_output(y, delta):
+    return delta * (1 - jnp.tanh(y) ** 2)
+
+
+def _off_diagonal_sign(s, v):
+    """The off-diagonal case with the minus missing."""
+    return s * (v + (s * v).sum(-1, keepdims=True) - 2 * s * v)
 
 
 SLIPS = (
-    Slip("passes-everything", RELU[0], relu._relu, _backward(lambda y, delta: delta)),
-    Slip("passes-the-negative-side", RELU[0], relu._relu, _backward(lambda y, delta: jnp.where(y > 0, 0, delta))),
-    Slip("1-y", TANH[0], tanh._tanh, _backward(lambda y, delta: delta * (1 - y))),
-    Slip("derivative-at-the-output", TANH[0], tanh._tanh, _backward(lambda y, delta: delta * (1 - jnp.tanh(y) ** 2))),
-    Slip("1-s²", SIGMOID[0], sigmoid._sigmoid, _backward(lambda s, delta: delta * (1 - s**2))),
-    Slip("sign", SIGMOID[0], sigmoid._sigmoid, scaled(-1)),
-    Slip("diagonal-only", SOFTMAX, softmax._softmax, _backward(lambda s, delta: delta * s * (1 - s))),
-    Slip("without-contraction", SOFTMAX, softmax._softmax, _backward(lambda s, delta: delta * s)),
-    # The off-diagonal case with the minus missing.
-    Slip(
-        "off-diagonal-sign",
-        SOFTMAX,
-        softmax._softmax,
-        _backward(lambda s, v: s * (v + (s * v).sum(-1, keepdims=True) - 2 * s * v)),
-    ),
+    Slip("passes-everything", RELU[0], _rule(bnderiv.relu, lambda y, delta: delta)),
+    Slip("passes-the-negative-side", RELU[0], _rule(bnderiv.relu, _passes_the_negative_side)),
+    Slip("1-y", TANH[0], _rule(bnderiv.tanh, lambda y, delta: delta * (1 - y))),
+    Slip("derivative-at-the-output", TANH[0], _rule(bnderiv.tanh, _derivative_at_the_output)),
+    Slip("1-s²", SIGMOID[0], _rule(bnderiv.sigmoid, lambda s, delta: delta * (1 - s**2))),
+    Slip("sign", SIGMOID[0], scaled(-1)),
+    Slip("diagonal-only", SOFTMAX, _rule(bnderiv.softmax, lambda s, delta: delta * s * (1 - s))),
+    Slip("without-contraction", SOFTMAX, _rule(bnderiv.softmax, lambda s, delta: delta * s)),
+    Slip("off-diagonal-sign", SOFTMAX, _rule(bnderiv.softmax, _off_diagonal_sign)),
 )

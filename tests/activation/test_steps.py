@@ -30,7 +30,8 @@ def test_equals_the_layer(case):
 )
 def test_numbers_of_the_derivation(function, z, value, slope):
     s = function(jnp.array([z]), jnp.array([10.0]))
-    np.testing.assert_allclose([float(a[0]) for a in s], [value, slope, 10 * slope], rtol=1e-14)
+    a = s.s if function is steps.sigmoid else s.a
+    np.testing.assert_allclose([float(step[0]) for step in (a, s.slope, s.dx)], [value, slope, 10 * slope], rtol=1e-14)
 
 
 def test_numbers_of_softmax():

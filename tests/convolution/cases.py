@@ -1,11 +1,11 @@
 """Cases and slips of the convolution room."""
 
+import jax
 import jax.numpy as jnp
-from jax import lax
 
-from bnderiv.convolution import conv2d, direct
+import bnderiv
 from tests.case import Case
-from tests.slip import Slip, scaled
+from tests.slip import Slip, gradients, scaled
 
 
 def _arrays(x, kernel, bias=True):
@@ -50,22 +50,19 @@ CASES = (
 )
 
 
-def _from_kernel(change):
+def _from_kernel(case, other):
     """The input gradient of another kernel."""
 
-    def break_bwd(bwd):
-        def broken(geometry, residuals, delta):
-            x, kernel, bias = residuals
-            wrong, _, _ = bwd(geometry, (x, change(kernel), bias), delta)
-            return wrong, *bwd(geometry, residuals, delta)[1:]
+    def change(right, arguments, delta):
+        x, kernel, bias = arguments
+        wrong, *_ = gradients(bnderiv.conv2d, (x, other(kernel), bias), delta, **case.options)
+        return wrong, *right[1:]
 
-        return broken
-
-    return break_bwd
+    return change
 
 
 def _turned(kernel):
-    return lax.rev(kernel, (0, 1))
+    return kernel[::-1, ::-1]
 
 
 def _exchanged(kernel):
@@ -77,42 +74,31 @@ def _groups_interleaved(kernel):
     return kernel.reshape(3, 2, 1, 3, 2).swapaxes(3, 4).reshape(kernel.shape)
 
 
-def _stride_forgotten(bwd):
-    """δ not spread by the stride before the full correlation."""
-
-    def broken(geometry, residuals, delta):
-        x, kernel, _ = residuals
-        wrong = direct.input_gradient(geometry._replace(strides=(1, 1)), x.shape, kernel, delta)
-        return wrong, *bwd(geometry, residuals, delta)[1:]
-
-    return broken
+def _stride_forgotten(right, arguments, delta):
+    """δ not upsampled by the stride before the full correlation: its entries lie side by side, zeros after them."""
+    options = STRIDED.options | {"strides": 1}
+    dense = jax.eval_shape(lambda *a: bnderiv.conv2d(*a, **options), *arguments)
+    delta = jnp.pad(delta, [(0, more - size) for more, size in zip(dense.shape, delta.shape, strict=True)])
+    return gradients(bnderiv.conv2d, arguments, delta, **options)[0], *right[1:]
 
 
-def _padding_off_by_one(bwd):
-    def broken(geometry, residuals, delta):
-        dx, dkernel, dbias = bwd(geometry, residuals, delta)
-        return jnp.roll(dx, 1, geometry.layout[2]), dkernel, dbias
-
-    return broken
+def _padding_off_by_one(right, arguments, delta):
+    return jnp.roll(right[0], 1, axis=2), *right[1:]  # the rows of NCHW
 
 
-def _kernel_gradient_turned(bwd):
+def _kernel_gradient_turned(right, arguments, delta):
     """∂J/∂w as a true convolution of input and delta, where it is a correlation."""
-
-    def broken(geometry, residuals, delta):
-        dx, dkernel, dbias = bwd(geometry, residuals, delta)
-        return dx, _turned(dkernel), dbias
-
-    return broken
+    dx, d_kernel, d_bias = right
+    return dx, _turned(d_kernel), d_bias
 
 
 SLIPS = (
-    Slip("kernel-not-turned", PLAIN, conv2d._conv2d, _from_kernel(_turned)),
-    Slip("channels-not-exchanged", SQUARE, conv2d._conv2d, _from_kernel(_exchanged)),
-    Slip("groups-interleaved", DEPTHWISE, conv2d._conv2d, _from_kernel(_groups_interleaved)),
-    Slip("stride-forgotten", STRIDED, conv2d._conv2d, _stride_forgotten),
-    Slip("padding-off-by-one", GROUPED, conv2d._conv2d, _padding_off_by_one),
-    Slip("kernel-gradient-turned", PLAIN, conv2d._conv2d, _kernel_gradient_turned),
-    Slip("kernel-gradient-averaged-over-the-batch", PLAIN, conv2d._conv2d, scaled(1, 1 / 2, 1)),
-    Slip("bias-gradient-averaged", PLAIN, conv2d._conv2d, scaled(1, 1, 1 / (2 * 3 * 3))),
+    Slip("kernel-not-turned", PLAIN, _from_kernel(PLAIN, _turned)),
+    Slip("channels-not-exchanged", SQUARE, _from_kernel(SQUARE, _exchanged)),
+    Slip("groups-interleaved", DEPTHWISE, _from_kernel(DEPTHWISE, _groups_interleaved)),
+    Slip("stride-forgotten", STRIDED, _stride_forgotten),
+    Slip("padding-off-by-one", GROUPED, _padding_off_by_one),
+    Slip("kernel-gradient-turned", PLAIN, _kernel_gradient_turned),
+    Slip("kernel-gradient-averaged-over-the-batch", PLAIN, scaled(1, 1 / 2, 1)),
+    Slip("bias-gradient-averaged", PLAIN, scaled(1, 1, 1 / (2 * 3 * 3))),
 )

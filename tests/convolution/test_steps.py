@@ -1,4 +1,4 @@
-"""The steps of the convolution: the correlations, the turned kernel, δ spread and padded."""
+"""The steps of the convolution: the correlations, the turned kernel, δ dilated and padded."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -37,7 +37,7 @@ def test_numbers_with_a_stride_and_padding():
     delta = jnp.array([1.0, 2.0]).reshape(1, 1, 2, 1)
     s = steps.conv2d(a, w, None, delta, strides=(1, 2), padding=((0, 0), (1, 0)))
     np.testing.assert_array_equal(s.z.ravel(), [210, 432])
-    np.testing.assert_array_equal(s.delta_spread.ravel(), [1, 0, 2])
+    np.testing.assert_array_equal(s.delta_dilated.ravel(), [1, 0, 2])
     np.testing.assert_array_equal(s.delta_padded.ravel(), [0, 1, 0, 2, 0, 0, 0])
     np.testing.assert_array_equal(s.x_padded.ravel(), [0, 1, 2, 3, 4, 5])
     np.testing.assert_array_equal(s.x_read.ravel(), [0, 1, 2, 3, 4])

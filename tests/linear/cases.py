@@ -2,7 +2,6 @@
 
 import jax.numpy as jnp
 
-from bnderiv.linear import dense, flatten
 from tests.case import Case
 from tests.slip import Slip, scaled
 
@@ -28,23 +27,18 @@ CASES = (
 )
 
 
-def _kernel_not_transposed(bwd):
+def _kernel_not_transposed(right, arguments, delta):
     """δa = δW in place of δWᵀ, which the shapes of a square kernel let through."""
-
-    def broken(residuals, delta):
-        _, dkernel, dbias = bwd(residuals, delta)
-        return delta @ residuals[1], dkernel, dbias
-
-    return broken
+    return delta @ arguments[1], *right[1:]
 
 
-def _column_major(bwd):
-    return lambda shape, _, delta: (jnp.reshape(delta, shape, order="F"),)
+def _column_major(right, arguments, delta):
+    return (jnp.reshape(delta, arguments[0].shape, order="F"),)
 
 
 SLIPS = (
-    Slip("kernel-not-transposed", SQUARE, dense._dense, _kernel_not_transposed),
-    Slip("kernel-gradient-sign", DENSE, dense._dense, scaled(1, -1, 1)),
-    Slip("bias-gradient-averaged", DENSE, dense._dense, scaled(1, 1, 1 / 4)),
-    Slip("column-major", FLATTEN, flatten._flatten, _column_major),
+    Slip("kernel-not-transposed", SQUARE, _kernel_not_transposed),
+    Slip("kernel-gradient-sign", DENSE, scaled(1, -1, 1)),
+    Slip("bias-gradient-averaged", DENSE, scaled(1, 1, 1 / 4)),
+    Slip("column-major", FLATTEN, _column_major),
 )

@@ -3,9 +3,9 @@
 import jax.numpy as jnp
 import numpy as np
 
-from bnderiv.normalization import batch_norm, inference, moments
+import bnderiv
 from tests.case import Case
-from tests.slip import Slip, scaled
+from tests.slip import Slip, gradients, scaled
 
 
 def random_input(*shape, channels, axis=-1):
@@ -57,98 +57,72 @@ CASES = (
 )
 
 
-def _dx(change):
-    """A backward of `_normalize` with another dx: `change(dx, δ, u − m, s, r, γ, n)`."""
+def _with_part(part):
+    """dx and a part of the derivation, `part(steps)`, that is added or taken away."""
 
-    def break_bwd(bwd):
-        def broken(axis, relu, own, residuals, delta):
-            dx, *rest = bwd(axis, relu, own, residuals, delta)
-            x, _, gamma, _, eps, n, shift, scale, mean, var = residuals
-            shift, scale, mean, var, gamma, n = (_row(a, x) for a in (shift, scale, mean, var, gamma, n))
-            u = (x - shift) * scale - mean
-            r = 1 / jnp.sqrt(var + eps * scale**2)
-            return change(dx, delta, u, scale, r, gamma, n), *rest
+    def change(right, arguments, cotangent):
+        steps = bnderiv.steps.batch_norm(*arguments, dy=cotangent[0])  # channels last, eps 1e-5 in the cases used here
+        return right[0] + part(steps), *right[1:]
 
-        return broken
-
-    return break_bwd
+    return change
 
 
-def _sum(a):
-    return a.sum(tuple(range(a.ndim - 1)), keepdims=True)  # channels last in every case used here
+def _batch_size_for_count(s):
+    """The second and third part divided by the rows, not by all elements of the channel."""
+    rows, channels = s.x.shape[0], s.x.shape[-1]
+    return (s.x.size / channels / rows - 1) * (s.dx_through_mu + s.dx_through_var)
 
 
-def _row(vector, like):
-    return vector.reshape((1,) * (like.ndim - 1) + vector.shape)
-
-
-def _without_mean_part(dx, delta, u, scale, r, gamma, n):
-    return dx + gamma * r * scale / n * _sum(delta)
-
-
-def _without_variance_part(dx, delta, u, scale, r, gamma, n):
-    return dx + gamma * scale * r**3 / n * u * _sum(delta * u)
-
-
-def _batch_size_for_count(dx, delta, u, scale, r, gamma, n):
-    m = dx.shape[0]
-    return gamma * r * scale * (delta - _sum(delta) / m - u * r**2 * _sum(delta * u) / m)
-
-
-def _without_gamma(dx, delta, u, scale, r, gamma, n):
-    return dx / gamma
-
-
-def _gamma_gradient_of_x(bwd):
+def _gamma_gradient_of_x(right, arguments, cotangent):
     """Σ δ x in place of Σ δ x̂: the slip of document 000."""
-
-    def broken(axis, relu, own, residuals, delta):
-        dx, nothing, _, *rest = bwd(axis, relu, own, residuals, delta)
-        return dx, nothing, jnp.squeeze(_sum(delta * residuals[0])), *rest
-
-    return broken
+    product = cotangent[0] * arguments[0]
+    return right[0], product.sum(range(product.ndim - 1)), right[2]
 
 
-def _everything_passes(bwd):
-    return lambda axis, relu, own, residuals, delta: bwd(axis, False, own, residuals, delta)
+def _mask_forgotten(right, arguments, cotangent):
+    """What comes back through the statistics is handed to the elements that have no part in them as well."""
+    x, gamma, _ = arguments
+    delta, others = cotangent[0], (0, 1, 2)
+    mean, var, count = (jnp.broadcast_to(a, x.shape) for a in bnderiv.batch_norm(*arguments, **MASKED.options)[1])
+    r = 1 / jnp.sqrt(var + 1e-5)
+    x_hat = (x - mean) * r
+    sums = delta.sum(others, keepdims=True) + x_hat * (delta * x_hat).sum(others, keepdims=True)
+    return right[0] - jnp.where(_IMAGES, 0, gamma[None, None, None] * r / count * sums), *right[1:]
 
 
-def _mask_forgotten(bwd):
-    return lambda axis, relu, own, residuals, delta: (
-        bwd(axis, relu, own, (residuals[0], None, *residuals[2:]), delta)[0],
-        *bwd(axis, relu, own, residuals, delta)[1:],
-    )
+def _from_cotangents(change):
+    """The gradients that other cotangents of the returned mean and variance give."""
+
+    def changed(right, arguments, cotangent):
+        delta, stats = cotangent
+        return gradients(bnderiv.batch_norm, arguments, (delta, change(stats)))
+
+    return changed
 
 
-def _unbiased(bwd):
-    """∂σ²/∂x = 2 (x − μ)/(n − 1), the derivative of the other variance."""
-
-    def broken(axis, residuals, cotangents):
-        *constants, d_mean, d_var = cotangents
-        n = residuals[2]
-        return bwd(axis, residuals, (*constants, d_mean, d_var * n / (n - 1)))
-
-    return broken
+def _mean_ignored(stats):
+    return stats._replace(mean=0 * stats.mean)
 
 
-def _mean_ignored(bwd):
-    def broken(axis, residuals, cotangents):
-        *constants, d_mean, d_var = cotangents
-        return bwd(axis, residuals, (*constants, 0 * d_mean, d_var))
+def _unbiased(stats):
+    """∂σ²/∂x = 2 (x − μ)/(n − 1), the derivative of the other variance, with n = 7."""
+    return stats._replace(var=stats.var * 7 / 6)
 
-    return broken
+
+def _everything_passes(right, arguments, cotangent):
+    return gradients(bnderiv.batch_norm, arguments, cotangent)
 
 
 SLIPS = (
-    Slip("mean-part-dropped", ROWS, batch_norm._normalize, _dx(_without_mean_part)),
-    Slip("variance-part-dropped", ROWS, batch_norm._normalize, _dx(_without_variance_part)),
-    Slip("batch-size-for-count", IMAGES, batch_norm._normalize, _dx(_batch_size_for_count)),
-    Slip("gamma-missing-in-dx", IMAGES, batch_norm._normalize, _dx(_without_gamma)),
-    Slip("x-for-x-hat-in-gamma", IMAGES, batch_norm._normalize, _gamma_gradient_of_x),
-    Slip("mask-forgotten", MASKED, batch_norm._normalize, _mask_forgotten),
-    Slip("returned-mean-ignored", ROWS, moments._moments, _mean_ignored),
-    Slip("returned-variance-unbiased", ROWS, moments._moments, _unbiased),
-    Slip("relu-ignored", RELU, batch_norm._normalize, _everything_passes),
-    Slip("variance-gradient-sign", INFERENCE, inference._inference, scaled(1, 1, 1, 1, -1, 1)),
-    Slip("mean-gradient-dropped", INFERENCE, inference._inference, scaled(1, 1, 1, 0, 1, 1)),
+    Slip("mean-part-dropped", ROWS, _with_part(lambda s: -s.dx_through_mu)),
+    Slip("variance-part-dropped", ROWS, _with_part(lambda s: -s.dx_through_var)),
+    Slip("batch-size-for-count", IMAGES, _with_part(_batch_size_for_count)),
+    Slip("gamma-missing-in-dx", IMAGES, _with_part(lambda s: s.dx / s.gamma[None, None, None] - s.dx)),
+    Slip("x-for-x-hat-in-gamma", IMAGES, _gamma_gradient_of_x),
+    Slip("mask-forgotten", MASKED, _mask_forgotten),
+    Slip("returned-mean-ignored", ROWS, _from_cotangents(_mean_ignored)),
+    Slip("returned-variance-unbiased", ROWS, _from_cotangents(_unbiased)),
+    Slip("relu-ignored", RELU, _everything_passes),
+    Slip("variance-gradient-sign", INFERENCE, scaled(1, 1, 1, 1, -1)),
+    Slip("mean-gradient-dropped", INFERENCE, scaled(1, 1, 1, 0, 1)),
 )

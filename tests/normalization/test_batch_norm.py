@@ -112,8 +112,8 @@ def test_fused_relu_is_the_composition():
     nothing = jax.tree.map(jnp.zeros_like, stats)
     np.testing.assert_array_equal(y, expected)
     np.testing.assert_array_equal(jnp.stack(stats), jnp.stack(expected_stats))
-    for ours, theirs in zip(pull_back((delta, nothing)), expected_pull_back((delta, nothing)), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    # To the rounding of sums, which XLA fuses with other operations here and there.
+    near(pull_back((delta, nothing)), expected_pull_back((delta, nothing)), 5e-7)
     assert not pull_back((delta, nothing))[2][0]
 
 

@@ -3,9 +3,9 @@
 import jax.numpy as jnp
 import numpy as np
 
-from bnderiv.pooling import avg_pool, max_pool
+import bnderiv
 from tests.case import Case, spread
-from tests.slip import Slip, scaled
+from tests.slip import Slip, gradients, scaled
 
 
 def _images(*shape):
@@ -81,78 +81,63 @@ MAX_NOTHING = Case(
 )
 
 
-def _assigned(bwd):
+def _assigned(right, arguments, delta):
     """Each window writes its share over what the windows before it left: = where it must be +=."""
-
-    def broken(both, count_include_pad, _, delta):
-        rows, columns = both
-        dx = jnp.zeros((delta.shape[0], rows.size, columns.size, delta.shape[3]), delta.dtype)
-        for i in range(rows.count):
-            for j in range(columns.count):
-                window = np.s_[
-                    :,
-                    i * rows.stride : i * rows.stride + rows.window,
-                    j * columns.stride : j * columns.stride + columns.window,
-                ]
-                dx = dx.at[window].set(delta[:, i : i + 1, j : j + 1] / (rows.window * columns.window))
-        return (dx,)
-
-    return broken
+    dx = jnp.zeros_like(arguments[0])
+    for i, j in np.ndindex(delta.shape[1:3]):
+        dx = dx.at[:, i : i + 3, j : j + 3].set(delta[:, i : i + 1, j : j + 1] / 9)  # windows of 3, stride 1
+    return (dx,)
 
 
-def _other_count(bwd):
-    """The real cells counted where the padding must be too, or the other way round."""
-    return lambda both, count_include_pad, _, delta: bwd(both, not count_include_pad, _, delta)
+def _with_options(case, **others):
+    """The gradient of the same layer with other options."""
+    layer, options = getattr(bnderiv, case.layer), case.options | others
+    return lambda right, arguments, delta: gradients(layer, arguments, delta, **options)
 
 
-def _padding_forgotten(bwd):
-    """The windows put as if the input had all its padding at the end: the gradient comes out shifted."""
-
-    def broken(both, *rest):
-        return bwd(tuple(w._replace(before=0, after=w.before + w.after) for w in both), *rest)
-
-    return broken
+def _padding_forgotten(right, arguments, delta):
+    """Every window handed back from s i, not from s i − t, with t = 1: the gradient comes out shifted."""
+    return (jnp.pad(right[0], [(0, 0), (1, 0), (1, 0), (0, 0)])[:, :-1, :-1],)
 
 
-def _last_tie(bwd):
-    """The last of equals for the first; where all are equal, the last cell for the first."""
-    return lambda both, winner, delta: bwd(both, both[0].window * both[1].window - 1 - winner, delta)
+def _last_tie(right, arguments, delta):
+    """The last of equals for the first: in an image turned by 180° it is the first."""
+    (x,) = arguments
+    (turned,) = gradients(bnderiv.max_pool, (x[:, ::-1, ::-1],), delta[:, ::-1, ::-1], **MAX_TIES.options)
+    return (turned[:, ::-1, ::-1],)
 
 
-def _every_tie(bwd):
-    """The gradient to each of the equals; where all are equal, to every cell."""
-
-    def broken(both, winner, delta):
-        cells = range(both[0].window * both[1].window)
-        return (sum(bwd(both, jnp.full_like(winner, k), delta)[0] for k in cells),)
-
-    return broken
+def _every_tie(right, arguments, delta):
+    """The gradient to each of the equals; where all are equal, to every cell of the window's six."""
+    return gradients(bnderiv.avg_pool, arguments, 6 * delta, **MAX_TIES.options)
 
 
-def _padding_wins(bwd):
+def _padding_wins(right, arguments, delta):
     """Padding of −inf among cells of −inf takes the tie, as it comes first, and the gradient is lost."""
-    return lambda both, winner, delta: bwd(both, jnp.zeros_like(winner), delta)
+    return gradients(lambda x: jnp.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)])[:, :-1:2, :-1:2], arguments, delta)
 
 
-def _column_major(bwd):
+def _column_major(right, arguments, delta):
     """The winner's number read column by column."""
-
-    def broken(both, winner, delta):
-        m, n = both[0].window, both[1].window
-        return bwd(both, winner % m * n + winner // m, delta)
-
-    return broken
+    s = bnderiv.steps.max_pool(*arguments, dy=delta, **MAX_WIDE.options)
+    (m, n), ((top, _), (left, _)) = s.window, s.padding
+    # The windows tile the padded input, from its first cell on.
+    wrong, delta = (a.repeat(m, 1).repeat(n, 2) for a in (s.winner % m * n + s.winner // m, delta))
+    _, rows, columns, _ = wrong.shape
+    number = np.arange(rows)[:, None] % m * n + np.arange(columns) % n
+    dx = jnp.where(wrong == number[None, :, :, None], delta, 0)[:, top:, left:]
+    return (jnp.pad(dx, [(0, size - reached) for size, reached in zip(s.x.shape, dx.shape, strict=True)]),)
 
 
 SLIPS = (
-    Slip("assigns-on-overlap", AVG_OVERLAP, avg_pool._avg_pool, _assigned),
-    Slip("not-divided-by-the-window", AVG, avg_pool._avg_pool, scaled(4)),
-    Slip("real-cells-counted", AVG_PADDED, avg_pool._avg_pool, _other_count),
-    Slip("padding-counted", AVG_REAL, avg_pool._avg_pool, _other_count),
-    Slip("padding-forgotten", AVG_PADDED, avg_pool._avg_pool, _padding_forgotten),
-    Slip("last-tie", MAX_TIES, max_pool._max_pool, _last_tie),
-    Slip("every-tie", MAX_TIES, max_pool._max_pool, _every_tie),
-    Slip("padding-wins", MAX_NOTHING, max_pool._max_pool, _padding_wins),
-    Slip("padding-forgotten", MAX_PADDED, max_pool._max_pool, _padding_forgotten),
-    Slip("column-major", MAX_WIDE, max_pool._max_pool, _column_major),
+    Slip("assigns-on-overlap", AVG_OVERLAP, _assigned),
+    Slip("not-divided-by-the-window", AVG, scaled(4)),
+    Slip("real-cells-counted", AVG_PADDED, _with_options(AVG_PADDED, count_include_pad=False)),
+    Slip("padding-counted", AVG_REAL, _with_options(AVG_REAL, count_include_pad=True)),
+    Slip("padding-forgotten", AVG_PADDED, _with_options(AVG_PADDED, padding=((0, 2), (0, 2)))),
+    Slip("last-tie", MAX_TIES, _last_tie),
+    Slip("every-tie", MAX_TIES, _every_tie),
+    Slip("padding-wins", MAX_NOTHING, _padding_wins),
+    Slip("padding-forgotten", MAX_PADDED, _padding_forgotten),
+    Slip("column-major", MAX_WIDE, _column_major),
 )

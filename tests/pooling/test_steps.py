@@ -1,4 +1,4 @@
-"""The steps of the pools: shares, winners, δ spread by the stride, and the slips that are recognized."""
+"""The steps of the pools: shares, winners, δ dilated by the stride, and the slips that are recognized."""
 
 from typing import Any
 
@@ -29,12 +29,12 @@ def test_numbers_of_the_average():
     np.testing.assert_array_equal(s.dx[0, ..., 0], [[1, 3, 2], [4, 10, 6], [3, 7, 4]])
 
 
-def test_shares_spread_by_the_stride():
+def test_shares_dilated_by_the_stride():
     """A.3: five cells, windows of three, stride 2, padding 1; real cells 2, 3 and 2."""
     x, delta = jnp.ones((1, 1, 5, 1)), jnp.array([2.0, 30.0, 200.0]).reshape(1, 1, 3, 1)
     s = steps.avg_pool(x, (1, 3), delta, strides=(1, 2), padding=((0, 0), (1, 1)), count_include_pad=False)
     np.testing.assert_array_equal(s.count.ravel(), [2, 3, 2])
-    np.testing.assert_array_equal(s.share_spread.ravel(), [0, 1, 0, 10, 0, 100, 0])
+    np.testing.assert_array_equal(s.share_dilated.ravel(), [0, 1, 0, 10, 0, 100, 0])
     np.testing.assert_array_equal(s.dx.ravel(), [1, 11, 10, 110, 100])
 
 
@@ -150,11 +150,14 @@ def test_slips_of_the_maximum(dtype, window, stride, dilation):
         assert words in slip(handed(_add(values)), right)
 
 
-def test_no_slip_where_the_windows_cannot_be_seen():
-    """All δ of a row of windows are 0: a difference all the same, and no guess."""
-    dy = jnp.ones((1, 2, 2, 1)).at[0, 0].set(0)
-    right = steps.avg_pool(jnp.ones((1, 3, 3, 1)), 2, dy, strides=1)
-    assert slip({"dx": np.random.default_rng(0).normal(size=(1, 3, 3, 1))}, right) is None
+def test_slips_where_nothing_comes_back():
+    """All δ of a row of windows are 0: where the windows lie is known all the same."""
+    dy = np.random.default_rng(0).normal(size=(1, 3, 3, 1))
+    dy[0, 0] = 0
+    right = steps.avg_pool(jnp.ones((1, 4, 4, 1)), 2, jnp.asarray(dy), strides=1)
+    assert slip({"dx": np.random.default_rng(1).normal(size=(1, 4, 4, 1))}, right) is None
+    wrong = _handed_back((1, 4, 4, 1), 2, 1, 0, _assign(lambda cell, w: dy[w] / 4))
+    assert "assigned where windows overlap" in slip({"dx": wrong}, right)
 
 
 @pytest.mark.parametrize("pool", [steps.avg_pool, steps.max_pool])

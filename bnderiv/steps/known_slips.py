@@ -1,13 +1,13 @@
-"""Which slip it looks like: of those people make anywhere, and of those they make in one layer (its `slips.py`)."""
+"""Which slip a wrong step looks like: one people make in this layer (its `slips.py`), or one they make anywhere."""
 
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import jax
 import numpy as np
 
-from bnderiv._rounding import distance, largest
 from bnderiv.activation import slips as activation
 from bnderiv.activation import steps as activation_steps
 from bnderiv.convolution.slips import of_conv2d
@@ -22,10 +22,11 @@ from bnderiv.normalization.slips import of_batch_norm
 from bnderiv.normalization.steps import BatchNorm, BatchNormGraph, BatchNormRelu
 from bnderiv.pooling.slips import of_avg_pool, of_max_pool
 from bnderiv.pooling.steps import AvgPool, MaxPool
+from bnderiv.steps.rounding import distance, largest, wide
 
 Candidate = tuple[str, np.ndarray]
 
-# (step, sentence, what the slip would have given), for every slip that the room knows.
+# For every slip that a room knows: (step, sentence, the value it would have given), from steps in float64 NumPy.
 _ROOMS: dict[type, Callable[[Any], Iterable[tuple[str, str, np.ndarray]]]] = {
     BatchNorm: of_batch_norm,
     BatchNormRelu: of_batch_norm,
@@ -45,21 +46,22 @@ _ROOMS: dict[type, Callable[[Any], Iterable[tuple[str, str, np.ndarray]]]] = {
 
 
 def explain(name: str, mine: np.ndarray, right: np.ndarray, tolerance: float, floor: float, steps: Any) -> str | None:
-    """The known slip that gives these numbers, if there is one."""
+    """The known slip that gives these numbers, or None."""
     off = float(distance(mine, right).max(initial=0.0)) if mine.shape == right.shape else math.inf
     allowed = max(tolerance * largest(right), floor)
-    # A gross difference is explained by a slip that leaves none; one near the rounding by a slip much nearer still.
+    # A slip explains a gross difference if it leaves none, and a difference near rounding if it leaves much less.
     enough = allowed if off > allowed else off / 16
     gross = off > allowed
-    for sentence, candidate in _candidates(name, mine, right, steps, gross):
-        known = np.isfinite(candidate)
-        if candidate.shape != mine.shape or not known.any():
-            continue
-        left = float(distance(mine, candidate)[known].max())
-        here = float(distance(mine, right)[known].max()) if gross and mine.shape == right.shape else off
-        size = max(tolerance * largest(candidate[known]), floor) if gross else enough
-        if left <= size and here > size:
-            return sentence
+    with np.errstate(all="ignore"):  # wrong lines divide by zero
+        for sentence, candidate in _candidates(name, mine, right, steps, gross):
+            known = np.isfinite(candidate) & (np.isfinite(right) if right.shape == candidate.shape else True)
+            if candidate.shape != mine.shape or not known.any():
+                continue
+            left = float(distance(mine, candidate)[known].max())
+            here = float(distance(mine, right)[known].max()) if gross and mine.shape == right.shape else off
+            size = max(tolerance * largest(candidate[known]), floor) if gross else enough
+            if left <= size and here > size:
+                return sentence
     return None
 
 
@@ -75,8 +77,8 @@ def about_shapes(mine: np.ndarray, right: np.ndarray) -> str | None:
 
 
 def _candidates(name: str, mine: np.ndarray, right: np.ndarray, steps: Any, gross: bool) -> Iterator[Candidate]:
-    """What slips would have given: those of the room, then those of anywhere."""
-    for step, sentence, value in _ROOMS.get(type(steps), lambda _: ())(steps):
+    """The values that slips would have given: those of the room first, then those people make anywhere."""
+    for step, sentence, value in _ROOMS.get(type(steps), lambda _: ())(jax.tree.map(wide, steps)):
         if step == name:
             yield sentence, np.asarray(value)
     if not gross:

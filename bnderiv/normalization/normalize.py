@@ -1,0 +1,108 @@
+"""Normalization and its gradient in closed form (derivation.md, N1–N13, N22, N24–N26): the mathematics, nothing else.
+
+Statistics travel in a unit of their own, u = (x − K) s, from their sums to the centring (`units.py`); who shares
+them, and who shares gamma and beta, is said by `groups` (`groups.py`). Everything here has the rank of x and
+broadcasts against it. In the code `delta` is ∂J/∂y, and `d_a` is ∂J/∂a.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from bnderiv._cpu import platform_layout
+from bnderiv._rule import closed_form
+from bnderiv.activation.relu import rectify
+from bnderiv.normalization.units import Epsilon, Unit, masked, measured
+
+
+class Moments(NamedTuple):
+    """The moments of the elements that share statistics, in the unit u = (x − K) s."""
+
+    unit: Unit  # K near the mean, s a power of two: constants, as μ and σ² do not depend on them
+    mean: jax.Array  # m = mean u            μ  = K + m/s
+    var: jax.Array  # v = mean (u − m)²      σ² = v/s²
+
+
+# The statistics. Their backward is parts 2 and 3 of (N11): what reaches x through μ and σ².
+
+
+@closed_form(static=1)
+@platform_layout
+def statistics(groups, x, where, n, eps, assumed_mean):
+    def mean_and_var(unit):
+        # XLA would share identical terms of two sums, and materialize them: hence the factors 2 and 4.
+        mean = groups.total(masked(where, unit.of(x, 2))) / (2 * n)  # (N1)
+        square = groups.total(masked(where, unit.of(x, 4)) ** 2) / (16 * n)
+        return mean, jnp.maximum(square - mean**2, 0)  # (N2)
+
+    return Moments(*measured(groups, x, where, n, eps, assumed_mean, mean_and_var))
+
+
+def _statistics_fwd(groups, x, where, n, eps, assumed_mean):
+    moments = statistics.body(groups, x, where, n, eps, assumed_mean)
+    return moments, (x, where, n, moments.unit, moments.mean)
+
+
+@platform_layout
+def _statistics_bwd(groups, residuals, d):
+    x, where, n, unit, mean = residuals
+    du = d.mean + 2 * d.var * (
+        masked(where, unit.of(x)) - mean
+    )  # (N13); by (N9) the mean inside the variance adds nothing
+    dx = unit.back(masked(where, du / n))  # (N11) parts 2 and 3
+    return dx.astype(x.dtype), None, None, None, None
+
+
+statistics.defvjp(_statistics_fwd, _statistics_bwd)
+
+
+# The map. Its backward is part 1 of (N11), the parameters, and what arrives at the statistics.
+
+
+@closed_form(static=2)
+def normalize(groups, relu, x, where, gamma, beta, eps, moments):
+    return _normalize(relu, x, where, gamma, beta, moments, moments.unit.inverse_root(moments.var, eps))
+
+
+def _normalize(relu, x, where, gamma, beta, moments, r):
+    u, g = moments.unit.of(x) - moments.mean, gamma * r
+    y = u * g + beta  # (N3), (N4)
+    if where is not None:  # the same map at a masked u that is not finite, but apart: 0 · NaN is to be 0 in derivatives
+        usable = where | jnp.isfinite(u)
+        y = jnp.where(usable, masked(usable, u) * g + beta, lax.stop_gradient(y))
+    return (rectify(y) if relu else y).astype(x.dtype)
+
+
+def _normalize_fwd(groups, relu, x, where, gamma, beta, eps, moments):
+    r = moments.unit.inverse_root(moments.var, eps)
+    return _normalize(relu, x, where, gamma, beta, moments, r), (x, where, gamma, beta, moments, r)
+
+
+@platform_layout
+def _normalize_bwd(groups, relu, residuals, delta):
+    x, where, gamma, beta, moments, r = residuals
+    u, g = _usable_deviation(x, where, moments), gamma * r
+    delta = delta.astype(u.dtype)
+    if relu:
+        delta = jnp.where(u * g + beta > 0, delta, 0)  # (N22)
+
+    eighth = _usable_deviation(x, where, moments, 1 / 8)  # of u; identical terms would be materialized, as above
+    sum_delta, sum_delta_u = groups.inner(delta), 8 * groups.inner(delta * eighth)
+    d_beta = groups.to_parameters(sum_delta)  # (N6)
+    d_gamma = groups.to_parameters(sum_delta_u * r)  # (N5), as x̂ = u r
+    d_var = -0.5 * (r * (r * groups.to_statistics(g * sum_delta_u)))  # (N8); r³ alone may overflow
+    d_mean = -groups.to_statistics(g * sum_delta)  # (N10)
+    dx = moments.unit.back(g * delta)  # (N11) part 1
+    d_eps = Epsilon((d_var * moments.unit.scale**2).sum(), None)
+    return dx.astype(x.dtype), None, d_gamma, d_beta, d_eps, Moments(None, d_mean, d_var)
+
+
+normalize.defvjp(_normalize_fwd, _normalize_bwd)
+
+
+def _usable_deviation(x, where, moments, times=1):
+    """u − m; 0 at a masked place where that is not finite, as 0 · NaN is to be 0 in every sum."""
+    u = moments.unit.of(x, times) - (moments.mean if times == 1 else moments.mean * times)
+    return u if where is None else masked(where | jnp.isfinite(u), u)

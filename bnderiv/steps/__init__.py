@@ -1,0 +1,74 @@
+"""The derivations as arrays: every intermediate of every layer and loss under the symbol it has on paper.
+
+    s = bnderiv.steps.batch_norm(x, gamma, beta, dy)
+    print(s)  # name, symbol, shape, norm and label of each step
+    bnderiv.steps.first_difference({"d_var": mine}, s)  # which step of mine is wrong?
+
+Each function takes the arguments of its layer and `dy`, the gradient that comes back from above. It returns a
+NamedTuple: its inputs and options, then every step in the order of the derivation. `help(type(s))` explains each
+field. The steps are plain jnp with no gradient rule attached: differentiate, jit and vmap them as you like. The layers
+compute the same with fewer passes and smaller rounding errors.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bnderiv.activation.steps import relu, sigmoid, softmax, softmax_jacobian, tanh
+    from bnderiv.convolution.steps import conv2d
+    from bnderiv.linear.steps import dense, flatten
+    from bnderiv.loss.steps import softmax_cross_entropy, softmax_cross_entropy_with_integer_labels, squared_error
+    from bnderiv.models.steps import lenet5
+    from bnderiv.normalization.steps import (
+        batch_norm,
+        batch_norm_graph,
+        batch_norm_inference,
+        batch_norm_relu,
+        centering_jacobian,
+        normalization_jacobian,
+        variance_jacobian,
+    )
+    from bnderiv.pooling.steps import avg_pool, max_pool
+    from bnderiv.steps.difference import Difference, first_difference
+
+__all__ = [
+    "dense",
+    "conv2d",
+    "avg_pool",
+    "max_pool",
+    "batch_norm",
+    "batch_norm_relu",
+    "batch_norm_inference",
+    "batch_norm_graph",
+    "centering_jacobian",
+    "variance_jacobian",
+    "normalization_jacobian",
+    "relu",
+    "tanh",
+    "sigmoid",
+    "softmax",
+    "softmax_jacobian",
+    "flatten",
+    "softmax_cross_entropy",
+    "softmax_cross_entropy_with_integer_labels",
+    "squared_error",
+    "lenet5",
+    "first_difference",
+    "Difference",
+]
+
+# Where a name is looked for when first asked for. Not imported here, because the rooms import this package's table.
+_ROOMS = ("linear", "convolution", "pooling", "normalization", "activation", "loss", "models")
+_MODULES = (*(f"bnderiv.{room}.steps" for room in _ROOMS), "bnderiv.steps.difference")
+
+
+def __getattr__(name: str) -> Any:
+    for module in _MODULES if name in __all__ else ():
+        if hasattr(importlib.import_module(module), name):
+            globals()[name] = getattr(importlib.import_module(module), name)
+            return globals()[name]
+    raise AttributeError(f"module 'bnderiv.steps' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
