@@ -6,7 +6,16 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from bnderiv.adapters import batch_norm as _adapters
+from bnderiv.adapters.batch_norm import (
+    Batch,
+    check_activation,
+    normalize_by_batch,
+    normalize_by_given,
+    promote,
+    real_array,
+    running_average,
+    weight_so_far,
+)
 
 try:
     import equinox as eqx
@@ -19,21 +28,30 @@ __all__ = ["BatchNorm"]
 class BatchNorm(eqx.nn.BatchNorm):
     """`equinox.nn.BatchNorm` computed by `bnderiv.batch_norm`: its arguments, defaults, fields and state.
 
-    To be called, like Equinox's, on one example under `jax.vmap` or another map that has `axis_name`. Fields and state
-    have its shapes and dtypes, so leaves saved from either load into the other. What is other than in Equinox:
+    It is called on one example, under `jax.vmap` or another map that has `axis_name`. Fields and state have Equinox's
+    shapes and dtypes, so leaves saved from either load into the other. Differences from Equinox:
 
-    * The statistics are right at any mean and scale, and so is the gradient, whose rule is the closed form; only x and
-      vectors are saved for it. Forward-mode differentiation is not defined. In the mode "ema" the input is normalized
-      by averages that the state holds as one number each, so there only the averages themselves are more precise.
-    * Half precision is computed in float32. The state keeps its dtype for wider input too, where Equinox raises.
-    * Complex input is refused. With an infinite variance in the state y is NaN.
+    * Statistics and gradient are right at any mean and scale. The gradient is the closed form and saves only x and
+      vectors. Forward-mode differentiation is not defined. In the mode "ema" the input is normalized by averages
+      rounded to the state's dtype, so only the averages themselves are more precise.
+    * Half precision is computed in float32, the step of the averages included. A momentum near 1 leaves the batch its
+      weight in any dtype, and 1 − momentum^counter is right. The state keeps its dtype for wider input; Equinox raises.
+    * Complex input raises. With an infinite variance in the state y is NaN.
 
     Args:
-      activation: None, or "relu" to apply it within the same rule, which then saves no more than without.
+      activation: None, or "relu" to fuse it into the same rule, at no cost in residuals.
       others: as in `equinox.nn.BatchNorm`.
 
     Raises:
       ValueError: an unknown mode or activation.
+
+    Example:
+      >>> import bnderiv.equinox, equinox, jax, jax.numpy as jnp
+      >>> layer, state = equinox.nn.make_with_state(bnderiv.equinox.BatchNorm)(2, "batch", momentum=0.5, mode="batch")
+      >>> batched = jax.vmap(layer, axis_name="batch", in_axes=(0, None), out_axes=(0, None))
+      >>> y, state = batched(jnp.array([[1.0, 4.0], [3.0, 8.0]]), state)
+      >>> y.round(2).tolist(), state.get(layer.batch_state_index)[0].tolist()
+      ([[-1.0, -1.0], [1.0, 1.0]], [1.0, 3.0])
     """
 
     activation: str | None = eqx.field(static=True)
@@ -51,29 +69,29 @@ class BatchNorm(eqx.nn.BatchNorm):
         *,
         activation: str | None = None,
     ):
-        _adapters.check_activation(activation)
+        check_activation(activation)
         super().__init__(input_size, axis_name, eps, channelwise_affine, momentum, inference, dtype, mode)
         self.activation = activation
 
     def __call__(
         self, x: Any, state: eqx.nn.State, *, key: Any = None, inference: bool | None = None
     ) -> tuple[jax.Array, eqx.nn.State]:
-        """Normalizes one example by the statistics of its batch, which then enter the state, or by the state.
+        """Normalizes one example by the statistics of its batch, which also update the state, or by the state's.
 
         Args:
           x: one example, shape (input_size, ...), real.
-          state: what `equinox.nn.make_with_state` gave.
+          state: the state, first from `equinox.nn.make_with_state`.
           key: ignored.
-          inference: whether to take the statistics of the state; by default as the field says.
+          inference: whether to use the statistics in the state; by default the field `inference`.
 
         Returns:
-          An array of the shape of `x`, and the new state.
+          Array of the shape of `x`, and the new state.
 
         Raises:
-          TypeError: complex `x`.
+          TypeError: `x` is complex.
           NameError: no map around the call has `axis_name`.
         """
-        x = _adapters.real_array("bnderiv.equinox.BatchNorm", x)
+        x = real_array("bnderiv.equinox.BatchNorm", x)
         inference = self.inference if inference is None else inference
         with jax.named_scope("bnderiv.equinox.BatchNorm"):
             if self.mode == "ema":
@@ -82,40 +100,53 @@ class BatchNorm(eqx.nn.BatchNorm):
 
     def _by_batch(self, x: jax.Array, state: Any, inference: bool) -> tuple[jax.Array, Any]:
         counter, stored = state.get(self.batch_counter), state.get(self.batch_state_index)
+        # Equinox divides both averages by this weight, though that of the variance starts at 1 and not at 0.
+        weight = weight_so_far(self.momentum, counter, stored[0].dtype)
+        weight = jnp.where(counter == 0, 1, weight)
+        averages = [a.astype(weight.dtype) / weight for a in stored]
         if inference:
-            # Equinox's way from the sums to the averages, its 1 − momentum^counter for the variance too.
-            weight = jnp.where(counter == 0, 1, 1 - self.momentum**counter).astype(stored[0].dtype)
-            return self._normalize_by(x, *(a / weight for a in stored)), state
-        y, batch = self._statistics(x, self.activation, self._dtype(x))
-        state = state.set(self.batch_counter, counter + 1)
+            return self._normalize_by(x, *averages, dtype=self._dtype(x, *stored)), state
+        y, batch = self._statistics(x, self.activation, self._dtype(x), averages[0])
+        state = state.set(self.batch_counter, jnp.where(batch.counted.any(), counter + 1, counter))
         return y, state.set(self.batch_state_index, self._averages(stored, batch))
 
     def _by_averages(self, x: jax.Array, state: Any, inference: bool) -> tuple[jax.Array, Any]:
         stored = state.get(self.ema_state_index)
         if inference:
-            return self._normalize_by(x, *stored), state
+            return self._normalize_by(x, *stored, dtype=self._dtype(x, *stored)), state
         first = state.get(self.ema_first_time_index)
-        _, batch = self._statistics(x, None, self._dtype(x))
+        _, batch = self._statistics(x, None, self._dtype(x), stored[0])
         average = self._averages(stored, batch)
         mean, var = (
             jnp.where(first, new.astype(a.dtype), a) for new, a in zip((batch.mean, batch.var), average, strict=True)
         )
         state = state.set(self.ema_first_time_index, jnp.array(False))
-        return self._normalize_by(x, mean, var), state.set(self.ema_state_index, (mean, var))
+        y = self._normalize_by(x, mean, var, dtype=self._dtype(x, mean, var))
+        return y, state.set(self.ema_state_index, (mean, var))
 
-    def _averages(self, stored: tuple[jax.Array, jax.Array], batch: _adapters.Batch) -> tuple[jax.Array, ...]:
+    def _averages(self, stored: tuple[jax.Array, jax.Array], batch: Batch) -> tuple[jax.Array, ...]:
         return tuple(
-            _adapters.average(self.momentum, old, new, batch.counted).astype(old.dtype)
+            running_average(self.momentum, old, new, batch.counted, old.dtype)
             for old, new in zip(stored, (batch.mean, batch.var), strict=True)
         )
 
-    def _statistics(self, x: jax.Array, activation: str | None, dtype: Any) -> tuple[jax.Array, _adapters.Batch]:
-        return _adapters.by_batch(
-            x, self.weight, self.bias, (0,), eps=self.eps, dtype=dtype, activation=activation, axis_name=self.axis_name
+    def _statistics(
+        self, x: jax.Array, activation: str | None, dtype: Any, assumed_mean: jax.Array
+    ) -> tuple[jax.Array, Batch]:
+        return normalize_by_batch(
+            x,
+            self.weight,
+            self.bias,
+            (0,),
+            eps=self.eps,
+            dtype=dtype,
+            activation=activation,
+            axis_name=self.axis_name,
+            assumed_mean=assumed_mean,
         )
 
-    def _normalize_by(self, x: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
-        return _adapters.by_given(
+    def _normalize_by(self, x: jax.Array, mean: jax.Array, var: jax.Array, *, dtype: Any) -> jax.Array:
+        return normalize_by_given(
             x,
             self.weight,
             self.bias,
@@ -123,12 +154,12 @@ class BatchNorm(eqx.nn.BatchNorm):
             var,
             (0,),
             eps=self.eps,
-            dtype=self._dtype(x, mean, var),
+            dtype=dtype,
             activation=self.activation,
         )
 
     def _dtype(self, x: jax.Array, *statistics: jax.Array) -> Any:
-        """Of y: that of all arrays that enter, by the rules that JAX is set to."""
-        entering = (x, *statistics, self.weight, self.bias)
-        dtype = jnp.result_type(*(a for a in entering if a is not None))
-        return dtype if jnp.issubdtype(dtype, jnp.floating) else _adapters.promote(dtype, jnp.float32)
+        """The dtype of y: the common one of all arguments, by JAX's current promotion rules."""
+        arrays = (x, *statistics, self.weight, self.bias)
+        dtype = jnp.result_type(*(a for a in arrays if a is not None))
+        return dtype if jnp.issubdtype(dtype, jnp.floating) else promote(dtype, jnp.float32)

@@ -7,7 +7,16 @@ import jax
 import jax.numpy as jnp
 
 from bnderiv.activation.relu import relu
-from bnderiv.adapters import batch_norm as _adapters
+from bnderiv.adapters.batch_norm import (
+    check_activation,
+    feature_axes,
+    normalize_by_batch,
+    normalize_by_given,
+    promote,
+    real_array,
+    running_average,
+    weight_so_far,
+)
 
 try:
     import haiku as hk
@@ -20,20 +29,30 @@ __all__ = ["BatchNorm"]
 class BatchNorm(hk.BatchNorm):
     """`haiku.BatchNorm` computed by `bnderiv.batch_norm`: its arguments, defaults, parameters, state and names.
 
-    Parameters `scale` and `offset` and the two averages have Haiku's paths, shapes and dtypes, so the trees of either
-    serve the other. What is other than in Haiku:
+    The parameters `scale` and `offset` and the two averages have Haiku's paths, shapes and dtypes, so the trees of
+    either fit the other. Differences from Haiku:
 
-    * The statistics are right at any mean and scale, and so is the gradient, whose rule is the closed form; only x and
-      vectors are saved for it. Forward-mode differentiation is not defined.
-    * Half precision is computed in float32; the averages are stored in the dtype of the input, as Haiku does.
-    * Complex input is refused. With an infinite variance in the state y is NaN.
+    * Statistics and gradient are right at any mean and scale. The gradient is the closed form and saves only x and
+      vectors. Forward-mode differentiation is not defined.
+    * Half precision is computed in float32, the step of the averages and their debiasing included. The averages are
+      stored in the dtype of the input, as in Haiku. A decay rate near 1 leaves the batch its weight in any dtype.
+    * Complex input raises. With an infinite variance in the state y is NaN.
 
     Args:
-      activation: None, or "relu" to apply it within the same rule, which then saves no more than without.
+      activation: None, or "relu" to fuse it into the same rule, at no cost in residuals.
       others: as in `haiku.BatchNorm`.
 
     Raises:
       ValueError: an unknown activation, or as in `haiku.BatchNorm`.
+
+    Example:
+      >>> import bnderiv.haiku, haiku, jax, jax.numpy as jnp
+      >>> model = haiku.transform_with_state(lambda x: bnderiv.haiku.BatchNorm(True, True, 0.5)(x, is_training=True))
+      >>> x = jnp.array([[1.0, 4.0], [3.0, 8.0]])
+      >>> params, state = model.init(jax.random.key(0), x)
+      >>> y, state = model.apply(params, state, None, x)
+      >>> y.round(2).tolist(), state["batch_norm/~/mean_ema"]["average"].tolist()
+      ([[-1.0, -1.0], [1.0, 1.0]], [[2.0, 6.0]])
     """
 
     def __init__(
@@ -52,7 +71,7 @@ class BatchNorm(hk.BatchNorm):
         *,
         activation: str | None = None,
     ):
-        _adapters.check_activation(activation)
+        check_activation(activation)
         super().__init__(
             create_scale,
             create_offset,
@@ -67,6 +86,10 @@ class BatchNorm(hk.BatchNorm):
             name,
         )
         self.activation = activation
+        # They replace Haiku's under the same names, so that checkpoints of either load into the other.
+        self.mean_ema, self.var_ema = (
+            _Average(decay_rate, name=hk.force_name(theirs.module_name)) for theirs in (self.mean_ema, self.var_ema)
+        )
 
     def __call__(
         self,
@@ -79,35 +102,32 @@ class BatchNorm(hk.BatchNorm):
         """Normalizes `inputs` by its own statistics or by the averages.
 
         Args:
-          inputs: real; laid out as `data_format` says.
-          is_training: whether to take the statistics of `inputs`, and to let them enter the averages.
-          test_local_stats: whether to take them in any case.
-          scale, offset: what broadcasts to the shape of `inputs`, where the module creates none itself.
+          inputs: real, in the layout of `data_format`.
+          is_training: whether to use the statistics of `inputs`, which then update the averages.
+          test_local_stats: whether to use the statistics of `inputs` without updating the averages.
+          scale, offset: arrays that broadcast to the shape of `inputs`, if the module creates none itself.
 
         Returns:
-          An array of the shape of `inputs`.
+          Array of the shape of `inputs`.
 
         Raises:
-          TypeError: complex `inputs`.
-          ValueError: `scale` or `offset` given though the module creates it, or an axis out of range.
+          TypeError: `inputs` is complex.
+          ValueError: `scale` or `offset` is given though the module creates it, or an axis is out of range.
         """
         if self.create_scale and scale is not None:
             raise ValueError("scale must not be given at call time where create_scale=True")
         if self.create_offset and offset is not None:
             raise ValueError("offset must not be given at call time where create_offset=True")
-        inputs = _adapters.real_array("bnderiv.haiku.BatchNorm", inputs)
+        inputs = real_array("bnderiv.haiku.BatchNorm", inputs)
         rank = inputs.ndim
         if self.axis is None:
-            axes = _adapters.feature_axes(self.channel_index, rank) if rank else ()
+            axes = feature_axes(self.channel_index, rank) if rank else ()
         else:
-            reduced = _adapters.feature_axes(tuple(self.axis), rank)
+            reduced = feature_axes(tuple(self.axis), rank)
             axes = tuple(a for a in range(rank) if a not in reduced)
         shape = [n if a in axes else 1 for a, n in enumerate(inputs.shape)]
         features = [inputs.shape[a] for a in axes]
-        if jnp.issubdtype(inputs.dtype, jnp.floating):
-            stored = inputs.dtype
-        else:
-            stored = _adapters.promote(inputs.dtype, jnp.float32)
+        stored = inputs.dtype if jnp.issubdtype(inputs.dtype, jnp.floating) else promote(inputs.dtype, jnp.float32)
 
         by_batch = is_training or test_local_stats
         averages = () if by_batch else (self.mean_ema.average, self.var_ema.average)
@@ -117,7 +137,7 @@ class BatchNorm(hk.BatchNorm):
             offset = hk.get_parameter("offset", shape, inputs.dtype, self.offset_init)
 
         dtype = jnp.result_type(stored, *(a for a in (scale, offset) if a is not None))
-        # Inside the rule go a scale and an offset that are constant where the statistics are; others come after it.
+        # Scale and offset enter the rule if there is one value for each feature; otherwise they are applied after it.
         within = all(a is None or _one_per_feature(jnp.shape(a), shape) for a in (scale, offset))
         activation = self.activation if within else None
 
@@ -128,7 +148,7 @@ class BatchNorm(hk.BatchNorm):
 
         gamma, beta = vector(scale), vector(offset)
         if by_batch:
-            y, batch = _adapters.by_batch(
+            y, batch = normalize_by_batch(
                 inputs,
                 gamma,
                 beta,
@@ -138,13 +158,14 @@ class BatchNorm(hk.BatchNorm):
                 activation=activation,
                 axis_name=self.cross_replica_axis or None,
                 axis_index_groups=self.cross_replica_axis_index_groups,
+                assumed_mean=None if hk.running_init() else self.mean_ema.average,
             )
             if is_training:
-                self.mean_ema(batch.mean.reshape(shape).astype(stored))
-                self.var_ema(batch.var.reshape(shape).astype(stored))
+                for average, new in ((self.mean_ema, batch.mean), (self.var_ema, batch.var)):
+                    average.update(new.reshape(shape), batch.counted.reshape(shape), stored)
         else:
             mean, var = (jnp.reshape(a, features) for a in averages)
-            y = _adapters.by_given(
+            y = normalize_by_given(
                 inputs, gamma, beta, mean, var, axes, eps=self.eps, dtype=dtype, activation=activation
             )
         if within:
@@ -153,7 +174,23 @@ class BatchNorm(hk.BatchNorm):
         return relu(y) if self.activation == "relu" else y
 
 
+class _Average(hk.ExponentialMovingAverage):
+    """`haiku.ExponentialMovingAverage` computed in float32 at least, with exact weights near 1."""
+
+    def update(self, value: jax.Array, counted: jax.Array, dtype: Any) -> None:
+        """Updates the average by `value` where anything was counted. `dtype` is that of a new state."""
+        counter = hk.get_state("counter", (), jnp.int32, init=jnp.zeros)
+        counter = counter + counted.any().astype(counter.dtype)
+        hidden = hk.get_state("hidden", value.shape, dtype, init=jnp.zeros)
+        stored, wide = promote(hidden.dtype, dtype), promote(hidden.dtype, value.dtype)
+        hidden = running_average(self.decay, hidden, value, counted, wide)
+        average = hidden / jnp.where(counter == 0, 1, weight_so_far(self.decay, counter, wide))
+        hk.set_state("counter", counter)
+        hk.set_state("hidden", hidden.astype(stored))
+        hk.set_state("average", average.astype(stored))
+
+
 def _one_per_feature(shape: tuple[int, ...], features: Sequence[int]) -> bool:
-    """Whether an array of this shape broadcasts to the features' alone."""
+    """Whether an array of this shape has at most one value for each feature."""
     padded = (1,) * (len(features) - len(shape)) + tuple(shape)
     return len(padded) == len(features) and all(n in (1, m) for n, m in zip(padded, features, strict=True))

@@ -5,7 +5,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bnderiv.adapters import batch_norm as _adapters
+from bnderiv.adapters.batch_norm import (
+    feature_axes,
+    normalize_by_batch,
+    normalize_by_given,
+    promote,
+    real_array,
+    running_average,
+)
 from bnderiv.adapters.flax_pooling import avg_pool, max_pool
 
 try:
@@ -20,44 +27,53 @@ __all__ = ["BatchNorm", "avg_pool", "max_pool"]
 class BatchNorm(nn.BatchNorm):
     """`flax.linen.BatchNorm` computed by `bnderiv.batch_norm`: its arguments, defaults, variables, shapes and dtypes.
 
-    Variables: 'scale' and 'bias' in 'params', 'mean' and 'var' (biased, as Flax stores it) in 'batch_stats', all in
-    the shape of the feature axes; so checkpoints of either load into the other. What is other than in Flax:
+    Variables are 'scale' and 'bias' in 'params', 'mean' and 'var' (biased, as Flax stores it) in 'batch_stats', all in
+    the shape of the feature axes. Checkpoints of either load into the other. Differences from Flax:
 
-    * The statistics are right at any mean and scale, and so is the gradient, whose rule is the closed form; only x
-      and vectors are saved for it. Forward-mode differentiation is not defined.
-    * Masked and over `axis_name`, means are taken over all elements by true counts, not as means of means. Features
-      of which no element counts keep their running statistics.
-    * Half precision is always computed in float32.
-    * Complex input is refused. With an infinite running variance y is NaN.
+    * Statistics and gradient are right at any mean and scale. The gradient is the closed form and saves only x and
+      vectors. Forward-mode differentiation is not defined.
+    * With a mask and `axis_name`, means are weighted by true counts; Flax averages the devices' averages. Features
+      without any counted element keep their running statistics.
+    * Half precision is always computed in float32, the step of the running statistics included. A momentum near 1
+      leaves the batch its weight in any dtype; `bnderiv.update_running_stats` says when half precision cannot store it.
+    * Complex input raises. With an infinite running variance y is NaN.
 
     Attributes:
-      use_fast_variance: accepted without effect: there is no naive variance here.
-      force_float32_reductions: has its effect on the dtype of the running statistics alone.
-      activation: None, or "relu" to apply it within the same rule, which then saves no more than without.
-      others: as in `flax.linen.BatchNorm`. `axis` may be a tuple, `axis_name` too.
+      use_fast_variance: accepted without effect; the naive variance is never used.
+      force_float32_reductions: affects only the dtype of the running statistics.
+      activation: None, or "relu" to fuse it into the same rule, at no cost in residuals.
+      others: as in `flax.linen.BatchNorm`. `axis` and `axis_name` may be tuples.
+
+    Example:
+      >>> import bnderiv.linen, jax, jax.numpy as jnp
+      >>> model = bnderiv.linen.BatchNorm(use_running_average=False, momentum=0.5)
+      >>> x = jnp.array([[1.0, 4.0], [3.0, 8.0]], jnp.float32)
+      >>> y, updated = model.apply(model.init(jax.random.key(0), x), x, mutable=["batch_stats"])
+      >>> y.round(2).tolist(), updated["batch_stats"]["mean"].tolist()
+      ([[-1.0, -1.0], [1.0, 1.0]], [1.0, 3.0])
     """
 
     activation: str | None = None
 
     @nn.compact
     def __call__(self, x: Any, use_running_average: bool | None = None, *, mask: Any = None) -> jax.Array:
-        """Normalizes `x` by its own statistics, or by the running ones.
+        """Normalizes `x` by its own statistics, which also update the running ones, or by the running ones.
 
         Args:
-          x: the input, real; any rank that has the feature axes.
-          use_running_average: whether to use the running statistics; here or in the constructor.
-          mask: broadcasts to `x`, False where an element is not to count. Such elements are normalized all the same.
+          x: real input of any rank that has the feature axes.
+          use_running_average: whether to use the running statistics; given here or to the constructor.
+          mask: broadcasts to `x`; elements where it is False do not count, but are normalized.
 
         Returns:
-          An array of the shape of `x`, in `dtype`, by default that of `x` and the parameters together.
+          Array of the shape of `x`; its dtype is `dtype`, by default the common one of `x` and the parameters.
 
         Raises:
-          TypeError: complex `x`.
+          TypeError: `x` is complex.
           ValueError: an axis out of range, a mask that does not broadcast, an unknown activation.
         """
         use_running_average = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
-        x = _adapters.real_array("bnderiv.linen.BatchNorm", x)
-        axes = _adapters.feature_axes(self.axis, x.ndim)
+        x = real_array("bnderiv.linen.BatchNorm", x)
+        axes = feature_axes(self.axis, x.ndim)
         shape = [x.shape[a] for a in axes]
 
         stored = jnp.float32 if self.force_float32_reductions else self.param_dtype
@@ -68,12 +84,12 @@ class BatchNorm(nn.BatchNorm):
         dtype = canonicalize_dtype(x, scale, bias, dtype=self.dtype)
 
         if use_running_average:
-            return _adapters.by_given(
+            return normalize_by_given(
                 x, scale, bias, mean.value, var.value, axes, eps=self.epsilon, dtype=dtype, activation=self.activation
             )
 
-        initializing = self.is_initializing()  # then no axis_name need exist, and nothing is recorded
-        y, batch = _adapters.by_batch(
+        initializing = self.is_initializing()  # no map has axis_name yet, and the running statistics stay
+        y, batch = normalize_by_batch(
             x,
             scale,
             bias,
@@ -84,10 +100,12 @@ class BatchNorm(nn.BatchNorm):
             mask=mask,
             axis_name=None if initializing else self.axis_name,
             axis_index_groups=None if initializing else self.axis_index_groups,
+            assumed_mean=mean.value,
         )
         if not initializing:
             computed = x.dtype if self.dtype is None else self.dtype
-            computed = _adapters.promote(computed, jnp.float32) if self.force_float32_reductions else computed
+            computed = promote(computed, jnp.float32) if self.force_float32_reductions else computed
             for running, new in ((mean, batch.mean), (var, batch.var)):
-                running.value = _adapters.average(self.momentum, running.value, new.astype(computed), batch.counted)
+                dtype = promote(running.value.dtype, computed)
+                running.value = running_average(self.momentum, running.value, new, batch.counted, dtype)
         return y

@@ -3,9 +3,15 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from bnderiv.adapters import batch_norm as _adapters
+from bnderiv.adapters.batch_norm import (
+    check_activation,
+    feature_axes,
+    normalize_by_batch,
+    normalize_by_given,
+    real_array,
+    running_average,
+)
 from bnderiv.adapters.flax_pooling import avg_pool, max_pool
 
 try:
@@ -20,61 +26,67 @@ __all__ = ["BatchNorm", "avg_pool", "max_pool"]
 class BatchNorm(nnx.BatchNorm):
     """`flax.nnx.BatchNorm` computed by `bnderiv.batch_norm`: its arguments, defaults, variables, shapes and dtypes.
 
-    Variables: `scale` and `bias` (`nnx.Param`), `mean` and `var` (`nnx.BatchStat`; the variance biased, as Flax stores
-    it); so the state of either fits the other. What is other than in Flax is said at `bnderiv.linen.BatchNorm`. With
-    the default `promote_dtype` only x is cast: statistics and parameters enter the computation as precise as they
-    are stored.
+    Variables are `scale` and `bias` (`nnx.Param`), `mean` and `var` (`nnx.BatchStat`; the variance is biased, as Flax
+    stores it). The state of either fits the other. Differences from Flax are those of `bnderiv.linen.BatchNorm`. Also,
+    with the default `promote_dtype` only x is cast: statistics and parameters keep the precision they are stored in.
 
     Args:
       num_features: the number of features.
-      activation: None, or "relu" to apply it within the same rule, which then saves no more than without.
-      **others: those of `flax.nnx.BatchNorm`; `use_fast_variance` has no effect.
+      activation: None, or "relu" to fuse it into the same rule, at no cost in residuals.
+      **others: as in `flax.nnx.BatchNorm`; `use_fast_variance` has no effect.
 
     Raises:
       ValueError: an unknown activation.
+
+    Example:
+      >>> import bnderiv.nnx, flax.nnx, jax.numpy as jnp
+      >>> layer = bnderiv.nnx.BatchNorm(2, momentum=0.5, rngs=flax.nnx.Rngs(0))
+      >>> y = layer(jnp.array([[1.0, 4.0], [3.0, 8.0]], jnp.float32), use_running_average=False)
+      >>> y.round(2).tolist(), layer.mean[...].tolist()
+      ([[-1.0, -1.0], [1.0, 1.0]], [1.0, 3.0])
     """
 
     def __init__(self, num_features: int, *, activation: str | None = None, **others: Any):
-        _adapters.check_activation(activation)
+        check_activation(activation)
         super().__init__(num_features, **others)
         self.activation = activation
 
     def __call__(self, x: Any, use_running_average: bool | None = None, *, mask: Any = None) -> jax.Array:
-        """Normalizes `x` by its own statistics, which then enter the running ones, or by the running ones.
+        """Normalizes `x` by its own statistics, which also update the running ones, or by the running ones.
 
         Args:
-          x: the input, real; any rank that has the feature axis.
-          use_running_average: whether to use the running statistics; by default as the constructor, `train`, `eval` or
-            `nnx.view` said.
-          mask: broadcasts to `x`, False where an element is not to count. Such elements are normalized all the same.
+          x: real input of any rank that has the feature axis.
+          use_running_average: whether to use the running statistics; by default as set by the constructor, `train`,
+            `eval` or `nnx.view`.
+          mask: broadcasts to `x`; elements where it is False do not count, but are normalized.
 
         Returns:
-          An array of the shape of `x`, in `dtype`, by default that of `x` and the variables together.
+          Array of the shape of `x`; its dtype is `dtype`, by default the common one of `x` and the variables.
 
         Raises:
-          TypeError: complex `x`.
-          ValueError: an axis out of range, a mask that does not broadcast, `use_running_average` said nowhere.
+          TypeError: `x` is complex.
+          ValueError: an axis out of range, a mask that does not broadcast, or `use_running_average` not set anywhere.
         """
         if use_running_average is None:
             use_running_average = self.use_running_average
         if use_running_average is None:
             raise ValueError("use_running_average must be given to the constructor or the call, or set by nnx.view")
-        x = _adapters.real_array("bnderiv.nnx.BatchNorm", x)
-        axes = _adapters.feature_axes(self.axis, x.ndim)
+        x = real_array("bnderiv.nnx.BatchNorm", x)
+        axes = feature_axes(self.axis, x.ndim)
 
         scale = None if self.scale is None else self.scale[...]
         bias = None if self.bias is None else self.bias[...]
         stored: Any = (self.mean[...], self.var[...], scale, bias)
         x, *promoted = self.promote_dtype((x, *stored), dtype=self.dtype)
-        # Half precision statistics would undo at inference what was gained in training.
+        # Statistics rounded to half precision would lose at inference what training computed in float32.
         mean, var, scale, bias = stored if self.promote_dtype is dtypes.promote_dtype else promoted
         dtype = dtypes.canonicalize_dtype(x, scale, bias, dtype=self.dtype)
 
         if use_running_average:
-            return _adapters.by_given(
+            return normalize_by_given(
                 x, scale, bias, mean, var, axes, eps=self.epsilon, dtype=dtype, activation=self.activation
             )
-        y, batch = _adapters.by_batch(
+        y, batch = normalize_by_batch(
             x,
             scale,
             bias,
@@ -85,9 +97,9 @@ class BatchNorm(nnx.BatchNorm):
             mask=mask,
             axis_name=self.axis_name,
             axis_index_groups=self.axis_index_groups,
+            assumed_mean=mean,
         )
-        computed = _adapters.promote(x.dtype if self.dtype is None else self.dtype, jnp.float32)
         for running, new in ((self.mean, batch.mean), (self.var, batch.var)):
-            average = _adapters.average(self.momentum, running[...], new.astype(computed), batch.counted)
-            running[...] = jax.lax.stop_gradient(average).astype(running[...].dtype)
+            average = running_average(self.momentum, running[...], new, batch.counted, running[...].dtype)
+            running[...] = jax.lax.stop_gradient(average)
         return y

@@ -33,7 +33,7 @@ def relu(x: jax.Array) -> jax.Array:
 
 @jax.custom_jvp
 def rectify(x):
-    """(A2), with (A3) for the derivatives of this body: JAX takes half of the slope where a maximum is a tie."""
+    """(A2), with (A3) as its derivative: JAX takes half of the slope of a `maximum` at a tie."""
     return jnp.maximum(x, 0)
 
 

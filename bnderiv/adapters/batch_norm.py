@@ -1,8 +1,8 @@
-"""What the adapters share: batch norm over any axes and dtypes, in terms of the library's own functions.
+"""What the BatchNorm layers of the adapters share: the library's functions over any feature axes and dtypes.
 
-A framework's layer may have several feature axes or none, an output of another dtype than its input, no scale, no bias.
-The library's has one channel axis and y like x. The frameworks decide on names, shapes and dtypes; this file only lays
-the arrays out.
+A framework's layer may have several feature axes or none, no scale or no bias, and an output dtype unlike its input's.
+The library's functions have one channel axis, and y has the dtype of x. Names, shapes and dtypes are up to each
+adapter; this file arranges the arrays.
 """
 
 import math
@@ -13,15 +13,16 @@ import jax
 import jax.numpy as jnp
 
 from bnderiv import _checks
+from bnderiv._numbers import accumulator
 from bnderiv._sharding import automatic
 from bnderiv.activation.relu import relu
 from bnderiv.normalization.batch_norm import batch_norm, batch_norm_relu
 from bnderiv.normalization.inference import batch_norm_inference
-from bnderiv.normalization.running_stats import weighed
+from bnderiv.normalization.running_stats import average, weights
 
 
 class Batch(NamedTuple):
-    """Statistics of one batch in the shape of the features; `counted` says where any element entered."""
+    """Statistics of one batch in the shape of the features; `counted` is True where any element counted."""
 
     mean: jax.Array
     var: jax.Array
@@ -47,23 +48,23 @@ def check_activation(activation: Any) -> None:
 
 
 def feature_axes(axis: Any, ndim: int) -> tuple[int, ...]:
-    """One axis or several, counted from the front, each once and in order.
+    """`axis`, an integer or several, as sorted axes counted from the front, each once.
 
     Raises:
-      TypeError: not integers.
-      ValueError: out of range.
+      TypeError: `axis` is not an integer or a sequence of integers.
+      ValueError: an axis is out of range.
     """
     several = axis if isinstance(axis, Sequence) else (axis,)
     return tuple(sorted({_checks.axis("axis", a, ndim) for a in several}))
 
 
 def promote(*dtypes: Any) -> Any:
-    """The dtype that holds them all, also where implicit promotion is forbidden: this one is explicit."""
+    """The dtype that holds them all. It is asked for explicitly, so it works where implicit promotion is forbidden."""
     with jax.numpy_dtype_promotion("standard"):
         return jnp.result_type(*dtypes)
 
 
-def by_batch(
+def normalize_by_batch(
     x: jax.Array,
     scale: jax.Array | None,
     bias: jax.Array | None,
@@ -75,8 +76,12 @@ def by_batch(
     mask: Any = None,
     axis_name: Any = None,
     axis_index_groups: Any = None,
+    assumed_mean: jax.Array | None = None,
 ) -> tuple[jax.Array, Batch]:
-    """Normalizes by the batch's statistics. `scale` and `bias` have the shape of the features; y gets `dtype`."""
+    """Normalizes by the batch's statistics.
+
+    `scale`, `bias` and `assumed_mean` (the running one) have the shape of the features; y has `dtype`.
+    """
     check_activation(activation)
     layout = _Layout(x.shape, axes)
     if not x.size:
@@ -92,12 +97,13 @@ def by_batch(
         where=mask,
         axis_name=tuple(axis_name) if isinstance(axis_name, list) else axis_name,
         axis_index_groups=axis_index_groups,
+        assumed_mean=None if assumed_mean is None else jnp.reshape(assumed_mean, -1),
     )
     mean, var, count = (a.reshape(layout.features) for a in stats)
     return layout.split(y).astype(dtype), Batch(mean, var, count > 0)
 
 
-def by_given(
+def normalize_by_given(
     x: jax.Array,
     scale: jax.Array | None,
     bias: jax.Array | None,
@@ -109,7 +115,7 @@ def by_given(
     dtype: Any,
     activation: str | None,
 ) -> jax.Array:
-    """Normalizes by given statistics, in the shape of the features like `scale` and `bias`; y gets `dtype`."""
+    """Normalizes by given statistics, in the shape of the features like `scale` and `bias`; y has `dtype`."""
     check_activation(activation)
     if not x.size:
         return x.astype(dtype)
@@ -124,25 +130,41 @@ def by_given(
     return layout.split(relu(y) if activation == "relu" else y).astype(dtype)
 
 
-def average(momentum: Any, old: jax.Array, new: jax.Array, counted: jax.Array) -> jax.Array:
-    """momentum · old + (1 − momentum) · new, in the wider dtype; `old` where nothing was counted."""
-    dtype = promote(old.dtype, new.dtype)
+def running_average(momentum: Any, old: jax.Array, new: jax.Array, counted: jax.Array, dtype: Any) -> jax.Array:
+    """momentum · old + (1 − momentum) · new, in `dtype`; `old` where nothing was counted.
 
-    def step(old: jax.Array, new: jax.Array, counted: jax.Array) -> jax.Array:
-        averaged = weighed(momentum, old).astype(dtype) + weighed(1 - momentum, new).astype(dtype)
-        return jnp.where(counted, averaged, old.astype(dtype))
+    Computed in the wider dtype of `old` and `new`, at least float32, and rounded once.
+    """
+    old_leads, step = weights(momentum, old.dtype, new.dtype)
 
-    return automatic(step, lambda old, **_: old, old=old, new=new, counted=counted)
+    def update(old: jax.Array, new: jax.Array, counted: jax.Array, old_leads: jax.Array, step: jax.Array) -> jax.Array:
+        return jnp.where(counted, average(old_leads, step, old, new).astype(dtype), old.astype(dtype))
+
+    return automatic(update, lambda old, **_: old, old=old, new=new, counted=counted, old_leads=old_leads, step=step)
+
+
+def weight_so_far(momentum: Any, updates: jax.Array, dtype: Any) -> jax.Array:
+    """1 − momentum^updates: the total weight of all batches in an average that started at 0.
+
+    float32, or float64 for a float64 `dtype`. Computed by expm1: momentum^updates near 1 is rounded, and the
+    subtraction would leave little but the rounding.
+    """
+    dtype = accumulator(dtype)
+    if isinstance(momentum, jax.Array):
+        log = jnp.log(momentum.astype(accumulator(momentum.dtype))).astype(dtype)
+    else:
+        log = jnp.asarray(math.log(momentum) if momentum > 0 else -math.inf, dtype)
+    return -jnp.expm1(updates.astype(dtype) * log)
 
 
 class _Layout:
-    """The way from an array with any feature axes to one with a single channel axis, and back."""
+    """Reshapes an array with any feature axes to one with a single channel axis, and back."""
 
     def __init__(self, shape: tuple[int, ...], axes: tuple[int, ...]):
         self.shape, self.axes = shape, axes
         self.features = tuple(shape[a] for a in axes)
         self.others = tuple(n for a, n in enumerate(shape) if a not in axes)
-        self.one = len(axes) == 1 and len(shape) > 1  # as it is: nothing to transpose
+        self.one = len(axes) == 1 and len(shape) > 1  # then the array stays as it is
         self.channel_axis = axes[0] if self.one else -1
 
     def merge(self, x: jax.Array) -> jax.Array:
@@ -160,7 +182,7 @@ class _Layout:
         if not fits:
             raise ValueError(f"mask must broadcast to the shape of x, {self.shape}, got shape {mask.shape}")
         mask = jnp.expand_dims(mask, range(len(self.shape) - mask.ndim))
-        # Only what is merged must be there in full: elsewhere a small mask stays small.
+        # Only merged axes need their full length; along the others a small mask stays small.
         full = [n if a in self.axes and not self.one else 1 for a, n in enumerate(self.shape)]
         return self.merge(jnp.broadcast_to(mask, jnp.broadcast_shapes(mask.shape, tuple(full))))
 

@@ -1,7 +1,7 @@
-"""Pooling under Flax's signature: any number of batch and spatial axes, one or two spatial axes at a time.
+"""Pooling under Flax's signature: any number of batch and spatial axes.
 
-A window's mean is the mean over its rows of the means over its columns, and its first maximum the first of its rows'
-first maxima; so windows of any rank are pooled by pairs of axes, from the last.
+Spatial axes are pooled two at a time, from the last. The mean of a window is the mean of its rows' means, and its first
+maximum is the first of its rows' first maxima.
 """
 
 import functools
@@ -26,7 +26,9 @@ def avg_pool(
     padding: str | Sequence[tuple[int, int]] = "VALID",
     count_include_pad: bool = True,
 ) -> jax.Array:
-    """The mean over each window, as `flax.linen.avg_pool`, by `bnderiv.avg_pool`. Half precision sums in float32.
+    """The mean over each window: `flax.linen.avg_pool` computed by `bnderiv.avg_pool`.
+
+    Half precision is accumulated in float32.
 
     Args:
       inputs: shape (batch axes..., spatial axes..., channels), floating dtype; no batch axis, one or several.
@@ -35,13 +37,21 @@ def avg_pool(
       padding: "VALID", "SAME", "SAME_LOWER" or a (low, high) pair for each spatial axis, smaller than the window.
       count_include_pad: whether padding counts as zeros, or not at all.
 
+    Returns:
+      Array of the batch axes, the pooled spatial axes and the channels, in the dtype of `inputs`.
+
     Raises:
-      TypeError: `inputs` is not of floating dtype, or an argument is of another type.
+      TypeError: `inputs` has no floating dtype, or another argument has the wrong type.
       ValueError: lengths that do not fit, empty `inputs`, padding as large as the window, or a window larger than the
         padded input.
+
+    Example:
+      >>> import bnderiv.linen, jax.numpy as jnp
+      >>> bnderiv.linen.avg_pool(jnp.array([[1.0], [3.0], [5.0]]), (2,))[:, 0].tolist()
+      [2.0, 4.0]
     """
     inputs = _checks.float_array("inputs", inputs)
-    # Three spatial axes take two passes, of which the first must not round.
+    # Three spatial axes are pooled in two steps; the first one must not round to half precision.
     wide = inputs.astype(accumulator(inputs.dtype)) if inputs.ndim > 4 else inputs
     pool = functools.partial(_avg_pool.avg_pool, count_include_pad=bool(count_include_pad))
     return _by_pairs(pool, wide, window_shape, strides, padding).astype(inputs.dtype)
@@ -53,9 +63,14 @@ def max_pool(
     strides: Sequence[int] | None = None,
     padding: str | Sequence[tuple[int, int]] = "VALID",
 ) -> jax.Array:
-    """The maximum of each window, as `flax.linen.max_pool`, by `bnderiv.max_pool`.
+    """The maximum of each window: `flax.linen.max_pool` computed by `bnderiv.max_pool`.
 
-    The gradient goes to the first maximum in row-major order. Arguments and errors as in `avg_pool`.
+    The gradient goes to the first maximum in row-major order. Arguments, result and errors are those of `avg_pool`.
+
+    Example:
+      >>> import bnderiv.linen, jax.numpy as jnp
+      >>> bnderiv.linen.max_pool(jnp.array([[1.0], [3.0], [2.0]]), (2,))[:, 0].tolist()
+      [3.0, 3.0]
     """
     return _by_pairs(_max_pool.max_pool, _checks.float_array("inputs", inputs), window_shape, strides, padding)
 
@@ -73,7 +88,7 @@ def _by_pairs(pool: Callable[..., jax.Array], x: jax.Array, window_shape: Any, s
 
     def by_pairs(x: jax.Array) -> jax.Array:
         for last in range(rank, 0, -2):
-            own = slice(max(last - 2, 0), last)  # these two of the spatial axes, or the first one with one of size 1
+            own = slice(max(last - 2, 0), last)  # two spatial axes, or the first one and an axis of size 1
             first = batch + own.start
             before, spatial, after = x.shape[:first], x.shape[first : batch + last], x.shape[batch + last :]
             alone = (1,) * (2 - len(spatial))

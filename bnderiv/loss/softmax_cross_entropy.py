@@ -50,8 +50,8 @@ def softmax_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 def _weighted(logits, labels):
     dtype = jnp.result_type(logits, labels)
     wide = accumulator(dtype)
-    shifted, log_sum, _ = _log_softmax_parts(logits.astype(wide))
-    return _times_surprise(labels.astype(wide), shifted, log_sum).sum(-1).astype(dtype)  # (S6)
+    half, log_sum, _ = _log_softmax_parts(logits.astype(wide))
+    return _times_surprise(labels.astype(wide), half, log_sum).sum(-1).astype(dtype)  # (S6)
 
 
 def _weighted_fwd(logits, labels):
@@ -62,9 +62,9 @@ def _weighted_bwd(residuals, delta):
     logits, labels = residuals
     wide = accumulator(delta.dtype)
     delta, y = delta[..., None].astype(wide), labels.astype(wide)
-    shifted, log_sum, p = _log_softmax_parts(logits.astype(wide))
+    half, log_sum, p = _log_softmax_parts(logits.astype(wide))
     dlogits = delta * (p * y.sum(-1, keepdims=True) - y)  # (S7)
-    dlabels = _times_surprise(delta, shifted, log_sum)  # (S8)
+    dlabels = _times_surprise(delta, half, log_sum)  # (S8)
     return dlogits.astype(logits.dtype), dlabels.astype(labels.dtype)
 
 
@@ -105,10 +105,10 @@ def softmax_cross_entropy_with_integer_labels(logits: jax.Array, labels: ArrayLi
 
 @closed_form(result=like_rows)
 def _indexed(logits, labels):
-    shifted, log_sum, _ = _log_softmax_parts(logits.astype(accumulator(logits.dtype)))
-    hit, valid = one_hot(labels, shifted)
-    picked = jnp.where(hit, shifted, 0).sum(-1, keepdims=True)
-    return (valid * (log_sum - picked))[..., 0].astype(logits.dtype)  # (S9)
+    half, log_sum, _ = _log_softmax_parts(logits.astype(accumulator(logits.dtype)))
+    hit, valid = one_hot(labels, half)
+    picked = jnp.where(hit, half, 0).sum(-1, keepdims=True)
+    return (valid * (log_sum - 2 * picked))[..., 0].astype(logits.dtype)  # (S9)
 
 
 def _indexed_fwd(logits, labels):
@@ -118,8 +118,8 @@ def _indexed_fwd(logits, labels):
 def _indexed_bwd(residuals, delta):
     logits, labels = residuals
     wide = accumulator(delta.dtype)
-    shifted, _, p = _log_softmax_parts(logits.astype(wide))
-    hit, valid = one_hot(labels, shifted)
+    half, _, p = _log_softmax_parts(logits.astype(wide))
+    hit, valid = one_hot(labels, half)
     dlogits = delta[..., None].astype(wide) * (valid * (p - hit.astype(wide)))  # (S10)
     return dlogits.astype(logits.dtype), None
 
@@ -128,22 +128,25 @@ _indexed.defvjp(_indexed_fwd, _indexed_bwd)
 
 
 def _log_softmax_parts(z):
-    """z − max z, log Σ exp(z − max z) and softmax(z) (S5). Their sum max z + log Σ would round at the size of z."""
-    shifted = z - jnp.max(lax.stop_gradient(z), -1, keepdims=True)
-    e = jnp.exp(shifted)
+    """½(z − max z), which cannot overflow, log Σ exp(z − max z) and softmax(z) (S5).
+
+    The first two are kept apart: max z + log Σ would round at the size of z.
+    """
+    half = z / 2 - jnp.max(lax.stop_gradient(z), -1, keepdims=True) / 2
+    e = jnp.exp(2 * half)
     total = e.sum(-1, keepdims=True)
-    return shifted, jnp.log(total), e / total
+    return half, jnp.log(total), e / total
 
 
-def _times_surprise(weight, shifted, log_sum):
+def _times_surprise(weight, half, log_sum):
     """weight · (−log softmax), which is 0 where the weight is 0 and the logarithm infinite.
 
     The weight may be a cotangent, in which a rule must be linear, so it is not compared with 0. The infinity is made of
     two finite factors, and 0 · big · big = 0. The barrier keeps XLA from folding big · big to inf.
     """
-    ruled_out = shifted == -jnp.inf
-    big = lax.optimization_barrier(jnp.finfo(shifted.dtype).max)
-    finite = weight * (log_sum - jnp.where(ruled_out, 0, shifted))
+    ruled_out = half == -jnp.inf
+    big = lax.optimization_barrier(jnp.finfo(half.dtype).max)
+    finite = 2 * (weight * (log_sum / 2 - jnp.where(ruled_out, 0, half)))
     return finite + jnp.where(ruled_out, weight, 0) * big * big
 
 

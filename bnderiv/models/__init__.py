@@ -1,4 +1,4 @@
-"""Networks made of the layers: pure `init` and `apply` on plain dicts, one module each."""
+"""Networks built from the layers: one module each, with pure `init` and `apply` on plain dicts."""
 
 from bnderiv.models import lenet5, mlp
 

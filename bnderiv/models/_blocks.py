@@ -1,9 +1,9 @@
-"""What the models have in common: their options, and the block affine → batch norm → activation."""
+"""What the models share: their options, their parameters, and the block affine → batch norm → activation."""
 
 import dataclasses
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -14,12 +14,12 @@ from jax.typing import DTypeLike
 
 from bnderiv import _checks
 from bnderiv._numbers import accumulator
-from bnderiv.normalization.running_stats import init_running_stats, update_running_stats
+from bnderiv.normalization.running_stats import RunningStats, init_running_stats, update_running_stats
 
-# Named, not imported: each attachment has the same functions, and is loaded when a model first asks for it.
+# Names and not modules: a module is imported when a model first uses it.
 _ATTACHMENTS = {"closed_form": "bnderiv", "forward_mode": "bnderiv.forward_mode", "autodiff": "bnderiv.reference"}
 
-# Before relu, He et al. 2015: the variance that halving at 0 asks for. Otherwise Glorot & Bengio 2010.
+# He et al. 2015 before relu, which halves the variance; Glorot & Bengio 2010 before the others.
 _KERNELS = {
     "relu": initializers.he_normal(),
     "tanh": initializers.glorot_uniform(),
@@ -28,21 +28,24 @@ _KERNELS = {
 
 Tree = dict[str, Any]
 Shape = tuple[int, ...]
+Layers = Sequence[tuple[str, Shape]]
+"""The hidden layers: (kind, kernel shape (..., in, out))."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options that every model takes. Frozen and hashable: a `Config` is a static argument of `jax.jit`.
+    """The options of every model. Frozen and hashable, so a `Config` can be a static argument of `jax.jit`.
 
     Attributes:
       activation: "relu", "tanh" or "sigmoid".
-      batch_norm: normalize before every activation. The layer in front then has no bias, which batch norm would cancel.
+      batch_norm: whether to normalize before every activation. The layer before it then has no bias, because batch
+        norm would cancel it.
       classes: number of logits.
-      dtype: of the parameters, and what the input is cast to (running statistics: float32, or float64 for float64).
+      dtype: dtype of the parameters; the input is cast to it. Running statistics are float32, or float64 for float64.
       momentum: weight of the OLD running statistics, as in `bnderiv.update_running_stats`.
       eps: added to the variance, as in `bnderiv.batch_norm`.
-      gradients: which attachment of the layers to use: "closed_form" (`bnderiv`), "forward_mode"
-        (`bnderiv.forward_mode`: the same rules in both modes) or "autodiff" (`bnderiv.reference`).
+      gradients: which layers to use: "closed_form" (`bnderiv`), "forward_mode" (`bnderiv.forward_mode`: the same rules
+        in both modes) or "autodiff" (`bnderiv.reference`).
     """
 
     activation: str = "relu"
@@ -84,11 +87,11 @@ def layers(config: Options) -> ModuleType:
     return importlib.import_module(_ATTACHMENTS[config.gradients])
 
 
-def init(key: jax.Array, hidden: Sequence[tuple[str, Shape]], output: Shape, config: Options) -> tuple[Tree, Tree]:
-    """Parameters and running statistics of the hidden layers and of the output layer.
+def init(key: jax.Array, hidden: Layers, output: Shape, config: Options) -> tuple[Tree, Tree]:
+    """Parameters and running statistics of the hidden layers and the output layer.
 
-    The i-th of `hidden`, (kind, kernel shape (..., in, out)), is called kind + i, counted from 1, and its batch norm
-    "bn" + i; the last layer is "output". A layer before batch norm has no bias, the output layer no batch norm.
+    The i-th hidden layer is named kind + i, counted from 1, and its batch norm "bn" + i. The last layer is "output",
+    with the kernel shape `output` and without batch norm. A layer before batch norm has no bias.
     """
     *keys, last = jax.random.split(key, len(hidden) + 1)
     params: Tree = {}
@@ -102,9 +105,68 @@ def init(key: jax.Array, hidden: Sequence[tuple[str, Shape]], output: Shape, con
             state[f"bn{i}"] = init_running_stats(units, accumulator(config.dtype))
         else:
             layer["bias"] = zeros
-    kernel = initializers.lecun_normal()(last, output, config.dtype)  # linear: nothing to make up for
+    kernel = initializers.lecun_normal()(last, output, config.dtype)  # no activation follows
     params["output"] = {"kernel": kernel, "bias": jnp.zeros(output[-1], config.dtype)}
     return params, state
+
+
+def checked(params: Any, state: Any, hidden: Layers, output: Shape, config: Options) -> Tree:
+    """`params` with the entries that the layers take, as JAX arrays. The arguments are those of `init`.
+
+    A layer before batch norm may have a bias all the same, as a checkpoint from elsewhere may.
+
+    Raises:
+      TypeError: an entry of `params` or `state` has the wrong type.
+      ValueError: an entry is missing, unknown or has the wrong shape.
+    """
+    arrays: Tree = {}
+    for i, (kind, shape) in enumerate(hidden, start=1):
+        bias, units = {"bias": shape[-1:]}, shape[-1:]
+        required, optional = ({}, bias) if config.batch_norm else (bias, {})
+        arrays[f"{kind}{i}"] = _entries(params, f"{kind}{i}", {"kernel": shape, **required}, optional)
+        if config.batch_norm:
+            arrays[f"bn{i}"] = _entries(params, f"bn{i}", {"gamma": units, "beta": units})
+            _check_running(state, f"bn{i}", units)
+    arrays["output"] = _entries(params, "output", {"kernel": output, "bias": output[-1:]})
+    return arrays
+
+
+def _entries(params: Any, layer: str, required: dict[str, Shape], optional: dict[str, Shape] | None = None) -> Tree:
+    shapes = {**required, **(optional or {})}
+    entries = _entry("params", params, layer)
+    if not isinstance(entries, Mapping):
+        raise TypeError(f"params[{layer!r}] must be a dict, got {type(entries).__name__}")
+    if not required.keys() <= entries.keys() <= shapes.keys():
+        raise ValueError(f"params[{layer!r}] must have the keys {list(required)}, got {list(entries)}")
+    arrays = {}
+    for name, value in entries.items():
+        arrays[name] = _checks.float_array(f"params[{layer!r}][{name!r}]", value)
+        _checks.shape_is(f"params[{layer!r}][{name!r}]", arrays[name], shapes[name], "as init makes it for this config")
+    return arrays
+
+
+def _check_running(state: Any, name: str, shape: Shape) -> None:
+    running = _entry("state", state, name)
+    if not isinstance(running, RunningStats):
+        raise TypeError(f"state[{name!r}] must be a RunningStats, got {type(running).__name__}")
+    for field in ("mean", "var"):
+        value = _checks.float_array(f"state[{name!r}].{field}", getattr(running, field))
+        _checks.shape_is(f"state[{name!r}].{field}", value, shape, "as init makes it for this config")
+
+
+def _entry(argument: str, tree: Any, name: str) -> Any:
+    if not isinstance(tree, Mapping):
+        raise TypeError(f"{argument} must be a dict, as init returns it, got {type(tree).__name__}")
+    if name not in tree:
+        raise ValueError(f"{argument} must have the key {name!r}, got the keys {list(tree)}")
+    return tree[name]
+
+
+def check_config(config: Any, kind: type[Options]) -> None:
+    """Raises TypeError unless `config` is one of this model's."""
+    if not isinstance(config, kind):
+        model = kind.__module__.removeprefix("bnderiv.models.")
+        raise TypeError(f"config must be a {model}.Config, got {type(config).__module__}.{type(config).__qualname__}")
 
 
 def activate(
@@ -117,23 +179,22 @@ def activate(
     z: jax.Array,
     channel_axis: int = -1,
 ) -> tuple[jax.Array, Tree]:
-    """Batch norm i, where there is one, and the activation; and the state with its running statistics renewed."""
+    """Batch norm i, if the config has it, then the activation; and the state with updated running statistics."""
     bn = layers(config)
     activation = getattr(bn, config.activation)
     if not config.batch_norm:
         return activation(z), state
     name = f"bn{i}"
-    gamma, beta = params[name]["gamma"], params[name]["beta"]
+    gamma, beta, running = params[name]["gamma"], params[name]["beta"], state[name]
     if not train:
-        running = state[name]
         y = bn.batch_norm_inference(
             z, gamma, beta, running.mean, running.var, channel_axis=channel_axis, eps=config.eps
         )
         return activation(y), state
-    options = {"channel_axis": channel_axis, "eps": config.eps, "axis_name": axis_name}
-    if config.activation == "relu":  # fused: keeps z alone for the backward
+    options = {"channel_axis": channel_axis, "eps": config.eps, "axis_name": axis_name, "assumed_mean": running.mean}
+    if config.activation == "relu":  # fused: saves only z for the backward
         a, batch = bn.batch_norm_relu(z, gamma, beta, **options)
     else:
         y, batch = bn.batch_norm(z, gamma, beta, **options)
         a = activation(y)
-    return a, {**state, name: update_running_stats(state[name], batch, momentum=config.momentum)}
+    return a, {**state, name: update_running_stats(running, batch, momentum=config.momentum)}

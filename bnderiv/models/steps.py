@@ -290,7 +290,7 @@ def _renewed(running: Any, s: dict[str, Any], i: str, momentum: float) -> Any:
     mean, var = s[f"mu{i}"].astype(running.mean.dtype), s[f"var{i}"].astype(running.var.dtype)
     M = s[f"z{i}"].size // mean.size
     return type(running)(
-        momentum * running.mean + (1 - momentum) * mean,
-        momentum * running.var + (1 - momentum) * var * (M / max(M - 1, 1)),
+        running.mean + (1 - momentum) * (mean - running.mean),
+        running.var + (1 - momentum) * (var * (M / max(M - 1, 1)) - running.var),
         running.count + 1,
     )  # (N27)

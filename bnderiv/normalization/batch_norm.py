@@ -118,7 +118,7 @@ def _batch_norm(relu, axis, axis_name, index_groups, x, where, gamma, beta, assu
     n = groups.count(x, where)
     if assumed_mean is not None:
         assumed_mean = lax.stop_gradient(lay(assumed_mean))
-        assumed_mean = assumed_mean if where is None else jnp.where(n > 0, assumed_mean, 0)
+        assumed_mean = jnp.where(jnp.isfinite(assumed_mean) & (n > 0), assumed_mean, 0)
     least_one = n if where is None else jnp.maximum(n, 1)
     moments = statistics(groups, x, where, least_one, eps, assumed_mean)
     if axis_name is not None and axis_name != ():

@@ -1,5 +1,6 @@
 """What the normalization layers must equal: the plain forward, differentiated by JAX."""
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -17,8 +18,10 @@ __all__ = [
 ]
 
 
-def batch_norm(x, gamma, beta, *, channel_axis=-1, eps=1e-5, where=None, axis_name=None, axis_index_groups=None):
-    """Two-pass batch norm, as one would write it; see `bnderiv.batch_norm`."""
+def batch_norm(
+    x, gamma, beta, *, channel_axis=-1, eps=1e-5, where=None, axis_name=None, axis_index_groups=None, assumed_mean=None
+):
+    """Two-pass batch norm, as one would write it; see `bnderiv.batch_norm`. An assumed mean makes no difference."""
     wide = x.astype(accumulator(x.dtype))
     channels_last = jnp.moveaxis(wide, channel_axis, -1)
     axes = tuple(range(x.ndim - 1))
@@ -39,7 +42,9 @@ def batch_norm(x, gamma, beta, *, channel_axis=-1, eps=1e-5, where=None, axis_na
     return jnp.moveaxis(y, -1, channel_axis).astype(x.dtype), BatchStats(mean, var, lax.stop_gradient(count))
 
 
-def batch_norm_relu(x, gamma, beta, *, channel_axis=-1, eps=1e-5, where=None, axis_name=None, axis_index_groups=None):
+def batch_norm_relu(
+    x, gamma, beta, *, channel_axis=-1, eps=1e-5, where=None, axis_name=None, axis_index_groups=None, assumed_mean=None
+):
     """Batch norm, then relu; see `bnderiv.batch_norm_relu`."""
     y, stats = batch_norm(
         x, gamma, beta, channel_axis=channel_axis, eps=eps, where=where, axis_name=axis_name,
@@ -63,13 +68,18 @@ def init_running_stats(channels, dtype=jnp.float32):
 
 def update_running_stats(running, batch, *, momentum=0.9, unbiased=True):
     """Exponential average, the momentum on the old value; see `bnderiv.update_running_stats`."""
-    var = batch.var * batch.count / jnp.maximum(batch.count - 1, 1) if unbiased else batch.var
-    mean = running.mean + (1 - momentum) * (batch.mean - running.mean)
-    var = running.var + (1 - momentum) * (var - running.var)
-    seen = batch.count > 0
+    wide = max((accumulator(a.dtype) for a in (*running[:2], *batch[:2])), key=lambda dtype: dtype.itemsize)
+    old_mean, old_var, new_mean, new_var, count = (a.astype(wide) for a in (*running[:2], *batch))
+    if isinstance(momentum, jax.Array):
+        momentum = momentum.astype(accumulator(momentum.dtype))
+    weight = jnp.asarray(1 - momentum, wide)
+    new_var = new_var * count / jnp.maximum(count - 1, 1) if unbiased else new_var
+    mean = old_mean + weight * (new_mean - old_mean)
+    var = old_var + weight * (new_var - old_var)
+    seen = count > 0
     return RunningStats(
-        jnp.where(seen, mean, running.mean).astype(running.mean.dtype),
-        jnp.where(seen, var, running.var).astype(running.var.dtype),
+        jnp.where(seen, mean, old_mean).astype(running.mean.dtype),
+        jnp.where(seen, var, old_var).astype(running.var.dtype),
         running.count + jnp.any(seen).astype(jnp.int32),
     )
 

@@ -27,6 +27,26 @@ def alike(ours: Any, theirs: Any, tolerance: float | None = None) -> None:
         np.testing.assert_allclose(wide_a, wide_b, rtol=0, atol=allowed * max(size, 1e-30), err_msg=where)
 
 
+# Momenta that are 1, or another number, in the dtype.
+NEAR_1 = [(jnp.bfloat16, 0.99), (jnp.bfloat16, 0.999), (jnp.float16, 0.9998), (jnp.float32, 0.99999)]
+
+
+def averages(seed: int, dtype: Any) -> tuple[jax.Array, jax.Array]:
+    """Old and new values of 64 features, the one large for some and the other for others; exact in `dtype`."""
+    old, new = np.random.default_rng(seed).standard_normal((2, 64)) * 10.0 ** np.tile([[0, 3], [3, 0]], 32)
+    return jnp.asarray(old, dtype), jnp.asarray(new, dtype)
+
+
+def nearest(average: jax.Array, momentum: float, old: jax.Array, new: jax.Array) -> None:
+    """`average` is momentum · old + (1 − momentum) · new, from float32 rounded once to the dtype of `old`."""
+    assert average.dtype == old.dtype
+    wide_old, wide_new, wide = (np.asarray(a).astype(np.float64) for a in (old, new, average))
+    expected = momentum * wide_old + (1 - momentum) * wide_new
+    last = np.spacing(np.abs(expected).astype(old.dtype)).astype(np.float64) if old.dtype.itemsize == 2 else 0
+    computed = 2**-22 * (momentum * np.abs(wide_old) + (1 - momentum) * np.abs(wide_new))
+    assert (np.abs(wide - expected) <= last / 2 + computed).all()
+
+
 def normal(
     seed: int, shape: Sequence[int], dtype: Any = jnp.float32, mean: float = 1.0, scale: float = 2.0
 ) -> jax.Array:

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 eqx = pytest.importorskip("equinox", reason="needs the extra equinox")
 
 import bnderiv.equinox
-from tests.adapters.alike import alike, normal, sgd
+from tests.adapters.alike import NEAR_1, alike, averages, nearest, normal, sgd
 from tests.compiling import fast_jit
 from tests.normalization.truth import batch_norm as truth
 from tests.normalization.truth import relative_error
@@ -161,6 +161,34 @@ def test_relu_within_the_rule(mode):
         results.append([y, still, *arrays(state)])
     plain, fused = results
     alike(fused, [jax.nn.relu(a) for a in plain[:2]] + plain[2:])
+
+
+@pytest.mark.parametrize(("dtype", "momentum"), NEAR_1)
+def test_a_momentum_near_1_leaves_the_batch_its_weight(dtype, momentum):
+    old, new = averages(0, dtype)
+    for mode in MODES:
+        model, state = eqx.nn.make_with_state(OURS)(64, "batch", dtype=dtype, mode=mode, momentum=momentum)
+        index = model.batch_state_index if mode == "batch" else model.ema_state_index
+        state = state.set(index, (old, jnp.ones(64, dtype)))
+        if mode == "ema":
+            state = state.set(model.ema_first_time_index, jnp.array(False))
+        _, state = batched(model)(jnp.broadcast_to(new, (4, 64)), state)
+        nearest(state.get(index)[0], momentum, old, new)
+
+
+@pytest.mark.parametrize(("dtype", "momentum"), NEAR_1)
+@pytest.mark.parametrize("steps", [0, 1, 3, 1000])
+def test_inference_undoes_the_weight_of_the_start(dtype, momentum, steps):
+    """1 − momentum^steps, in float32 off by 1.4e-3 after one step with momentum 0.99999, in half precision 0."""
+    weight = 1 if steps == 0 else 1 - momentum**steps
+    with jax.enable_x64(False):  # with it momentum^steps would be float64
+        model, state = eqx.nn.make_with_state(OURS)(3, "batch", eps=0.0, dtype=dtype, mode="batch", momentum=momentum)
+        stored = jnp.full(3, 2.0 * weight, dtype), jnp.full(3, 4.0 * weight, dtype)
+        state = state.set(model.batch_counter, state.get(model.batch_counter) + steps)
+        state = state.set(model.batch_state_index, stored)
+        y, _ = batched(eqx.nn.inference_mode(model))(jnp.full((1, 3), 6.0, dtype), state)
+    assert y.dtype == dtype
+    np.testing.assert_allclose(np.asarray(y).astype(float), np.full((1, 3), 2), rtol=float(2 * jnp.finfo(dtype).eps))
 
 
 # --- Transforms ---

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 hk = pytest.importorskip("haiku", reason="needs the extra haiku")
 
 import bnderiv.haiku
-from tests.adapters.alike import alike, normal, sgd
+from tests.adapters.alike import NEAR_1, alike, normal, sgd
 from tests.compiling import fast_jit
 from tests.normalization.truth import batch_norm as truth
 from tests.normalization.truth import relative_error
@@ -196,6 +196,35 @@ def test_groups_of_devices():
     pairs = x.reshape(4, 8, 3)
     expected = [alone.apply(*alone.init(KEY, pair), pair)[0] for pair in pairs]
     alike(y.reshape(4, 8, 3), jnp.stack(expected), 1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "decay"), NEAR_1)
+def test_a_decay_near_1_leaves_the_batch_its_weight(dtype, decay):
+    x = jnp.full((4, 3), 2.0, dtype)
+    model = hk.without_apply_rng(hk.transform_with_state(lambda x: OURS(True, True, decay)(x, True)))
+    params, state = model.init(KEY, x)
+    state = jax.tree.map(jnp.zeros_like, state)
+    for steps in range(1, 4):
+        _, state = model.apply(params, state, x)
+        average = state["batch_norm/~/mean_ema"]
+        assert average["counter"] == steps
+        assert {average[name].dtype for name in ("hidden", "average")} == {jnp.dtype(dtype)}
+        expected = np.full((1, 3), 2 * (1 - decay**steps))
+        np.testing.assert_allclose(
+            np.asarray(average["hidden"], np.float64), expected, rtol=float(steps * jnp.finfo(dtype).eps)
+        )
+        np.testing.assert_allclose(
+            np.asarray(average["average"], np.float64), np.full((1, 3), 2.0), rtol=float(steps * jnp.finfo(dtype).eps)
+        )
+
+
+@pytest.mark.slow
+def test_an_empty_batch_leaves_the_averages():
+    model = hk.without_apply_rng(hk.transform_with_state(lambda x: OURS(True, True, 0.9)(x, True)))
+    params, state = model.init(KEY, normal(0, (4, 3)))
+    _, state = model.apply(params, state, normal(0, (4, 3)))
+    _, after = model.apply(params, state, normal(0, (0, 3)))
+    alike(after, state, 1e-6)
 
 
 def test_errors():

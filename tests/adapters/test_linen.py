@@ -14,7 +14,7 @@ nn = pytest.importorskip("flax.linen", reason="needs the extra flax")
 from flax import serialization
 
 import bnderiv.linen
-from tests.adapters.alike import alike, normal, sgd
+from tests.adapters.alike import NEAR_1, alike, averages, nearest, normal, sgd
 from tests.compiling import fast_jit
 from tests.normalization.truth import batch_norm as truth
 from tests.normalization.truth import relative_error
@@ -44,6 +44,14 @@ class Network(nn.Module):
 
 def init(model, *args):
     return fast_jit(lambda: model.init(KEY, *args))()
+
+
+def wide(variables, dtype=jnp.float64):
+    """The variables with float64 statistics, if `dtype` is float64.
+
+    Flax makes them float32, and takes the first step with its momentum rounded to float32.
+    """
+    return jax.tree.map(lambda a: a.astype(dtype), variables) if dtype == jnp.float64 else variables
 
 
 def train(model, variables, x, target, steps):
@@ -85,6 +93,7 @@ def test_ten_steps_of_training_then_inference(dtype):
     with jax.numpy_dtype_promotion("standard"):  # Flax's statistics are float32 whatever enters them
         variables = init(Network(THEIRS, dtype), x, True)
         alike(init(Network(OURS, dtype), x, True), variables, 0)
+        variables = wide(variables, dtype)
         ours = train(Network(OURS, dtype), variables, x, target, 10)
         theirs = train(Network(THEIRS, dtype), variables, x, target, 10)
     assert not np.allclose(theirs[0]["params"]["BatchNorm_0"]["scale"], variables["params"]["BatchNorm_0"]["scale"])
@@ -97,13 +106,11 @@ def test_checkpoints_of_each_continue_in_the_other():
     x, target = normal(0, (16, 6, 6, 3), jnp.float64), normal(1, (16, 5), jnp.float64)
     ours, theirs = (Network(module, jnp.float64) for module in (OURS, THEIRS))
     with jax.numpy_dtype_promotion("standard"):
-        start = init(theirs, x, True)
+        start = wide(init(theirs, x, True))
         expected = train(theirs, start, x, target, 6)
         for first, second in ((ours, theirs), (theirs, ours)):
             halfway = serialization.to_bytes(train(first, start, x, target, 3)[0])
-            # Flax's float64 input makes float64 statistics of float32 ones in the first step.
-            template = jax.tree.map(lambda a: jnp.zeros(a.shape, jnp.float64), start)
-            alike(train(second, serialization.from_bytes(template, halfway), x, target, 3), expected)
+            alike(train(second, serialization.from_bytes(start, halfway), x, target, 3), expected)
 
 
 # --- One step, every option ---
@@ -129,9 +136,10 @@ def test_variables_values_gradients_and_statistics(shape, options):
     with jax.numpy_dtype_promotion("standard"):
         variables = init(THEIRS(**options), x)
         alike(init(OURS(**options), x), variables, 0)
+        variables = wide(variables)
         ours, theirs = (with_gradient(module(**options), variables, x, delta=delta) for module in (OURS, THEIRS))
         alike(ours, theirs)
-        variables = {**variables, **theirs[1]}  # in float64 from here on
+        variables = {**variables, **theirs[1]}
         options["use_running_average"] = True
         ours, theirs = (with_gradient(module(**options), variables, x, delta=delta) for module in (OURS, THEIRS))
         alike(ours, theirs)
@@ -239,9 +247,20 @@ def test_relu_within_the_rule(average):
             return OURS(**options, activation="relu", name="norm")(x)
 
     with jax.numpy_dtype_promotion("standard"):
-        variables = jax.tree.map(lambda a: a.astype(jnp.float64), init(Separate(), x))
+        variables = wide(init(Separate(), x))
         fused, separate = (with_gradient(module, variables, x, delta=delta) for module in (Fused(), Separate()))
     alike(fused, separate)
+
+
+@pytest.mark.parametrize(("dtype", "momentum"), NEAR_1)
+def test_a_momentum_near_1_leaves_the_batch_its_weight(dtype, momentum):
+    old, new = averages(0, dtype)
+    x = jnp.broadcast_to(new, (4, 64))
+    model = OURS(False, momentum=momentum, param_dtype=dtype, force_float32_reductions=False)
+    variables = model.init(KEY, x)
+    variables["batch_stats"]["mean"] = old
+    _, updated = model.apply(variables, x, mutable=["batch_stats"])
+    nearest(updated["batch_stats"]["mean"], momentum, old, new)
 
 
 # --- Masks and devices ---
@@ -254,7 +273,7 @@ def test_masks():
         mask = jnp.asarray(np.random.default_rng(2).random(shape) < 0.7).at[..., 0].set(True)
         options = {"use_running_average": False, "axis": axis, "dtype": jnp.float64, "param_dtype": jnp.float64}
         with jax.numpy_dtype_promotion("standard"):
-            variables = init(THEIRS(**options, **RANDOM), x)
+            variables = wide(init(THEIRS(**options, **RANDOM), x))
             ours, theirs = (with_gradient(m(**options), variables, x, delta=delta, mask=mask) for m in (OURS, THEIRS))
         alike(ours, theirs)
 

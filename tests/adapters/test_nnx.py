@@ -14,7 +14,7 @@ nnx = pytest.importorskip("flax.nnx", reason="needs the extra flax")
 from flax import serialization
 
 import bnderiv.nnx
-from tests.adapters.alike import alike, normal, sgd
+from tests.adapters.alike import NEAR_1, alike, averages, nearest, normal, sgd
 
 OURS: Any = bnderiv.nnx.BatchNorm
 THEIRS: Any = nnx.BatchNorm
@@ -233,6 +233,15 @@ def test_shard_map():
         return nnx.to_pure_dict(gradient), state(model)
 
     alike(across(variables, x, target), (nnx.to_pure_dict(nnx.grad(loss)(whole, x, target)), state(whole)))
+
+
+@pytest.mark.parametrize(("dtype", "momentum"), NEAR_1)
+def test_a_momentum_near_1_leaves_the_batch_its_weight(dtype, momentum):
+    old, new = averages(0, dtype)
+    layer = OURS(64, momentum=momentum, param_dtype=dtype, rngs=nnx.Rngs(0))
+    layer.mean, layer.var = nnx.BatchStat(old), nnx.BatchStat(jnp.ones(64, dtype))
+    layer(jnp.broadcast_to(new, (4, 64)), use_running_average=False)
+    nearest(layer.mean[...], momentum, old, new)
 
 
 def test_errors():

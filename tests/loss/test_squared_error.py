@@ -35,7 +35,35 @@ def test_half_precision_is_summed_in_float32():
     np.testing.assert_array_equal(pull_back(jnp.ones(1, jnp.float16))[0], np.full((1, 4000), 0.5))
 
 
-def test_saves_the_difference_alone():
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64])
+def test_a_gradient_that_fits_is_finite_though_the_difference_overflows(dtype, compiled):
+    big = 0.9 * float(jnp.finfo(dtype).max)  # in float16 6e4
+    a, y = (jnp.asarray([[s * big, big / 2, 1]], dtype) for s in (1, -1))
+
+    def gradients(a, y, delta):
+        return jax.vjp(bnderiv.squared_error, a, y)[1](delta)
+
+    delta = jnp.full(1, 1e-3, dtype)
+    da, dy = (jax.jit(gradients) if compiled else gradients)(a, y, delta)
+    expected = float(delta[0]) * (np.asarray(a) / np.asarray(big, dtype) - np.asarray(y) / np.asarray(big, dtype))
+    for gradient, sign in ((da, 1), (dy, -1)):
+        assert gradient.dtype == dtype
+        np.testing.assert_allclose(
+            np.asarray(gradient).astype(float) / big,
+            sign * expected.astype(float),
+            rtol=2 * float(jnp.finfo(dtype).eps),
+        )
+
+
+def test_half_precision_keeps_small_differences():
+    a, y = (jnp.asarray([[1, 0.1, 2e-4, 6e-5]], jnp.float16) * jnp.float16(s) for s in (1.001, 1))
+    da = jax.vjp(bnderiv.squared_error, a, y)[1](jnp.ones(1, jnp.float16))[0]
+    np.testing.assert_allclose(da, a - y, rtol=0, atol=2**-24)  # the smallest float16
+    np.testing.assert_array_equal(da[0, :3], (a - y)[0, :3])
+
+
+def test_saves_half_the_difference_alone():
     a = jax.ShapeDtypeStruct((8, 16), jnp.bfloat16)
     saved = jax.tree.leaves(jax.eval_shape(lambda *args: jax.vjp(bnderiv.squared_error, *args)[1], a, a))
     assert [(s.shape, s.dtype) for s in saved] == [(a.shape, a.dtype)]

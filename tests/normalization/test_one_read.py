@@ -1,0 +1,233 @@
+"""Statistics in one read of x, about an assumed mean: right for any guess, measured again only where it is needed."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bnderiv
+import bnderiv.forward_mode
+import bnderiv.reference
+from bnderiv.normalization import units
+from tests.case import random_like
+from tests.contract import near
+from tests.normalization import truth
+
+SHAPE = (32, 14, 14, 6)
+EPS = np.float64(np.float32(1e-5))
+
+
+@pytest.fixture
+def measured_again(monkeypatch):
+    """How often: once for every program that takes the second branch."""
+    taken = []
+    from_all = units._from_all
+
+    def counted(*args):
+        jax.debug.callback(lambda: taken.append(1))
+        return from_all(*args)
+
+    monkeypatch.setattr(units, "_from_all", counted)
+    jax.clear_caches()
+
+    def count(f, *args):
+        taken.clear()
+        result = jax.block_until_ready(f(*args))
+        jax.effects_barrier()
+        return len(taken), result
+
+    yield count
+    jax.clear_caches()
+
+
+def _draw(seed=0, shape=SHAPE):
+    rng = np.random.default_rng(seed)
+    return rng.standard_normal(shape), 1 + rng.standard_normal(shape[-1]), rng.standard_normal(shape[-1])
+
+
+@jax.jit
+def _all(x, gamma, beta, delta, assumed_mean):
+    y, pull_back, stats = jax.vjp(
+        lambda *a: bnderiv.batch_norm(*a, assumed_mean=assumed_mean), x, gamma, beta, has_aux=True
+    )
+    return (y, *pull_back(delta)), stats
+
+
+def _errors(x, guess, seed=1):
+    _, gamma, beta = _draw(seed)
+    x, gamma, beta = (jnp.asarray(a, jnp.float32) for a in (x, gamma, beta))
+    delta = jnp.asarray(np.random.default_rng(seed + 1).standard_normal(x.shape), jnp.float32)
+    guess = None if guess is None else jnp.broadcast_to(jnp.asarray(guess, jnp.float32), x.shape[-1:])
+    ours, stats = _all(x, gamma, beta, delta, guess)
+    expected = truth.batch_norm(x, gamma, beta, delta, EPS)
+    return [truth.relative_error(a, e) for a, e in zip(ours, expected, strict=True)], stats
+
+
+ABSURD = [0.0, 1.0, -1e3, 1e4, 1e10, -1e30, 3e38, np.nan, np.inf, -np.inf, [0, np.nan, 1e4, np.inf, -3e38, 1]]
+
+
+@pytest.mark.parametrize("guess", [None, *ABSURD], ids=str)
+@pytest.mark.parametrize("mean", [0.0, 1.0, 1e4])
+def test_any_guess_gives_the_same(guess, mean):
+    (y, dx, d_gamma, d_beta), stats = _errors(_draw()[0] + mean, guess)
+    assert max(y, dx) < 2e-7
+    assert max(d_gamma, d_beta) < 5e-7
+    np.testing.assert_allclose(stats.mean, (np.float32(_draw()[0] + mean)).mean((0, 1, 2), np.float64), 1e-6, 1e-6)
+
+
+@pytest.mark.parametrize("guess", ABSURD, ids=str)
+@pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e20, 1e30])
+def test_any_guess_at_any_scale(guess, scale):
+    assert max(_errors((_draw()[0] + 3) * scale, guess)[0][:2]) < (2e-7 if scale > 1e-3 else 1e-6)
+
+
+@pytest.mark.parametrize("shape", [SHAPE, (128, 84), (64, 12, 12, 20)], ids=str)
+def test_both_sides_of_the_threshold(measured_again, shape):
+    """Guesses that are off by so many of the channel's own deviations."""
+    axes = tuple(range(len(shape) - 1))
+    _, gamma, beta = (jnp.asarray(a, jnp.float32) for a in _draw(1, shape))
+    delta = random_like(jnp.zeros(shape, jnp.float32), 4)
+    for mean in (0.0, 1e4):
+        x = jnp.asarray(_draw(3, shape)[0] + mean, jnp.float32)
+        expected = truth.batch_norm(x, gamma, beta, delta, EPS)
+        exact = np.asarray(x, np.float64)
+        for off, again in ((0.5, 0), (0.97, 0), (-0.97, 0), (1.03, 1), (-1.03, 1), (3.0, 1)):
+            guess = jnp.asarray(exact.mean(axes) + off * exact.std(axes), jnp.float32)
+            count, (ours, _) = measured_again(_all, x, gamma, beta, delta, guess)
+            assert count == again, (mean, off)
+            errors = [truth.relative_error(a, e) for a, e in zip(ours, expected, strict=True)]
+            assert max(errors[:2]) < 2e-7, (mean, off)
+            assert max(errors[2:]) < 5e-7, (mean, off)
+
+
+@pytest.mark.parametrize("shape", [SHAPE, (64, 7), (4, 30, 30, 20), (6, 28, 28, 32)], ids=str)
+def test_a_sample_is_near_enough(measured_again, shape):
+    axis = 0 if shape[0] == 6 else -1
+    ones = jnp.ones(shape[axis])
+    f = jax.jit(lambda x: bnderiv.batch_norm(x, ones, ones, channel_axis=axis)[0])
+    for mean in (0.0, 3.7, 1e4):
+        count, _ = measured_again(f, jnp.asarray(_draw(5, shape)[0] + mean, jnp.float32))
+        assert count == 0
+
+
+def test_a_sample_that_is_not_like_the_rest():
+    x = _draw(6)[0]
+    x[:, 7, 7] += 1e4
+    assert max(_errors(x, None)[0][:2]) < 2e-6  # an outlier of 1e4 in each image: as in test_precision
+
+
+CONSTANTS = np.array([0.0, 5.0, 1234.567, -1e-20, 1e4 / 3, 1e20], np.float32)
+
+
+def test_a_dead_channel_is_not_measured_at_every_step(measured_again):
+    """About a sample, and about a running mean on its way to a constant."""
+    rng = np.random.default_rng(7)
+    x = np.where(np.arange(8) < 6, np.append(CONSTANTS, [0, 0]), rng.standard_normal((16, 5, 5, 8))).astype(np.float32)
+    gamma, beta = jnp.ones(8, jnp.float32), jnp.arange(8, dtype=jnp.float32)
+    f = jax.jit(lambda x, guess: bnderiv.batch_norm(x, gamma, beta, assumed_mean=guess))
+    count, (y, stats) = measured_again(f, x, None)
+    assert count == 0
+    np.testing.assert_array_equal(y[..., :6], np.broadcast_to(beta[:6], (16, 5, 5, 6)))
+    np.testing.assert_array_equal(stats.mean[:6], CONSTANTS)
+    np.testing.assert_array_equal(stats.var[:6], 0)
+
+    small = jnp.where(jnp.abs(x) < 100, x, 0.0)  # of 1234.567 a step of 0.1 is not small beside √ε
+    running, counts = bnderiv.init_running_stats(8), []
+    for _ in range(150):
+        count, (y, stats) = measured_again(f, small, running.mean)
+        running = bnderiv.update_running_stats(running, stats)
+        counts.append(count)
+        np.testing.assert_array_equal(y[..., :2], np.broadcast_to(beta[:2], (16, 5, 5, 2)))
+    assert counts[0] == 1
+    assert sum(counts) < 100
+    assert not any(counts[-50:])
+
+
+def test_under_vmap_a_branch_that_nobody_needs_is_not_taken(measured_again):
+    """One example that needs it has the whole batch measured again; each result is its own."""
+    rng = np.random.default_rng(8)
+    x = jnp.asarray(rng.standard_normal((5, 64, 7)) + 3, jnp.float32)
+    gamma, beta = jnp.ones(7, jnp.float32), jnp.zeros(7, jnp.float32)
+
+    def f(x, guess):
+        return bnderiv.batch_norm(x, gamma, beta, assumed_mean=guess)
+
+    guesses = jnp.full((5, 7), 3, jnp.float32)
+    count, _ = measured_again(jax.jit(jax.vmap(f)), x, guesses)
+    assert count == 0
+    guesses = guesses.at[2, 4].set(1e4)
+    count, mapped = measured_again(jax.jit(jax.vmap(f)), x, guesses)
+    assert count >= 1
+    one_by_one = [f(a, guess) for a, guess in zip(x, guesses, strict=True)]
+    near(mapped, jax.tree.map(lambda *a: jnp.stack(a), *one_by_one), 2e-7)
+    assert (
+        max(
+            truth.relative_error(y, truth.batch_norm(a, gamma, beta, 0 * a, EPS)[0])
+            for y, a in zip(mapped[0], x, strict=True)
+        )
+        < 2e-7
+    )
+
+
+@pytest.mark.parametrize("layers", [bnderiv, bnderiv.forward_mode], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("guess", [0.0, 2.0, 1e5, np.nan])
+@pytest.mark.parametrize("layer", ["batch_norm", "batch_norm_relu"])
+def test_derivatives_about_any_guess(layers, guess, layer):
+    """First and second, in float64, the statistics' own among them; of the guess there is none."""
+    x, gamma, beta = (jnp.asarray(a) for a in _draw(9, (6, 3, 2, 4)))
+    guess = jnp.full(4, guess)
+
+    def loss(layers, x, gamma, beta, guess, **options):
+        y, stats = getattr(layers, layer)(x, gamma, beta, assumed_mean=guess, **options)
+        return (random_like(y, 1) * y**3).sum() + (stats.mean * stats.var * random_like(stats.mean, 2)).sum()
+
+    def second(layers):
+        def gradient(*args):
+            return jax.grad(lambda *a: loss(layers, *a, guess), (0, 1, 2))(*args)
+
+        args = (x, gamma, beta)
+        _, pull_back = jax.vjp(gradient, *args)
+        return gradient(*args), pull_back(random_like(args, 3))
+
+    near(jax.jit(second, static_argnums=0)(layers), jax.jit(second, static_argnums=0)(bnderiv.reference), 1e-10)
+    np.testing.assert_array_equal(jax.grad(loss, 4)(layers, x, gamma, beta, guess), 0)
+
+
+@pytest.mark.parametrize("where", [None, np.arange(32)[:, None, None, None] % 3 > 0], ids=["all", "masked"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision(dtype, where):
+    x, gamma, beta = _draw(10)
+    x = jnp.asarray(x + 3, dtype)
+    outs = [
+        bnderiv.batch_norm(x, gamma, beta, where=where, assumed_mean=guess)
+        for guess in (None, jnp.zeros(6, dtype), jnp.full(6, 1e4, jnp.float32))
+    ]
+    assert all(y.dtype == x.dtype for y, _ in outs)
+    for y, stats in outs[1:]:
+        near((y, stats), outs[0], float(jnp.finfo(dtype).eps))
+
+
+def test_channels_without_elements_have_mean_0_whatever_is_assumed():
+    x = jnp.asarray(_draw(11)[0], jnp.float32)
+    where = jnp.arange(6) > 0
+    for guess in (7.0, np.nan):
+        y, stats = bnderiv.batch_norm(x, jnp.ones(6), jnp.zeros(6), where=where, assumed_mean=jnp.full(6, guess))
+        assert (stats.mean[0], stats.var[0], stats.count[0]) == (0, 0, 0)
+        np.testing.assert_allclose(y[..., 0], np.asarray(x)[..., 0] / np.sqrt(1e-5), 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("guess", "error", "words"),
+    [
+        (jnp.ones(4), ValueError, [r"assumed_mean", r"\(3,\)", r"\[4\]"]),
+        (jnp.ones((1, 3)), ValueError, ["assumed_mean"]),
+        (jnp.ones(3, jnp.int32), TypeError, ["assumed_mean", "int32"]),
+        ("near", TypeError, ["assumed_mean", "str"]),
+    ],
+)
+def test_errors(guess: Any, error, words):
+    for word in words:
+        with pytest.raises(error, match=word):
+            bnderiv.batch_norm(jnp.ones((4, 3)), jnp.ones(3), jnp.ones(3), assumed_mean=guess)
