@@ -76,6 +76,8 @@ def test_labels(dtype, message):
     labels = np.asarray([0, 1, 2, 0])
     with pytest.raises(TypeError, match=f"^{message}"):
         OURS.softmax_cross_entropy_with_integer_labels(X, labels.astype(dtype))
+    with pytest.raises(TypeError, match=f"^{message}"):
+        OURS.steps.softmax_cross_entropy_with_integer_labels(X, labels.astype(dtype))
 
 
 @pytest.mark.parametrize("dtype", [">f4", "longdouble", "object", "float32", "int32"])

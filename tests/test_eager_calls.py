@@ -195,7 +195,9 @@ def test_the_backward_keeps_no_copies(layers, layer):
     f, arrays = bind(layers, layer, 2)
     out, pull_back = jax.vjp(f, *arrays)
     known = {a.unsafe_buffer_pointer() for a in jax.tree.leaves((arrays, out))}
-    saved = [a for a in jax.tree.leaves(pull_back) if a.ndim > 1 and jnp.issubdtype(a.dtype, jnp.floating)]
+    saved = [
+        a for a in jax.tree.leaves(pull_back) if a.size > 9 and jnp.issubdtype(a.dtype, jnp.floating)
+    ]  # no vectors
     assert {a.unsafe_buffer_pointer() for a in saved} <= known
     assert saved or layer in ("avg_pool", "flatten", "max_pool")
 

@@ -96,7 +96,7 @@ def conv2d(
         _checks.shape_is("bias", bias, (K,), "(K,), the last axis of kernel")
     images = "".join("NHWC"[(batch, *spatial, channel).index(axis)] for axis in range(4))  # which axis is which
 
-    x_padded = _pad(x, spatial, padding)
+    x_padded = _checks.pad(x, dict(zip(spatial, padding, strict=True)))
     z = lax.conv_general_dilated(
         x_padded, kernel, strides, "VALID", None, dilation, (images, "HWIO", images), feature_group_count=groups
     )
@@ -112,7 +112,7 @@ def conv2d(
         size + before + after - d * (m - 1) - 1 - s * (out - 1)
         for size, (before, after), d, m, s, out in zip(sizes, padding, dilation, window, strides, outputs, strict=True)
     ]
-    x_read = _pad(x_padded, spatial, [(0, -r) for r in rest])  # (C10)
+    x_read = _checks.pad(x_padded, {a: (0, -r) for a, r in zip(spatial, rest, strict=True)})  # (C10)
     exchanged = images.translate(str.maketrans("NC", "CN"))
     as_kernel = images.translate(str.maketrans("NC", "IO"))
     d_kernel = lax.conv_general_dilated(
@@ -120,12 +120,12 @@ def conv2d(
     )
 
     # (C11): δ dilated by the stride and padded (C12), correlated with the turned kernel in steps of 1.
-    delta_dilated = _pad(dy, spatial, [(0, 0)] * 2, [s - 1 for s in strides])
+    delta_dilated = _checks.pad(dy, {a: (0, 0, s - 1) for a, s in zip(spatial, strides, strict=True)})
     rim = [
         (d * (m - 1) - before, d * (m - 1) - after + r)
         for d, m, (before, after), r in zip(dilation, window, padding, rest, strict=True)
     ]
-    delta_padded = _pad(delta_dilated, spatial, rim)  # (C12)
+    delta_padded = _checks.pad(delta_dilated, dict(zip(spatial, rim, strict=True)))  # (C12)
     kernel_turned = _exchange_channels(kernel[::-1, ::-1], groups)
     dx = lax.conv_general_dilated(
         delta_padded,
@@ -138,14 +138,6 @@ def conv2d(
         feature_group_count=groups,
     )
     return gather(Conv2d, locals())
-
-
-def _pad(x: jax.Array, spatial: tuple[int, int], pads: Any, between: Any = (0, 0)) -> jax.Array:
-    """Zeros before, after and between the cells along the spatial axes; a negative number crops."""
-    config = [(0, 0, 0)] * 4
-    for axis, (before, after), inner in zip(spatial, pads, between, strict=True):
-        config[axis] = (before, after, inner)
-    return lax.pad(x, x.dtype.type(0), config)
 
 
 def _exchange_channels(kernel: jax.Array, groups: int) -> jax.Array:

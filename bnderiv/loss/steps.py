@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from bnderiv import _checks
+from bnderiv.loss.softmax_cross_entropy import class_indices, one_hot
 from bnderiv.steps.table import INPUT, arrays, cotangent, derivation, gather
 
 # An argument of every loss.
@@ -158,7 +159,7 @@ def softmax_cross_entropy_with_integer_labels(
     (logits,) = arrays(logits=logits)
     _checks.rank_at_least("logits", logits, 1, "(..., K)")
     shifted, total, s, log_s = _probabilities(logits)
-    labels = jnp.asarray(labels)
+    labels = jnp.asarray(_checks.integer_array("labels", labels))
     one_hot = code(labels, logits)
     loss = -jnp.where(one_hot == 0, 0, one_hot * log_s).sum(-1)  # (S9): one term of the sum is left
     dy = _from_above(dy, loss)
@@ -173,14 +174,10 @@ def code(labels: jax.Array, like: jax.Array) -> jax.Array:
       TypeError: labels without integer dtype.
       ValueError: labels of another shape than `like.shape[:-1]`.
     """
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise TypeError(f"labels must have an integer dtype, got {labels.dtype.name}{list(labels.shape)}")
+    labels = class_indices(labels, like.shape[-1])
     _checks.shape_is("labels", labels, like.shape[:-1], "that of logits without its last axis")
-    if labels.dtype.itemsize < 4:  # int8 cannot hold the number of classes
-        labels = labels.astype(jnp.int32)
-    y = labels[..., None]
-    ones = (y == lax.broadcasted_iota(labels.dtype, like.shape, like.ndim - 1)).astype(like.dtype)
-    return jnp.where((y >= 0) & (y < like.shape[-1]), ones, jnp.nan)
+    here, valid = one_hot(labels, like)
+    return here.astype(like.dtype) * valid
 
 
 def _probabilities(z: jax.Array) -> tuple[jax.Array, ...]:

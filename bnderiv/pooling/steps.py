@@ -180,7 +180,7 @@ class Windows(NamedTuple):
         return [(size + sum(pads) - reach) // stride + 1 for size, pads, reach, stride in sides]
 
     def pad(self, x: jax.Array, value: Any) -> jax.Array:
-        return _pad(x, self.spatial, [(before, after, 0) for before, after in self.padding], value)
+        return _checks.pad(x, dict(zip(self.spatial, self.padding, strict=True)), value)
 
     def cells(self, x_padded: jax.Array) -> Iterator[jax.Array]:
         """Cell (x, y) of every window; one (x, y) after the other, row-major."""
@@ -195,7 +195,7 @@ class Windows(NamedTuple):
             (reach - 1 - before, size + before - 1 - (count - 1) * stride, stride - 1)
             for size, (before, _), reach, count, stride in sides
         ]
-        return _pad(delta, self.spatial, pads, value)
+        return _checks.pad(delta, dict(zip(self.spatial, pads, strict=True)), value)
 
     def covering(self, delta: jax.Array) -> Iterator[jax.Array]:
         """D_(p+(m−1)d−dx, …) for all (p, q), from the window whose cell (x, y) it is; in the order of `cells`."""
@@ -245,13 +245,6 @@ def _sum(terms: Any) -> jax.Array:
     for term in others:
         total = total + term
     return total
-
-
-def _pad(x: jax.Array, spatial: Pair, pads: Any, value: Any) -> jax.Array:
-    config = [(0, 0, 0)] * 4
-    for axis, pad in zip(spatial, pads, strict=True):
-        config[axis] = pad
-    return lax.pad(x, jnp.asarray(value, x.dtype), config)
 
 
 def _slice(x: jax.Array, spatial: Pair, first: Any, count: Any, step: Any) -> jax.Array:
