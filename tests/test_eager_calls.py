@@ -16,9 +16,9 @@ from tests.case import random_like
 from tests.contract import HALF, near
 
 # Programs of a call, of a gradient's forward and of its backward, at most; 1 each where not listed. For batch norm two
-# are ε as an array, in the dtype wanted. Its gradient calls `_count`, `_moments`, `recentre`, `_normalize` and
-# `batch_stats`; back through four of these, and a sum of cotangents.
-PROGRAMS = {"batch_norm": (3, 7, 5), "batch_norm_relu": (3, 7, 5), "batch_norm_inference": (3, 3, 1)}
+# are vectors of gamma and beta. Its gradient calls `statistics`, `normalize` and `_batch_stats`; back through these
+# three, two sums of cotangents, and gamma and beta again.
+PROGRAMS = {"batch_norm": (3, 5, 7), "batch_norm_relu": (3, 5, 7), "batch_norm_inference": (3, 5, 7)}
 
 
 def calls(n):

@@ -123,18 +123,23 @@ def _batch_norm(relu, axis, axis_name, index_groups, x, where, gamma, beta, assu
     moments = statistics(groups, x, where, least_one, eps, assumed_mean)
     if axis_name is not None and axis_name != ():
         n, moments = merge(n, moments, axis_name, index_groups)
-    leaves, tree = jax.tree.flatten(moments)
-    like_x = jax.tree.unflatten(tree, _checks.same_varying(x, *leaves)[1:])
-    y = normalize(groups, relu, x, where, gamma, beta, eps, like_x)
-    return y, jax.tree.map(jnp.ravel, batch_stats(n, moments))
+    y = normalize(groups, relu, x, where, gamma, beta, eps, _varying_like(x, moments))
+    return y, _batch_stats(n, moments)
 
 
-def batch_stats(n: jax.Array, moments: Moments) -> BatchStats:
-    """The moments in the unit of x."""
-    # Twice 1/s, which is exact: s² may underflow, and 1/s² overflow where the variance does not.
+def _varying_like(x: jax.Array, moments: Moments) -> Moments:
+    leaves, structure = jax.tree.flatten(moments)
+    return jax.tree.unflatten(structure, _checks.same_varying(x, *leaves)[1:])
+
+
+@jax.jit  # one program in an eager gradient, where it is not a part of any
+def _batch_stats(n: jax.Array, moments: Moments) -> BatchStats:
+    """The moments in the unit of x, (C,) each."""
     (shift, scale), mean, var = moments
-    unit = 1 / scale
-    return BatchStats(shift + mean * unit, var * unit * unit, jnp.broadcast_to(n, var.shape))
+    # Twice 1/s, which is exact: s² may underflow, and 1/s² overflow where the variance does not.
+    back = 1 / scale
+    count = lax.stop_gradient(jnp.where(var == var, n, n))  # sharded as the variance is
+    return jax.tree.map(jnp.ravel, BatchStats(shift + mean * back, var * back * back, count))
 
 
 def _laid(axis: int, x: jax.Array, vector: jax.Array) -> jax.Array:

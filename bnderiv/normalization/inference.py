@@ -48,8 +48,8 @@ def batch_norm_inference(
     for name, value in vectors.items():
         vectors[name] = _checks.float_array(name, value)
         _checks.shape_is(name, vectors[name], (x.shape[axis],), "one per channel of x")
-    eps = Epsilon.of(nonnegative("eps", eps), accumulator(x.dtype))
-    return _inference(axis, x, *vectors.values(), *eps)
+    epsilon = Epsilon.of(nonnegative("eps", eps), accumulator(x.dtype))
+    return _inference(axis, x, *vectors.values(), *epsilon)
 
 
 @layer(static=1, result=lambda axis, x, *_: x)

@@ -5,7 +5,7 @@ them, and who shares gamma and beta, is said by `groups` (`groups.py`). Everythi
 broadcasts against it. In the code `delta` is ∂J/∂y, and `d_a` is ∂J/∂a.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +14,13 @@ from jax import lax
 from bnderiv._cpu import platform_layout
 from bnderiv._rule import closed_form
 from bnderiv.activation.relu import rectify
-from bnderiv.normalization.units import Epsilon, Unit, masked, measured
+from bnderiv.normalization.units import Epsilon, masked, measured
 
 
 class Moments(NamedTuple):
     """The moments of the elements that share statistics, in the unit u = (x − K) s."""
 
-    unit: Unit  # K near the mean, s a power of two: constants, as μ and σ² do not depend on them
+    unit: Any  # a Unit. K near the mean, s a power of two: constants, as μ and σ² do not depend on them
     mean: jax.Array  # m = mean u            μ  = K + m/s
     var: jax.Array  # v = mean (u − m)²      σ² = v/s²
 
@@ -102,7 +102,7 @@ def _normalize_bwd(groups, relu, residuals, delta):
 normalize.defvjp(_normalize_fwd, _normalize_bwd)
 
 
-def _usable_deviation(x, where, moments, times=1):
+def _usable_deviation(x, where, moments, times=1.0):
     """u − m; 0 at a masked place where that is not finite, as 0 · NaN is to be 0 in every sum."""
     u = moments.unit.of(x, times) - (moments.mean if times == 1 else moments.mean * times)
     return u if where is None else masked(where | jnp.isfinite(u), u)

@@ -39,9 +39,9 @@ class Unit(NamedTuple):
     """u = (x − K) s."""
 
     shift: jax.Array  # K
-    scale: jax.Array  # s
+    scale: Any  # s
 
-    def of(self, x: jax.Array, times: float = 1) -> jax.Array:
+    def of(self, x: jax.Array, times: float = 1.0) -> jax.Array:
         """u `times` a power of two, in a form in which the difference cannot overflow."""
         s = self.scale if times == 1 else self.scale * times
         return x.astype(self.shift.dtype) * s - self.shift * s
@@ -59,7 +59,7 @@ class Epsilon(NamedTuple):
     """ε, by which the gradient is taken, and its root, which is a normal number where ε is none (1e-40)."""
 
     value: jax.Array
-    root: jax.Array
+    root: Any
 
     @staticmethod
     def of(eps: Any, dtype: Any) -> "Epsilon":
@@ -128,15 +128,15 @@ def _sample_mean(groups: Groups, x: jax.Array, where: jax.Array | None) -> jax.A
         if isinstance(size, int):
             most = max(SAMPLE, size * area // 32) if i == first else -(-SAMPLE // taken)
             stride = max(1, size // most)
-            x, where = (_thinned(a, i, stride) for a in (x, where))
+            x, where = _thinned(x, i, stride), None if where is None else _thinned(where, i, stride)
             taken *= x.shape[i]
     n = groups.count(x, where)
     return _rounded_mean(groups, x, where, n if where is None else jnp.maximum(n, 1))[0]
 
 
-def _thinned(a: jax.Array | None, axis: int, stride: int) -> jax.Array | None:
-    """Every `stride`-th place along this axis, in the middle of its stretch."""
-    if a is None or a.shape[axis] == 1 or stride == 1:
+def _thinned(a: jax.Array, axis: int, stride: int) -> jax.Array:
+    """Every `stride`-th place along this axis, in the middle of its stretch. In a mask an axis of length 1 stays."""
+    if a.shape[axis] == 1 or stride == 1:
         return a
     return lax.slice_in_dim(a, stride // 2, None, stride, axis)
 
@@ -169,11 +169,11 @@ def scale_for(size: jax.Array, least: float | None = None) -> jax.Array:
     return _clamped(power, least or 1 / _middle(info), _middle(info)) / power
 
 
-def _clamped(a: jax.Array, least: float, most: float) -> jax.Array:
+def _clamped(a: jax.Array, least: Any, most: Any) -> jax.Array:
     return lax.clamp(jnp.asarray(least, a.dtype), a, jnp.asarray(most, a.dtype))
 
 
-def _middle(info: jnp.finfo) -> float:
+def _middle(info: Any) -> float:
     return 2.0 ** (-info.minexp // 4)
 
 

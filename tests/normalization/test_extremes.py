@@ -74,7 +74,7 @@ def test_an_epsilon_that_is_no_normal_number_counts(scale):
     assert truth.relative_error(z, np.asarray(x, np.longdouble) / np.longdouble(1e-20)) < 1e-6
 
 
-def _inference(x, gamma, beta, mean, var, delta, eps):
+def _inference(delta, eps, x, gamma, beta, mean, var):
     """y, dx, dγ, dβ in long double, two channels."""
     x, gamma, beta, mean, var, delta = (
         np.asarray(a, np.float64).astype(np.longdouble) for a in (x, gamma, beta, mean, var, delta)
@@ -108,7 +108,7 @@ def test_inference(x, mean, var, eps, gamma):
     y, pull_back = jax.vjp(partial(bnderiv.batch_norm_inference, eps=eps), *arrays)
     delta = random_like(y, 3)
     ours = (y, *pull_back(delta)[:3])
-    expected = _inference(*arrays, delta, eps)
+    expected = _inference(delta, eps, *arrays)
     for a, e in zip(ours, expected, strict=True):
         if np.abs(e).max() < MAX:
             assert truth.relative_error(a, e) < 5e-7
