@@ -22,6 +22,13 @@ class BatchStats(NamedTuple):
       mean: μ_c, the mean; 0 for a channel without elements.
       var: σ²_c, the *biased* variance, divided by the count; inf where it exceeds the dtype.
       count: number of elements, summed over `axis_name`; carries no gradient.
+
+    Example:
+      >>> import bnderiv, jax.numpy as jnp
+      >>> x = jnp.array([[1.0, 4.0], [3.0, 8.0]])
+      >>> _, batch = bnderiv.batch_norm(x, jnp.ones(2), jnp.zeros(2))
+      >>> batch.mean.tolist(), batch.var.tolist(), batch.count.tolist()
+      ([2.0, 6.0], [1.0, 4.0], [2.0, 2.0])
     """
 
     mean: jax.Array
@@ -36,6 +43,12 @@ class RunningStats(NamedTuple):
       mean: shape (C,).
       var: shape (C,); the unbiased or the biased variance, depending on `update_running_stats`.
       count: int32 scalar, the number of batches seen.
+
+    Example:
+      >>> import bnderiv, jax.numpy as jnp
+      >>> running = bnderiv.RunningStats(jnp.zeros(2), jnp.ones(2), jnp.int32(0))
+      >>> bnderiv.batch_norm_inference(jnp.ones((1, 2)), jnp.ones(2), jnp.zeros(2), running.mean, running.var).round(2)
+      Array([[1., 1.]], dtype=float32)
     """
 
     mean: jax.Array
