@@ -1,50 +1,55 @@
-"""What a compiled program is made of, read from its text: operations, kernels, messages between devices."""
+"""What a compiled program is made of, read from its text: operations, kernels, messages between devices.
+
+Of a conditional the branches are left out: batch norm has one that it takes where the data are unusual.
+"""
 
 import math
 import re
 from collections import Counter
 from collections.abc import Iterator
+from functools import lru_cache
 
 from jax.stages import Compiled
 
 # An asynchronous one is a pair, -start and -done, and counts once.
 _MESSAGE = re.compile(r" (all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all)(?:-start)?\(")
 _OPERATION = re.compile(r" = (\(.*?\)|\S+) ([a-z][\w-]*)\(")
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "f64": 8}
 _BRANCHES = re.compile(r"(branch_computations|true_computation|false_computation)=(\{[^}]*\}|%[\w.-]+)")
 _FREE = ("parameter", "constant", "bitcast", "tuple", "get-tuple-element")
 
 
 def collectives(program: Compiled) -> Counter[str]:
-    """How many messages there are of each kind, by XLA's names, but for those in the branches of conditionals."""
-    return Counter(_MESSAGE.findall(_without_branches(_text(program))))
+    """How many messages there are of each kind, by XLA's names."""
+    return Counter(_MESSAGE.findall(_text(program)))
 
 
-def _without_branches(text: str) -> str:
-    computations = dict(re.findall(r"^(?:ENTRY )?(%[\w.-]+) (.*?)^}", text, re.DOTALL | re.MULTILINE))
-    (entry,) = re.findall(r"^ENTRY (%[\w.-]+) ", text, re.MULTILINE)
-    reached, left = set(), [entry]
-    while left:
-        name = left.pop()
-        if name not in reached:
-            reached.add(name)
-            body = _BRANCHES.sub("", computations[name])
-            left += [called for called in re.findall(r"%[\w.-]+", body) if called in computations]
-    return "\n".join(computations[name] for name in reached)
-
-
-def opcodes(program: Compiled) -> set[str]:
-    """Of every operation, inside of kernels too."""
-    return {opcode for _, opcode in _OPERATION.findall(_text(program))}
+def opcodes(program: Compiled, at_least: int = 0) -> set[str]:
+    """Of every operation, inside of kernels too, whose result has so many elements."""
+    operations = _OPERATION.findall(_text(program))
+    return {opcode for shapes, opcode in operations if max(_sizes(shapes), default=0) >= at_least}
 
 
 def launched(program: Compiled) -> Iterator[tuple[str, list[int]]]:
     """(opcode, elements of each array it writes) of what the program runs one after the other."""
-    text = _text(program)
-    for line in text[text.index("\nENTRY") :].splitlines():
+    for line in _entry(program):
         found = _OPERATION.search(line)
         if found and found[2] not in _FREE:
-            shapes = re.findall(r"\b[a-z]+\d*\[([\d,]*)\]", found[1])
-            yield found[2], [math.prod(int(n) for n in shape.split(",") if n) for shape in shapes]
+            yield found[2], _sizes(found[1])
+
+
+def traffic(program: Compiled) -> int:
+    """Bytes that its kernels read and write."""
+    moved, size = 0, {}
+    for line in _entry(program):
+        name, found = re.match(r"\s*(?:ROOT )?(%[\w.-]+) = ", line), _OPERATION.search(line)
+        if name and found:
+            shapes = re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", found[1])
+            size[name[1]] = sum(_BYTES[dtype] * _elements(shape) for dtype, shape in shapes)
+            if found[2] not in (*_FREE, "conditional"):
+                operands = set(re.findall(r"%[\w.-]+", line[found.end() :].split("), ")[0]))
+                moved += size[name[1]] + sum(size.get(operand, 0) for operand in operands)
+    return moved
 
 
 def writers(program: Compiled, shape: tuple[int, ...], kind: str = r"k\w+") -> list[str]:
@@ -54,7 +59,30 @@ def writers(program: Compiled, shape: tuple[int, ...], kind: str = r"k\w+") -> l
     return [text[start : text.index("\n}", start)] for start in (text.index(f"\n{call} ") for call in calls)]
 
 
+def _sizes(shapes: str) -> list[int]:
+    return [_elements(shape) for shape in re.findall(r"\b[a-z]+\d*\[([\d,]*)\]", shapes)]
+
+
+def _elements(shape: str) -> int:
+    return math.prod(int(n) for n in shape.split(",") if n)
+
+
+def _entry(program: Compiled) -> list[str]:
+    text = _text(program)
+    return text[text.index("\nENTRY") :].splitlines()
+
+
+@lru_cache(maxsize=16)
 def _text(program: Compiled) -> str:
-    text = program.as_text()
-    assert text is not None
-    return text
+    whole = program.as_text()
+    assert whole is not None
+    parts = {m[2]: m[0] for m in re.finditer(r"^(ENTRY )?(%[\w.-]+) .*?^}", whole, re.DOTALL | re.MULTILINE)}
+    (entry,) = (name for name, part in parts.items() if part.startswith("ENTRY"))
+    reached, left = set(), [entry]
+    while left:
+        name = left.pop()
+        if name not in reached:
+            reached.add(name)
+            called = re.findall(r"%[\w.-]+", _BRANCHES.sub("", parts[name]))
+            left += [other for other in called if other in parts]
+    return "\n\n" + "\n\n".join(part for name, part in parts.items() if name in reached)

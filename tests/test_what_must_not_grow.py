@@ -16,7 +16,7 @@ import bnderiv
 from experiments.benchmark import steps
 from experiments.benchmark.memory import saved
 from tests.devices import traced_for
-from tests.programs import launched, opcodes, writers
+from tests.programs import launched, opcodes, traffic
 
 SHAPE = (16, 20, 20, 24)
 X, VECTOR = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (SHAPE, SHAPE[-1:]))
@@ -63,31 +63,19 @@ def test_batch_norm_writes_nothing_of_the_size_of_x_but_its_results(layer, full)
     assert batch_norm_program(layer).memory_analysis().temp_size_in_bytes < 0.01 * size_in_bytes(X)
 
 
-@pytest.mark.parametrize(("layer", "sweeps", "flops"), [("batch_norm", 12, 36.1), ("batch_norm_relu", 15, 46.1)])
-def test_batch_norm_sweeps_and_arithmetic(layer, sweeps, flops):
-    """Bytes moved in units of x; operations an element."""
-    cost = batch_norm_program(layer).cost_analysis()
-    assert cost["bytes accessed"] < 1.02 * sweeps * size_in_bytes(X)
-    assert cost["flops"] < 1.03 * flops * X.size
-
-
+@pytest.mark.parametrize(("layer", "passes", "flops"), [("batch_norm", 11, 39.3), ("batch_norm_relu", 14, 47.3)])
 @pytest.mark.parametrize("channels", [24, 6])  # as they are, and in rows of 20·6
-@pytest.mark.parametrize("layer", ["batch_norm", "batch_norm_relu"])
-def test_batch_norm_computes_its_vectors_once(layer, channels):
-    """Not anew for each element of x: what writes such an array is handed vectors, and lays them out."""
-    *sizes, columns, _ = SHAPE
-    in_rows, shape = (*sizes, columns * channels), (*sizes, columns, channels)
-    program = batch_norm_program(layer, shape)
-    full = writers(program, shape, "kLoop") + writers(program, in_rows, "kLoop")
-    assert len(full) == (2 if layer == "batch_norm" else 3)
-    for kernel in full:
-        of_vectors = re.findall(rf"\[(?:{channels}|{columns * channels})\]\S* ([a-z][\w-]*)\(", kernel)
-        assert set(of_vectors) <= {"parameter", "broadcast", "multiply"}  # γ r
+def test_batch_norm_passes_and_arithmetic(layer, passes, flops, channels):
+    """Bytes moved in units of x, a CPU reading once for each sum; operations for each element, of both branches."""
+    program = batch_norm_program(layer, (*SHAPE[:-1], channels))
+    size = X.size // SHAPE[-1] * channels
+    assert traffic(program) < 1.02 * passes * 4 * size
+    assert program.cost_analysis()["flops"] < 1.03 * flops * size
 
 
 @pytest.mark.parametrize("layer", ["batch_norm", "batch_norm_relu"])
 def test_batch_norm_runs_none_of_the_slow_operations(layer):
-    assert not opcodes(batch_norm_program(layer)) & SLOW
+    assert not opcodes(batch_norm_program(layer), at_least=X.size) & SLOW
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
@@ -117,24 +105,23 @@ def test_other_layers_keep(layer, share):
 
 
 def test_lenet_step_runs_none_of_the_slow_operations():
-    assert not opcodes(lenet_program()) & SLOW
+    assert not opcodes(lenet_program(), at_least=1000) & SLOW
 
 
 @pytest.mark.parametrize("devices", [1, 8])
 def test_lenet_step_is_few_kernels(devices):
     program = lenet_program(devices)
-    # A dozen of them for the closer sums of the first batch norm's six channels, ten for the second kernel's band; and
-    # thirty vectors of the last two batch norms, a microsecond each, that would else be computed for every example.
-    assert len(list(launched(program))) <= 171
+    # Some ten for the second kernel's band, and the vectors of four batch norms, a microsecond each.
+    assert len(list(launched(program))) <= 148
     assert len(re.findall(r" dot\(", program.as_text())) <= 13
 
 
-@pytest.mark.parametrize(("devices", "moved", "kept"), [(1, 24.3e6, 3.12e6), (8, 29.4e6, 3.6e6)])
+@pytest.mark.parametrize(("devices", "moved", "kept"), [(1, 22.0e6, 3.12e6), (8, 25.0e6, 3.6e6)])
 def test_lenet_step_arithmetic_and_memory(devices, moved, kept):
     program = lenet_program(devices)
     cost = program.cost_analysis()
     assert cost["flops"] < 2.85 * steps.flops(32)  # the zeros of banded kernels, and all that is no product
-    assert cost["bytes accessed"] < moved
+    assert traffic(program) < moved
     assert program.memory_analysis().temp_size_in_bytes < kept
 
 
