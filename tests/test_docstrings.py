@@ -23,7 +23,7 @@ PUBLIC = [
 ]
 
 # Still without an example.
-TO_COME = {"avg_pool", "max_pool", "batch_norm", "batch_norm_relu", "batch_norm_inference", "check.compare"}
+TO_COME = {"avg_pool", "max_pool", "check.compare"}
 
 
 def need_framework(module):

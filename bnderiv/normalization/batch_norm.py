@@ -34,28 +34,34 @@ def batch_norm(
     axis_index_groups: Sequence[Sequence[int]] | None = None,
     assumed_mean: jax.Array | None = None,
 ) -> tuple[jax.Array, BatchStats]:
-    """Normalizes each channel by the batch's own statistics, then scales and shifts: y = γ (x − μ)/√(σ² + ε) + β.
+    """Normalizes each channel by its own statistics: y = γ (x − μ)/√(σ² + ε) + β.
 
-    μ and σ² (biased) are taken over every axis but `channel_axis`. With δ = ∂J/∂y and n elements a channel,
+    μ and the biased σ² are taken over every axis but `channel_axis`. With δ = ∂J/∂y and n elements in a channel,
 
         ∂J/∂x = γ/√(σ²+ε) · (δ − mean δ − x̂ · mean(δ x̂)),   ∂J/∂γ = Σ δ x̂,   ∂J/∂β = Σ δ
 
-    (derivation.md, N12, N5, N6), and the cotangents of the returned mean and variance enter ∂J/∂x too (N13). Only x
-    and vectors of length C are saved. Right at any mean and scale the dtype can hold (N25): centring is exact at means
-    far above the deviation, and nothing overflows at 1e30. NaN and infinity stay in their channel.
+    (derivation.md, N12, N5, N6). The cotangents of the returned mean and variance enter ∂J/∂x too (N13). Only x and
+    vectors of length C are saved. In float32, y and ∂J/∂x are right to 2e-7 at any mean and scale that the dtype holds
+    (N25). NaN and infinity stay in their channel.
+
+    The statistics take one read of x about an assumed mean. They are measured again only if it was off by more than a
+    deviation; then x is read three more times. Under `vmap` the whole batch is measured again if any of it needs it.
 
     Args:
       x: shape (..., C, ...), rank 2 or more, floating dtype. Half precision is computed in float32.
-      gamma: scale, shape (C,).
-      beta: shift, shape (C,).
-      channel_axis: where C is in `x`.
+      gamma: γ, shape (C,).
+      beta: β, shape (C,).
+      channel_axis: the axis of x that has C.
       eps: ε, added to the variance; at least 0.
-      where: booleans that broadcast to `x`. False elements count for nothing in the statistics and in the gradients
-        through them, whatever they hold. y at a False place is the same map of the x there, and its cotangent flows
-        like any other; an x there that is not finite contributes nothing to any gradient.
-      axis_name: name (or tuple of names) of mapped axes to take the statistics over as well, by true counts: under
+      where: booleans that broadcast to `x`. Elements where it is False do not count in the statistics, whatever they
+        hold. y there is the same map of x, and its cotangent flows like any other; where that x is not finite, a zero
+        cotangent contributes zero to every gradient.
+      axis_name: name, or tuple of names, of mapped axes to take the statistics over too, by true counts: under
         `jax.shard_map`, `jax.pmap` or `jax.vmap(axis_name=...)`.
-      axis_index_groups: groups of indices along `axis_name` that share statistics, as JAX's collectives take them.
+      axis_index_groups: groups of indices along `axis_name` that share statistics, as for JAX's collectives.
+      assumed_mean: shape (C,), a value near the mean, such as that of the running statistics. Only speed depends on it:
+        any value gives the same result to rounding, NaN and infinity included. By default the mean of a small sample
+        of x. It has no gradient.
 
     Returns:
       y, in the shape and dtype of `x`, and `BatchStats(mean, var, count)`, (C,) each in float32 (float64 for float64).
@@ -64,6 +70,14 @@ def batch_norm(
       TypeError: a dtype that is not floating, or `where` not boolean.
       ValueError: shapes that do not fit, an axis out of range, an empty `x`, a negative `eps`, groups without
         `axis_name` or where JAX does not take them.
+
+    Example:
+      >>> x = jnp.array([[10000.0, 1.0], [10002.0, 3.0]])
+      >>> y, stats = bnderiv.batch_norm(x, jnp.ones(2), jnp.zeros(2), eps=0)
+      >>> y.tolist()
+      [[-1.0, -1.0], [1.0, 1.0]]
+      >>> stats.mean.tolist(), stats.var.tolist()
+      ([10001.0, 2.0], [1.0, 1.0])
     """
     return _public(False, x, gamma, beta, channel_axis, eps, where, axis_name, axis_index_groups, assumed_mean)
 
@@ -80,9 +94,15 @@ def batch_norm_relu(
     axis_index_groups: Sequence[Sequence[int]] | None = None,
     assumed_mean: jax.Array | None = None,
 ) -> tuple[jax.Array, BatchStats]:
-    """`relu(batch_norm(x, ...))` in one rule: x alone is saved, and the mask is rebuilt from it (derivation.md, N22).
+    """`relu(batch_norm(x, ...))` in one rule, which saves x and rebuilds the mask from it (derivation.md, N22).
 
-    Arguments, returns, errors and gradients as in `batch_norm`, with δ_y = δ·[y > 0] (so 0 at 0, as `relu`).
+    Arguments, returns, errors and gradients are those of `batch_norm`, with δ·[y > 0] for δ: 0 at y = 0, as in `relu`.
+
+    Example:
+      >>> x = jnp.array([[1.0], [3.0]])
+      >>> y, _ = bnderiv.batch_norm_relu(x, jnp.ones(1), jnp.zeros(1), eps=0)
+      >>> y.tolist()
+      [[0.0], [1.0]]
     """
     return _public(True, x, gamma, beta, channel_axis, eps, where, axis_name, axis_index_groups, assumed_mean)
 

@@ -24,13 +24,13 @@ def batch_norm_inference(
     channel_axis: int = -1,
     eps: float | jax.Array = 1e-5,
 ) -> jax.Array:
-    """y = γ (x − μ)/√(σ² + ε) + β with fixed statistics, differentiable in all five arrays (derivation.md, N23).
+    """y = γ (x − μ)/√(σ² + ε) + β by given statistics, differentiable by all five arrays (derivation.md, N23).
 
     Args:
       x: shape (..., C, ...), rank 2 or more, floating dtype. Half precision is computed in float32.
-      gamma, beta: scale and shift, shape (C,).
-      mean, var: statistics, shape (C,), such as those of `RunningStats`. An infinite variance gives NaN, never beta.
-      channel_axis: where C is in `x`.
+      gamma, beta: γ and β, shape (C,).
+      mean, var: μ and σ², shape (C,), such as those of `RunningStats`. An infinite variance gives NaN, never beta.
+      channel_axis: the axis of x that has C.
       eps: ε, added to the variance; at least 0.
 
     Returns:
@@ -39,6 +39,12 @@ def batch_norm_inference(
     Raises:
       TypeError: a dtype that is not floating.
       ValueError: shapes that do not fit, an axis out of range, an empty `x`, a negative `eps`.
+
+    Example:
+      >>> x = jnp.array([[1.0], [5.0]])
+      >>> mean, var = jnp.array([3.0]), jnp.array([4.0])
+      >>> bnderiv.batch_norm_inference(x, jnp.ones(1), jnp.zeros(1), mean, var, eps=0).tolist()
+      [[-1.0], [1.0]]
     """
     x = _checks.float_array("x", x)
     _checks.rank_at_least("x", x, 2, "batch and channels")
