@@ -88,11 +88,12 @@ def _normalize_bwd(groups, relu, residuals, delta):
     if relu:
         delta = jnp.where(u * g + beta > 0, delta, 0)  # (N22)
 
-    eighth = _usable_deviation(x, where, moments, 1 / 8)  # of u; identical terms would be materialized, as above
-    sum_delta, sum_delta_u = groups.inner(delta), 8 * groups.inner(delta * eighth)
+    # Of x̂, as identical terms of the sums and of dx would be shared, and materialized.
+    eighth = _usable_deviation(x, where, moments, 1 / 8) * r
+    sum_delta, sum_delta_x_hat = groups.inner(delta), 8 * groups.inner(delta * eighth)
     d_beta = groups.to_parameters(sum_delta)  # (N6)
-    d_gamma = groups.to_parameters(sum_delta_u * r)  # (N5), as x̂ = u r
-    d_var = -0.5 * (r * (r * groups.to_statistics(g * sum_delta_u)))  # (N8); r³ alone may overflow
+    d_gamma = groups.to_parameters(sum_delta_x_hat)  # (N5)
+    d_var = -0.5 * (r * (r * groups.to_statistics(gamma * sum_delta_x_hat)))  # (N8)
     d_mean = -groups.to_statistics(g * sum_delta)  # (N10)
     dx = moments.unit.back(g * delta)  # (N11) part 1
     d_eps = Epsilon((d_var * moments.unit.scale**2).sum(), None)

@@ -180,3 +180,15 @@ def test_constant_devices(value):
     y, _ = layer(apart)
     exact = np.asarray(apart, np.float64)
     assert truth.relative_error(y, 1 + (exact - exact.mean(0)) / exact.std(0)) < 5e-7
+
+
+@pytest.mark.parametrize(("size", "cotangent"), [(1e4, 1e36), (1e10, 1e29), (1e30, 3e35), (1e38, 1e30), (1e-10, 1e27)])
+def test_large_cotangents(size, cotangent):
+    """What fits comes out: Σ δ x̂ does where Σ δ (x − μ) does not."""
+    rng = np.random.default_rng(6)
+    x, delta = (jnp.asarray(scale * rng.standard_normal((32, 3)), jnp.float32) for scale in (size, cotangent))
+    gamma, beta = jnp.ones(3, jnp.float32), jnp.zeros(3, jnp.float32)
+    _, pull_back, _ = jax.vjp(bnderiv.batch_norm, x, gamma, beta, has_aux=True)
+    expected = truth.batch_norm(x, gamma, beta, delta, np.float64(np.float32(1e-5)))[1:]
+    for ours, theirs in zip(pull_back(delta), expected, strict=True):
+        assert truth.relative_error(ours, theirs) < 5e-7
