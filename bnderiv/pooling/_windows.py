@@ -32,19 +32,42 @@ class Windows(NamedTuple):
     @property
     def count(self) -> int:
         """How many windows there are."""
-        return (self.size + self.before + self.after - self.reach) // self.stride + 1
+        return (self.padded - self.reach) // self.stride + 1
+
+    @property
+    def padded(self) -> int:
+        """Cells of the axis and its padding."""
+        return self.size + self.before + self.after
+
+    @property
+    def first_real(self) -> np.ndarray:
+        """The first cell of each window that is no padding before the input; 0 where there is none (P9)."""
+        first = np.maximum(0, -((np.arange(self.count) * self.stride - self.before) // self.dilation))
+        return np.where(first < self.window, first, 0)
+
+    @property
+    def margin(self) -> tuple[int, int]:
+        """How many zeros are before and after the entries of D (P5); neither is negative."""
+        return self.reach - 1 - self.before, self.size + self.before - 1 - (self.count - 1) * self.stride
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether there are fewer windows than may cover a cell; then the terms of a gradient are the windows."""
+        return self.count < -(-self.reach // self.stride)
 
     @property
     def cells_of(self) -> np.ndarray:
-        """Row t, column p: which of its cells the t-last of the windows that start at or before p has in p; −1: none.
+        """Row t, column p: which of its cells window t of those that may cover p has in p; −1: none (P6).
 
-        No more than ⌈reach/stride⌉ windows cover a cell, one where they tile (P6).
+        Window t is the t-last of the windows that start at or before p, or `one_by_one` the t-th of all.
         """
-        back = np.arange(-(-self.reach // self.stride))[:, None]
-        window, offset = np.divmod(np.arange(self.size) + self.before, self.stride)
-        window, offset = window - back, offset + back * self.stride
-        cell, hole = np.divmod(offset, self.dilation)
-        covers = (window >= 0) & (window < self.count) & (hole == 0) & (cell < self.window)
+        place, terms = np.arange(self.size) + self.before, np.arange(-(-self.reach // self.stride))[:, None]
+        if self.one_by_one:
+            window = np.arange(self.count)[:, None] + 0 * place
+        else:
+            window = place // self.stride - terms
+        cell, hole = np.divmod(place - window * self.stride, self.dilation)
+        covers = (window >= 0) & (window < self.count) & (hole == 0) & (cell >= 0) & (cell < self.window)
         return np.where(covers, cell, -1)
 
 
@@ -137,20 +160,24 @@ def dilate(delta: jax.Array, w: Windows) -> jax.Array:
     """δ with stride − 1 zeros between its entries and a margin: entry p + reach − 1 − k·dilation of the result is the δ
     of the window that has x's cell p as its cell k, or zero where there is none (P5).
     """
-    low, high = w.reach - 1 - w.before, w.size + w.before - 1 - (w.count - 1) * w.stride  # neither is negative
-    return _pad(delta, {w.axis: (low, high, w.stride - 1)}, 0)
+    return _pad(delta, {w.axis: (*w.margin, w.stride - 1)}, 0)
 
 
 def with_margins(delta: jax.Array, w: Windows) -> jax.Array:
     """δ with room for windows that are not there, for `spread`."""
+    if w.one_by_one:
+        return delta
     return _pad(delta, {w.axis: (len(w.cells_of) - 1, _starts(w) - w.count, 0)}, 0)
 
 
 def spread(delta: jax.Array, w: Windows, back: int | jax.Array) -> jax.Array:
-    """For each of x's cells the δ (with margins) of the last but `back` of the windows that start at or before it.
+    """For each of x's cells the δ (with margins) of window `back` of those that may cover it.
 
     Anything where there is no such window, or where it does not reach the cell: see `Windows.cells_of`.
     """
+    if w.one_by_one:
+        shape = *delta.shape[: w.axis], w.size, *delta.shape[w.axis + 1 :]
+        return jnp.broadcast_to(lax.dynamic_slice_in_dim(delta, back, 1, w.axis), shape)
     starts = _starts(w)
     delta = lax.dynamic_slice_in_dim(delta, len(w.cells_of) - 1 - back, starts, w.axis)
     shape = (*delta.shape[: w.axis], starts, w.stride, *delta.shape[w.axis + 1 :])

@@ -14,6 +14,7 @@ from bnderiv._cpu import quotient
 from bnderiv._numbers import accumulator
 from bnderiv._rule import closed_form
 from bnderiv._sharding import automatic
+from bnderiv.pooling import _on_tpu
 from bnderiv.pooling._windows import (
     Windows,
     collect,
@@ -74,14 +75,21 @@ _compiled = functools.partial(jax.jit, static_argnums=(0, 1))
 
 @_compiled
 def _average(both, count_include_pad, x):
-    total = x.astype(accumulator(x.dtype))
-    if cells := few_overlapping(both):
-        total = _sum([collect(total, both, cell) for cell in cells])
-    else:
-        total = pad(total, both, 0)
-        for w in both:  # over the rows, then over the columns (P2)
-            total = _window_sums(total, w, w.window, w.stride, w.count)
+    total = _on_tpu.by_target(
+        x.astype(accumulator(x.dtype)),
+        tpu=functools.partial(_on_tpu.sums, both),
+        default=functools.partial(_sums, both),
+    )
     return (total / _divisor(both, count_include_pad, total)).astype(x.dtype)  # (P1)
+
+
+def _sums(both, x):
+    if cells := few_overlapping(both):
+        return _sum([collect(x, both, cell) for cell in cells])
+    x = pad(x, both, 0)
+    for w in both:  # over the rows, then over the columns (P2)
+        x = _window_sums(x, w, w.window, w.stride, w.count)
+    return x
 
 
 _avg_pool = closed_form(_average, nondiff_argnums=(0, 1))
@@ -93,19 +101,28 @@ def _avg_pool_fwd(both, count_include_pad, x):
 
 @_compiled
 def _avg_pool_bwd(both, count_include_pad, _, delta):
-    share = delta.astype(accumulator(delta.dtype))
-    n = _divisor(both, count_include_pad, share)
+    wide = delta.astype(accumulator(delta.dtype))
+    n = _divisor(both, count_include_pad, wide)
+    dx = _on_tpu.by_target(
+        wide,
+        tpu=lambda delta: _on_tpu.hand_to_cells(both, delta / n),
+        default=lambda delta: _hand_to_cells(both, n, delta),
+    )
+    return (dx.astype(delta.dtype),)
+
+
+def _hand_to_cells(both, n, delta):
     if cells := few_overlapping(both):  # (P4): the sum over the windows that cover a cell
-        share = quotient(share, n)
-        return (_sum([place(share, both, cell) for cell in cells]).astype(delta.dtype),)
-    share = share / n
+        share = quotient(delta, n)
+        return _sum([place(share, both, cell) for cell in cells])
+    share = delta / n
     for w in both:  # the same, one axis at a time
         if len(w.cells_of) <= 8:  # (P6)
             share = with_margins(share, w)
             share = _sum([_where_covered(cell, spread(share, w, back), w) for back, cell in enumerate(w.cells_of)])
         else:  # (P5)
             share = _window_sums(dilate(share, w), w, w.window, 1, w.size)
-    return (share.astype(delta.dtype),)
+    return share
 
 
 def _sum(terms):

@@ -12,7 +12,11 @@ from bnderiv import _checks
 from bnderiv._numbers import accumulator
 from bnderiv._rule import closed_form
 from bnderiv._sharding import automatic
-from bnderiv.pooling._windows import pad, spread, take, windows, with_margins
+from bnderiv.pooling import _on_tpu
+from bnderiv.pooling._windows import Windows, pad, spread, take, windows, with_margins
+
+UNROLLED = 16
+TOGETHER = 9
 
 
 def max_pool(
@@ -60,81 +64,188 @@ def max_pool(
 _compiled = functools.partial(jax.jit, static_argnums=0)
 
 
+@_compiled
 def _maxima(both, x):
-    return _winners(both, x)[0]
+    return _maxima_and_winners(both, x)[0]
 
 
 _max_pool = closed_form(_maxima, nondiff_argnums=(0,))
 
 
+def _max_pool_fwd(both, x):
+    z, winner = _maxima_and_winners(both, x)
+    return z, (winner, x if _on_tpu.may_take(both, x) else None)
+
+
 @_compiled
-def _winners(both, x):
+def _max_pool_bwd(both, residuals, delta):
+    share = delta.astype(accumulator(delta.dtype))
+    return (_handed(both, *residuals, share).astype(delta.dtype),)
+
+
+_max_pool.defvjp(_max_pool_fwd, _max_pool_bwd)
+
+
+# Which form computes it is the target's choice; the derivative is that of one form, wherever it runs.
+
+
+@_compiled
+def _maxima_and_winners(both, x):
+    """The maxima z, and the winners κ, which the backward wants but on a TPU (0 there)."""
+    if not _on_tpu.can_take(both, x.dtype):
+        return first_maxima(both, x)
+
+    def on_tpu(x):
+        z = _on_tpu.maxima(both, x)
+        return _checks.same_varying(z, jnp.zeros(z.shape, _number_dtype(both)))
+
+    z, winner = _on_tpu.by_target(lax.stop_gradient(x), tpu=on_tpu, default=functools.partial(first_maxima, both))
+    return _as_selected(both, x, z), winner
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _as_selected(both, x, z):
+    """z, which differentiates like the selection from x that it is."""
+    return z
+
+
+@_as_selected.defjvp
+def _(both, primals, tangents):
+    x, z = primals
+    _, tangent = jax.jvp(lambda x: first_maxima(both, x)[0], (x,), tangents[:1])
+    return _as_selected(both, x, z), tangent
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _handed(both, winner, x, share):
+    """What each of x's cells is handed by the windows it won."""
+    if x is None:
+        return hand_to_winners(both, winner, share)
+    return _on_tpu.by_target(
+        winner,
+        x,
+        share,
+        tpu=lambda winner, x, share: _on_tpu.hand_to_first_maxima(both, x, share),
+        default=lambda winner, x, share: hand_to_winners(both, winner, share),
+    )
+
+
+@_handed.defjvp
+def _(both, primals, tangents):
+    winner, x, _ = primals
+    if x is not None:
+        winner = _on_tpu.by_target(
+            winner,
+            lax.stop_gradient(x),
+            tpu=lambda winner, x: first_maxima(both, x)[1],
+            default=lambda winner, x: winner,
+        )
+    return _handed(both, *primals), hand_to_winners(both, winner, tangents[2])
+
+
+def first_maxima(both, x):
     """The maxima, and where each was found: row·n + column within the window of m rows and n columns."""
     rows, columns = both
     lowest = np.asarray(-np.inf).astype(x.dtype)
     x = pad(x, both, -np.inf if np.isinf(lowest) else float(jnp.finfo(x.dtype).min))  # some of 8 bits have no infinity
-    winner = jnp.zeros(x.shape, np.min_scalar_type(rows.window * columns.window - 1))
+    winner = jnp.zeros(x.shape, _number_dtype(both))
     # The first maximum of each row of a window, then the first of those (P8).
-    return _first_maxima(*_first_maxima(x, winner, columns, 1), rows, columns.window)
-
-
-def _first_maxima(x, winners, w, step):
-    """The first maximum of each window along one axis; its place grows by `step` with each cell."""
-
-    def cell(k):
-        value, its_place = (take(a, w, k * w.dilation, w.stride, w.count) for a in (x, winners))
-        return value, its_place + (k * step if isinstance(k, int) else (k * step).astype(its_place.dtype))
-
-    best, winner = cell(0)
-    # Padding never wins: where all is −inf, the first cell that is not padding does (P9).
-    first_real = np.maximum(0, -((np.arange(w.count) * w.stride - w.before) // w.dilation))
-    first_real = np.where(first_real < w.window, first_real, 0)  # in a window of padding alone nothing is won
-    if first_real.any():
-        winner += _checks.along(jnp.asarray(first_real * step, winner.dtype), w.axis, x.ndim)
-
-    def later(k, found):
-        (best, winner), (candidate, its_place) = found, cell(k)
-        wins = (best == best) & ~(candidate <= best)  # larger, or NaN where there was none (P7)
-        return jnp.where(wins, candidate, best), jnp.where(wins, its_place, winner)
-
-    if w.window <= 64:
-        for k in range(1, w.window):
-            best, winner = later(k, (best, winner))
-    else:  # a loop keeps the program, and the time it takes to compile, small
-        best, winner = lax.fori_loop(1, w.window, later, _checks.same_varying(best, winner))
+    best, winner = _first_along(*_first_along(x, winner, columns, 1), rows, columns.window)
+    if any(w.first_real.any() for w in both):  # padding never wins (P9)
+        row, column = (_checks.along(jnp.asarray(w.first_real, winner.dtype), w.axis, 4) for w in both)
+        winner = jnp.maximum(winner, row * columns.window + column)
     return best, winner
 
 
-def _max_pool_fwd(both, x):
-    return _winners(both, x)
+def _first_along(x, winner, w: Windows, step):
+    """The first maximum of each window along one axis; its number grows by `step` with each cell."""
+
+    def cell(k, found=(x, winner), stride=w.stride, count=w.count):
+        value, number = (take(a, w, k * w.dilation, stride, count) for a in found)
+        return value, number + (k * step if isinstance(k, int) else (k * step).astype(number.dtype))
+
+    if _by_runs(w):
+        # A run of 2r cells is two runs of r, and a window is two runs that may overlap: log(cells) steps.
+        found, run, count = (x, winner), 1, w.padded
+        while 2 * run <= w.window:
+            count -= run * w.dilation
+            found = _first_of(cell(0, found, 1, count), cell(run, found, 1, count))
+            run *= 2
+        return _first_of(cell(0, found), cell(w.window - run, found))
+    first = cell(0)
+    if w.window <= UNROLLED:
+        return functools.reduce(lambda found, k: _first_of(found, cell(k)), range(1, w.window), first)
+    return lax.fori_loop(1, w.window, lambda k, found: _first_of(found, cell(k)), _checks.same_varying(*first))
 
 
-@_compiled
-def _max_pool_bwd(both, winner, delta):
+def _first_of(found, candidate):
+    """The larger of two and its number: the first of equals, NaN above all (P7)."""
+    (best, winner), (value, number) = found, candidate
+    wins = (best == best) & ~(value <= best)
+    return jnp.where(wins, value, best), jnp.where(wins, number, winner)
+
+
+def _by_runs(w: Windows):
+    return w.window > 4 and w.count * w.window > w.padded * w.window.bit_length()
+
+
+def _number_dtype(both):
     rows, columns = both
-    share = delta.astype(accumulator(delta.dtype))
-    row_cells, column_cells = (jnp.asarray(w.cells_of) for w in both)
+    return np.min_scalar_type(rows.window * columns.window - 1)
+
+
+def hand_to_winners(both, winner, share):
+    """The δ of each window to the cell that won it (P10)."""
+    rows, columns = both
+    if len(rows.cells_of) * len(columns.cells_of) <= TOGETHER:
+        return _hand_at_once(both, winner, share)
+    # To the row that won, and there to the column. In all the windows over the same columns that a row won, it won with
+    # the same cell (P11).
+    row, column = winner // columns.window, winner % columns.window
+    column = _hand_along(rows, row, column, _replaced)
+    share = _hand_along(rows, row, share, _added)
+    return _hand_along(columns, column, share, _added)
+
+
+def _hand_at_once(both, winner, share):
+    rows, columns = both
     for w in both:
         winner, share = with_margins(winner, w), with_margins(share, w)
-
-    def won(back, row_cell):  # (P10): the terms of those windows that are the last but `back` over the rows
+    total = None
+    for back, row in enumerate(rows.cells_of):
         by, term = (spread(a, rows, back) for a in (winner, share))
-        terms = []
-        for column_back, column_cell in enumerate(column_cells):
-            row, column = _checks.along(row_cell, rows.axis, 4), _checks.along(column_cell, columns.axis, 4)
-            cell = jnp.where((row < 0) | (column < 0), -1, row * columns.window + column)
+        for column_back, column in enumerate(columns.cells_of):
+            row_cell, column_cell = (
+                _checks.along(jnp.asarray(k), w.axis, 4) for k, w in zip((row, column), both, strict=True)
+            )
+            cell = jnp.where((row_cell < 0) | (column_cell < 0), -1, row_cell * columns.window + column_cell)
             wins = spread(by, columns, column_back).astype(cell.dtype) == cell
-            terms.append(jnp.where(wins, spread(term, columns, column_back), 0))
-        return sum(terms[1:], terms[0])
-
-    total = won(0, row_cells[0])
-    if len(row_cells) * len(column_cells) <= 64:
-        for back in range(1, len(row_cells)):
-            total = total + won(back, row_cells[back])
-    else:  # a loop keeps the program, and the time it takes to compile, small
-        rest = jnp.arange(1, len(row_cells)), row_cells[1:]
-        total, _ = lax.scan(lambda t, each: (t + won(*each), None), total, rest)
-    return (total.astype(delta.dtype),)
+            total = _added(total, wins, spread(term, columns, column_back))
+    return total
 
 
-_max_pool.defvjp(_max_pool_fwd, _max_pool_bwd)
+def _hand_along(w: Windows, winner, value, combined):
+    """What the windows hand along one axis, each to its winner, combined where a cell won several."""
+    winner, value = with_margins(winner, w), with_margins(value, w)
+
+    def term(before, back, cells):
+        cells = _checks.along(cells, w.axis, 4)
+        return combined(before, spread(winner, w, back).astype(cells.dtype) == cells, spread(value, w, back))
+
+    cells = jnp.asarray(w.cells_of)
+    total = term(None, 0, cells[0])
+    if len(cells) <= UNROLLED:
+        for back in range(1, len(cells)):
+            total = term(total, back, cells[back])
+        return total
+    rest = jnp.arange(1, len(cells)), cells[1:]
+    return lax.scan(lambda total, each: (term(total, *each), None), total, rest)[0]
+
+
+def _added(total, wins, share):
+    share = jnp.where(wins, share, 0)
+    return share if total is None else total + share
+
+
+def _replaced(number, wins, other):
+    return other if number is None else jnp.where(wins, other, number)

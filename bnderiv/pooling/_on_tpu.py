@@ -1,0 +1,108 @@
+"""The pools as a TPU computes them fastest: by XLA's own operations on windows.
+
+Slices and broadcasts, of which the pools are made elsewhere, do not fuse on a TPU: a 3×3 max pool took 39 times the
+cycles of these (v5e, 256×112×112×64, bfloat16). No derivative is taken through them, except of the sums, which are
+linear: see `max_pool.py`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.core import Tracer
+from jax.custom_batching import custom_vmap
+
+from bnderiv import _checks
+from bnderiv._numbers import accumulator
+from bnderiv.pooling._windows import Windows
+
+Both = tuple[Windows, Windows]
+
+
+def by_target(*args: Any, tpu: Callable[..., Any], default: Callable[..., Any]) -> Any:
+    """`tpu(*args)` in a program for a TPU, `default(*args)` in any other."""
+    return lax.platform_dependent(*args, tpu=tpu, default=default)
+
+
+def can_take(both: Both, dtype: Any) -> bool:
+    """Whether `maxima` and `hand_to_first_maxima` can compute it: XLA selects without dilation, and not in float64."""
+    return all(w.dilation == 1 for w in both) and jnp.dtype(dtype).itemsize < 8
+
+
+def may_take(both: Both, x: jax.Array) -> bool:
+    """Whether the program may be one for a TPU. An untraced array is where the program will run."""
+    traced = isinstance(x, Tracer)
+    return can_take(both, x.dtype) and (traced or any(device.platform == "tpu" for device in x.devices()))
+
+
+def maxima(both: Both, x: jax.Array) -> jax.Array:
+    """The maximum of each window; a NaN is larger than any number."""
+    wide = x if x.dtype.itemsize > 1 else x.astype(jnp.float32)  # some of 8 bits have no infinity
+    lowest = np.asarray(-np.inf, wide.dtype)
+    return lax.reduce_window(wide, lowest, lax.max, **_geometry(both, x.ndim)).astype(x.dtype)
+
+
+def hand_to_first_maxima(both: Both, x: jax.Array, delta: jax.Array) -> jax.Array:
+    """The δ of each window to its first maximum in row-major order, NaN the largest; padding takes none (P10)."""
+    wide = accumulator(delta.dtype)  # of x too: the conversions fuse
+    x, delta, zero = _checks.same_varying(x.astype(wide), delta.astype(wide), jnp.zeros((), wide))
+    return _select_and_scatter(both, x, delta, zero)
+
+
+def sums(both: Both, x: jax.Array) -> jax.Array:
+    """The sum of each window."""
+    return lax.reduce_window(x, np.zeros((), x.dtype), lax.add, **_geometry(both, x.ndim))
+
+
+def hand_to_cells(both: Both, share: jax.Array) -> jax.Array:
+    """The transpose of `sums` (P5): sums over windows of stride 1, of the shares a stride apart."""
+    window, dilation, padding = [1] * share.ndim, [1] * share.ndim, [(0, 0)] * share.ndim
+    for w in both:
+        window[w.axis], dilation[w.axis], padding[w.axis] = w.window, w.stride, w.margin
+    zero = np.zeros((), share.dtype)
+    return lax.reduce_window(share, zero, lax.add, window, [1] * share.ndim, padding, base_dilation=dilation)
+
+
+def _geometry(both: Both, ndim: int) -> dict[str, Any]:
+    window, strides, padding = [1] * ndim, [1] * ndim, [(0, 0)] * ndim
+    for w in both:
+        window[w.axis], strides[w.axis], padding[w.axis] = w.window, w.stride, (w.before, w.after)
+    return {"window_dimensions": window, "window_strides": strides, "padding": padding}
+
+
+def _select_and_scatter(both: Both, x: jax.Array, delta: jax.Array, zero: jax.Array) -> jax.Array:
+    # `jax.vjp` of `lax.reduce_window` selects by a ≥ b alone, and loses a NaN; the primitive itself has no rule for vmap.
+    @custom_vmap
+    def scatter(x: jax.Array, delta: jax.Array, zero: jax.Array) -> jax.Array:
+        geometry = {name: tuple(value) for name, value in _geometry(both, x.ndim).items()}
+        select, add = (jax.make_jaxpr(f)(zero, zero) for f in (_is_first_maximum, lax.add))
+        return lax.select_and_scatter_p.bind(
+            x,
+            delta,
+            zero,
+            select_jaxpr=select.jaxpr,
+            select_consts=tuple(select.consts),
+            scatter_jaxpr=add.jaxpr,
+            scatter_consts=tuple(add.consts),
+            **geometry,
+        )
+
+    @scatter.def_vmap
+    def _(size: int, batched: list[bool], x: jax.Array, delta: jax.Array, zero: jax.Array) -> tuple[jax.Array, bool]:
+        x, delta = (
+            a if is_batched else jnp.broadcast_to(a, (size, *a.shape))
+            for a, is_batched in zip((x, delta), batched, strict=False)
+        )
+        zero = zero[0] if batched[2] else zero
+        rows, columns = (w._replace(axis=w.axis + 1) for w in both)
+        return _select_and_scatter((rows, columns), x, delta, zero), True
+
+    return scatter(x, delta, zero)
+
+
+def _is_first_maximum(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Whether a stays, of which b comes later (P7)."""
+    return (a >= b) | (a != a)
