@@ -3,6 +3,7 @@
 One spatial axis at a time, on whatever axis it is (nothing is transposed), and all of it known at trace time.
 """
 
+import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -40,6 +41,18 @@ class Windows(NamedTuple):
         return self.size + self.before + self.after
 
     @property
+    def blocks(self) -> list["Block"]:
+        """The windows, those together that have the same cells in the input."""
+        start = np.arange(self.count) * self.stride - self.before
+        first = np.maximum(0, -(start // self.dilation))
+        last = np.minimum(self.window - 1, (self.size - 1 - start) // self.dilation)
+        changes = [0, *(np.flatnonzero(np.diff(first) | np.diff(last)) + 1), self.count]
+        return [
+            Block(self, int(start[i] + first[i] * self.dilation), int(first[i]), int(last[i] - first[i]) + 1, int(j - i))
+            for i, j in itertools.pairwise(changes)
+        ]
+
+    @property
     def first_real(self) -> np.ndarray:
         """The first cell of each window that is no padding before the input; 0 where there is none (P9)."""
         first = np.maximum(0, -((np.arange(self.count) * self.stride - self.before) // self.dilation))
@@ -69,6 +82,21 @@ class Windows(NamedTuple):
         cell, hole = np.divmod(place - window * self.stride, self.dilation)
         covers = (window >= 0) & (window < self.count) & (hole == 0) & (cell >= 0) & (cell < self.window)
         return np.where(covers, cell, -1)
+
+
+class Block(NamedTuple):
+    """`count` windows one after the other that all have the cells `first`, `first` + 1, … in the input."""
+
+    of: Windows
+    start: int  # where the first of these windows has cell `first`
+    first: int
+    cells: int
+    count: int
+
+    @property
+    def place(self) -> tuple[int, int, int]:
+        """Start, stride and count of the windows."""
+        return self.start, self.of.stride, self.count
 
 
 def windows(
@@ -103,7 +131,7 @@ def windows(
     return rows, columns
 
 
-def pad(x: jax.Array, both: tuple[Windows, Windows], value: float) -> jax.Array:
+def pad(x: jax.Array, both: tuple[Windows, ...], value: float) -> jax.Array:
     """`x` with its padding, along both axes at once: on a CPU, padding what was computed of padded arrays is slow."""
     return _pad(x, {w.axis: (w.before, w.after, 0) for w in both}, value)
 

@@ -14,7 +14,7 @@ from bnderiv._cpu import quotient
 from bnderiv._numbers import accumulator
 from bnderiv._rule import closed_form
 from bnderiv._sharding import automatic
-from bnderiv.pooling import _on_tpu
+from bnderiv.pooling import _xla
 from bnderiv.pooling._windows import (
     Windows,
     collect,
@@ -27,6 +27,11 @@ from bnderiv.pooling._windows import (
     windows,
     with_margins,
 )
+
+
+SUMMED = 16
+SLICED = 8
+SPREAD = 8
 
 
 def avg_pool(
@@ -75,9 +80,9 @@ _compiled = functools.partial(jax.jit, static_argnums=(0, 1))
 
 @_compiled
 def _average(both, count_include_pad, x):
-    total = _on_tpu.by_target(
+    total = _xla.by_target(
         x.astype(accumulator(x.dtype)),
-        tpu=functools.partial(_on_tpu.sums, both),
+        tpu=functools.partial(_xla.sums, both),
         default=functools.partial(_sums, both),
     )
     return (total / _divisor(both, count_include_pad, total)).astype(x.dtype)  # (P1)
@@ -86,9 +91,8 @@ def _average(both, count_include_pad, x):
 def _sums(both, x):
     if cells := few_overlapping(both):
         return _sum([collect(x, both, cell) for cell in cells])
-    x = pad(x, both, 0)
     for w in both:  # over the rows, then over the columns (P2)
-        x = _window_sums(x, w, w.window, w.stride, w.count)
+        x = _sums_along(x, w)
     return x
 
 
@@ -103,9 +107,9 @@ def _avg_pool_fwd(both, count_include_pad, x):
 def _avg_pool_bwd(both, count_include_pad, _, delta):
     wide = delta.astype(accumulator(delta.dtype))
     n = _divisor(both, count_include_pad, wide)
-    dx = _on_tpu.by_target(
+    dx = _xla.by_target(
         wide,
-        tpu=lambda delta: _on_tpu.hand_to_cells(both, delta / n),
+        tpu=lambda delta: _xla.hand_to_cells(both, delta / n),
         default=lambda delta: _hand_to_cells(both, n, delta),
     )
     return (dx.astype(delta.dtype),)
@@ -117,11 +121,13 @@ def _hand_to_cells(both, n, delta):
         return _sum([place(share, both, cell) for cell in cells])
     share = delta / n
     for w in both:  # the same, one axis at a time
-        if len(w.cells_of) <= 8:  # (P6)
+        if w.stride > 1 and len(w.cells_of) <= SPREAD or w.count == 1:  # (P6)
             share = with_margins(share, w)
             share = _sum([_where_covered(cell, spread(share, w, back), w) for back, cell in enumerate(w.cells_of)])
-        else:  # (P5)
-            share = _window_sums(dilate(share, w), w, w.window, 1, w.size)
+        elif w.window <= SUMMED:  # (P5)
+            share = _xla.hand_to_cells((w,), share)
+        else:
+            share = _sums_along(dilate(share, w), Windows(w.axis, w.size + w.reach - 1, w.window, 1, 1, 0, 0))
     return share
 
 
@@ -137,16 +143,22 @@ def _where_covered(cell, share, w):
 _avg_pool.defvjp(_avg_pool_fwd, _avg_pool_bwd)
 
 
-def _window_sums(x, w: Windows, cells, stride, count):
-    """The sums of `count` runs of `cells` cells each, their starts `stride` apart."""
-    if cells <= 8:
-        return _sum([take(x, w, k, stride, count) for k in range(cells)])
-    # A long run is two runs of half the length: log(cells) additions, in place of one slice for each cell.
-    half = cells // 2
-    step = math.gcd(half, stride)
-    halves = _window_sums(x, w, half, step, ((count - 1) * stride + half) // step + 1)
-    total = take(halves, w, 0, stride // step, count) + take(halves, w, half // step, stride // step, count)
-    return total + take(x, w, cells - 1, stride, count) if cells % 2 else total
+def _sums_along(x, w: Windows):
+    """The sums of the windows along one axis."""
+    if w.window == 1 and w.stride == 1:
+        return x
+    if w.stride == 1 < w.count and w.window <= SUMMED:
+        return _xla.sums((w,), x)
+    x, w = pad(x, (w,), 0), w._replace(size=w.padded, before=0, after=0)
+    if w.window <= SLICED:
+        return _sum([take(x, w, k, w.stride, w.count) for k in range(w.window)])
+    # A long window is two of half the length: log(cells) additions, and as few roundings.
+    half = w.window // 2
+    step = half if w.count == 1 else math.gcd(half, w.stride)
+    halves = _sums_along(x, w._replace(window=half, stride=step))
+    first, second = (take(halves, w, k, max(w.stride // step, 1), w.count) for k in (0, half // step))
+    last = [take(x, w, w.window - 1, w.stride, w.count)] if w.window % 2 else []
+    return _sum([first, second, *last])
 
 
 def _divisor(both, count_include_pad, like):

@@ -12,11 +12,12 @@ from bnderiv import _checks
 from bnderiv._numbers import accumulator
 from bnderiv._rule import closed_form
 from bnderiv._sharding import automatic
-from bnderiv.pooling import _on_tpu
-from bnderiv.pooling._windows import Windows, pad, spread, take, windows, with_margins
+from bnderiv.pooling import _xla
+from bnderiv.pooling._windows import Block, Windows, pad, spread, take, windows, with_margins
 
-UNROLLED = 16
+UNROLLED = 64
 TOGETHER = 9
+BLOCKS = 9
 
 
 def max_pool(
@@ -74,7 +75,7 @@ _max_pool = closed_form(_maxima, nondiff_argnums=(0,))
 
 def _max_pool_fwd(both, x):
     z, winner = _maxima_and_winners(both, x)
-    return z, (winner, x if _on_tpu.may_take(both, x) else None)
+    return z, (winner, x if _xla.may_take(both, x) else None)
 
 
 @_compiled
@@ -92,14 +93,14 @@ _max_pool.defvjp(_max_pool_fwd, _max_pool_bwd)
 @_compiled
 def _maxima_and_winners(both, x):
     """The maxima z, and the winners κ, which the backward wants but on a TPU (0 there)."""
-    if not _on_tpu.can_take(both, x.dtype):
+    if not _xla.can_take(both, x.dtype):
         return first_maxima(both, x)
 
     def on_tpu(x):
-        z = _on_tpu.maxima(both, x)
+        z = _xla.maxima(both, x)
         return _checks.same_varying(z, jnp.zeros(z.shape, _number_dtype(both)))
 
-    z, winner = _on_tpu.by_target(lax.stop_gradient(x), tpu=on_tpu, default=functools.partial(first_maxima, both))
+    z, winner = _xla.by_target(lax.stop_gradient(x), tpu=on_tpu, default=functools.partial(first_maxima, both))
     return _as_selected(both, x, z), winner
 
 
@@ -112,7 +113,8 @@ def _as_selected(both, x, z):
 @_as_selected.defjvp
 def _(both, primals, tangents):
     x, z = primals
-    _, tangent = jax.jvp(lambda x: first_maxima(both, x)[0], (x,), tangents[:1])
+    winner = first_maxima(both, lax.stop_gradient(x))[1]
+    (tangent,) = jax.linear_transpose(functools.partial(hand_to_winners, both, winner), z)(tangents[0])
     return _as_selected(both, x, z), tangent
 
 
@@ -121,11 +123,11 @@ def _handed(both, winner, x, share):
     """What each of x's cells is handed by the windows it won."""
     if x is None:
         return hand_to_winners(both, winner, share)
-    return _on_tpu.by_target(
+    return _xla.by_target(
         winner,
         x,
         share,
-        tpu=lambda winner, x, share: _on_tpu.hand_to_first_maxima(both, x, share),
+        tpu=lambda winner, x, share: _xla.hand_to_first_maxima(both, x, share),
         default=lambda winner, x, share: hand_to_winners(both, winner, share),
     )
 
@@ -134,7 +136,7 @@ def _handed(both, winner, x, share):
 def _(both, primals, tangents):
     winner, x, _ = primals
     if x is not None:
-        winner = _on_tpu.by_target(
+        winner = _xla.by_target(
             winner,
             lax.stop_gradient(x),
             tpu=lambda winner, x: first_maxima(both, x)[1],
@@ -145,37 +147,58 @@ def _(both, primals, tangents):
 
 def first_maxima(both, x):
     """The maxima, and where each was found: row·n + column within the window of m rows and n columns."""
-    rows, columns = both
-    lowest = np.asarray(-np.inf).astype(x.dtype)
-    x = pad(x, both, -np.inf if np.isinf(lowest) else float(jnp.finfo(x.dtype).min))  # some of 8 bits have no infinity
-    winner = jnp.zeros(x.shape, _number_dtype(both))
-    # The first maximum of each row of a window, then the first of those (P8).
-    best, winner = _first_along(*_first_along(x, winner, columns, 1), rows, columns.window)
-    if any(w.first_real.any() for w in both):  # padding never wins (P9)
-        row, column = (_checks.along(jnp.asarray(w.first_real, winner.dtype), w.axis, 4) for w in both)
-        winner = jnp.maximum(winner, row * columns.window + column)
+    rows, columns = (w.blocks for w in both)
+    if len(rows) * len(columns) > BLOCKS or min(b.cells for b in (*rows, *columns)) < 1:
+        return _first_maxima_of_padded(both, x)
+    # Only cells of the input are compared (P9), and nothing is padded: on a CPU the padded copy is new memory.
+    blocks = [[_first_maxima_of(x, row, column) for column in columns] for row in rows]
+    by_rows = [[lax.concatenate(parts, both[1].axis) for parts in zip(*row, strict=True)] for row in blocks]
+    best, winner = (lax.concatenate(parts, both[0].axis) for parts in zip(*by_rows, strict=True))
     return best, winner
 
 
-def _first_along(x, winner, w: Windows, step):
+def _first_maxima_of_padded(both, x):
+    lowest = np.asarray(-np.inf).astype(x.dtype)
+    x = pad(x, both, -np.inf if np.isinf(lowest) else float(jnp.finfo(x.dtype).min))  # some of 8 bits have no infinity
+    best, winner = _first_maxima_of(x, *(Block(w, 0, 0, w.window, w.count) for w in both))
+    # Where all is −inf, the first cell that is no padding wins. No cell of the input has a smaller number (P9).
+    row, column = (_checks.along(jnp.asarray(w.first_real, winner.dtype), w.axis, 4) for w in both)
+    return best, jnp.maximum(winner, row * both[1].window + column)
+
+
+def _first_maxima_of(x, rows: Block, columns: Block):
+    """The first maximum of each row of a window, then the first of those (P8)."""
+    found = _first_along((x, jnp.zeros(x.shape, _number_dtype((rows.of, columns.of)))), columns, 1)
+    if rows.cells * columns.cells > TOGETHER:
+        found = lax.optimization_barrier(found)
+    return _first_along(found, rows, columns.of.window)
+
+
+def _first_along(found, block: Block, step):
     """The first maximum of each window along one axis; its number grows by `step` with each cell."""
+    w = block.of
 
-    def cell(k, found=(x, winner), stride=w.stride, count=w.count):
-        value, number = (take(a, w, k * w.dilation, stride, count) for a in found)
-        return value, number + (k * step if isinstance(k, int) else (k * step).astype(number.dtype))
+    def cell(k, found, start, stride, count, first):
+        value, number = (take(a, w, start + k * w.dilation, stride, count) for a in found)
+        number_of = (first + k) * step
+        return value, number + (number_of if isinstance(k, int) else number_of.astype(number.dtype))
 
-    if _by_runs(w):
-        # A run of 2r cells is two runs of r, and a window is two runs that may overlap: log(cells) steps.
-        found, run, count = (x, winner), 1, w.padded
-        while 2 * run <= w.window:
-            count -= run * w.dilation
-            found = _first_of(cell(0, found, 1, count), cell(run, found, 1, count))
-            run *= 2
-        return _first_of(cell(0, found), cell(w.window - run, found))
-    first = cell(0)
-    if w.window <= UNROLLED:
-        return functools.reduce(lambda found, k: _first_of(found, cell(k)), range(1, w.window), first)
-    return lax.fori_loop(1, w.window, lambda k, found: _first_of(found, cell(k)), _checks.same_varying(*first))
+    size, length = found[0].shape[w.axis], 1
+    if _doubling(block, size):
+        # A run of 2l cells is two runs of l, and a window is two runs that may overlap: log(cells) steps.
+        while 2 * length <= block.cells:
+            size -= length * w.dilation
+            found = _first_of(*(cell(k, found, 0, 1, size, 0) for k in (0, length)))
+            length *= 2
+        return _first_of(*(cell(k, found, *block.place, block.first) for k in (0, block.cells - length)))
+
+    def later(k, best):
+        return _first_of(best, cell(k, found, *block.place, block.first))
+
+    best = cell(0, found, *block.place, block.first)
+    if block.cells <= UNROLLED:
+        return functools.reduce(lambda best, k: later(k, best), range(1, block.cells), best)
+    return lax.fori_loop(1, block.cells, later, _checks.same_varying(*best))
 
 
 def _first_of(found, candidate):
@@ -185,8 +208,8 @@ def _first_of(found, candidate):
     return jnp.where(wins, value, best), jnp.where(wins, number, winner)
 
 
-def _by_runs(w: Windows):
-    return w.window > 4 and w.count * w.window > w.padded * w.window.bit_length()
+def _doubling(block: Block, size):
+    return block.cells > 16 and block.count * block.cells > size * block.cells.bit_length()
 
 
 def _number_dtype(both):

@@ -19,7 +19,7 @@ from bnderiv import _checks
 from bnderiv._numbers import accumulator
 from bnderiv.pooling._windows import Windows
 
-Both = tuple[Windows, Windows]
+Both = tuple[Windows, ...]
 
 
 def by_target(*args: Any, tpu: Callable[..., Any], default: Callable[..., Any]) -> Any:
@@ -97,8 +97,8 @@ def _select_and_scatter(both: Both, x: jax.Array, delta: jax.Array, zero: jax.Ar
             for a, is_batched in zip((x, delta), batched, strict=False)
         )
         zero = zero[0] if batched[2] else zero
-        rows, columns = (w._replace(axis=w.axis + 1) for w in both)
-        return _select_and_scatter((rows, columns), x, delta, zero), True
+        both_after = tuple(w._replace(axis=w.axis + 1) for w in both)
+        return _select_and_scatter(both_after, x, delta, zero), True
 
     return scatter(x, delta, zero)
 
