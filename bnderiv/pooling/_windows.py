@@ -48,7 +48,9 @@ class Windows(NamedTuple):
         last = np.minimum(self.window - 1, (self.size - 1 - start) // self.dilation)
         changes = [0, *(np.flatnonzero(np.diff(first) | np.diff(last)) + 1), self.count]
         return [
-            Block(self, int(start[i] + first[i] * self.dilation), int(first[i]), int(last[i] - first[i]) + 1, int(j - i))
+            Block(
+                self, int(start[i] + first[i] * self.dilation), int(first[i]), int(last[i] - first[i]) + 1, int(j - i)
+            )
             for i, j in itertools.pairwise(changes)
         ]
 

@@ -22,9 +22,9 @@ from bnderiv.pooling._windows import Windows
 Both = tuple[Windows, ...]
 
 
-def by_target(*args: Any, tpu: Callable[..., Any], default: Callable[..., Any]) -> Any:
-    """`tpu(*args)` in a program for a TPU, `default(*args)` in any other."""
-    return lax.platform_dependent(*args, tpu=tpu, default=default)
+def by_target(*args: Any, default: Callable[..., Any], **forms: Callable[..., Any]) -> Any:
+    """`forms[platform](*args)` in a program for one of these platforms ("cpu", "tpu"), `default(*args)` in any other."""
+    return lax.platform_dependent(*args, default=default, **forms)
 
 
 def can_take(both: Both, dtype: Any) -> bool:

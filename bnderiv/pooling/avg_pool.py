@@ -82,8 +82,8 @@ _compiled = functools.partial(jax.jit, static_argnums=(0, 1))
 def _average(both, count_include_pad, x):
     total = _xla.by_target(
         x.astype(accumulator(x.dtype)),
-        tpu=functools.partial(_xla.sums, both),
-        default=functools.partial(_sums, both),
+        cpu=functools.partial(_sums, both),
+        default=functools.partial(_xla.sums, both),
     )
     return (total / _divisor(both, count_include_pad, total)).astype(x.dtype)  # (P1)
 
@@ -91,6 +91,8 @@ def _average(both, count_include_pad, x):
 def _sums(both, x):
     if cells := few_overlapping(both):
         return _sum([collect(x, both, cell) for cell in cells])
+    if not all(_summed_by_xla(w) for w in both):
+        x, both = pad(x, both, 0), tuple(w._replace(size=w.padded, before=0, after=0) for w in both)
     for w in both:  # over the rows, then over the columns (P2)
         x = _sums_along(x, w)
     return x
@@ -109,8 +111,8 @@ def _avg_pool_bwd(both, count_include_pad, _, delta):
     n = _divisor(both, count_include_pad, wide)
     dx = _xla.by_target(
         wide,
-        tpu=lambda delta: _xla.hand_to_cells(both, delta / n),
-        default=lambda delta: _hand_to_cells(both, n, delta),
+        cpu=lambda delta: _hand_to_cells(both, n, delta),
+        default=lambda delta: _xla.hand_to_cells(both, delta / n),
     )
     return (dx.astype(delta.dtype),)
 
@@ -144,12 +146,11 @@ _avg_pool.defvjp(_avg_pool_fwd, _avg_pool_bwd)
 
 
 def _sums_along(x, w: Windows):
-    """The sums of the windows along one axis."""
-    if w.window == 1 and w.stride == 1:
+    """The sums of the windows along one axis, padded unless XLA sums them."""
+    if w.window == w.stride == 1:
         return x
-    if w.stride == 1 < w.count and w.window <= SUMMED:
+    if _summed_by_xla(w):
         return _xla.sums((w,), x)
-    x, w = pad(x, (w,), 0), w._replace(size=w.padded, before=0, after=0)
     if w.window <= SLICED:
         return _sum([take(x, w, k, w.stride, w.count) for k in range(w.window)])
     # A long window is two of half the length: log(cells) additions, and as few roundings.
@@ -159,6 +160,10 @@ def _sums_along(x, w: Windows):
     first, second = (take(halves, w, k, max(w.stride // step, 1), w.count) for k in (0, half // step))
     last = [take(x, w, w.window - 1, w.stride, w.count)] if w.window % 2 else []
     return _sum([first, second, *last])
+
+
+def _summed_by_xla(w: Windows):
+    return w.stride == 1 < w.count and w.window <= SUMMED
 
 
 def _divisor(both, count_include_pad, like):

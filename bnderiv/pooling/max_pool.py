@@ -93,14 +93,13 @@ _max_pool.defvjp(_max_pool_fwd, _max_pool_bwd)
 @_compiled
 def _maxima_and_winners(both, x):
     """The maxima z, and the winners κ, which the backward wants but on a TPU (0 there)."""
-    if not _xla.can_take(both, x.dtype):
-        return first_maxima(both, x)
 
     def on_tpu(x):
         z = _xla.maxima(both, x)
         return _checks.same_varying(z, jnp.zeros(z.shape, _number_dtype(both)))
 
-    z, winner = _xla.by_target(lax.stop_gradient(x), tpu=on_tpu, default=functools.partial(first_maxima, both))
+    forms = {"tpu": on_tpu} if _xla.can_take(both, x.dtype) else {}
+    z, winner = first_maxima(both, lax.stop_gradient(x), **forms)
     return _as_selected(both, x, z), winner
 
 
@@ -145,12 +144,18 @@ def _(both, primals, tangents):
     return _handed(both, *primals), hand_to_winners(both, winner, tangents[2])
 
 
-def first_maxima(both, x):
+def first_maxima(both, x, **forms):
     """The maxima, and where each was found: row·n + column within the window of m rows and n columns."""
     rows, columns = (w.blocks for w in both)
-    if len(rows) * len(columns) > BLOCKS or min(b.cells for b in (*rows, *columns)) < 1:
-        return _first_maxima_of_padded(both, x)
-    # Only cells of the input are compared (P9), and nothing is padded: on a CPU the padded copy is new memory.
+    if 1 < len(rows) * len(columns) <= BLOCKS and min(b.cells for b in (*rows, *columns)) > 0:
+        forms["cpu"] = functools.partial(_first_maxima_in_blocks, both)
+    padded = functools.partial(_first_maxima_of_padded, both)
+    return _xla.by_target(x, default=padded, **forms) if forms else padded(x)
+
+
+def _first_maxima_in_blocks(both, x):
+    """Only cells of the input are compared (P9), and nothing is padded: on a CPU a padded copy is new memory."""
+    rows, columns = (w.blocks for w in both)
     blocks = [[_first_maxima_of(x, row, column) for column in columns] for row in rows]
     by_rows = [[lax.concatenate(parts, both[1].axis) for parts in zip(*row, strict=True)] for row in blocks]
     best, winner = (lax.concatenate(parts, both[0].axis) for parts in zip(*by_rows, strict=True))

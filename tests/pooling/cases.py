@@ -114,34 +114,35 @@ def _padding_forgotten(bwd):
     return broken
 
 
+def _with_winner(bwd, other):
+    """Another winner for the one that was found."""
+    return lambda both, residuals, delta: bwd(both, (other(both, residuals[0]), *residuals[1:]), delta)
+
+
 def _last_tie(bwd):
     """The last of equals for the first; where all are equal, the last cell for the first."""
-    return lambda both, winner, delta: bwd(both, both[0].window * both[1].window - 1 - winner, delta)
+    return _with_winner(bwd, lambda both, winner: both[0].window * both[1].window - 1 - winner)
 
 
 def _every_tie(bwd):
     """The gradient to each of the equals; where all are equal, to every cell."""
 
-    def broken(both, winner, delta):
+    def broken(both, residuals, delta):
         cells = range(both[0].window * both[1].window)
-        return (sum(bwd(both, jnp.full_like(winner, k), delta)[0] for k in cells),)
+        return (sum(_with_winner(bwd, lambda _, w, k=k: w * 0 + k)(both, residuals, delta)[0] for k in cells),)
 
     return broken
 
 
 def _padding_wins(bwd):
     """Padding of −inf among cells of −inf takes the tie, as it comes first, and the gradient is lost."""
-    return lambda both, winner, delta: bwd(both, jnp.zeros_like(winner), delta)
+    return _with_winner(bwd, lambda both, winner: winner * 0)
 
 
 def _column_major(bwd):
     """The winner's number read column by column."""
 
-    def broken(both, winner, delta):
-        m, n = both[0].window, both[1].window
-        return bwd(both, winner % m * n + winner // m, delta)
-
-    return broken
+    return _with_winner(bwd, lambda both, winner: winner % both[0].window * both[1].window + winner // both[0].window)
 
 
 SLIPS = (
