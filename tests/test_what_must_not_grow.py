@@ -124,8 +124,8 @@ def test_max_pool_compiled_for_a_cpu_keeps_one_byte_for_each_output(padding):
         y, dy = jax.lax.optimization_barrier((y, dy))
         return y, pull_back(dy)
 
-    kept = jax.jit(step).lower(X, dy).compile().memory_analysis().temp_size_in_bytes
-    assert kept < size_in_bytes(X) + 1.1 * dy.size  # 2 x, in the forward
+    program: Any = jax.jit(step).lower(X, dy).compile()
+    assert program.memory_analysis().temp_size_in_bytes < size_in_bytes(X) + 1.1 * dy.size  # 2 x, in the forward
 
 
 # A step of training LeNet-5, batch 32.

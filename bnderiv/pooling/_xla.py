@@ -1,8 +1,8 @@
-"""The pools as a TPU computes them fastest: by XLA's own operations on windows.
+"""The pools by XLA's own operations on windows, and the choice of a form by the target of a program.
 
-Slices and broadcasts, of which the pools are made elsewhere, do not fuse on a TPU: a 3×3 max pool took 39 times the
-cycles of these (v5e, 256×112×112×64, bfloat16). No derivative is taken through them, except of the sums, which are
-linear: see `max_pool.py`.
+Accelerators are fastest with these. On a TPU slices and broadcasts do not fuse: a 3×3 max pool made of them took 39
+times the cycles (v5e, 256×112×112×64, bfloat16). On a GPU a sum over windows is one kernel. On a CPU these operations
+are loops over the cells of each window, several times slower than the forms in `avg_pool.py` and `max_pool.py`.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ Both = tuple[Windows, ...]
 
 
 def by_target(*args: Any, default: Callable[..., Any], **forms: Callable[..., Any]) -> Any:
-    """`forms[platform](*args)` in a program for one of these platforms ("cpu", "tpu"), `default(*args)` in any other."""
+    """`forms[platform](*args)` in a program for one of these platforms, `default(*args)` in any other."""
     return lax.platform_dependent(*args, default=default, **forms)
 
 
@@ -33,7 +33,7 @@ def can_take(both: Both, dtype: Any) -> bool:
 
 
 def may_take(both: Both, x: jax.Array) -> bool:
-    """Whether the program may be one for a TPU. An untraced array is where the program will run."""
+    """Whether it may be computed so: a traced program may be for a TPU, and an untraced array is where it is."""
     traced = isinstance(x, Tracer)
     return can_take(both, x.dtype) and (traced or any(device.platform == "tpu" for device in x.devices()))
 
@@ -74,7 +74,7 @@ def _geometry(both: Both, ndim: int) -> dict[str, Any]:
 
 
 def _select_and_scatter(both: Both, x: jax.Array, delta: jax.Array, zero: jax.Array) -> jax.Array:
-    # `jax.vjp` of `lax.reduce_window` selects by a ≥ b alone, and loses a NaN; the primitive itself has no rule for vmap.
+    # Not `jax.vjp` of `lax.reduce_window`, which selects by a ≥ b alone and loses NaNs. This has no rule for vmap.
     @custom_vmap
     def scatter(x: jax.Array, delta: jax.Array, zero: jax.Array) -> jax.Array:
         geometry = {name: tuple(value) for name, value in _geometry(both, x.ndim).items()}

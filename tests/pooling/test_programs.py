@@ -1,6 +1,7 @@
 """What the gradients compile to: no gather and no scatter, and no program that grows with the window's area."""
 
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -79,5 +80,5 @@ def test_few_windows_are_little_work(layer, window, shape):
     """Large ones with stride 1: as much as the windows there are, not as those that might cover a cell."""
     program = gradient(getattr(bnderiv, layer), {"window": window, "strides": 1}, shape)
     assert program.as_text().count("\n") < 1500
-    compiled = program.compile()
+    compiled: Any = program.compile()
     assert compiled.cost_analysis()["flops"] < 100 * shape[1] * shape[2]

@@ -3,6 +3,7 @@
 import functools
 import os
 import re
+from typing import Any
 
 import jax
 import jax.export
@@ -54,7 +55,8 @@ def test_every_form_under_shard_map(pool, options, check_vma, platform):
     with forms.of(platform):
         for layers in (bnderiv, forward_mode):
             inside = shard_map(jax.grad(loss(layers)), out_specs=P("d"))
-            around = jax.grad(shard_map(lambda x, f=loss(layers): jax.lax.psum(f(x), "d"), out_specs=P()))
+            f = loss(layers)
+            around = jax.grad(shard_map(lambda x, f=f: jax.lax.psum(f(x), "d"), out_specs=P()))
             for gradient in (inside, jax.jit(inside), around, jax.jit(around)):
                 np.testing.assert_allclose(gradient(x), expected, rtol=1e-12)
 
@@ -98,7 +100,7 @@ def tpu(name):
         pytest.skip(f"no compiler for a TPU here (pip install libtpu): {error}")
 
 
-def compiled(f, sharding, *shapes):
+def compiled(f, sharding, *shapes) -> Any:
     placed = (jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding) for a in shapes)
     return jax.jit(f).lower(*placed).compile()
 
@@ -137,7 +139,7 @@ def test_on_a_tpu_no_more_than_flax(target, pool, options, shape, dtype):
     x = jax.ShapeDtypeStruct(shape, dtype)
     dy = jax.eval_shape(flax_like(pool, options, shape), x)
 
-    def cost(f):
+    def cost(f: Any) -> tuple[float, ...]:
         def both(x, dy):
             y, pull_back = jax.vjp(f, x)
             y, dy = jax.lax.optimization_barrier((y, dy))
