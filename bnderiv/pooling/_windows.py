@@ -145,8 +145,7 @@ def take(x: jax.Array, w: Windows, start: int | jax.Array, stride: int, count: i
     )
 
 
-# Up to a 3×3 window it is fastest to collect and place each cell by itself: avg pool 3×3/2, 64×56×56×64, 8.5 ms of
-# Flax's 36 on two cores, and the sums of two axes 12.
+# Cells up to which each is taken by itself: 3×3/2 forward at 8×28×28×64 on a CPU 0.04 ms, by sums along the axes 0.13.
 _CELL_BY_CELL = 9
 
 

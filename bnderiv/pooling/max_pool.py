@@ -15,16 +15,17 @@ from bnderiv._sharding import automatic
 from bnderiv.pooling import _xla
 from bnderiv.pooling._windows import Block, Windows, pad, spread, take, windows, with_margins
 
-# Cells in one kernel; more are gone through in a loop, which compiles in a tenth of the time at 500 cells.
+# Cells of a window that are written out. A loop over 500 compiles in 0.15 s, and 500 written out in 5.5; but on a GPU
+# every step of a loop is three kernels.
 UNROLLED = 64
-# Two axes in one kernel, up to a 3×3 window or 3×3 windows over a cell. Above, it computes the first axis for each step
-# of the second: 5×4/1 at 8×28×28×64 on a CPU 1.3 ms, one axis after the other 0.5.
+# Cells, or windows over a cell, for which two axes are one kernel. Above, it computes the first axis again for each step
+# of the second: 5×4/1 forward at 8×28×28×64 on a CPU 1.3 ms, one axis after the other 0.5.
 TOGETHER = 9
-# Edges of a padded input as blocks of their own: 3×3/2 at 64×56×56×64 on a CPU 16 ms, of a padded copy 52. The program
-# grows with the blocks.
+# Blocks of windows at the edges of a padded input: 3×3/2, padding 1, at 64×56×56×64 on two CPU cores 16 ms, from a
+# padded copy 52. The program grows with their number.
 BLOCKS = 9
-# Cells by doubling where it is less work: 28×3/1 at 8×28×28×64 on a CPU 4.5 ms. Below, one kernel is faster: a GPU
-# moves 10 times x for a 5×5/1 window, by doubling 20.
+# Cells from which doubling pays, where it is less work. Below, it moves more: on a GPU 20 times x for a 5×5/1 window, in
+# place of 10.
 DOUBLED = 16
 
 
