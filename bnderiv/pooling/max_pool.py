@@ -18,14 +18,14 @@ from bnderiv.pooling._windows import Block, Windows, pad, spread, take, windows,
 # Cells of a window that are written out. A loop over 500 compiles in 0.15 s, and 500 written out in 5.5; but on a GPU
 # every step of a loop is three kernels.
 UNROLLED = 64
-# Cells, or windows over a cell, for which two axes are one kernel. Above, it computes the first axis again for each step
-# of the second: 5×4/1 forward at 8×28×28×64 on a CPU 1.3 ms, one axis after the other 0.5.
+# Cells, or windows over a cell, for which two axes are one kernel. Above, it computes the first axis again for each
+# step of the second: 5×4/1 forward at 8×28×28×64 on a CPU 1.3 ms, one axis after the other 0.5.
 TOGETHER = 9
 # Blocks of windows at the edges of a padded input: 3×3/2, padding 1, at 64×56×56×64 on two CPU cores 16 ms, from a
 # padded copy 52. The program grows with their number.
 BLOCKS = 9
-# Cells from which doubling pays, where it is less work. Below, it moves more: on a GPU 20 times x for a 5×5/1 window, in
-# place of 10.
+# Cells from which doubling pays, where it is less work. Below, it moves more: on a GPU 20 times x for a 5×5/1 window,
+# in place of 10.
 DOUBLED = 16
 
 
