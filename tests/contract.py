@@ -250,6 +250,12 @@ def _second(layers: Any, case: Case) -> Callable:
     return compiled(partial(_gradient, case.bind(layers)[0]))
 
 
+def forget() -> None:
+    """After a layer was changed: what was compiled from it is not to be used again."""
+    _rule.cache_clear()
+    _second.cache_clear()
+
+
 def cotangent_of(function: Callable, args: tuple[Any, ...]) -> Any:
     return random_like(jax.eval_shape(function, *args), 1)
 

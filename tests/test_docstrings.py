@@ -23,7 +23,7 @@ PUBLIC = [
 ]
 
 # Still without an example.
-TO_COME = {"avg_pool", "max_pool", "check.compare"}
+TO_COME = {"check.compare"}
 
 
 def need_framework(module):

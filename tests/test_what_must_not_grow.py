@@ -101,6 +101,21 @@ def test_other_layers_keep(layer, share):
     assert saved(layer, X) <= share * size_in_bytes(X)
 
 
+@pytest.mark.parametrize("padding", [0, 1])
+def test_max_pool_compiled_for_a_cpu_keeps_one_byte_for_each_output(padding):
+    """And no padded copy of x, which is new memory in every call; nor x for the backward of a TPU."""
+    pool = partial(bnderiv.max_pool, window=3, strides=2, padding=padding)
+    dy = jax.eval_shape(pool, X)
+
+    def step(x, dy):  # x is not needed any more when the backward starts
+        y, pull_back = jax.vjp(pool, x * 2)
+        y, dy = jax.lax.optimization_barrier((y, dy))
+        return y, pull_back(dy)
+
+    program: Any = jax.jit(step).lower(X, dy).compile()
+    assert program.memory_analysis().temp_size_in_bytes < size_in_bytes(X) + 1.1 * dy.size  # 2 x, in the forward
+
+
 # A step of training LeNet-5, batch 32.
 
 

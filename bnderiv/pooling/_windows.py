@@ -3,6 +3,7 @@
 One spatial axis at a time, on whatever axis it is (nothing is transposed), and all of it known at trace time.
 """
 
+import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -32,20 +33,70 @@ class Windows(NamedTuple):
     @property
     def count(self) -> int:
         """How many windows there are."""
-        return (self.size + self.before + self.after - self.reach) // self.stride + 1
+        return (self.padded - self.reach) // self.stride + 1
+
+    @property
+    def padded(self) -> int:
+        """Cells of the axis and its padding."""
+        return self.size + self.before + self.after
+
+    @property
+    def blocks(self) -> list["Block"]:
+        """The windows, those together that have the same cells in the input."""
+        start = np.arange(self.count) * self.stride - self.before
+        first = np.maximum(0, -(start // self.dilation))
+        last = np.minimum(self.window - 1, (self.size - 1 - start) // self.dilation)
+        changes = [0, *(np.flatnonzero(np.diff(first) | np.diff(last)) + 1), self.count]
+        return [
+            Block(
+                self, int(start[i] + first[i] * self.dilation), int(first[i]), int(last[i] - first[i]) + 1, int(j - i)
+            )
+            for i, j in itertools.pairwise(changes)
+        ]
+
+    @property
+    def first_real(self) -> np.ndarray:
+        """The first cell of each window that is no padding before the input; 0 where there is none (P9)."""
+        first = np.maximum(0, -((np.arange(self.count) * self.stride - self.before) // self.dilation))
+        return np.where(first < self.window, first, 0)
+
+    @property
+    def margin(self) -> tuple[int, int]:
+        """How many zeros are before and after the entries of D (P5); neither is negative."""
+        return self.reach - 1 - self.before, self.size + self.before - 1 - (self.count - 1) * self.stride
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether there are fewer windows than may cover a cell; then the terms of a gradient are the windows."""
+        return self.count < -(-self.reach // self.stride)
 
     @property
     def cells_of(self) -> np.ndarray:
-        """Row t, column p: which of its cells the t-last of the windows that start at or before p has in p; −1: none.
+        """Row t, column p: which of its cells window t of those that may cover p has in p; −1: none (P6).
 
-        No more than ⌈reach/stride⌉ windows cover a cell, one where they tile (P6).
+        Window t is the t-last of the windows that start at or before p, or `one_by_one` the t-th of all.
         """
-        back = np.arange(-(-self.reach // self.stride))[:, None]
-        window, offset = np.divmod(np.arange(self.size) + self.before, self.stride)
-        window, offset = window - back, offset + back * self.stride
-        cell, hole = np.divmod(offset, self.dilation)
-        covers = (window >= 0) & (window < self.count) & (hole == 0) & (cell < self.window)
+        place = np.arange(self.size) + self.before
+        terms = np.arange(min(self.count, -(-self.reach // self.stride)))[:, None]
+        window = terms + 0 * place if self.one_by_one else place // self.stride - terms
+        cell, hole = np.divmod(place - window * self.stride, self.dilation)
+        covers = (window >= 0) & (window < self.count) & (hole == 0) & (cell >= 0) & (cell < self.window)
         return np.where(covers, cell, -1)
+
+
+class Block(NamedTuple):
+    """`count` windows one after the other that all have the cells `first`, `first` + 1, … in the input."""
+
+    of: Windows
+    start: int  # where the first of these windows has cell `first`
+    first: int
+    cells: int
+    count: int
+
+    @property
+    def place(self) -> tuple[int, int, int]:
+        """Start, stride and count of the windows."""
+        return self.start, self.of.stride, self.count
 
 
 def windows(
@@ -80,7 +131,7 @@ def windows(
     return rows, columns
 
 
-def pad(x: jax.Array, both: tuple[Windows, Windows], value: float) -> jax.Array:
+def pad(x: jax.Array, both: tuple[Windows, ...], value: float) -> jax.Array:
     """`x` with its padding, along both axes at once: on a CPU, padding what was computed of padded arrays is slow."""
     return _pad(x, {w.axis: (w.before, w.after, 0) for w in both}, value)
 
@@ -94,6 +145,10 @@ def take(x: jax.Array, w: Windows, start: int | jax.Array, stride: int, count: i
     )
 
 
+# Cells up to which each is taken by itself: 3×3/2 forward at 8×28×28×64 on a CPU 0.04 ms, by sums along the axes 0.13.
+_CELL_BY_CELL = 9
+
+
 def few_overlapping(both: tuple[Windows, Windows]) -> list[tuple[int, int]]:
     """The cells (row, column) of a window, if a CPU is fastest taking each by itself (`collect`, `place`); else none.
 
@@ -103,7 +158,7 @@ def few_overlapping(both: tuple[Windows, Windows]) -> list[tuple[int, int]]:
     rows, columns = both
     innermost = max(both, key=lambda w: w.axis)
     overlap = len(rows.cells_of) * len(columns.cells_of) > 1
-    if rows.window * columns.window > 9 or not overlap or (innermost.axis == 3 and innermost.stride > 1):
+    if rows.window * columns.window > _CELL_BY_CELL or not overlap or (innermost.axis == 3 and innermost.stride > 1):
         return []
     return [
         (i, j)
@@ -137,20 +192,24 @@ def dilate(delta: jax.Array, w: Windows) -> jax.Array:
     """δ with stride − 1 zeros between its entries and a margin: entry p + reach − 1 − k·dilation of the result is the δ
     of the window that has x's cell p as its cell k, or zero where there is none (P5).
     """
-    low, high = w.reach - 1 - w.before, w.size + w.before - 1 - (w.count - 1) * w.stride  # neither is negative
-    return _pad(delta, {w.axis: (low, high, w.stride - 1)}, 0)
+    return _pad(delta, {w.axis: (*w.margin, w.stride - 1)}, 0)
 
 
 def with_margins(delta: jax.Array, w: Windows) -> jax.Array:
     """δ with room for windows that are not there, for `spread`."""
+    if w.one_by_one:
+        return delta
     return _pad(delta, {w.axis: (len(w.cells_of) - 1, _starts(w) - w.count, 0)}, 0)
 
 
 def spread(delta: jax.Array, w: Windows, back: int | jax.Array) -> jax.Array:
-    """For each of x's cells the δ (with margins) of the last but `back` of the windows that start at or before it.
+    """For each of x's cells the δ (with margins) of window `back` of those that may cover it.
 
     Anything where there is no such window, or where it does not reach the cell: see `Windows.cells_of`.
     """
+    if w.one_by_one:
+        shape = *delta.shape[: w.axis], w.size, *delta.shape[w.axis + 1 :]
+        return jnp.broadcast_to(lax.dynamic_slice_in_dim(delta, back, 1, w.axis), shape)
     starts = _starts(w)
     delta = lax.dynamic_slice_in_dim(delta, len(w.cells_of) - 1 - back, starts, w.axis)
     shape = (*delta.shape[: w.axis], starts, w.stride, *delta.shape[w.axis + 1 :])

@@ -1,5 +1,6 @@
 """Max pooling with its gradient in closed form (derivation.md, P7–P10)."""
 
+import functools
 from typing import Any
 
 import jax
@@ -10,7 +11,21 @@ from jax import lax
 from bnderiv import _checks
 from bnderiv._numbers import accumulator
 from bnderiv._rule import closed_form
-from bnderiv.pooling._windows import pad, spread, take, windows, with_margins
+from bnderiv.pooling import _xla
+from bnderiv.pooling._windows import Block, Windows, pad, spread, take, windows, with_margins
+
+# Cells of a window that are written out. A loop over 500 compiles in 0.15 s, and 500 written out in 5.5; but on a GPU
+# every step of a loop is three kernels.
+UNROLLED = 64
+# Cells, or windows over a cell, for which two axes are one kernel. Above, it computes the first axis again for each
+# step of the second: 5×4/1 forward at 8×28×28×64 on a CPU 1.3 ms, one axis after the other 0.5.
+TOGETHER = 9
+# Blocks of windows at the edges of a padded input: 3×3/2, padding 1, at 64×56×56×64 on two CPU cores 16 ms, from a
+# padded copy 52. The program grows with their number.
+BLOCKS = 9
+# Cells from which doubling pays, where it is less work. Below, it moves more: on a GPU 20 times x for a 5×5/1 window,
+# in place of 10.
+DOUBLED = 16
 
 
 def max_pool(
@@ -28,7 +43,8 @@ def max_pool(
     The gradient of a window goes to the cell that won it, δ_pq = Σ δ_ij over the windows (p, q) won (derivation.md,
     P10): among equals the first in row-major order, as in PyTorch and XLA; a NaN is larger than any number and the
     first NaN wins; padding never wins, not even a tie among −inf. Saved for the backward: the winner's number within
-    its window, one byte for windows of up to 256 cells.
+    its window, one byte for windows of up to 256 cells; on a TPU `x`. (A traced program names both until it is compiled
+    for its target.)
 
     Args:
       x: images, rank 4, floating dtype: (N, H, W, C), or as `channel_axis` and `batch_axis` say.
@@ -48,6 +64,10 @@ def max_pool(
       TypeError: `x` has no floating dtype, or another argument no integers.
       ValueError: `x` of another rank or empty, `channel_axis` equal to `batch_axis`, an argument out of range, or a
         dilated window larger than the padded input.
+
+    >>> x = jnp.array([[1.0, 2, 3, 4], [5, 6, 7, 8]]).reshape(1, 2, 4, 1)
+    >>> max_pool(x, 2).ravel()
+    Array([6., 8.], dtype=float32)
     """
     x = _checks.float_array("x", x)
     both = windows(x, window, strides, padding, dilation, channel_axis, batch_axis)
@@ -56,71 +76,208 @@ def max_pool(
 
 @closed_form(static=1, result=lambda both, x: x)
 def _max_pool(both, x):
-    return _max_pool_fwd(both, x)[0]
+    return _maxima_and_winners(both, x)[0]
 
 
 def _max_pool_fwd(both, x):
-    """The maxima, and where each was found: row·n + column within the window of m rows and n columns."""
-    rows, columns = both
-    lowest = np.asarray(-np.inf).astype(x.dtype)
-    x = pad(x, both, -np.inf if np.isinf(lowest) else float(jnp.finfo(x.dtype).min))  # some of 8 bits have no infinity
-    winner = jnp.zeros(x.shape, np.min_scalar_type(rows.window * columns.window - 1))
-    # The first maximum of each row of a window, then the first of those (P8).
-    return _first_maxima(*_first_maxima(x, winner, columns, 1), rows, columns.window)
+    z, winner = _maxima_and_winners(both, x)
+    return z, (winner, x if _xla.may_take(both, x) else None)
 
 
-def _first_maxima(x, winners, w, step):
-    """The first maximum of each window along one axis; its place grows by `step` with each cell."""
-
-    def cell(k):
-        value, its_place = (take(a, w, k * w.dilation, w.stride, w.count) for a in (x, winners))
-        return value, its_place + (k * step if isinstance(k, int) else (k * step).astype(its_place.dtype))
-
-    best, winner = cell(0)
-    # Padding never wins: where all is −inf, the first cell that is not padding does (P9).
-    first_real = np.maximum(0, -((np.arange(w.count) * w.stride - w.before) // w.dilation))
-    first_real = np.where(first_real < w.window, first_real, 0)  # in a window of padding alone nothing is won
-    if first_real.any():
-        winner += _checks.along(jnp.asarray(first_real * step, winner.dtype), w.axis, x.ndim)
-
-    def later(k, found):
-        (best, winner), (candidate, its_place) = found, cell(k)
-        wins = (best == best) & ~(candidate <= best)  # larger, or NaN where there was none (P7)
-        return jnp.where(wins, candidate, best), jnp.where(wins, its_place, winner)
-
-    if w.window <= 64:
-        for k in range(1, w.window):
-            best, winner = later(k, (best, winner))
-    else:  # a loop keeps the program, and the time it takes to compile, small
-        best, winner = lax.fori_loop(1, w.window, later, _checks.same_varying(best, winner))
-    return best, winner
-
-
-def _max_pool_bwd(both, winner, delta):
-    rows, columns = both
+def _max_pool_bwd(both, residuals, delta):
     share = delta.astype(accumulator(delta.dtype))
-    row_cells, column_cells = (jnp.asarray(w.cells_of) for w in both)
-    for w in both:
-        winner, share = with_margins(winner, w), with_margins(share, w)
-
-    def won(back, row_cell):  # (P10): the terms of those windows that are the last but `back` over the rows
-        by, term = (spread(a, rows, back) for a in (winner, share))
-        terms = []
-        for column_back, column_cell in enumerate(column_cells):
-            row, column = _checks.along(row_cell, rows.axis, 4), _checks.along(column_cell, columns.axis, 4)
-            cell = jnp.where((row < 0) | (column < 0), -1, row * columns.window + column)
-            wins = spread(by, columns, column_back).astype(cell.dtype) == cell
-            terms.append(jnp.where(wins, spread(term, columns, column_back), 0))
-        return sum(terms[1:], terms[0])
-
-    total = won(0, row_cells[0])
-    if len(row_cells) * len(column_cells) <= 64:
-        for back in range(1, len(row_cells)):
-            total = total + won(back, row_cells[back])
-    else:  # a loop keeps the program, and the time it takes to compile, small
-        rest = jnp.arange(1, len(row_cells)), row_cells[1:]
-        total, _ = lax.scan(lambda t, each: (t + won(*each), None), total, rest)
-    return (total.astype(delta.dtype),)
+    return (_handed(both, *residuals, share).astype(delta.dtype),)
 
 
 _max_pool.defvjp(_max_pool_fwd, _max_pool_bwd)
+
+
+# Which form computes it is the target's choice; the derivative is that of one form, wherever it runs.
+
+
+def _maxima_and_winners(both, x):
+    """The maxima z, and the winners κ, which the backward wants but on a TPU (0 there)."""
+
+    def on_tpu(x):
+        z = _xla.maxima(both, x)
+        return _checks.same_varying(z, jnp.zeros(z.shape, _number_dtype(both)))
+
+    forms = {"tpu": on_tpu} if _xla.can_take(both, x.dtype) else {}
+    z, winner = first_maxima(both, lax.stop_gradient(x), **forms)
+    return _as_selected(both, x, z), winner
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _as_selected(both, x, z):
+    """z, which differentiates like the selection from x that it is."""
+    return z
+
+
+@_as_selected.defjvp
+def _(both, primals, tangents):
+    x, z = primals
+    winner = first_maxima(both, lax.stop_gradient(x))[1]
+    (tangent,) = jax.linear_transpose(functools.partial(hand_to_winners, both, winner), z)(tangents[0])
+    return _as_selected(both, x, z), tangent
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _handed(both, winner, x, share):
+    """What each of x's cells is handed by the windows it won."""
+    if x is None:
+        return hand_to_winners(both, winner, share)
+    return _xla.by_target(
+        winner,
+        x,
+        share,
+        tpu=lambda winner, x, share: _xla.hand_to_first_maxima(both, x, share),
+        default=lambda winner, x, share: hand_to_winners(both, winner, share),
+    )
+
+
+@_handed.defjvp
+def _(both, primals, tangents):
+    winner, x, _ = primals
+    if x is not None:
+        winner = _xla.by_target(
+            winner,
+            lax.stop_gradient(x),
+            tpu=lambda winner, x: first_maxima(both, x)[1],
+            default=lambda winner, x: winner,
+        )
+    return _handed(both, *primals), hand_to_winners(both, winner, tangents[2])
+
+
+def first_maxima(both, x, **forms):
+    """The maxima, and where each was found: row·n + column within the window of m rows and n columns."""
+    rows, columns = (w.blocks for w in both)
+    if 1 < len(rows) * len(columns) <= BLOCKS and min(b.cells for b in (*rows, *columns)) > 0:
+        forms["cpu"] = functools.partial(_first_maxima_in_blocks, both)
+    padded = functools.partial(_first_maxima_of_padded, both)
+    return _xla.by_target(x, default=padded, **forms) if forms else padded(x)
+
+
+def _first_maxima_in_blocks(both, x):
+    """Only cells of the input are compared (P9), and nothing is padded: on a CPU a padded copy is new memory."""
+    rows, columns = (w.blocks for w in both)
+    blocks = [[_first_maxima_of(x, row, column) for column in columns] for row in rows]
+    by_rows = [[lax.concatenate(parts, both[1].axis) for parts in zip(*row, strict=True)] for row in blocks]
+    best, winner = (lax.concatenate(parts, both[0].axis) for parts in zip(*by_rows, strict=True))
+    return best, winner
+
+
+def _first_maxima_of_padded(both, x):
+    lowest = np.asarray(-np.inf).astype(x.dtype)
+    x = pad(x, both, -np.inf if np.isinf(lowest) else float(jnp.finfo(x.dtype).min))  # some of 8 bits have no infinity
+    best, winner = _first_maxima_of(x, *(Block(w, 0, 0, w.window, w.count) for w in both))
+    # Where all is −inf, the first cell that is no padding wins. No cell of the input has a smaller number (P9).
+    row, column = (_checks.along(jnp.asarray(w.first_real, winner.dtype), w.axis, 4) for w in both)
+    return best, jnp.maximum(winner, row * both[1].window + column)
+
+
+def _first_maxima_of(x, rows: Block, columns: Block):
+    """The first maximum of each row of a window, then the first of those (P8)."""
+    found = _first_along((x, jnp.zeros(x.shape, _number_dtype((rows.of, columns.of)))), columns, 1)
+    if rows.cells * columns.cells > TOGETHER:
+        found = lax.optimization_barrier(found)
+    return _first_along(found, rows, columns.of.window)
+
+
+def _first_along(found, block: Block, step):
+    """The first maximum of each window along one axis; its number grows by `step` with each cell."""
+    w = block.of
+
+    def cell(k, found, start, stride, count, first):
+        value, number = (take(a, w, start + k * w.dilation, stride, count) for a in found)
+        number_of = (first + k) * step
+        return value, number + (number_of if isinstance(k, int) else number_of.astype(number.dtype))
+
+    size, length = found[0].shape[w.axis], 1
+    if _doubling(block, size):
+        # A run of 2l cells is two runs of l, and a window is two runs that may overlap: log(cells) steps.
+        while 2 * length <= block.cells:
+            size -= length * w.dilation
+            found = _first_of(*(cell(k, found, 0, 1, size, 0) for k in (0, length)))
+            length *= 2
+        return _first_of(*(cell(k, found, *block.place, block.first) for k in (0, block.cells - length)))
+
+    def later(k, best):
+        return _first_of(best, cell(k, found, *block.place, block.first))
+
+    best = cell(0, found, *block.place, block.first)
+    if block.cells <= UNROLLED:
+        return functools.reduce(lambda best, k: later(k, best), range(1, block.cells), best)
+    return lax.fori_loop(1, block.cells, later, _checks.same_varying(*best))
+
+
+def _first_of(found, candidate):
+    """The larger of two and its number: the first of equals, NaN above all (P7)."""
+    (best, winner), (value, number) = found, candidate
+    wins = (best == best) & ~(value <= best)
+    return jnp.where(wins, value, best), jnp.where(wins, number, winner)
+
+
+def _doubling(block: Block, size):
+    return block.cells > DOUBLED and block.count * block.cells > size * block.cells.bit_length()
+
+
+def _number_dtype(both):
+    rows, columns = both
+    return np.min_scalar_type(rows.window * columns.window - 1)
+
+
+def hand_to_winners(both, winner, share):
+    """The δ of each window to the cell that won it (P10)."""
+    rows, columns = both
+    if len(rows.cells_of) * len(columns.cells_of) <= TOGETHER:
+        return _hand_at_once(both, winner, share)
+    # To the row that won, and there to the column. In all the windows over the same columns that a row won, it won with
+    # the same cell (P11).
+    row, column = winner // columns.window, winner % columns.window
+    column = _hand_along(rows, row, column, _replaced)
+    share = _hand_along(rows, row, share, _added)
+    return _hand_along(columns, column, share, _added)
+
+
+def _hand_at_once(both, winner, share):
+    rows, columns = both
+    for w in both:
+        winner, share = with_margins(winner, w), with_margins(share, w)
+    total = None
+    for back, row in enumerate(rows.cells_of):
+        by, term = (spread(a, rows, back) for a in (winner, share))
+        for column_back, column in enumerate(columns.cells_of):
+            row_cell, column_cell = (
+                _checks.along(jnp.asarray(k), w.axis, 4) for k, w in zip((row, column), both, strict=True)
+            )
+            cell = jnp.where((row_cell < 0) | (column_cell < 0), -1, row_cell * columns.window + column_cell)
+            wins = spread(by, columns, column_back).astype(cell.dtype) == cell
+            total = _added(total, wins, spread(term, columns, column_back))
+    return total
+
+
+def _hand_along(w: Windows, winner, value, combined):
+    """What the windows hand along one axis, each to its winner, combined where a cell won several."""
+    winner, value = with_margins(winner, w), with_margins(value, w)
+
+    def term(before, back, cells):
+        cells = _checks.along(cells, w.axis, 4)
+        return combined(before, spread(winner, w, back).astype(cells.dtype) == cells, spread(value, w, back))
+
+    cells = jnp.asarray(w.cells_of)
+    total = term(None, 0, cells[0])
+    if len(cells) <= UNROLLED:
+        for back in range(1, len(cells)):
+            total = term(total, back, cells[back])
+        return total
+    rest = jnp.arange(1, len(cells)), cells[1:]
+    return lax.scan(lambda total, each: (term(total, *each), None), total, rest)[0]
+
+
+def _added(total, wins, share):
+    share = jnp.where(wins, share, 0)
+    return share if total is None else total + share
+
+
+def _replaced(number, wins, other):
+    return other if number is None else jnp.where(wins, other, number)

@@ -56,3 +56,7 @@ def pool(kind: str, x: jax.Array, window: int, stride: int, padding: int = 0) ->
     """The pools; `padding` is the same on every side."""
     sides = ((padding, padding), (padding, padding))
     return {"max": nn.max_pool, "avg": nn.avg_pool}[kind](x, (window, window), (stride, stride), sides)
+
+
+def any_pool(kind: str, x: jax.Array, window: tuple[int, int], strides: tuple[int, int], padding: str) -> jax.Array:
+    return {"max": nn.max_pool, "avg": nn.avg_pool}[kind](x, window, strides, padding)

@@ -30,6 +30,7 @@ from experiments import _command, _report
 from experiments.benchmark import (
     allocator,
     convolutions,
+    geometries,
     growth,
     layers,
     lenet_step,
@@ -48,6 +49,7 @@ SECTIONS: dict[str, Callable[[Effort, Torch], dict[str, Any]]] = {
     "epoch": lenet_step.epochs,
     "max_pool": partial(layers.pools, "max"),
     "avg_pool": partial(layers.pools, "avg"),
+    "geometries": lambda effort, _: geometries.measure(effort),
     "batch_norm": partial(layers.batch_norms, False),
     "batch_norm_relu": partial(layers.batch_norms, True),
     "memory": lambda effort, _: memory.measure(effort),

@@ -103,6 +103,33 @@ def _timed(section: dict[str, Any]) -> str:
     return "ms: median (quartiles), times bnderiv's; bold: bnderiv is slower.\n\n" + table(("", *columns), rows)
 
 
+def _geometries(section: dict[str, Any]) -> str:
+    """The extremes of the ratios, and every case in which Flax is faster once compiled."""
+    compared = [case for case in section["cases"] if "ms" in case["times"].get("Flax", {})]
+    if not compared:
+        return "Flax was not measured."
+
+    def ratio(case: dict[str, Any]) -> float:
+        return case["times"]["Flax"]["ms"][1] / case["times"][OURS]["ms"][1]
+
+    def of_first(case: dict[str, Any]) -> float:
+        return case["first call ms"]["Flax"] / case["first call ms"][OURS]
+
+    rows = []
+    for kind in ("max", "avg"):
+        own = [case for case in compared if case["case"].startswith(kind)]
+        for what, of in (("a call", ratio), ("the first call, compilation included", of_first)):
+            ratios = sorted(map(of, own))
+            slower = sum(r < 1 for r in ratios)
+            rows.append((f"{kind} pool, {what}", *(f"{r:.2f}×" for r in (ratios[0], ratios[len(ratios) // 2])), slower))
+    text = [
+        f"Forward and backward at {section['shape']}, Flax's time over bnderiv's:",
+        table(("", "least", "median", "times bnderiv is slower"), [[*map(str, row)] for row in rows]),
+    ]
+    slower = [(c["case"], f"**{ratio(c):.2f}×**") for c in sorted(compared, key=ratio) if ratio(c) < 1]
+    return "\n\n".join([*text, table(("slower once compiled", ""), slower)] if slower else text)
+
+
 def _lenet(section: dict[str, Any]) -> str:
     product, ours = lenet_step.rates(section)
     rows = [(case, f"{rate:.0f}", f"{100 * rate / product:.0f} %") for case, rate in ours]
@@ -212,6 +239,7 @@ TITLES = {
     "epoch": "Steps of LeNet-5 in one call",
     "max_pool": "Max pool",
     "avg_pool": "Average pool",
+    "geometries": "Pools of random windows",
     "batch_norm": "Batch norm",
     "batch_norm_relu": "Batch norm and ReLU",
     "memory": "Memory",
@@ -225,6 +253,7 @@ SECTIONS = {
     "epoch": _timed,
     "max_pool": _timed,
     "avg_pool": _timed,
+    "geometries": _geometries,
     "batch_norm": _timed,
     "batch_norm_relu": _timed,
     "memory": _memory,

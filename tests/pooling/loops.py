@@ -34,21 +34,26 @@ class Problem:
         """The rows and the columns."""
         return tuple(a for a in range(4) if a not in (self.channel_axis % 4, self.batch_axis % 4))
 
+    def places(self, i: int) -> list[list[int | None]]:
+        """The places of each window's cells along the rows (i = 0) or the columns (i = 1), None for padding."""
+        size, w, d = self.shape[self.axes[i]], self.window[i], self.dilation[i]
+        s = w if self.strides is None else self.strides[i]
+        reach = (w - 1) * d + 1
+        if self.padding == "SAME":
+            total = max((int(np.ceil(size / s)) - 1) * s + reach - size, 0)
+            before, after = total // 2, (total + 1) // 2
+        else:
+            before, after = (0, 0) if self.padding == "VALID" else self.padding[i]
+        starts = range(-before, size + after - reach + 1, s)
+        return [[p if 0 <= p < size else None for p in range(t, t + reach, d)] for t in starts]
+
+    @property
+    def columns_are_padded(self) -> bool:
+        return any(None in places for places in self.places(1))
+
     def windows(self):
         """For each window its place in the output, and the places of its cells: row-major, None for padding."""
-        along = []
-        for i, a in enumerate(self.axes):
-            size, w, d = self.shape[a], self.window[i], self.dilation[i]
-            s = w if self.strides is None else self.strides[i]
-            reach = (w - 1) * d + 1
-            if self.padding == "SAME":
-                total = max((int(np.ceil(size / s)) - 1) * s + reach - size, 0)
-                before, after = total // 2, (total + 1) // 2
-            else:
-                before, after = (0, 0) if self.padding == "VALID" else self.padding[i]
-            starts = range(-before, size + after - reach + 1, s)
-            along.append([[p if 0 <= p < size else None for p in range(t, t + reach, d)] for t in starts])
-        for (i, rows), (j, columns) in itertools.product(enumerate(along[0]), enumerate(along[1])):
+        for (i, rows), (j, columns) in itertools.product(enumerate(self.places(0)), enumerate(self.places(1))):
             cells = [None if p is None or q is None else (p, q) for p, q in itertools.product(rows, columns)]
             yield (i, j), cells
 

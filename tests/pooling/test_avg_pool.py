@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import bnderiv
 from tests.pooling import loops
+from tests.pooling.forms import platform  # noqa: F401
 
 
 @given(loops.problems(), st.booleans())
@@ -92,7 +93,9 @@ def test_a_float16_average_of_large_values_is_finite():
 
 
 @pytest.mark.parametrize("window", [2, 28, 31, (64, 61)])
-def test_long_windows_lose_no_accuracy(window):
+def test_long_windows_lose_no_accuracy(platform, window):  # noqa: F811
+    if platform != "cpu":
+        pytest.skip("the order of a sum is XLA's there")
     x = np.random.default_rng(0).uniform(0.5, 1.5, (1, 64, 61, 1))
     pool = functools.partial(bnderiv.avg_pool, window=window, strides=1)
     y, wide = pool(jnp.asarray(x, jnp.float32)), pool(jnp.asarray(x))

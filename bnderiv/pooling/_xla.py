@@ -1,0 +1,108 @@
+"""The pools by XLA's own operations on windows, and the choice of a form by the target of a program.
+
+Accelerators are fastest with these. On a TPU slices and broadcasts do not fuse: a 3×3 max pool made of them took 39
+times the cycles (v5e, 256×112×112×64, bfloat16). On a GPU a sum over windows is one kernel. On a CPU these operations
+are loops over the cells of each window, several times slower than the forms in `avg_pool.py` and `max_pool.py`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.core import Tracer
+from jax.custom_batching import custom_vmap
+
+from bnderiv import _checks
+from bnderiv._numbers import accumulator
+from bnderiv.pooling._windows import Windows
+
+Both = tuple[Windows, ...]
+
+
+def by_target(*args: Any, default: Callable[..., Any], **forms: Callable[..., Any]) -> Any:
+    """`forms[platform](*args)` in a program for one of these platforms, `default(*args)` in any other."""
+    return lax.platform_dependent(*args, default=default, **forms)
+
+
+def can_take(both: Both, dtype: Any) -> bool:
+    """Whether `maxima` and `hand_to_first_maxima` can compute it: XLA selects without dilation, and not in float64."""
+    return all(w.dilation == 1 for w in both) and jnp.dtype(dtype).itemsize < 8
+
+
+def may_take(both: Both, x: jax.Array) -> bool:
+    """Whether it may be computed so: a traced program may be for a TPU, and an untraced array is where it is."""
+    traced = isinstance(x, Tracer)
+    return can_take(both, x.dtype) and (traced or any(device.platform == "tpu" for device in x.devices()))
+
+
+def maxima(both: Both, x: jax.Array) -> jax.Array:
+    """The maximum of each window; a NaN is larger than any number."""
+    wide = x if x.dtype.itemsize > 1 else x.astype(jnp.float32)  # some of 8 bits have no infinity
+    lowest = np.asarray(-np.inf, wide.dtype)
+    return lax.reduce_window(wide, lowest, lax.max, **_geometry(both, x.ndim)).astype(x.dtype)
+
+
+def hand_to_first_maxima(both: Both, x: jax.Array, delta: jax.Array) -> jax.Array:
+    """The δ of each window to its first maximum in row-major order, NaN the largest; padding takes none (P10)."""
+    wide = accumulator(delta.dtype)  # of x too: the conversions fuse
+    x, delta, zero = _checks.same_varying(x.astype(wide), delta.astype(wide), jnp.zeros((), wide))
+    return _select_and_scatter(both, x, delta, zero)
+
+
+def sums(both: Both, x: jax.Array) -> jax.Array:
+    """The sum of each window."""
+    return lax.reduce_window(x, np.zeros((), x.dtype), lax.add, **_geometry(both, x.ndim))
+
+
+def hand_to_cells(both: Both, share: jax.Array) -> jax.Array:
+    """The transpose of `sums` (P5): sums over windows of stride 1, of the shares a stride apart."""
+    window, dilation, padding = [1] * share.ndim, [1] * share.ndim, [(0, 0)] * share.ndim
+    for w in both:
+        window[w.axis], dilation[w.axis], padding[w.axis] = w.window, w.stride, w.margin
+    zero = np.zeros((), share.dtype)
+    return lax.reduce_window(share, zero, lax.add, window, [1] * share.ndim, padding, base_dilation=dilation)
+
+
+def _geometry(both: Both, ndim: int) -> dict[str, Any]:
+    window, strides, padding = [1] * ndim, [1] * ndim, [(0, 0)] * ndim
+    for w in both:
+        window[w.axis], strides[w.axis], padding[w.axis] = w.window, w.stride, (w.before, w.after)
+    return {"window_dimensions": window, "window_strides": strides, "padding": padding}
+
+
+def _select_and_scatter(both: Both, x: jax.Array, delta: jax.Array, zero: jax.Array) -> jax.Array:
+    # Not `jax.vjp` of `lax.reduce_window`, which selects by a ≥ b alone and loses NaNs. This has no rule for vmap.
+    @custom_vmap
+    def scatter(x: jax.Array, delta: jax.Array, zero: jax.Array) -> jax.Array:
+        geometry = {name: tuple(value) for name, value in _geometry(both, x.ndim).items()}
+        select, add = (jax.make_jaxpr(f)(zero, zero) for f in (_is_first_maximum, lax.add))
+        return lax.select_and_scatter_p.bind(
+            x,
+            delta,
+            zero,
+            select_jaxpr=select.jaxpr,
+            select_consts=tuple(select.consts),
+            scatter_jaxpr=add.jaxpr,
+            scatter_consts=tuple(add.consts),
+            **geometry,
+        )
+
+    @scatter.def_vmap
+    def _(size: int, batched: list[bool], x: jax.Array, delta: jax.Array, zero: jax.Array) -> tuple[jax.Array, bool]:
+        x, delta = (
+            a if is_batched else jnp.broadcast_to(a, (size, *a.shape))
+            for a, is_batched in zip((x, delta), batched, strict=False)
+        )
+        zero = zero[0] if batched[2] else zero
+        both_after = tuple(w._replace(axis=w.axis + 1) for w in both)
+        return _select_and_scatter(both_after, x, delta, zero), True
+
+    return scatter(x, delta, zero)
+
+
+def _is_first_maximum(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Whether a stays, of which b comes later (P7)."""
+    return (a >= b) | (a != a)

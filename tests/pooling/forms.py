@@ -1,0 +1,43 @@
+"""The pools as they are computed on each platform, all of them on the CPU."""
+
+import contextlib
+from collections.abc import Iterator
+
+import jax
+import pytest
+
+from bnderiv.pooling import _xla
+from tests import contract
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+@contextlib.contextmanager
+def of(platform: str) -> Iterator[str]:
+    """Within it every pool is computed in this platform's form, float64 too, which a TPU has no selection for."""
+
+    def without_dilation(both, _):
+        return all(w.dilation == 1 for w in both)
+
+    with pytest.MonkeyPatch.context() as patch:
+        if platform != "cpu":
+            patch.setattr(_xla, "by_target", lambda *args, default, **forms: forms.get(platform, default)(*args))
+        if platform == "tpu":
+            patch.setattr(_xla, "can_take", without_dilation)
+            patch.setattr(_xla, "may_take", without_dilation)
+        forget()
+        yield platform
+    forget()
+
+
+def forget() -> None:
+    """After the form was changed: what was compiled is not to be used again."""
+    contract.forget()
+    jax.clear_caches()
+
+
+@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.slow), "tpu"], autouse=True)
+def platform(request) -> Iterator[str]:
+    """To import where the tests of a module are for every platform."""
+    with of(request.param):
+        yield request.param
