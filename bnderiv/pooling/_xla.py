@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.core import Tracer
 from jax.custom_batching import custom_vmap
 
 from bnderiv import _checks
@@ -30,12 +29,6 @@ def by_target(*args: Any, default: Callable[..., Any], **forms: Callable[..., An
 def can_take(both: Both, dtype: Any) -> bool:
     """Whether `maxima` and `hand_to_first_maxima` can compute it: XLA selects without dilation, and not in float64."""
     return all(w.dilation == 1 for w in both) and jnp.dtype(dtype).itemsize < 8
-
-
-def may_take(both: Both, x: jax.Array) -> bool:
-    """Whether it may be computed so: a traced program may be for a TPU, and an untraced array is where it is."""
-    traced = isinstance(x, Tracer)
-    return can_take(both, x.dtype) and (traced or any(device.platform == "tpu" for device in x.devices()))
 
 
 def maxima(both: Both, x: jax.Array) -> jax.Array:

@@ -81,7 +81,8 @@ def _max_pool(both, x):
 
 def _max_pool_fwd(both, x):
     z, winner = _maxima_and_winners(both, x)
-    return z, (winner, x if _xla.may_take(both, x) else None)
+    # Which of the two the backward reads is the target's choice; a compiled step drops the other.
+    return z, (winner, x if _xla.can_take(both, x.dtype) else None)
 
 
 def _max_pool_bwd(both, residuals, delta):

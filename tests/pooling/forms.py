@@ -24,7 +24,6 @@ def of(platform: str) -> Iterator[str]:
             patch.setattr(_xla, "by_target", lambda *args, default, **forms: forms.get(platform, default)(*args))
         if platform == "tpu":
             patch.setattr(_xla, "can_take", without_dilation)
-            patch.setattr(_xla, "may_take", without_dilation)
         forget()
         yield platform
     forget()
