@@ -1,6 +1,5 @@
 """The statistics of one batch, and the running statistics for inference (derivation.md, N27)."""
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +11,7 @@ from jax.typing import DTypeLike
 
 from bnderiv import _checks
 from bnderiv._numbers import accumulator
-from bnderiv._sharding import automatic
+from bnderiv._rule import layer
 
 
 class BatchStats(NamedTuple):
@@ -110,28 +109,19 @@ def update_running_stats(
     """
     running, batch = _checked(running, batch)
     old_leads, step = weights(momentum, running.mean.dtype, running.var.dtype, batch.mean.dtype, batch.var.dtype)
-    mean, var, seen = automatic(
-        partial(_update, unbiased),
-        lambda mean, var, seen, **_: (mean, var, seen),
-        mean=running.mean,
-        var=running.var,
-        seen=running.count,
-        batch_mean=batch.mean,
-        batch_var=batch.var,
-        count=batch.count,
-        old_leads=old_leads,
-        step=step,
-    )
-    return RunningStats(mean, var, seen)
+    mean, var = _update(bool(unbiased), *running[:2], *batch, old_leads, step)
+    # Outside the layer: under `shard_map` the results of a layer vary over devices if any argument does. The count may not.
+    return RunningStats(mean, var, running.count + (batch.count > 0).any().astype(running.count.dtype))
 
 
-def _update(unbiased, mean, var, seen, batch_mean, batch_var, count, old_leads, step):
+@layer(static=1, result=lambda unbiased, mean, var, *_: (mean, var))
+def _update(unbiased, mean, var, batch_mean, batch_var, count, old_leads, step):
     counted = count > 0
     batch_var, count = batch_var.astype(step.dtype), count.astype(step.dtype)
     batch_var = batch_var * (count / jnp.maximum(count - 1, 1)) if unbiased else batch_var
     mean = jnp.where(counted, average(old_leads, step, mean, batch_mean).astype(mean.dtype), mean)
     var = jnp.where(counted, average(old_leads, step, var, batch_var).astype(var.dtype), var)
-    return mean, var, seen + counted.any().astype(seen.dtype)
+    return mean, var
 
 
 def average(old_leads: jax.Array, step: jax.Array, old: jax.Array, new: jax.Array) -> jax.Array:
