@@ -154,7 +154,7 @@ def pair(name: str, value: Any, *, at_least: int = 1) -> Pair:
     """An int, or a pair of ints (vertical, horizontal), as a pair.
 
     Raises:
-      TypeError: something else.
+      TypeError: any other type.
       ValueError: an entry below `at_least`, or not two of them.
     """
     if not isinstance(value, Sequence) or isinstance(value, str):
@@ -173,7 +173,7 @@ def padding_pairs(padding: Any, sizes: Pair, window: Pair, strides: Pair, dilati
     pads all four sides.
 
     Raises:
-      TypeError: none of those.
+      TypeError: any other type.
       ValueError: another string, negative padding, or a dilated window larger than the padded input.
     """
     reach = tuple((w - 1) * d + 1 for w, d in zip(window, dilation, strict=True))

@@ -24,7 +24,6 @@ TO_COME = {
     "bnderiv.batch_norm_inference",
     "bnderiv.BatchStats",
     "bnderiv.RunningStats",
-    "bnderiv.check.compare",
 }
 
 

@@ -110,7 +110,7 @@ def update_running_stats(
     running, batch = _checked(running, batch)
     old_leads, step = weights(momentum, running.mean.dtype, running.var.dtype, batch.mean.dtype, batch.var.dtype)
     mean, var = _update(bool(unbiased), *running[:2], *batch, old_leads, step)
-    # Outside the layer: under `shard_map` the results of a layer vary over devices if any argument does. The count may not.
+    # The count stays outside the layer: under `shard_map`, a layer's results vary over devices if any argument does.
     return RunningStats(mean, var, running.count + (batch.count > 0).any().astype(running.count.dtype))
 
 
