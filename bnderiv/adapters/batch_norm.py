@@ -142,7 +142,7 @@ def running_average(momentum: Any, old: jax.Array, new: jax.Array, counted: jax.
 
 @layer(static=1, result=lambda dtype, old, *_: old)
 def _update(dtype, old, new, counted, old_leads, step):
-    return jnp.where(counted, average(old_leads, step, old, new).astype(dtype), old.astype(dtype))
+    return jnp.where(counted, average(old_leads, step, old, new, dtype), old.astype(dtype))
 
 
 def weight_so_far(momentum: Any, updates: jax.Array, dtype: Any) -> jax.Array:
