@@ -22,7 +22,7 @@ def float_array(name: str, value: Any) -> jax.Array:
     """
     if not hasattr(value, "dtype") and not isinstance(value, (float, int)):
         raise TypeError(f"{name} must be an array of floating dtype, got {type(value).__name__}")
-    _representable(name, value)
+    representable(name, value)
     if not isinstance(value, jax.Array) or not value.ndim:  # a traced scalar may stand for a Python number
         value = jnp.asarray(value)  # for a traced array, this would be a copy
     if not jnp.issubdtype(value.dtype, jnp.floating):
@@ -40,7 +40,7 @@ def integer_array(name: str, value: Any) -> Any:
         value = np.asarray(value)
     if not hasattr(value, "dtype"):
         raise TypeError(f"{name} must be an array of integer dtype, got {type(value).__name__}")
-    _representable(name, value)
+    representable(name, value)
     if not jnp.issubdtype(value.dtype, jnp.integer):
         raise TypeError(f"{name} must have an integer dtype, got {_describe(value)}")
     return value
@@ -53,7 +53,7 @@ def mask(name: str, value: Any, shape: tuple[int, ...]) -> jax.Array:
       TypeError: not boolean.
       ValueError: it does not broadcast to `shape`.
     """
-    _representable(name, value)
+    representable(name, value)
     value = jnp.asarray(value)
     if value.dtype != jnp.bool_:
         raise TypeError(f"{name} must be boolean, got {_describe(value)}")
@@ -66,7 +66,7 @@ def mask(name: str, value: Any, shape: tuple[int, ...]) -> jax.Array:
     return value.reshape((1,) * (len(shape) - value.ndim) + value.shape)
 
 
-def _representable(name: str, value: Any) -> None:
+def representable(name: str, value: Any) -> None:
     """Raises TypeError where `value` is an array of NumPy whose dtype JAX does not have."""
     if not isinstance(value, (np.ndarray, np.generic)):
         return
@@ -154,7 +154,7 @@ def pair(name: str, value: Any, *, at_least: int = 1) -> Pair:
     """An int, or a pair of ints (vertical, horizontal), as a pair.
 
     Raises:
-      TypeError: something else.
+      TypeError: any other type.
       ValueError: an entry below `at_least`, or not two of them.
     """
     if not isinstance(value, Sequence) or isinstance(value, str):
@@ -173,7 +173,7 @@ def padding_pairs(padding: Any, sizes: Pair, window: Pair, strides: Pair, dilati
     pads all four sides.
 
     Raises:
-      TypeError: none of those.
+      TypeError: any other type.
       ValueError: another string, negative padding, or a dilated window larger than the padded input.
     """
     reach = tuple((w - 1) * d + 1 for w, d in zip(window, dilation, strict=True))

@@ -130,7 +130,10 @@ class Rule:
 
 
 def _compiled_where_untraced(f: Callable[..., Any], static: int, arrays: int | None = None) -> Callable[..., Any]:
-    """`f` as one program if none of its arrays (the first so many arguments after the options) is traced, else `f`."""
+    """`f`, compiled as one program unless one of its arrays is traced.
+
+    `arrays`: how many of the arguments after the options are tested for that; all by default.
+    """
     watched = slice(static, None if arrays is None else static + arrays)
 
     @cache  # made at the first call: two programs for each rule would slow the import

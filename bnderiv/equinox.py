@@ -88,10 +88,10 @@ class BatchNorm(eqx.nn.BatchNorm):
           Array of the shape of `x`, and the new state.
 
         Raises:
-          TypeError: `x` is complex.
+          TypeError: `x` is complex, or has a dtype that JAX does not have.
           NameError: no map around the call has `axis_name`.
         """
-        x = real_array("bnderiv.equinox.BatchNorm", x)
+        x = real_array("x", x)
         inference = self.inference if inference is None else inference
         with jax.named_scope("bnderiv.equinox.BatchNorm"):
             if self.mode == "ema":

@@ -1,8 +1,8 @@
 """Every layer and loss again, differentiable in both modes: jvp, jacfwd, linearize and hessian as well as grad.
 
-The same closed forms, attached otherwise: `jax.custom_vjp` knows no forward mode, so here each `_fwd` and `_bwd` is
-attached as a `jax.custom_jvp` (how: `_rule.py`). Names, signatures, values, gradients and what is saved for the
-backward are those of `bnderiv`. Take this module where forward mode is wanted, and `bnderiv` otherwise.
+`jax.custom_vjp` has no forward mode, so here each `_fwd` and `_bwd` is attached as a `jax.custom_jvp` (`_rule.py` says
+how). Names, signatures, values, gradients and residuals are those of `bnderiv`. Where forward mode is not needed, use
+`bnderiv`.
 """
 
 from collections.abc import Callable

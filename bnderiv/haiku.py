@@ -111,14 +111,14 @@ class BatchNorm(hk.BatchNorm):
           Array of the shape of `inputs`.
 
         Raises:
-          TypeError: `inputs` is complex.
+          TypeError: `inputs` is complex, or has a dtype that JAX does not have.
           ValueError: `scale` or `offset` is given though the module creates it, or an axis is out of range.
         """
         if self.create_scale and scale is not None:
             raise ValueError("scale must not be given at call time where create_scale=True")
         if self.create_offset and offset is not None:
             raise ValueError("offset must not be given at call time where create_offset=True")
-        inputs = real_array("bnderiv.haiku.BatchNorm", inputs)
+        inputs = real_array("inputs", inputs)
         rank = inputs.ndim
         if self.axis is None:
             axes = feature_axes(self.channel_index, rank) if rank else ()

@@ -68,11 +68,11 @@ class BatchNorm(nn.BatchNorm):
           Array of the shape of `x`; its dtype is `dtype`, by default the common one of `x` and the parameters.
 
         Raises:
-          TypeError: `x` is complex.
+          TypeError: `x` is complex, or has a dtype that JAX does not have.
           ValueError: an axis out of range, a mask that does not broadcast, an unknown activation.
         """
         use_running_average = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
-        x = real_array("bnderiv.linen.BatchNorm", x)
+        x = real_array("x", x)
         axes = feature_axes(self.axis, x.ndim)
         shape = [x.shape[a] for a in axes]
 

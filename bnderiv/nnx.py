@@ -64,14 +64,14 @@ class BatchNorm(nnx.BatchNorm):
           Array of the shape of `x`; its dtype is `dtype`, by default the common one of `x` and the variables.
 
         Raises:
-          TypeError: `x` is complex.
+          TypeError: `x` is complex, or has a dtype that JAX does not have.
           ValueError: an axis out of range, a mask that does not broadcast, or `use_running_average` not set anywhere.
         """
         if use_running_average is None:
             use_running_average = self.use_running_average
         if use_running_average is None:
             raise ValueError("use_running_average must be given to the constructor or the call, or set by nnx.view")
-        x = real_array("bnderiv.nnx.BatchNorm", x)
+        x = real_array("x", x)
         axes = feature_axes(self.axis, x.ndim)
 
         scale = None if self.scale is None else self.scale[...]

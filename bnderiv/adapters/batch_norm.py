@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from bnderiv import _checks
 from bnderiv._numbers import accumulator
-from bnderiv._sharding import automatic
+from bnderiv._rule import layer
 from bnderiv.activation.relu import relu
 from bnderiv.normalization.batch_norm import batch_norm, batch_norm_relu
 from bnderiv.normalization.inference import batch_norm_inference
@@ -29,15 +29,16 @@ class Batch(NamedTuple):
     counted: jax.Array
 
 
-def real_array(layer: str, x: Any) -> jax.Array:
-    """`x` as an array.
+def real_array(name: str, x: Any) -> jax.Array:
+    """`x` as a JAX array; integers and booleans are allowed.
 
     Raises:
-      TypeError: it is complex.
+      TypeError: it is complex, or a NumPy array of a dtype that JAX does not have.
     """
+    _checks.representable(name, x)
     x = jnp.asarray(x)
     if jnp.iscomplexobj(x):
-        raise TypeError(f"{layer} takes real input, got {x.dtype.name}{list(x.shape)}")
+        raise TypeError(f"{name} must be real, got {x.dtype.name}{list(x.shape)}")
     return x
 
 
@@ -136,11 +137,12 @@ def running_average(momentum: Any, old: jax.Array, new: jax.Array, counted: jax.
     Computed in the wider dtype of `old` and `new`, at least float32, and rounded once.
     """
     old_leads, step = weights(momentum, old.dtype, new.dtype)
+    return _update(jnp.dtype(dtype), old, new, counted, old_leads, step)
 
-    def update(old: jax.Array, new: jax.Array, counted: jax.Array, old_leads: jax.Array, step: jax.Array) -> jax.Array:
-        return jnp.where(counted, average(old_leads, step, old, new).astype(dtype), old.astype(dtype))
 
-    return automatic(update, lambda old, **_: old, old=old, new=new, counted=counted, old_leads=old_leads, step=step)
+@layer(static=1, result=lambda dtype, old, *_: old)
+def _update(dtype, old, new, counted, old_leads, step):
+    return jnp.where(counted, average(old_leads, step, old, new, dtype), old.astype(dtype))
 
 
 def weight_so_far(momentum: Any, updates: jax.Array, dtype: Any) -> jax.Array:
@@ -174,14 +176,7 @@ class _Layout:
         return x.reshape(*(x.shape[: len(self.others)] or (1,)), math.prod(self.features))
 
     def merge_mask(self, mask: Any) -> jax.Array:
-        mask = jnp.asarray(mask, bool)
-        try:
-            fits = jnp.broadcast_shapes(mask.shape, self.shape) == self.shape
-        except ValueError:
-            fits = False
-        if not fits:
-            raise ValueError(f"mask must broadcast to the shape of x, {self.shape}, got shape {mask.shape}")
-        mask = jnp.expand_dims(mask, range(len(self.shape) - mask.ndim))
+        mask = _checks.mask("mask", jnp.asarray(mask, bool), self.shape)  # Flax allows 0 and 1, too
         # Only merged axes need their full length; along the others a small mask stays small.
         full = [n if a in self.axes and not self.one else 1 for a, n in enumerate(self.shape)]
         return self.merge(jnp.broadcast_to(mask, jnp.broadcast_shapes(mask.shape, tuple(full))))

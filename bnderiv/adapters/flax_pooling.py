@@ -4,9 +4,9 @@ Spatial axes are pooled two at a time, from the last. The mean of a window is th
 maximum is the first of its rows' first maxima.
 """
 
-import functools
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ from jax import lax
 
 from bnderiv import _checks
 from bnderiv._numbers import accumulator
-from bnderiv._sharding import automatic
+from bnderiv._rule import layer
 from bnderiv.pooling import avg_pool as _avg_pool
 from bnderiv.pooling import max_pool as _max_pool
 
@@ -53,8 +53,8 @@ def avg_pool(
     inputs = _checks.float_array("inputs", inputs)
     # Three spatial axes are pooled in two steps; the first one must not round to half precision.
     wide = inputs.astype(accumulator(inputs.dtype)) if inputs.ndim > 4 else inputs
-    pool = functools.partial(_avg_pool.avg_pool, count_include_pad=bool(count_include_pad))
-    return _by_pairs(pool, wide, window_shape, strides, padding).astype(inputs.dtype)
+    pool = _mean_with_padding if count_include_pad else _mean_without_padding
+    return _pool(pool, wide, window_shape, strides, padding).astype(inputs.dtype)
 
 
 def max_pool(
@@ -72,10 +72,15 @@ def max_pool(
       >>> bnderiv.linen.max_pool(jnp.array([[1.0], [3.0], [2.0]]), (2,))[:, 0].tolist()
       [3.0, 3.0]
     """
-    return _by_pairs(_max_pool.max_pool, _checks.float_array("inputs", inputs), window_shape, strides, padding)
+    return _pool(_max_pool.max_pool, _checks.float_array("inputs", inputs), window_shape, strides, padding)
 
 
-def _by_pairs(pool: Callable[..., jax.Array], x: jax.Array, window_shape: Any, strides: Any, padding: Any) -> jax.Array:
+# Made once, so that eager calls find their compiled program.
+_mean_with_padding = partial(_avg_pool.avg_pool, count_include_pad=True)
+_mean_without_padding = partial(_avg_pool.avg_pool, count_include_pad=False)
+
+
+def _pool(pool: Callable[..., jax.Array], x: jax.Array, window_shape: Any, strides: Any, padding: Any) -> jax.Array:
     window = _integers("window_shape", window_shape)
     rank, batch = len(window), x.ndim - len(window) - 1
     if batch < 0:
@@ -84,24 +89,26 @@ def _by_pairs(pool: Callable[..., jax.Array], x: jax.Array, window_shape: Any, s
     strides = (1,) * rank if strides is None else _integers("strides", strides)
     if len(strides) != rank:
         raise ValueError(f"strides must have {rank} entries, as window_shape, got {strides}")
-    pads = _pads(padding, x.shape[batch:-1], window, strides)
+    return _by_pairs(pool, window, strides, _pads(padding, x.shape[batch:-1], window, strides), x)
 
-    def by_pairs(x: jax.Array) -> jax.Array:
-        for last in range(rank, 0, -2):
-            own = slice(max(last - 2, 0), last)  # two spatial axes, or the first one and an axis of size 1
-            first = batch + own.start
-            before, spatial, after = x.shape[:first], x.shape[first : batch + last], x.shape[batch + last :]
-            alone = (1,) * (2 - len(spatial))
-            y = pool(
-                x.reshape(math.prod(before), *spatial, *alone, math.prod(after)),
-                (*window[own], *alone),
-                strides=(*strides[own], *alone),
-                padding=(*pads[own], *((0, 0) for _ in alone)),
-            )
-            x = y.reshape(*before, *y.shape[1 : 1 + len(spatial)], *after)
-        return x
 
-    return automatic(by_pairs, lambda x: x, x=x)
+@layer(static=4, result=lambda pool, window, strides, pads, inputs: inputs)
+def _by_pairs(pool: Callable[..., jax.Array], window: Any, strides: Any, pads: Any, inputs: jax.Array) -> jax.Array:
+    x, rank = inputs, len(window)
+    batch = x.ndim - rank - 1
+    for last in range(rank, 0, -2):
+        pair = slice(max(last - 2, 0), last)  # two spatial axes, or the first one and an axis of size 1
+        first = batch + pair.start
+        before, spatial, after = x.shape[:first], x.shape[first : batch + last], x.shape[batch + last :]
+        alone = (1,) * (2 - len(spatial))
+        y = pool(
+            x.reshape(math.prod(before), *spatial, *alone, math.prod(after)),
+            (*window[pair], *alone),
+            strides=(*strides[pair], *alone),
+            padding=(*pads[pair], *((0, 0) for _ in alone)),
+        )
+        x = y.reshape(*before, *y.shape[1 : 1 + len(spatial)], *after)
+    return x
 
 
 def _integers(name: str, value: Any) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Is this hand-derived gradient right? `compare` a rule with autodiff, float64 and finite differences.
+"""Checks a hand-derived gradient: `compare` holds a rule against autodiff, float64 and finite differences.
 
 From a terminal: `python -m bnderiv.check module:function --reference module:function --shapes "(8,3),(3,)"`.
 """

@@ -16,7 +16,7 @@ from bnderiv.check.compare import MODES, compare
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0 where every check passed, 1 where one failed; argparse exits with 2 on arguments that make no sense."""
+    """Returns 0 if every check passed and 1 if one failed; argparse exits with 2 on invalid arguments."""
     parser = _parser()
     options = parser.parse_args(argv)
     try:
@@ -42,7 +42,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog='Example: %(prog)s bnderiv:dense --reference bnderiv.reference:dense --shapes "(8,3),(3,4),(4,)"',
     )
     parser.add_argument("function", metavar="module:function", help="the function with the gradient rule")
-    parser.add_argument("--reference", metavar="module:function", help="the same, for autodiff; else differences serve")
+    parser.add_argument(
+        "--reference", metavar="module:function", help="the same function for autodiff (default: finite differences)"
+    )
     parser.add_argument(
         "--shapes", required=True, help='of the arguments: "(8,3),(3,)"; with a dtype: "(8,3),int32(8,)"'
     )
@@ -107,20 +109,20 @@ def _dtype(name: str) -> np.dtype:
 
 
 def _draw(shapes: Sequence[tuple[str | None, tuple[int, ...]]], dtype: np.dtype, seed: int) -> list[Any]:
-    """Standard normal numbers; integers from 0 to 2 (labels, among others); booleans."""
+    """Standard normal numbers, integers from 0 to 2 (valid as labels of three classes), and booleans."""
     rng = np.random.default_rng(seed)
     arrays = []
     for name, shape in shapes:
-        own = dtype if name is None else _dtype(name)
-        inexact = jnp.issubdtype(own, jnp.inexact)
-        if (jnp.finfo(own).bits if inexact else 8 * own.itemsize) == 64:
+        drawn = dtype if name is None else _dtype(name)
+        inexact = jnp.issubdtype(drawn, jnp.inexact)
+        if (jnp.finfo(drawn).bits if inexact else 8 * drawn.itemsize) == 64:
             jax.config.update("jax_enable_x64", True)
-        if jnp.issubdtype(own, jnp.complexfloating):
-            arrays.append(jnp.asarray(rng.standard_normal(shape) + 1j * rng.standard_normal(shape), own))
+        if jnp.issubdtype(drawn, jnp.complexfloating):
+            arrays.append(jnp.asarray(rng.standard_normal(shape) + 1j * rng.standard_normal(shape), drawn))
         elif inexact:
-            arrays.append(jnp.asarray(rng.standard_normal(shape), own))
+            arrays.append(jnp.asarray(rng.standard_normal(shape), drawn))
         else:
-            arrays.append(jnp.asarray(rng.integers(0, 2 if own == jnp.bool_ else 3, shape), own))
+            arrays.append(jnp.asarray(rng.integers(0, 2 if drawn == jnp.bool_ else 3, shape), drawn))
     return arrays
 
 

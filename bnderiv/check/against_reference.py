@@ -1,4 +1,4 @@
-"""The modes that hold a rule against the truth: its value, its gradients of either order and mode, their rounding."""
+"""The modes that compare a rule with the truth: values, gradients of both orders, both modes, and rounding."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -84,7 +84,7 @@ def second_order(at: Point) -> Iterator[Row]:
     data = (at.cotangent, direction, at.floats, at.carried)
     tolerance = at.tolerance("second_order", numbers.FORMULA)
     projected = partial(derivatives.projected, at.h if at.r is None else at.r, direction)
-    # Second derivatives are symmetric: the reference's are the same in both orders of differentiation.
+    # Second derivatives are symmetric, so one reference serves both orders of differentiation.
     symmetric = None if at.r is None else at.expected(derivatives.grad_of_grad, *data)
     for check, compute in (("grad of grad", derivatives.grad_of_grad), ("jvp of grad", derivatives.jvp_of_grad)):
         check = f"second order: {check}"
@@ -130,9 +130,11 @@ def jvp(at: Point) -> Iterator[Row]:
     left, right = (sum(float(np.real(wide(a) * wide(b)).sum()) for a, b in zip(*p, strict=True)) for p in pairs)
     terms = sum(float(np.abs(wide(a) * wide(b)).sum()) for a, b in zip(*pairs[0], strict=True))
     error = abs(left - right) / (terms or 1.0)
-    if error > tolerance:  # where the gradient vanishes, it has the roundings of larger terms than those of the tangent
+    if error > tolerance:  # a gradient that vanishes carries the roundings of the larger terms that cancel in it
         vanishing = [
-            c.scale * float(np.abs(wide(t)).sum()) for c, t in zip(at.cancelled, tangents, strict=True) if c.vanishes
+            c.magnitude * float(np.abs(wide(t)).sum())
+            for c, t in zip(at.cancelled, tangents, strict=True)
+            if c.vanishes
         ]
         error = abs(left - right) / (terms + sum(vanishing) or 1.0)
     verdict = OK if error <= tolerance else FAIL
@@ -141,7 +143,7 @@ def jvp(at: Point) -> Iterator[Row]:
 
 
 def _unlike(at: Point) -> Iterator[Row]:
-    """Outputs that differ from the reference's in number, shape or dtype, and all integer ones."""
+    """Rows for outputs whose number, shape or dtype is not the reference's, and for every integer output."""
     leaves = jax.tree.leaves(at.reference(*at.arguments.rebuild(at.floats, at.carried)))
     if len(leaves) != len(at.out_leaves):
         note = f"{len(at.out_leaves)} arrays, the reference returns {len(leaves)}"
@@ -158,7 +160,7 @@ def _unlike(at: Point) -> Iterator[Row]:
 
 
 def _integers(at: Point) -> Iterator[Row]:
-    """JAX drops what a rule returns for an integer argument; where `f` is the rule itself, it can be asked."""
+    """An integer argument has no gradient. JAX drops one silently, so the backward of a rule is called directly."""
     rule = custom_vjp_of(at.f)
     if rule is None or not at.arguments.carried:
         return
@@ -177,11 +179,11 @@ def _integers(at: Point) -> Iterator[Row]:
 
 
 def _of_integers(argument: Any, gradient: Any) -> list[Any]:
-    """The gradients that are given to the arrays of an argument that are not floating; none where there is none."""
+    """The gradients that the rule returned for the integer and boolean arrays of an argument."""
     leaves, structure = jax.tree.flatten(argument)
     try:
         grads = structure.flatten_up_to(gradient)
-    except ValueError:  # None for all of it
+    except ValueError:  # None stands for the whole argument
         return []
     pairs = [(a, g) for a, g in zip(leaves, grads, strict=True) if g is not None and not is_inexact(a)]
     return [g for _, g in pairs if getattr(g, "dtype", jax.dtypes.float0) != jax.dtypes.float0]
@@ -190,23 +192,23 @@ def _of_integers(argument: Any, gradient: Any) -> list[Any]:
 def _ulps(
     at: Point, what: str, names: Sequence[str], actual: Any, expected: Any, own: Any, gradient: bool
 ) -> Iterator[Row]:
-    scales = numbers.scales(expected)
+    magnitudes = numbers.magnitudes(expected)
     if own is not None:
         roundings = [numbers.ULPS * numbers.ulp(a.dtype) for a in actual]
         sizes = at.sizes if gradient else [1.0] * len(expected)
-        scales = numbers.scales_of_the_truth(expected, sizes, lambda: own, roundings)
-    for i, scale in enumerate(scales):
+        magnitudes = numbers.magnitudes_of_the_truth(expected, sizes, lambda: own, roundings)
+    for i, magnitude in enumerate(magnitudes):
         unit = numbers.ulp(actual[i].dtype)
-        error, index = numbers.distance(actual[i], expected[i], scale)
+        error, index = numbers.distance(actual[i], expected[i], magnitude)
         allowed, note = at.tolerances.get("float64", numbers.ULPS), ""
         if own is not None:
-            others = numbers.distance(own[i], expected[i], scale).error / unit
+            others = numbers.distance(own[i], expected[i], magnitude).error / unit
             note = f"the reference: {others:.3g} ulp"
             if "float64" not in at.tolerances and 4 * others < np.inf:
                 allowed = max(allowed, 4 * others)
         elif gradient and error / unit > allowed and at.cancelled[i].explains(expected[i], np.float64):
             note = "it vanishes but for roundings"
-            error, index = numbers.distance(actual[i], expected[i], max(scale, at.cancelled[i].scale))
+            error, index = numbers.distance(actual[i], expected[i], max(magnitude, at.cancelled[i].magnitude))
         verdict = OK if error / unit <= allowed else FAIL
         if verdict == FAIL:
             note = join(f"got {element(actual[i], index)}, expected {element(expected[i], index)}", note)

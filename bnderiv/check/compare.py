@@ -1,8 +1,8 @@
-"""`compare`: every mode in turn, each a generator of rows; one that raises becomes a failed row, never a crash.
+"""`compare`: runs the modes one by one. A mode that raises becomes a failed row.
 
-The modes are functions of a `Point` (one function at one point, with its truth). Those that hold the rule against the
-truth are in `against_reference.py` and `differences.py`, those that run it in another way in `under_transforms.py`, and
-those that need neither in `pure_and_linear.py`.
+A mode is a generator of rows from a `Point`, which is one function at one point with its truth.
+`against_reference.py` and `differences.py` compare with the truth. `under_transforms.py` runs the rule under JAX's
+transforms. `pure_and_linear.py` needs no truth.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,54 +41,66 @@ def compare(
     modes: Sequence[str] = MODES,
     tolerances: Mapping[str, float] | None = None,
 ) -> Report:
-    """Checks the gradient rule of `f` at `args`, in every way JAX may use it.
+    """Checks the gradient rule of `f` at `args`: its numbers, and that they stay the same under the transforms of JAX.
 
-    The reference is the same function written plainly, with the same signature, and differentiated by JAX. It is
-    evaluated in float64 wherever it can be (not where it would draw other random numbers), and what `f` computes in its
-    own dtype is measured against that; without a reference, finite differences of `f` in float64 take its place. The
-    sharpest look at a formula is at float64 arguments; at float32 and narrower, rounding is looked at too.
+    The reference is the same function with the same signature, written plainly and differentiated by JAX. It is
+    evaluated in float64 where possible; the results of `f`, in the dtype of its arguments, are compared with that.
+    Without a reference, `f` is compared with its finite differences in float64. To test a formula, pass float64
+    arguments: their tolerances are the tightest. To test rounding as well, pass float32 or narrower ones.
 
-    Cotangents are random, never the ones of `jax.grad(lambda x: f(x).sum())`. A plain sum sees only the sum over the
-    rows of the Jacobian: an error that cancels there does not show, nor does a lost or transposed cotangent, all of
-    whose elements are 1. Batch norm's gradient of a plain sum is zero, so that a rule returning zeros would pass.
+    Cotangents are random. The gradient of a plain sum, `jax.grad(lambda x: f(x).sum())`, hides errors: its cotangent is
+    1 everywhere, so it cannot show a cotangent that is dropped or transposed, or errors that cancel over the outputs.
+    For batch norm that gradient is zero, and a rule that returns zeros would pass.
 
     Modes:
-      value: `f` equals the reference; and equals the value that `jax.vjp(f, ...)` returns (the rule's own forward).
-      structure: each gradient has its argument's shape and dtype (JAX checks the shape, not the dtype); an integer
-        argument is given none.
+      value: `f` equals the reference, and equals the value that `jax.vjp(f, ...)` returns (the rule's forward).
+      structure: each gradient has the shape and dtype of its argument (JAX does not check the dtype). An integer
+        argument has none.
       gradient: the vector-Jacobian product equals autodiff of the reference.
-      float64: rounding of value and gradient, in units of the last place of the largest element. At most 32, or four
-        times what the reference makes in the same dtype.
-      finite_differences: element by element, or along random directions where there are many, in float64. Run only
-        without a reference, or when `modes` is given and names it.
-      second_order: reverse over reverse and forward over reverse equal the reference's (or its differences).
-      jvp: forward mode equals the reference's and is the transpose of reverse mode; a custom_vjp has none ("n/a").
-      jit: as without it.
-      vmap: over each argument alone and over all, as in a loop; what is shared receives the sum.
-      scan, checkpoint: the gradient through a loop of calls, and recomputed, is that of each call.
-      determinism: the same twice, to the bit, with a call at another point in between.
-      linearity: a zero cotangent gives exactly zero, at extreme arguments too; scaled and added ones scale and add.
+      float64: the error of value and gradient, in ulps of the largest element. At most 32, or four times the error of
+        the reference in the same dtype.
+      finite_differences: in float64, for each element, or along random directions of a large array. Runs only without
+        a reference, or if `modes` names it.
+      second_order: reverse over reverse and forward over reverse equal the reference's, or finite differences.
+      jvp: forward mode equals the reference's, and is the transpose of reverse mode. "n/a" for a `custom_vjp`.
+      jit: compiled and eager results are equal.
+      vmap: over each argument and over all, equals a loop. The gradient of an unmapped argument is a sum.
+      scan: the gradient through a loop of calls equals the gradient of each call.
+      checkpoint: the gradient under `jax.checkpoint` is unchanged.
+      determinism: two calls agree to the bit, with a call at another point in between.
+      linearity: a zero cotangent gives exactly zero, for huge and tiny arguments too. The gradient is linear in the
+        cotangent.
 
-    A kink (relu at 0, ties of a maximum) is not a failure: where the differences from both sides disagree, however
-    small the step, and the rule's value lies between them, the verdict is "kink". Second derivatives mean nothing at
-    such a point, nor need forward mode agree there: check them at another.
+    A kink (relu at 0, ties of a maximum) is not a failure. The verdict is "kink" if the slopes of the two sides differ,
+    however small the step, and the rule's value lies between them. Second derivatives and forward mode have no truth at
+    a kink: check them at another point.
 
     Args:
-      f: the function with the rule; any pytrees of arguments and outputs. Bind keywords with `functools.partial`.
+      f: the function with the rule. Arguments and outputs may be any pytrees. Bind keywords with `functools.partial`.
       reference: the same function for autodiff, or None.
-      *args: where to check. Floating and complex arrays are differentiated, integer and boolean ones carried along; a
-        Python number or any other object is passed as it is, so that static arguments stay static.
-      cotangent: of the output's structure; drawn from `key` by default.
-      key: of every random draw; `jax.random.key(0)` by default.
-      modes: the groups of checks to run, of `bnderiv.check.MODES`.
-      tolerances: by mode, in place of the defaults for the dtype: relative to the largest element, in ulps for float64.
+      *args: the point. Floating and complex arrays are differentiated. Integer and boolean arrays are not. Any other
+        object, such as a Python number, is passed unchanged, so that static arguments stay static.
+      cotangent: has the structure of the output; drawn from `key` by default.
+      key: seeds every random draw; `jax.random.key(0)` by default.
+      modes: which modes to run, from `bnderiv.check.MODES`.
+      tolerances: by mode, instead of the defaults for the dtype. Relative to the largest element; ulps for float64.
 
     Returns:
-      A `Report`: print it, show it in a notebook, ask `.passed`, or call `.raise_if_failed()` in a test.
+      A `Report`. Print it, show it in a notebook, read `.passed`, or call `.raise_if_failed()` in a test.
 
     Raises:
-      TypeError: `f` or `reference` cannot be called.
-      ValueError: an unknown mode, or a cotangent of another structure or shape than the output.
+      TypeError: `f` or `reference` is not callable.
+      ValueError: an unknown mode, or a cotangent whose structure or shape is not the output's.
+
+    Example:
+      >>> import bnderiv, jax, jax.numpy as jnp
+      >>> @jax.custom_vjp
+      ... def cube(x):
+      ...     return x**3
+      >>> cube.defvjp(lambda x: (x**3, x), lambda x, ct: (2 * x**2 * ct,))  # 2 should be 3
+      >>> report = bnderiv.check.compare(cube, lambda x: x**3, jnp.array([1.0, -2.0]), modes=("value", "gradient"))
+      >>> report.passed, [row.check for row in report.failures]
+      (False, ['gradient'])
     """
     if not callable(f) or not (reference is None or callable(reference)):
         raise TypeError(f"f and reference must be callable (reference may be None), got {f!r} and {reference!r}")

@@ -1,4 +1,4 @@
-"""The derivatives that are compared, of a function of flat tuples (floats, carried)."""
+"""The derivatives that the modes compare, of a function of flat tuples (floats, carried)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +17,7 @@ def pull(h: Callable, cotangent: tuple, floats: tuple, carried: tuple) -> tuple[
 
 
 def pulls(h: Callable, cotangents: tuple, floats: tuple, carried: tuple) -> tuple[tuple, ...]:
-    """The vector-Jacobian products with several cotangents."""
+    """The vector-Jacobian product for each of several cotangents."""
     _, pull = jax.vjp(lambda *f: h(f, carried), *floats)
     return tuple(pull(tuple(cotangent)) for cotangent in cotangents)
 
@@ -28,7 +28,7 @@ def push(h: Callable, tangents: tuple, floats: tuple, carried: tuple) -> tuple[t
 
 
 def projected(h: Callable, direction: tuple, cotangent: tuple, floats: tuple, carried: tuple) -> tuple[jax.Array]:
-    """⟨gradient, direction⟩, the function whose gradient is the second derivative."""
+    """⟨gradient, direction⟩. Its gradient is the second derivative along `direction`."""
     double = any(f.dtype in (jnp.float64, jnp.complex128) for f in floats)
     direction, cotangent = (widen(direction), widen(cotangent)) if double else (direction, cotangent)
     return (numbers.dot(pull(h, cotangent, floats, carried)[1], direction),)
@@ -43,7 +43,7 @@ def jvp_of_grad(h: Callable, cotangent: tuple, direction: tuple, floats: tuple, 
 
 
 def compiled(function: Callable) -> Callable:
-    """Under jit where that works (one compilation is faster than one for every operation), else without."""
+    """`function` under jit, or eager if it cannot be traced. One compilation is faster than one for each operation."""
 
     def run(*args: Any) -> Any:
         try:
@@ -55,6 +55,8 @@ def compiled(function: Callable) -> Callable:
 
 
 def widen(tree: Any) -> Any:
+    """The tree with its floating arrays in float64 and its complex ones in complex128."""
+
     def widen(a: Any) -> Any:
         if not is_inexact(a):
             return a

@@ -1,4 +1,4 @@
-"""Where there is no reference: a gradient beside finite differences of the function, in float64 if it can be."""
+"""Compares a gradient with finite differences of the function, in float64 if possible."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -28,14 +28,14 @@ def differenced(
     double: bool,
     note: str = "",
 ) -> Iterator[Row]:
-    """A row per argument: the claimed gradient of ⟨cotangent, function⟩ beside differences of it.
+    """A row for each argument: the claimed gradient of ⟨cotangent, function⟩ against its finite differences.
 
-    Both have roundings: the differences those of the function over the step, and a gradient that vanishes those of the
-    terms that cancel in it. They are no failure, unless a tolerance is given.
+    Both carry roundings. A difference has those of the function, divided by the step. A gradient that vanishes has
+    those of the terms that cancel in it. Errors of that size pass, unless the user gave a tolerance.
     """
     floats, cotangent = at.widened(cotangent, double)
     tolerance = at.tolerances.get(mode, numbers.lookup(numbers.DIFFERENCES, [a.dtype for a in floats]))
-    for i, (name, scale) in enumerate(zip(at.names, numbers.scales(gradient), strict=True)):
+    for i, (name, magnitude) in enumerate(zip(at.names, numbers.magnitudes(gradient), strict=True)):
         with jax.enable_x64(True) if double else contextlib.nullcontext():
             run = derivatives.compiled(lambda floats: function(floats, at.carried))
             if floats[i].size <= numbers.MANY:
@@ -43,7 +43,7 @@ def differenced(
             else:
                 directions, index = numbers.random_directions(floats[i], at.random(9)), None
             found = numbers.differences(run, cotangent, floats, gradient[i], i, directions)
-        size = max(scale, numbers.scales([found.central])[0] if found.central.any() else 0.0)
+        size = max(magnitude, numbers.magnitudes([found.central])[0] if found.central.any() else 0.0)
         apart, said = np.abs(found.claimed - found.central), note
         if (apart > tolerance * size).any() and mode not in at.tolerances:
             roundings = found.roundings + _of_what_cancels(at, mode, i, floats[i])
@@ -67,13 +67,13 @@ def differenced(
                 ):
                     row = replace(row, verdict=KINK, note=kinks.NOTE)
                     at.kinks_found = True
-        if mode == "finite_differences" and found.kink.any():  # whatever the rule says there
+        if mode == "finite_differences" and found.kink.any():  # also where this row has passed
             at.kinks_found = True
         yield row
 
 
 def _of_what_cancels(at: Point, mode: str, i: int, x: Any) -> float:
-    """The error of a claim that vanishes; where the gradient itself is differenced, that of the differences, too."""
+    """The error that cancelling terms leave in a gradient, or in differences of the gradient in "second_order"."""
     terms = [c.terms for c in at.cancelled if c.vanishes]
     if mode == "second_order":
         return numbers.rounding(sum(terms), x)

@@ -1,4 +1,4 @@
-"""A kink is no error: where the slopes of the two sides differ, a rule may have either, or one between them."""
+"""A kink is not an error: if the slopes of the two sides differ, a rule may return either or a value in between."""
 
 import contextlib
 import itertools
@@ -20,7 +20,7 @@ NOTE = "no derivative here: the two sides differ, and the rule lies between them
 def forgive(
     at: Point, rows: Iterator[Row], function: Callable, cotangent: Any, actual: Sequence[Any], expected: Sequence[Any]
 ) -> Iterator[Row]:
-    """The rows of a gradient, in the order of the arguments; a failure that a kink explains becomes one."""
+    """The rows of a gradient, one for each argument. A failure becomes a "kink" if the argument is at one."""
     for i, row in enumerate(rows):
         if row.verdict == FAIL and row.error is not None:
             try:
@@ -33,7 +33,7 @@ def forgive(
 
 
 def after(at: Point, rows: Iterator[Row]) -> Iterator[Row]:
-    """Where the first derivative has been seen to jump, what derives from it need not agree."""
+    """Turns failures into "kink" if a kink was found: derivatives of a gradient that jumps need not agree."""
     for row in rows:
         yield replace(row, verdict=KINK, note=NOTE) if row.verdict == FAIL and at.kinks_found else row
 
@@ -41,9 +41,10 @@ def after(at: Point, rows: Iterator[Row]) -> Iterator[Row]:
 def is_kink(
     at: Point, function: Callable, cotangent: Any, gradient: Any, elements: Sequence[int], i: int, double: bool = True
 ) -> bool:
-    """The two sides of `function` differ in each of these elements of argument `i`, the gradient lies between.
+    """Whether each of these elements of argument `i` is at a kink, with the gradient between the two slopes.
 
-    Also along several at once: of elements that tie for a maximum, each may have 0 or 1, but not all the same.
+    Sums of elements are tested too. If several elements tie for a maximum, a gradient of 0 or 1 is possible for each
+    element alone, but not 0 for all or 1 for all.
     """
     point, cotangent = at.widened(cotangent, double)
     with jax.enable_x64(True) if double else contextlib.nullcontext():
@@ -53,26 +54,26 @@ def is_kink(
         if not found.kink.all():
             return False
         several = list(range(len(directions)))
-        groups = [*itertools.combinations(several, 2), several] if len(several) <= 8 else [several]
+        subsets = [*itertools.combinations(several, 2), several] if len(several) <= 8 else [several]
         rising = [r * d for r, d in zip(found.rises, directions, strict=True)]
         return all(
             _between(
-                run, cotangent, point, gradient, i, sum(directions[k] for k in group), sum(rising[k] for k in group)
+                run, cotangent, point, gradient, i, sum(directions[k] for k in subset), sum(rising[k] for k in subset)
             )
-            for group in groups
+            for subset in subsets
         )
 
 
 def _between(run: Callable, cotangent: Any, point: Any, gradient: Any, i: int, together: Any, rising: Any) -> bool:
-    """The claim along `together` lies between the slopes at points around.
+    """Whether the claim along `together` lies between the slopes at four points nearby.
 
-    Of kinks that have nothing to do with one another, the steepest and the flattest are found by going where each one
-    rises, and back.
+    If the kinks are independent, the largest slope is where every element moves to its steeper side, the smallest where
+    every element moves to the other side.
     """
-    x, own, away = wide(point[i]), np.asarray(point[i]).dtype, 10 * numbers.step_of(point[i])
+    x, dtype, away = wide(point[i]), np.asarray(point[i]).dtype, 10 * numbers.step_of(point[i])
     around = []
     for aside in (rising, -rising, together, -together):
-        near = (*point[:i], (x + away * aside).astype(own), *point[i + 1 :])
+        near = (*point[:i], (x + away * aside).astype(dtype), *point[i + 1 :])
         around.append(numbers.differences(run, cotangent, near, gradient, i, [together]))
     slopes, claim = [found.central[0] for found in around], around[0].claimed[0]
     slack = 1e-3 * max(map(abs, slopes)) + 1e-12
@@ -80,7 +81,7 @@ def _between(run: Callable, cotangent: Any, point: Any, gradient: Any, i: int, t
 
 
 def _off(actual: Any, expected: Any, row: Row) -> list[int]:
-    """The elements that made a row fail, at most as many as can be differenced, the worst first."""
+    """The elements that made a row fail, the worst first, at most `numbers.MANY`."""
     with np.errstate(all="ignore"):
         apart = np.abs(wide(actual) - wide(expected)).ravel()
     limit = apart.max() * (row.tolerance or 0.0) / row.error if row.error and np.isfinite(row.error) else 0.0

@@ -1,4 +1,4 @@
-"""One function at one point: the arguments, the cotangent, the truth, and how an array is held against another."""
+"""One function at one point: the arguments, the cotangent, the truth, and the comparison of arrays."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, lru_cache, partial
@@ -14,14 +14,15 @@ from bnderiv.check.report import FAIL, NOT_AVAILABLE, OK, Row
 
 
 class Point:
-    """What every mode needs.
+    """The state that the modes share.
 
     Attributes:
-      f, reference: as they were given; `h` and `r` are the same as (floats, carried) ↦ floating outputs, flat.
+      f, reference: the functions as given.
+      h, r: the same two as functions (floats, carried) ↦ flat tuple of floating outputs.
       floats, carried: the arguments that are differentiated, and the other arrays.
-      out_leaves: the outputs of `f`, `value` the floating ones.
-      cotangent: one for each of these.
-      kinks_found: whether the first derivative has been seen to jump here.
+      out_leaves, value: all outputs of `f`, and its floating outputs.
+      cotangent: an array for each entry of `value`.
+      kinks_found: whether a mode has found a kink at this point.
     """
 
     def __init__(self, f: Callable, reference: Any, args: tuple, key: Any, tolerances: dict[str, float]):
@@ -44,6 +45,7 @@ class Point:
         self._same_draws: dict[Callable, bool] = {}
 
     def inexact(self, like: Sequence[Any]) -> tuple[jax.Array, ...]:
+        """The floating and complex leaves."""
         return tuple(jnp.asarray(leaf) for leaf in like if is_inexact(leaf))
 
     def random(self, seed: int) -> np.random.Generator:
@@ -62,6 +64,7 @@ class Point:
         return tuple(normal(a) for a in like)
 
     def given_cotangent(self, cotangent: Any) -> tuple[jax.Array, ...]:
+        """The user's cotangent, flat; raises ValueError if it does not fit the output."""
         try:
             leaves = self.out_tree.flatten_up_to(cotangent)
         except ValueError as error:
@@ -85,7 +88,7 @@ class Point:
 
     @property
     def gradient(self) -> tuple:
-        """The gradient as `f`'s rule returns it, without jit."""
+        """The gradient of the rule of `f`, eager."""
         return self._pulled[1]
 
     @property
@@ -96,15 +99,16 @@ class Point:
 
     @cached_property
     def sizes(self) -> list[float]:
-        """Of the arguments: their largest elements."""
+        """The largest element of each argument."""
         return [numbers.size_of(a) for a in self.floats]
 
     @cached_property
     def cancelled(self) -> list[numbers.Cancelled]:
-        """What the gradient by each argument keeps of larger terms, as three cotangents show it.
+        """For each argument, the terms that cancel in its gradient, estimated with three random cotangents.
 
-        In float64, by other roundings of the same: a cotangent of three times the size. Of the reference, or else of
-        `f`; nothing is known where float64 does not work.
+        The gradient is computed in float64 and again with other roundings: in the dtype of the arguments, or, if that
+        is float64, for three times the cotangent. It is the reference's, or that of `f` without a reference. Without
+        float64 nothing is known.
         """
         cotangents = (self.cotangent, self.draw(self.value, 21), self.draw(self.value, 22))
         h, factor = self.h if self.r is None else self.r, 3 if self.in_double else 1
@@ -135,7 +139,7 @@ class Point:
         return Row(mode, mode.replace("_", " "), verdict=NOT_AVAILABLE, note=note)
 
     def raised(self, mode: str, error: Exception, check: str = "", argument: str = "") -> Row:
-        """A failed row; where the same exception has failed one before, that one is enough."""
+        """A failed row. If the same exception was reported before, the row is "n/a" instead."""
         check = check or mode.replace("_", " ")
         if any(error is other for other in self.reported):
             return Row(mode, check, argument, NOT_AVAILABLE, note="the gradient raises, see above")
@@ -154,64 +158,70 @@ class Point:
         own: Callable[[], Sequence[Any]] | None = None,
         gradient: bool = False,
     ) -> Iterator[Row]:
-        """A row per array; per argument, where they are a `gradient`.
+        """A row for each array; with `gradient`, for each argument.
 
-        `own` gives the reference in the dtype of `f`, or rounded otherwise. Where its rounding alone, or without it
-        that of the gradient, is more than the tolerance (at most 100 times, or 1,000 times), four times that is
-        allowed; an explicit tolerance stands.
+        `own` returns the reference in the dtype of `f`, or with other roundings. If its rounding error exceeds the
+        tolerance, four times that error is allowed, at most 100 times the tolerance. Without `own`, the rounding error
+        of the gradient takes its place, at most 1,000 times the tolerance. A tolerance from the user is not widened.
         """
-        if own is None or note:  # the truth comes with a note where it could not be computed in float64
-            scales = numbers.scales(expected)
+        if own is None or note:  # a truth with a note is not in float64
+            magnitudes = numbers.magnitudes(expected)
         else:
             sizes = self.sizes if gradient else [1.0] * len(expected)
-            scales = numbers.scales_of_the_truth(expected, sizes, own, [tolerance] * len(expected))
-        for i, scale in enumerate(scales):
+            magnitudes = numbers.magnitudes_of_the_truth(expected, sizes, own, [tolerance] * len(expected))
+        for i, magnitude in enumerate(magnitudes):
             allowed, said = tolerance, note
             try:
-                error, index = numbers.distance(actual[i], expected[i], scale)
+                error, index = numbers.distance(actual[i], expected[i], magnitude)
             except ValueError as wrong:
                 yield Row(mode, check, names[i], FAIL, note=str(wrong))
                 continue
             if error > allowed and mode not in self.tolerances:
-                scale, allowed, reason = self._rougher(i, actual[i].dtype, expected[i], scale, tolerance, own, gradient)
-                error, index = numbers.distance(actual[i], expected[i], scale)
+                magnitude, allowed, reason = self._allowed_by_roundings(
+                    i, actual[i].dtype, expected[i], magnitude, tolerance, own, gradient
+                )
+                error, index = numbers.distance(actual[i], expected[i], magnitude)
                 said = join(note, reason)
             if not error <= allowed:
                 said = join(f"got {element(actual[i], index)}, expected {element(expected[i], index)}", said)
             yield Row(mode, check, names[i], OK if error <= allowed else FAIL, error, allowed, index, said)
 
-    def _rougher(
-        self, i: int, dtype: Any, expected: Any, scale: float, tolerance: float, own: Any, gradient: bool
+    def _allowed_by_roundings(
+        self, i: int, dtype: Any, expected: Any, magnitude: float, tolerance: float, own: Any, gradient: bool
     ) -> tuple[float, float, str]:
-        """The scale and the tolerance of an array that has failed, as its roundings allow, and what is to be said."""
+        """The magnitude and tolerance that the roundings of a failed array allow, and a note on the reason."""
         known = [numbers.cancelled([expected], [own()[i]])] if own is not None else []
         known += [self.cancelled[i]] if gradient else []
         for c in known:
             if c.explains(expected, jnp.float64 if own is not None else dtype):
-                return max(scale, c.scale), tolerance, "it vanishes but for roundings"
-        off = max((c.terms * numbers.ulp(dtype) / scale for c in known), default=0.0)
+                return max(magnitude, c.magnitude), tolerance, "it vanishes but for roundings"
+        off = max((c.terms * numbers.ulp(dtype) / magnitude for c in known), default=0.0)
         if not tolerance < 4 * off < np.inf:
-            return scale, tolerance, ""
+            return magnitude, tolerance, ""
         what, most = ("gradient", 1000) if own is None else ("reference", 100)
-        return scale, min(4 * off, most * tolerance), f"the {what} itself is off by {off:.1e} in this dtype"
+        return magnitude, min(4 * off, most * tolerance), f"the {what} itself is off by {off:.1e} in this dtype"
 
     @cached_property
     def pulled(self) -> tuple[Any, bool, str]:
-        """Value and gradient of `f`, in float64 if they can be."""
+        """Value and gradient of `f`, in float64 if possible."""
         return self.in_float64_or_own(derivatives.pull, self.cotangent, self.floats, self.carried)
 
     @cached_property
     def compiled(self) -> Callable:
-        """Value and gradient of `f`, of anything shaped like its arguments."""
+        """Value and gradient of `f` as a compiled function of (cotangent, floats, carried)."""
         return derivatives.compiled(partial(derivatives.pull, self.h))
 
     @cached_property
     def compiled_reference(self) -> Callable:
+        """The same for the reference."""
         return derivatives.compiled(partial(derivatives.pull, self.r))
 
     def in_float64(self, compute: Callable, h: Callable, *data: Any) -> Any:
-        """`compute(h, *data)` with everything widened; raises where the result does not come out in float64, or from
-        other random numbers."""
+        """`compute(h, *data)` with all data in float64.
+
+        Raises:
+          TypeError: the result is not in float64, or `h` would draw other random numbers there.
+        """
         if not self._draws_the_same(h):
             raise TypeError("it would draw other random numbers")
         with jax.enable_x64(True):
@@ -222,7 +232,7 @@ class Point:
             return jax.tree.map(np.asarray, result)
 
     def _draws_the_same(self, h: Callable) -> bool:
-        """Whether the random numbers within `h` are those of float64."""
+        """Whether `h` draws the same random bits for float64 arguments."""
         if h not in self._same_draws:
             drawn = random_draws(h, self.floats, self.carried)
             with jax.enable_x64(True):
@@ -230,7 +240,7 @@ class Point:
         return self._same_draws[h]
 
     def in_float64_or_own(self, compute: Callable, *data: Any) -> tuple[Any, bool, str]:
-        """`compute(h, *data)` of `f` itself, whether in float64, and a note where it is in its own dtype."""
+        """`compute(h, *data)`, whether it is in float64, and a note if it is not."""
         try:
             return self.in_float64(compute, self.h, *data), True, ""
         except Exception as error:
@@ -238,8 +248,10 @@ class Point:
             return own, False, f"in the arguments' own dtype: float64 does not work ({message(error)})"
 
     def expected(self, compute: Callable, *data: Any) -> tuple[Any, Callable[[], Any], str]:
-        """The reference's result in float64 (in the dtype of `f` where that cannot be), how to get it in that of `f`,
-        and a note."""
+        """The reference's result, a function that returns it in the dtype of `f`, and a note.
+
+        The result is in float64; if that is not possible, it is in the dtype of `f`, and the note says why.
+        """
         run = self.compiled_reference if compute is derivatives.pull else derivatives.compiled(partial(compute, self.r))
         own = lru_cache(lambda: run(*data))
         if self.in_double:
@@ -254,14 +266,14 @@ class Point:
         return all(a.dtype in (jnp.float64, jnp.complex128) for a in (*self.floats, *self.value))
 
     def widened(self, cotangent: Any, double: bool) -> tuple[tuple[jax.Array, ...], Any]:
-        """The arguments and a cotangent, in float64 if so wanted."""
+        """The arguments and a cotangent, in float64 if `double`."""
         if not double:
             return self.floats, cotangent
         with jax.enable_x64(True):
             return derivatives.widen(self.floats), derivatives.widen(cotangent)
 
     def moved(self, seed: int) -> tuple[jax.Array, ...]:
-        """Another point near by: every element shrunk by up to a tenth, which keeps signs and zeros."""
+        """A point nearby: every element shrinks by up to a tenth, so signs and zeros stay."""
         rng = self.random(seed)
         return tuple(
             jnp.asarray((np.asarray(a) * (1 - 0.1 * rng.random(a.shape))).astype(a.dtype)) for a in self.floats
@@ -269,7 +281,7 @@ class Point:
 
     @cached_property
     def truth(self) -> tuple[Any, Callable[[], Any], str]:
-        """Value and gradient of the reference: in float64, in the dtype of `f`, and a note where the first is not."""
+        """Value and gradient of the reference, as `expected` returns them."""
         return self.expected(derivatives.pull, self.cotangent, self.floats, self.carried)
 
 

@@ -1,4 +1,4 @@
-"""A function of any pytrees as a function of two flat tuples: what is differentiated, and what is carried along."""
+"""Turns a function of pytrees into a function of two flat tuples: the differentiated arrays and the other arrays."""
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +12,7 @@ FLOAT, CARRIED, STATIC = "float", "carried", "static"
 
 
 class Arguments:
-    """The arguments of a call, told apart: floating (and complex) arrays, other arrays, and everything else."""
+    """The arguments of a call, split into floating and complex arrays, other arrays, and static objects."""
 
     def __init__(self, f: Callable, args: tuple[Any, ...]):
         leaves, self._treedef = jax.tree_util.tree_flatten_with_path(args)
@@ -31,12 +31,12 @@ class Arguments:
         return [v for v, k in zip(values, self.kinds, strict=True) if k == kind]
 
     def rebuild(self, floats: Sequence[Any], carried: Sequence[Any]) -> tuple[Any, ...]:
-        """The arguments as `f` takes them, with other arrays in place."""
+        """The arguments in the structure that `f` takes, with these arrays."""
         sources = {FLOAT: iter(floats), CARRIED: iter(carried), STATIC: iter([leaf for _, leaf in self.static])}
         return jax.tree.unflatten(self._treedef, [next(sources[kind]) for kind in self.kinds])
 
     def bind(self, f: Callable) -> Callable:
-        """`f` as (floats, carried) ↦ its floating outputs, flat."""
+        """`f` as a function (floats, carried) ↦ flat tuple of floating outputs."""
 
         def bound(floats: Sequence[Any], carried: Sequence[Any]) -> tuple[jax.Array, ...]:
             leaves = jax.tree.leaves(f(*self.rebuild(floats, carried)))
@@ -50,7 +50,7 @@ def is_inexact(a: Any) -> bool:
 
 
 def custom_vjp_of(f: Any) -> jax.custom_vjp | None:
-    """The rule itself, where `f` is one or wraps one (jit); then its backward can be asked directly."""
+    """The rule if `f` is one or wraps one (jit), so that its backward can be called directly."""
     for _ in range(8):
         if isinstance(f, jax.custom_vjp):
             return f
@@ -59,9 +59,9 @@ def custom_vjp_of(f: Any) -> jax.custom_vjp | None:
 
 
 def pull_back_directly(rule: Any, args: tuple[Any, ...], cotangent: Any) -> list[Any]:
-    """What the rule's own backward returns, an entry per differentiated argument, before JAX has seen it.
+    """What the backward of the rule returns for each argument, before JAX processes it.
 
-    JAX drops a cotangent that a rule gives an integer argument, and says nothing.
+    JAX silently drops the cotangent of an integer argument.
     """
     _, residuals = rule.fwd(*args)
     static = [args[i] for i in sorted(rule.nondiff_argnums)]
@@ -70,7 +70,7 @@ def pull_back_directly(rule: Any, args: tuple[Any, ...], cotangent: Any) -> list
 
 
 def random_draws(f: Callable, *args: Any) -> list[tuple[Any, ...]]:
-    """Width and shape of all random bits that `f` draws, in the order of its program; none if it cannot be traced."""
+    """Bit width and shape of every random draw in `f`, in program order; empty if `f` cannot be traced."""
     try:
         program = jax.make_jaxpr(f)(*args)
     except Exception:
@@ -80,7 +80,7 @@ def random_draws(f: Callable, *args: Any) -> list[tuple[Any, ...]]:
 
 
 def equations(jaxpr: Any) -> Iterator[Any]:
-    """Every equation of a traced function, with those of the functions inside it."""
+    """Every equation of a jaxpr, including those of nested jaxprs."""
     for equation in jaxpr.eqns:
         yield equation
         for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda p: hasattr(p, "eqns")):

@@ -1,4 +1,4 @@
-"""The modes that need no truth: the same call gives the same bits, and a gradient is linear in its cotangent."""
+"""The modes that need no truth: equal calls return equal bits, and a gradient is linear in its cotangent."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from bnderiv.check.report import FAIL, NOT_AVAILABLE, OK, Row
 
 
 def determinism(at: Point) -> Iterator[Row]:
-    """Without jit, so that Python state is read anew each time."""
+    """Eager, so that every call reads Python state again."""
     value, pull = jax.vjp(lambda *floats: at.h(floats, at.carried), *at.floats)
     before = pull(at.cotangent)
     elsewhere = at.moved(11)
@@ -49,7 +49,7 @@ def linearity(at: Point) -> Iterator[Row]:
 def _exactly_zero(
     at: Point, check: str, gradient: Sequence[Any], natural: Sequence[bool] | None = None
 ) -> Iterator[Row]:
-    """`natural`: which gradients autodiff of the plain function does not keep at zero either."""
+    """`natural`: for each gradient, whether autodiff of the plain function is not zero there either."""
     for i, (name, g) in enumerate(zip(at.names, gradient, strict=True)):
         error, index = numbers.distance(g, np.zeros(g.shape), 1.0)
         if error and natural is not None and natural[i]:
@@ -61,7 +61,7 @@ def _exactly_zero(
 
 
 def _extreme_zero(at: Point, zero: tuple, exponent: int) -> Iterator[Row]:
-    """A zero cotangent where residuals are about the root of the largest (smallest) number of the dtype."""
+    """A zero cotangent at arguments scaled by about the root of the dtype's largest (smallest) number."""
 
     def extreme(a: jax.Array) -> jax.Array:
         power = exponent * (jnp.finfo(a.dtype).maxexp // 2 - 4)

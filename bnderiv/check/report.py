@@ -1,4 +1,4 @@
-"""What a comparison found: a row per check and argument, as a table in a terminal and in a notebook."""
+"""The result of a comparison: a row for each check and argument, shown as a table in a terminal or a notebook."""
 
 import html
 import math
@@ -16,10 +16,12 @@ _NOTE_WIDTH = 72
 class Row:
     """One check of one argument or output.
 
-    `verdict` is "ok", "FAIL", "kink" (the function has no derivative there and the rule's value is one of those in
-    between) or "n/a" (the check does not apply; `note` says why). `error` and `tolerance` are relative to the largest
-    element of the expected array, or in units of its last place where `unit` is "ulp"; where a gradient vanishes but
-    for roundings, to what these come from. `index` is the worst element's.
+    Attributes:
+      verdict: "ok", "FAIL", "kink" or "n/a". "kink": there is no derivative, and the rule's value lies between the
+        slopes of the two sides. "n/a": the check does not apply, and `note` says why.
+      error, tolerance: relative to the largest element of the expected array; if `unit` is "ulp", in ulps of it. For a
+        gradient that vanishes, relative to the terms that cancel in it.
+      index: of the element with the largest error.
     """
 
     mode: str
@@ -33,6 +35,7 @@ class Row:
     unit: str = ""
 
     def cells(self) -> tuple[str, ...]:
+        """The texts of the row's columns."""
         index = "" if self.index is None else str(self.index).replace(",)", ")")
         return (
             self.check,
@@ -47,7 +50,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """The rows of a comparison; `print` it, show it in a notebook, or `raise_if_failed()` in a test."""
+    """The rows of a comparison. Print it, show it in a notebook, or call `raise_if_failed()` in a test."""
 
     title: str
     rows: tuple[Row, ...]
@@ -58,15 +61,16 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Nothing failed, and something was checked."""
+        """Whether no check failed and at least one applied."""
         return not self.failures and any(row.verdict in (OK, KINK) for row in self.rows)
 
     def raise_if_failed(self) -> None:
-        """Raises AssertionError, with the table of the failures, unless `passed`."""
+        """Raises AssertionError with a table of the failures, unless `passed`."""
         if not self.passed:
             raise AssertionError(f"{self.summary()}\n{_table(self.failures or self.rows)}")
 
     def summary(self) -> str:
+        """One line: the title, the number of checks by verdict, and the result."""
         counts = {v: sum(row.verdict == v for row in self.rows) for v in (FAIL, KINK, NOT_AVAILABLE)}
         named = ((FAIL, "failed"), (KINK, "at a kink"), (NOT_AVAILABLE, "not available"))
         parts = [f"{counts[v]} {name}" for v, name in named if counts[v]]
@@ -96,7 +100,7 @@ class Report:
 
 
 def _table(rows: tuple[Row, ...]) -> str:
-    """Aligned columns; a long note continues below itself."""
+    """Aligned columns; a long note is wrapped within its column."""
     cells = [row.cells() for row in rows]
     widths = [max(len(line[i]) for line in (_HEADER, *cells)) for i in range(len(_HEADER) - 1)]
     indent = " " * (sum(widths) + 2 * len(widths))

@@ -1,4 +1,4 @@
-"""The modes that run a rule as JAX may run it: compiled, mapped, in a loop, recomputed. The numbers must not change."""
+"""The modes that run a rule under jit, vmap, scan and checkpoint. The numbers must not change."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -66,7 +66,7 @@ def checkpoint(at: Point) -> Iterator[Row]:
 
 
 def _mapped(at: Point, name: str, mapped: set[int], arrays: Sequence[Sequence[Any]], count: int) -> Row:
-    """vmap over some arguments against a loop; what is not mapped is given the sum of its gradients."""
+    """vmap over some arguments against a loop. The gradient of an unmapped argument is the sum over the loop."""
     axes = [0 if i in mapped else None for i in range(len(arrays[0]))]
     stacked = [jnp.stack(a) if i in mapped else a[0] for i, a in enumerate(zip(*arrays, strict=True))]
     calls = [[a[i] if i in mapped else arrays[0][i] for i in range(len(a))] for a in arrays]

@@ -1,4 +1,4 @@
-"""What people get wrong in the losses: a softmax or a label left out, a sign, a mean that is somebody else's."""
+"""Common mistakes in the losses: a missing softmax or label, a wrong sign, a mean where a sum belongs."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,6 +1,5 @@
 """The statistics of one batch, and the running statistics for inference (derivation.md, N27)."""
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +11,7 @@ from jax.typing import DTypeLike
 
 from bnderiv import _checks
 from bnderiv._numbers import accumulator
-from bnderiv._sharding import automatic
+from bnderiv._rule import layer
 
 
 class BatchStats(NamedTuple):
@@ -123,42 +122,38 @@ def update_running_stats(
     """
     running, batch = _checked(running, batch)
     old_leads, step = weights(momentum, running.mean.dtype, running.var.dtype, batch.mean.dtype, batch.var.dtype)
-    mean, var, seen = automatic(
-        partial(_update, unbiased),
-        lambda mean, var, seen, **_: (mean, var, seen),
-        mean=running.mean,
-        var=running.var,
-        seen=running.count,
-        batch_mean=batch.mean,
-        batch_var=batch.var,
-        count=batch.count,
-        old_leads=old_leads,
-        step=step,
-    )
-    return RunningStats(mean, var, seen)
+    mean, var = _update(bool(unbiased), *running[:2], *batch, old_leads, step)
+    # The count stays outside the layer: under `shard_map`, a layer's results vary over devices if any argument does.
+    return RunningStats(mean, var, running.count + (batch.count > 0).any().astype(running.count.dtype))
 
 
-def _update(unbiased, mean, var, seen, batch_mean, batch_var, count, old_leads, step):
+@layer(static=1, result=lambda unbiased, mean, var, *_: (mean, var))
+def _update(unbiased, mean, var, batch_mean, batch_var, count, old_leads, step):
     counted = count > 0
     batch_var, count = batch_var.astype(step.dtype), count.astype(step.dtype)
     batch_var = batch_var * (count / jnp.maximum(count - 1, 1)) if unbiased else batch_var
-    mean = jnp.where(counted, average(old_leads, step, mean, batch_mean).astype(mean.dtype), mean)
-    var = jnp.where(counted, average(old_leads, step, var, batch_var).astype(var.dtype), var)
-    return mean, var, seen + counted.any().astype(seen.dtype)
+    mean = jnp.where(counted, average(old_leads, step, mean, batch_mean, mean.dtype), mean)
+    var = jnp.where(counted, average(old_leads, step, var, batch_var, var.dtype), var)
+    return mean, var
 
 
-def average(old_leads: jax.Array, step: jax.Array, old: jax.Array, new: jax.Array) -> jax.Array:
-    """momentum · old + (1 − momentum) · new in the dtype of `step` (N27), with the `weights` of a momentum.
+def average(old_leads: jax.Array, step: jax.Array, old: jax.Array, new: jax.Array, dtype: Any) -> jax.Array:
+    """momentum · old + (1 − momentum) · new (N27), with the `weights` of a momentum.
+
+    Computed in the dtype of `step` and rounded once, to `dtype`.
 
     It starts at the value of the larger weight and goes towards the other, so only the smaller weight is ever rounded.
     Both weights rounded do not sum to 1: at 0.99999 in float32 the average of a constant would settle 1.4e-3 beside it.
     """
+    full = jnp.where(old_leads, old.astype(dtype), new.astype(dtype))
     old, new = old.astype(step.dtype), new.astype(step.dtype)
     start = jnp.where(old_leads, old, new)
     half = new / 2 - old / 2  # new − old can overflow
     finite = jnp.isfinite(half)
     moved = jnp.where(finite, start + step * jnp.where(finite, half, 0), old + new)
-    return jnp.where(step != 0, moved, start)  # without weight a value counts nothing, NaN and infinity included
+    # A value with weight 0 counts nothing, NaN and infinity included. The other value is not converted to another dtype
+    # and back: XLA may flush its subnormals to 0.
+    return jnp.where(step != 0, moved.astype(dtype), full)
 
 
 def weights(momentum: Any, *dtypes: Any) -> tuple[jax.Array, jax.Array]:

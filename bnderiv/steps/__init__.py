@@ -57,7 +57,7 @@ __all__ = [
     "Difference",
 ]
 
-# Where a name is looked for when first asked for. Not imported here, because the rooms import this package's table.
+# The modules that define the names, imported at first use: they import this package's table themselves.
 _ROOMS = ("linear", "convolution", "pooling", "normalization", "activation", "loss", "models")
 _MODULES = (*(f"bnderiv.{room}.steps" for room in _ROOMS), "bnderiv.steps.difference")
 

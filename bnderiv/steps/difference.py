@@ -80,9 +80,9 @@ def first_difference(mine: Any, steps: Any, *, rtol: float | None = None) -> Dif
       None if all agree; otherwise a `Difference` with `step`, `slip`, `amount` and `place`.
 
     Raises:
-      TypeError: `mine` is neither a mapping nor a NamedTuple or holds something else than real numbers, `steps` is no
-        result of `bnderiv.steps`, or one is traced.
-      ValueError: `mine` has names that `steps` has not.
+      TypeError: `mine` is neither a mapping nor a NamedTuple, or an entry is not real numbers. Or `steps` is not a
+        result of `bnderiv.steps`, or one of the two is traced.
+      ValueError: `mine` has names that `steps` does not have.
 
     Example:
       >>> import bnderiv, jax.numpy as jnp

@@ -259,5 +259,8 @@ def test_errors():
     with pytest.raises(ValueError, match='activation must be None or "relu"'):
         OURS(3, "batch", mode="batch", activation="tanh")
     model, state = eqx.nn.make_with_state(OURS)(3, "batch", mode="batch")
-    with pytest.raises(TypeError, match=r"bnderiv\.equinox\.BatchNorm takes real input, got complex64"):
+    with pytest.raises(TypeError, match="x must be real, got complex64"):
         batched(model)(jnp.ones((4, 3), jnp.complex64), state)
+    for dtype in (">f4", "object"):
+        with pytest.raises(TypeError, match=rf"^x must have .*got {dtype}\[4, 3\]"):
+            model(np.ones((4, 3), dtype), state)

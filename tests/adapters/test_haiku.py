@@ -234,8 +234,11 @@ def test_errors():
 
     with pytest.raises(ValueError, match='activation must be None or "relu"'):
         run(jnp.ones((4, 3), jnp.float32), activation="tanh")
-    with pytest.raises(TypeError, match=r"bnderiv\.haiku\.BatchNorm takes real input, got complex64"):
+    with pytest.raises(TypeError, match="inputs must be real, got complex64"):
         run(jnp.ones((4, 3), jnp.complex64))
+    for dtype in (">f4", "object"):
+        with pytest.raises(TypeError, match=rf"^inputs must have .*got {dtype}\[4, 3\]"):
+            run(np.ones((4, 3), dtype))
     with pytest.raises(ValueError, match="scale must not be given at call time where create_scale=True"):
         run(jnp.ones((4, 3), jnp.float32), scale=2.0)
     run(jnp.ones((4, 3), jnp.float32), scale=2.0, create=False)

@@ -278,6 +278,15 @@ def test_masks():
         alike(ours, theirs)
 
 
+@pytest.mark.parametrize("dtype", ["int32", "float32", ">i4"])
+def test_a_mask_of_zeros_and_ones(dtype):
+    x, mask = normal(0, (8, 3)), np.arange(8)[:, None] < 5
+    of_numbers, of_booleans = (
+        OURS(False).init_with_output(KEY, x, mask=m) for m in (mask.astype(dtype), jnp.asarray(mask))
+    )
+    alike(of_numbers, of_booleans, 0.0)
+
+
 @pytest.mark.slow
 def test_nothing_behind_a_mask_reaches_anything():
     mask = jnp.arange(8)[:, None] < 5
@@ -424,7 +433,9 @@ def test_vmap_over_independent_batches():
 @pytest.mark.parametrize(
     ("options", "x", "error", "message"),
     [
-        ({}, jnp.ones((2, 3), jnp.complex64), TypeError, "takes real input, got complex64"),
+        ({}, jnp.ones((2, 3), jnp.complex64), TypeError, "x must be real, got complex64"),
+        ({}, np.ones((2, 3), ">f4"), TypeError, r"x must have the byte order of this machine, got >f4\[2, 3\]"),
+        ({}, np.ones((2, 3), object), TypeError, r"x must have a dtype that JAX has.*, got object\[2, 3\]"),
         (
             {"activation": "gelu"},
             jnp.ones((2, 3), jnp.float32),

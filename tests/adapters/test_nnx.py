@@ -247,5 +247,8 @@ def test_a_momentum_near_1_leaves_the_batch_its_weight(dtype, momentum):
 def test_errors():
     with pytest.raises(ValueError, match='activation must be None or "relu"'):
         OURS(4, activation="tanh", rngs=nnx.Rngs(0))
-    with pytest.raises(TypeError, match=r"bnderiv\.nnx\.BatchNorm takes real input, got complex64"):
+    with pytest.raises(TypeError, match="x must be real, got complex64"):
         OURS(4, rngs=nnx.Rngs(0))(jnp.ones((2, 4), jnp.complex64))
+    for dtype in (">f4", "object"):
+        with pytest.raises(TypeError, match=rf"^x must have .*got {dtype}\[2, 4\]"):
+            OURS(4, rngs=nnx.Rngs(0))(np.ones((2, 4), dtype))

@@ -1,6 +1,7 @@
 """Running statistics: the two conventions, channels that count nothing, errors."""
 
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import chex
@@ -227,11 +228,12 @@ def test_values_near_the_limits_of_the_dtype():
 ODD = [1.0, -0.0, 1e-40, 6e4, np.inf, -np.inf, np.nan]
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("how", ["eager", "compiled", "momentum traced"])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
-def test_kept_values_are_kept_bit_for_bit(dtype, compiled):
-    update = jax.jit(bnderiv.update_running_stats, static_argnames=("momentum", "unbiased"))
-    update = update if compiled else bnderiv.update_running_stats
+def test_kept_values_are_kept_bit_for_bit(dtype, how):
+    static = ("unbiased", "momentum") if how == "compiled" else ("unbiased",)
+    update = jax.jit(bnderiv.update_running_stats, static_argnames=static)
+    update = bnderiv.update_running_stats if how == "eager" else update
     old = RunningStats(jnp.array(ODD, dtype), jnp.array(ODD, dtype), jnp.int32(0))
     for other in (2.0, np.inf, np.nan):
         vector = jnp.full(len(ODD), other, jnp.float32)
@@ -281,6 +283,29 @@ def test_the_reference_has_the_same_weights(dtype, momentum):
         layers.update_running_stats(running, BATCH, momentum=momentum) for layers in (bnderiv, bnderiv.reference)
     )
     chex.assert_trees_all_equal(ours, reference)
+
+
+def test_the_number_of_batches_is_the_same_on_every_device():
+    """It may leave a `shard_map` as one number, though each device has its own mean and variance."""
+    mesh = jax.make_mesh((2,), ("i",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
+
+    @jax.jit
+    @partial(jax.shard_map, mesh=mesh, in_specs=P("i"), out_specs=((P("i"), P("i")), P()))
+    def update(x):
+        _, batch = bnderiv.batch_norm(x, jnp.ones(2), jnp.zeros(2))
+        running = bnderiv.update_running_stats(bnderiv.init_running_stats(2), batch)
+        return (running.mean, running.var), running.count
+
+    assert update(jnp.ones((4, 2), jnp.float32))[1] == 1
+
+
+def test_counts_on_an_explicit_mesh():
+    mesh = jax.make_mesh((2,), ("i",), axis_types=(AxisType.Explicit,), devices=jax.devices()[:2])
+    batch = jax.device_put(BATCH, NamedSharding(mesh, P("i")))
+    mean, var = jax.device_put((jnp.zeros(2), jnp.ones(2)), NamedSharding(mesh, P("i")))
+    running = RunningStats(mean, var, jnp.int32(0))
+    for update in (bnderiv.update_running_stats, jax.jit(bnderiv.update_running_stats)):
+        assert update(running, batch).count == 1
 
 
 def test_it_does_not_retrace():
