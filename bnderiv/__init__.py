@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from bnderiv import _layers, models, reference
 from bnderiv._layers import *  # noqa: F403
+from bnderiv.normalization import running_stats as _statistics
+from bnderiv.normalization.running_stats import *  # noqa: F403
 
 if TYPE_CHECKING:
     from bnderiv import check, equinox, forward_mode, haiku, linen, nnx, steps  # noqa: F401
@@ -13,6 +15,7 @@ __version__ = "0.1.0"
 
 __all__ = ["reference", "forward_mode", "steps", "check", "models"]
 __all__ += _layers.__all__
+__all__ += _statistics.__all__
 
 # Imported when first asked for: what a training loop does without, and the adapters, which need their framework.
 _ADAPTERS = ("linen", "nnx", "equinox", "haiku")

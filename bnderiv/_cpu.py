@@ -100,6 +100,9 @@ class _Rows(NamedTuple):
 
     to_parameters = to_statistics
 
+    def over_all(self, shared: jax.Array) -> jax.Array:
+        return shared[..., : self.channels].sum()
+
     @property
     def reduced(self) -> tuple[int, ...]:
         return self.both

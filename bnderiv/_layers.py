@@ -1,4 +1,4 @@
-"""The one list of layers. `bnderiv`, `bnderiv.reference` and `bnderiv.forward_mode` have the names in `__all__`."""
+"""The one list of layers: `bnderiv`, `reference`, `forward_mode` and `steps` have the names in `__all__`."""
 
 from bnderiv.activation.relu import relu
 from bnderiv.activation.sigmoid import sigmoid
@@ -11,7 +11,6 @@ from bnderiv.loss.softmax_cross_entropy import softmax_cross_entropy, softmax_cr
 from bnderiv.loss.squared_error import squared_error
 from bnderiv.normalization.batch_norm import batch_norm, batch_norm_relu
 from bnderiv.normalization.inference import batch_norm_inference
-from bnderiv.normalization.running_stats import BatchStats, RunningStats, init_running_stats, update_running_stats
 from bnderiv.pooling.avg_pool import avg_pool
 from bnderiv.pooling.max_pool import max_pool
 
@@ -31,8 +30,4 @@ __all__ = [
     "softmax_cross_entropy",
     "softmax_cross_entropy_with_integer_labels",
     "squared_error",
-    "BatchStats",
-    "RunningStats",
-    "init_running_stats",
-    "update_running_stats",
 ]

@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from bnderiv import _layers
 from bnderiv._rule import both_modes
+from bnderiv.normalization import running_stats
+from bnderiv.normalization.running_stats import *  # noqa: F403
 
 if TYPE_CHECKING:
     from bnderiv._layers import *  # noqa: F403
 
 __all__: list[str] = []
 __all__ += _layers.__all__
+__all__ += running_stats.__all__
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -32,6 +35,5 @@ def _in_both_modes(layer: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
-for _name in __all__:
-    _public = getattr(_layers, _name)
-    globals()[_name] = _public if isinstance(_public, type) else _in_both_modes(_public)
+for _name in _layers.__all__:
+    globals()[_name] = _in_both_modes(getattr(_layers, _name))

@@ -11,11 +11,13 @@ import pytest
 
 import bnderiv
 from bnderiv import _layers
+from bnderiv.normalization import running_stats
 
 FRAMEWORKS = {"linen": "flax", "nnx": "flax", "equinox": "equinox", "haiku": "haiku", "flax_pooling": "flax"}
 MODULES = [m.name for m in pkgutil.walk_packages(bnderiv.__path__, "bnderiv.") if not m.name.endswith("__main__")]
 PUBLIC = [
     *_layers.__all__,
+    *running_stats.__all__,
     "check.compare",
     *(f"models.{model}.{name}" for model in ("lenet5", "mlp") for name in ("Config", "init", "apply")),
     *(f"{adapter}.BatchNorm" for adapter in ("linen", "nnx", "equinox", "haiku")),

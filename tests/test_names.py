@@ -11,10 +11,12 @@ import pytest
 
 import bnderiv
 import bnderiv.reference
-from bnderiv import _layers, forward_mode
+from bnderiv import _layers, forward_mode, steps
+from bnderiv.normalization import running_stats
 
 ROOT = Path(__file__).parents[1]
 ADAPTERS = {"linen", "nnx", "equinox", "haiku"}
+NAMES = [*_layers.__all__, *running_stats.__all__]
 MODULES = {"reference", "forward_mode", "steps", "check", "models"}
 
 
@@ -24,8 +26,8 @@ def parameters(function):
 
 @pytest.mark.parametrize("twin", [bnderiv.reference, forward_mode], ids=lambda m: m.__name__)
 def test_one_list(twin):
-    assert set(twin.__all__) == set(_layers.__all__) == set(bnderiv.__all__) - MODULES
-    for name in _layers.__all__:
+    assert set(twin.__all__) == set(NAMES) == set(bnderiv.__all__) - MODULES
+    for name in NAMES:
         ours, theirs = getattr(bnderiv, name), getattr(twin, name)
         if isinstance(ours, type):
             assert theirs is ours
@@ -33,15 +35,20 @@ def test_one_list(twin):
             assert parameters(theirs) == parameters(ours), name
 
 
-@pytest.mark.parametrize("name", [n for n in _layers.__all__ if not isinstance(getattr(_layers, n), type)])
+@pytest.mark.parametrize("name", [n for n in NAMES if not isinstance(getattr(bnderiv, n), type)])
 def test_a_reference_stands_in_the_room_of_its_layer(name):
     room = getattr(bnderiv, name).__module__.rpartition(".")[0]
     assert getattr(bnderiv.reference, name).__module__ == f"{room}.reference"
 
 
+def test_every_layer_has_steps():
+    assert set(steps.__all__) > set(_layers.__all__)
+    assert all(callable(getattr(steps, name)) for name in steps.__all__)
+
+
 def test_dir_shows_the_public_names_and_no_others():
     shown = {name for name in dir(bnderiv) if not name.startswith("__")}
-    assert shown == set(_layers.__all__) | MODULES | ADAPTERS
+    assert shown == set(NAMES) | MODULES | ADAPTERS
     assert "__version__" in dir(bnderiv)
 
 

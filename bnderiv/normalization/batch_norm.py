@@ -117,12 +117,16 @@ def _public(relu, x, gamma, beta, channel_axis, eps, where, axis_name, groups, a
         if value is not None or name != "assumed_mean":
             vectors[name] = _checks.float_array(name, value)
             _checks.shape_is(name, vectors[name], (x.shape[axis],), "one per channel of x")
-    eps = Epsilon.of(nonnegative("eps", eps), accumulator(x.dtype))
+    eps = Epsilon.of(nonnegative("eps", eps, accumulator(x.dtype)), accumulator(x.dtype))
     if where is not None:
         where = _checks.mask("where", where, x.shape)
     if groups is not None and axis_name is None:
         raise ValueError("axis_index_groups must come with axis_name, got axis_name=None")
-    groups = None if groups is None else tuple(map(tuple, groups))
+    if groups is not None:
+        try:
+            groups = tuple(tuple(_checks.integer("axis_index_groups", i) for i in group) for group in groups)
+        except TypeError:
+            raise TypeError(f"axis_index_groups must be sequences of indices, got {groups!r}") from None
     return _batch_norm(relu, axis, axis_name, groups, x, where, *vectors.values(), *eps)
 
 
@@ -138,7 +142,9 @@ def _batch_norm(relu, axis, axis_name, index_groups, x, where, gamma, beta, assu
     n = groups.count(x, where)
     if assumed_mean is not None:
         assumed_mean = lax.stop_gradient(lay(assumed_mean))
-        assumed_mean = jnp.where(jnp.isfinite(assumed_mean) & (n > 0), assumed_mean, 0)
+        # A sum over a mean larger than this might overflow, and have no derivative; there is none of a NaN.
+        most = float(jnp.finfo(assumed_mean.dtype).max) ** 0.75
+        assumed_mean = jnp.where((jnp.abs(assumed_mean) < most) & (n > 0), assumed_mean, 0)
     least_one = n if where is None else jnp.maximum(n, 1)
     moments = statistics(groups, x, where, least_one, eps, assumed_mean)
     if axis_name is not None and axis_name != ():
@@ -167,16 +173,18 @@ def _laid(axis: int, x: jax.Array, vector: jax.Array) -> jax.Array:
     return along(vector.astype(accumulator(x.dtype)), axis, x.ndim)
 
 
-def nonnegative(name: str, value: Any) -> Any:
-    """`value`, a real scalar of at least 0 (a traced one is taken at its word)."""
+def nonnegative(name: str, value: Any, dtype: Any) -> Any:
+    """`value`, a real scalar of at least 0 that the dtype holds (a traced one is taken at its word)."""
     if not isinstance(value, (float, int, np.number, np.ndarray, jax.Array)) or jnp.ndim(value):
         raise TypeError(f"{name} must be a real number, got {value!r}")
-    if isinstance(value, Tracer):
-        number = value
-    else:
-        number = value = value if isinstance(value, jax.Array) else np.asarray(value)[()]
-    if not (jnp.issubdtype(number.dtype, jnp.floating) or jnp.issubdtype(number.dtype, jnp.integer)):
+    kinds = (jnp.floating, jnp.integer)
+    if not isinstance(value, (float, int)) and not any(jnp.issubdtype(value.dtype, kind) for kind in kinds):
         raise TypeError(f"{name} must be a real number, got {value!r}")
-    if not isinstance(number, Tracer) and not 0 <= float(number) < np.inf:
-        raise ValueError(f"{name} must be finite and at least 0, got {value}")
+    if not isinstance(value, Tracer):
+        try:
+            fits = 0 <= float(value) <= float(jnp.finfo(dtype).max)
+        except OverflowError:
+            fits = False
+        if not fits:
+            raise ValueError(f"{name} must be at least 0 and finite in {jnp.dtype(dtype).name}, got {value}")
     return value

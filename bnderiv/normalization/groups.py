@@ -45,6 +45,10 @@ class Groups(NamedTuple):
         """Σ over the elements that share statistics."""
         return a.sum(self.reduced, keepdims=True)
 
+    def over_all(self, shared: jax.Array) -> jax.Array:
+        """Σ over all that have statistics of their own."""
+        return shared.sum()
+
     @property
     def reduced(self) -> tuple[int, ...]:
         """The axes of `total`, in order."""

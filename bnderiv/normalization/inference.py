@@ -54,7 +54,7 @@ def batch_norm_inference(
     for name, value in vectors.items():
         vectors[name] = _checks.float_array(name, value)
         _checks.shape_is(name, vectors[name], (x.shape[axis],), "one per channel of x")
-    epsilon = Epsilon.of(nonnegative("eps", eps), accumulator(x.dtype))
+    epsilon = Epsilon.of(nonnegative("eps", eps, accumulator(x.dtype)), accumulator(x.dtype))
     return _inference(axis, x, *vectors.values(), *epsilon)
 
 

@@ -96,7 +96,7 @@ def _normalize_bwd(groups, relu, residuals, delta):
     d_var = -0.5 * (r * (r * groups.to_statistics(gamma * sum_delta_x_hat)))  # (N8)
     d_mean = -groups.to_statistics(g * sum_delta)  # (N10)
     dx = moments.unit.back(g * delta)  # (N11) part 1
-    d_eps = Epsilon((d_var * moments.unit.scale**2).sum(), None)
+    d_eps = Epsilon(groups.over_all(d_var * moments.unit.scale**2), None)
     return dx.astype(x.dtype), None, d_gamma, d_beta, d_eps, Moments(None, d_mean, d_var)
 
 

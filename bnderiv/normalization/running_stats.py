@@ -13,6 +13,8 @@ from bnderiv import _checks
 from bnderiv._numbers import accumulator
 from bnderiv._rule import layer
 
+__all__ = ["BatchStats", "RunningStats", "init_running_stats", "update_running_stats"]
+
 
 class BatchStats(NamedTuple):
     """Statistics of one batch, shape (C,) each, float32 (float64 for float64 input).

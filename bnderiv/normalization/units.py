@@ -23,15 +23,15 @@ from bnderiv._checks import same_varying
 from bnderiv._numbers import power_of_two
 from bnderiv.normalization.groups import Groups
 
-# The first measurement is kept where m² ≤ FAR · v: then m and v are sums of numbers at most √(1 + FAR) σ in size.
-# The first measurement is kept where m² ≤ v: y is off by 1.2e-7 there, by 2.2e-7 at m² = 4 v. And, as good as that,
-# where |m| ≤ 2⁻²¹ |K|, two units in the last place. A constant channel is never much nearer.
-NEAR = 2.0**-21
-# Nor need K be nearer to the mean than √ε/8, whatever σ: x̂ then is off by at most 2⁻²⁷.
-OF_EPSILON = 1 / 8
+# The first measurement is kept where m² ≤ v, that is, where K is at most a deviation off: y is off by 1.6e-7 then, and
+# by 2.6e-7 at two deviations. All elements may also be equal, and then K within either of these distances of them.
+NEAR = 2.0**-20  # times |K|: some units in the last place, as a running mean stops before it reaches a constant
+OF_EPSILON = 2.0**-12  # times √ε: what is taken for equal by mistake has an x̂ below 4e-7
+# A variance below this part of m² is not told from rounding.
+NOISE = 16
 # A root of ε from here on has a square that is normal, so that constants as large as the dtype holds keep s = 1.
 LEAST_ROOT = 2.0**-50
-# Elements a sample has at least: its mean is off by about σ/4 then, and 2σ is near enough (FAR).
+# Elements a sample has at least: its mean is off by about σ/4 then, and σ is near enough.
 SAMPLE = 16
 
 
@@ -63,8 +63,12 @@ class Epsilon(NamedTuple):
 
     @staticmethod
     def of(eps: Any, dtype: Any) -> "Epsilon":
-        """Of a number or a scalar array."""
-        root = math.sqrt(eps) if isinstance(eps, (float, int)) else jnp.sqrt(eps)
+        """Of a number or a scalar array; the root is taken in the wider dtype."""
+        if isinstance(eps, (float, int)):
+            root: Any = math.sqrt(eps)
+        else:
+            wider = eps.dtype if jnp.dtype(eps.dtype).itemsize > jnp.dtype(dtype).itemsize else dtype
+            root = jnp.sqrt(jnp.asarray(eps, wider))
         return Epsilon(jnp.asarray(eps, dtype), jnp.asarray(root, dtype))
 
 
@@ -102,9 +106,10 @@ def measured(
 def _is_good(unit: Unit, mean: jax.Array, var: jax.Array, eps: Epsilon) -> jax.Array:
     info = jnp.finfo(var.dtype)
     close = jnp.maximum(NEAR * jnp.abs(unit.shift), OF_EPSILON * eps.root)
-    near = (mean**2 <= var) | (jnp.abs(mean) <= close)
-    # Squares that matter are normal numbers, and no product on the way back underflows (see `scale_for`); not for NaN.
-    return near & (var + eps.value >= 8 * info.tiny / info.eps) & (var <= _middle(info) ** 2)
+    equal = (jnp.abs(mean) <= close) & (var <= NOISE * info.eps * mean**2)
+    # In the middle of the dtype's range nothing over- or underflows on the way back (see `scale_for`). Not so for NaN.
+    middle = (var + eps.value >= _middle(info) ** -2) & (var <= _middle(info) ** 2)
+    return ((mean**2 <= var) | equal) & middle
 
 
 @jax.custom_batching.custom_vmap
@@ -115,7 +120,7 @@ def _all(good: jax.Array) -> jax.Array:
 @_all.def_vmap
 def _(axis_size: int, in_batched: Any, good: jax.Array) -> tuple[jax.Array, bool]:
     """Under `vmap` the whole batch is measured again if any of it is: a branch that is not taken costs nothing."""
-    return good.all(), False
+    return _all(good), False
 
 
 def _sample_mean(groups: Groups, x: jax.Array, where: jax.Array | None) -> jax.Array:
@@ -182,7 +187,7 @@ def about_the_mean(unit: Unit, mean: jax.Array, var: jax.Array) -> tuple[Unit, j
 
     Where all x are equal, K' is that x. What is left of m then, and of v before, is below their rounding: it is zero.
     """
-    noise = 16 * jnp.finfo(mean.dtype).eps
+    noise = NOISE * jnp.finfo(mean.dtype).eps
     shift = lax.stop_gradient(unit.shift + mean / unit.scale)
     left = mean + (unit.shift - shift) * unit.scale
     nothing = jnp.zeros_like(left)

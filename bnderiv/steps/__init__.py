@@ -13,13 +13,15 @@ compute the same with fewer passes and smaller rounding errors.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from bnderiv import _layers
+
 if TYPE_CHECKING:
-    from bnderiv.activation.steps import relu, sigmoid, softmax, softmax_jacobian, tanh
-    from bnderiv.convolution.steps import conv2d
-    from bnderiv.linear.steps import dense, flatten
-    from bnderiv.loss.steps import softmax_cross_entropy, softmax_cross_entropy_with_integer_labels, squared_error
+    from bnderiv.activation.steps import relu, sigmoid, softmax, softmax_jacobian, tanh  # noqa: F401
+    from bnderiv.convolution.steps import conv2d  # noqa: F401
+    from bnderiv.linear.steps import dense, flatten  # noqa: F401
+    from bnderiv.loss.steps import softmax_cross_entropy, softmax_cross_entropy_with_integer_labels, squared_error  # noqa: F401
     from bnderiv.models.steps import lenet5
-    from bnderiv.normalization.steps import (
+    from bnderiv.normalization.steps import (  # noqa: F401
         batch_norm,
         batch_norm_graph,
         batch_norm_inference,
@@ -28,34 +30,20 @@ if TYPE_CHECKING:
         normalization_jacobian,
         variance_jacobian,
     )
-    from bnderiv.pooling.steps import avg_pool, max_pool
+    from bnderiv.pooling.steps import avg_pool, max_pool  # noqa: F401
     from bnderiv.steps.difference import Difference, first_difference
 
 __all__ = [
-    "dense",
-    "conv2d",
-    "avg_pool",
-    "max_pool",
-    "batch_norm",
-    "batch_norm_relu",
-    "batch_norm_inference",
     "batch_norm_graph",
     "centering_jacobian",
     "variance_jacobian",
     "normalization_jacobian",
-    "relu",
-    "tanh",
-    "sigmoid",
-    "softmax",
     "softmax_jacobian",
-    "flatten",
-    "softmax_cross_entropy",
-    "softmax_cross_entropy_with_integer_labels",
-    "squared_error",
     "lenet5",
     "first_difference",
     "Difference",
 ]
+__all__ += _layers.__all__
 
 # The modules that define the names, imported at first use: they import this package's table themselves.
 _ROOMS = ("linear", "convolution", "pooling", "normalization", "activation", "loss", "models")

@@ -74,9 +74,10 @@ def test_a_bias_before_batch_norm_has_no_gradient():
     assert jnp.abs(loss(bias) - loss(bias + 10)) < 1e-12
 
 
+@pytest.mark.parametrize("shape", [(16, 4), (3, 4, 5, 4), (6, 5, 20)], ids=str)
 @pytest.mark.parametrize("layer", LAYERS)
-def test_gradients_reach_epsilon(layer):
-    x, gamma, beta = _draw((16, 4), dtype=jnp.float64)
+def test_gradients_reach_epsilon(layer, shape):
+    x, gamma, beta = _draw(shape, dtype=jnp.float64)
     delta = random_like(x, 3)
 
     def loss(eps, layer):
@@ -191,6 +192,9 @@ def test_a_variance_beyond_float32_is_infinite_while_the_rest_is_right():
         ({"eps": -1e-5}, ValueError, ["eps", "-1e-05"]),
         ({"eps": float("nan")}, ValueError, ["eps", "nan"]),
         ({"eps": "small"}, TypeError, ["eps"]),
+        ({"eps": 10**400}, ValueError, ["eps", "finite"]),
+        ({"x": jnp.ones((4, 3), jnp.float32), "eps": 1e300}, ValueError, ["eps", "finite in float32", r"1e\+300"]),
+        ({"axis_name": "i", "axis_index_groups": [0, 1]}, TypeError, ["axis_index_groups", r"\[0, 1\]"]),
         ({"where": jnp.ones((4, 3))}, TypeError, ["where", "boolean", "float"]),
         ({"where": jnp.ones((5, 3), bool)}, ValueError, ["where", r"\(4, 3\)", r"\(5, 3\)"]),
         ({"where": jnp.ones((2, 4, 3), bool)}, ValueError, ["where"]),

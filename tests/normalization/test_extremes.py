@@ -59,6 +59,18 @@ def test_a_constant_channel(layer, dtype, value, eps, shape, assumed):
     assert np.isfinite(np.asarray(dx, np.float64)[..., 1]).all()
 
 
+@pytest.mark.parametrize(
+    "eps", [jnp.bfloat16(1e-5), jnp.float16(1e-3), np.float16(1e-5), np.float32(1e-5), 1, np.int32(2)]
+)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_an_epsilon_of_another_dtype_is_that_number(eps, dtype):
+    rng = np.random.default_rng(3)
+    x, gamma, beta = jnp.asarray(1e-4 * rng.standard_normal((64, 3)), dtype), jnp.ones(3, dtype), jnp.zeros(3, dtype)
+    y, _ = bnderiv.batch_norm(x, gamma, beta, eps=eps)
+    expected = truth.batch_norm(x, gamma, beta, 0 * x, float(eps))[0]
+    assert truth.relative_error(y, expected) < (2e-7 if dtype == jnp.float32 else 1e-15)
+
+
 @pytest.mark.parametrize("scale", [1e-19, 1e-20, 1e-21])
 def test_an_epsilon_that_is_no_normal_number_counts(scale):
     """ε = 1e-40 beside a variance of 1e-38 to 1e-42; and as an array of a wider dtype."""
