@@ -227,16 +227,16 @@ def same_varying(*arrays: Any) -> tuple[Any, ...]:
     rule, all arguments vary alike. The transpose of the cast is the sum over devices that a shared argument needs.
     """
     present = [a for a in arrays if a is not None]
-    joined = frozenset().union(*(_varying_axes(a) for a in present)) if present else frozenset()
+    joined = frozenset().union(*(varying_axes(a) for a in present)) if present else frozenset()
 
     def cast(a: Any) -> Any:
-        missing = tuple(sorted(joined - _varying_axes(a))) if a is not None else ()
+        missing = tuple(sorted(joined - varying_axes(a))) if a is not None else ()
         return lax.pcast(a, missing, to="varying") if missing else a
 
     return tuple(cast(a) for a in arrays)
 
 
-def _varying_axes(a: Any) -> frozenset[str]:
+def varying_axes(a: Any) -> frozenset[str]:
     return frozenset(jax.typeof(a).manual_axis_type.varying) if isinstance(a, Tracer) else frozenset()
 
 

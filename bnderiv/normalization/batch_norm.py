@@ -164,7 +164,9 @@ def _batch_stats(n: jax.Array, moments: Moments) -> BatchStats:
     (shift, scale), mean, var = moments
     # Twice 1/s, which is exact: s² may underflow, and 1/s² overflow where the variance does not.
     back = 1 / scale
-    count = lax.stop_gradient(jnp.where(var == var, n, n))  # sharded as the variance is
+    n = lax.stop_gradient(n)
+    # One number under `shard_map`; elsewhere placed where the variance is, which an eager program would not know.
+    count = jnp.broadcast_to(n, var.shape) if _checks.varying_axes(var) else jnp.where(var == var, n, n)
     return jax.tree.map(jnp.ravel, BatchStats(shift + mean * back, var * back * back, count))
 
 

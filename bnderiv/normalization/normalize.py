@@ -83,14 +83,15 @@ def _normalize_fwd(groups, relu, x, where, gamma, beta, eps, moments):
 @platform_layout
 def _normalize_bwd(groups, relu, residuals, delta):
     x, where, gamma, beta, moments, r = residuals
-    u, g = _usable_deviation(x, where, moments), gamma * r
-    delta = delta.astype(u.dtype)
+    g, delta = gamma * r, delta.astype(r.dtype)
     if relu:
-        delta = jnp.where(u * g + beta > 0, delta, 0)  # (N22)
+        delta = jnp.where((moments.unit.of(x) - moments.mean) * g + beta > 0, delta, 0)  # (N22)
 
-    # Of x̂, as identical terms of the sums and of dx would be shared, and materialized.
-    eighth = _usable_deviation(x, where, moments, 1 / 8) * r
-    sum_delta, sum_delta_x_hat = groups.inner(delta), 8 * groups.inner(delta * eighth)
+    # Of x̂ an eighth, as identical terms of the sums and of dx would be shared, and materialized.
+    eighth = moments.unit.of(x, 1 / 8) - moments.mean / 8
+    if where is not None:  # 0 · NaN is to be 0 in every sum
+        eighth = masked(where | jnp.isfinite(eighth * r), eighth)
+    sum_delta, sum_delta_x_hat = groups.inner(delta), 8 * groups.inner(delta * (eighth * r))
     d_beta = groups.to_parameters(sum_delta)  # (N6)
     d_gamma = groups.to_parameters(sum_delta_x_hat)  # (N5)
     d_var = -0.5 * (r * (r * groups.to_statistics(gamma * sum_delta_x_hat)))  # (N8)
@@ -101,9 +102,3 @@ def _normalize_bwd(groups, relu, residuals, delta):
 
 
 normalize.defvjp(_normalize_fwd, _normalize_bwd)
-
-
-def _usable_deviation(x, where, moments, times=1.0):
-    """u − m; 0 at a masked place where that is not finite, as 0 · NaN is to be 0 in every sum."""
-    u = moments.unit.of(x, times) - (moments.mean if times == 1 else moments.mean * times)
-    return u if where is None else masked(where | jnp.isfinite(u), u)

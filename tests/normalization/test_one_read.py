@@ -228,8 +228,8 @@ def test_derivatives_about_any_guess(layers, guess, layer):
 @pytest.mark.parametrize("where", [None, np.arange(32)[:, None, None, None] % 3 > 0], ids=["all", "masked"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision(dtype, where):
-    x, gamma, beta = _draw(10)
-    x = jnp.asarray(x + 3, dtype)
+    x, gamma, beta = (jnp.asarray(a) for a in _draw(10))
+    x = (x + 3).astype(dtype)
     outs = [
         bnderiv.batch_norm(x, gamma, beta, where=where, assumed_mean=guess)
         for guess in (None, jnp.zeros(6, dtype), jnp.full(6, 1e4, jnp.float32))
