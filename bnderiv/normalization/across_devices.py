@@ -1,4 +1,4 @@
-"""One batch spread over several devices: their moments merged by true counts in one message (derivation.md, N26)."""
+"""A batch sharded over devices: their moments are merged by true counts, in one collective (derivation.md, N26)."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -86,7 +86,10 @@ def measured(
     assumed_mean: jax.Array | None,
     mean_and_var: Callable[[Unit], tuple[jax.Array, jax.Array]],
 ) -> tuple[Unit, jax.Array, jax.Array]:
-    """A unit, and m and v in it, by `mean_and_var`: in one read of x where the assumed mean, or a sample's, is near."""
+    """A unit, and m and v in it by `mean_and_var`.
+
+    In one read of x if the assumed mean, or a sample's, is near. Otherwise in three more, for K, for s, for m and v.
+    """
     constant = lax.stop_gradient(x)
     shift = _sample_mean(groups, constant, where) if assumed_mean is None else assumed_mean
     _, shift, one = same_varying(x, shift, jnp.ones_like(shift))
