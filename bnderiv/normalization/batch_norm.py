@@ -188,5 +188,5 @@ def nonnegative(name: str, value: Any, dtype: Any) -> Any:
         except OverflowError:
             fits = False
         if not fits:
-            raise ValueError(f"{name} must be at least 0 and finite in {jnp.dtype(dtype).name}, got {value}")
+            raise ValueError(f"{name} must be finite and at least 0 in {jnp.dtype(dtype).name}, got {value}")
     return value
