@@ -13,7 +13,7 @@ from experiments.benchmark.clock import FEWER, Contestant, Effort, interleaved, 
 from experiments.benchmark.torch_peer import Torch
 
 IMAGES = (64, 56, 56, 64)
-SHAPES = (IMAGES, (256, 8, 8, 512), (32, 28, 28, 6), (128, 1024))
+SHAPES = (IMAGES, (256, 8, 8, 512), (32, 28, 28, 6), (128, 1024), (64, 84))
 WINDOWS = ((2, 2, 0), (3, 2, 0), (3, 2, 1))  # and strides, and paddings; the last as before ResNet's first block
 RESNET50 = tuple((256, side, side, c) for side, c in ((112, 64), (56, 64), (56, 256), (28, 512), (14, 1024), (7, 2048)))
 
