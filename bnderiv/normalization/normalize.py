@@ -48,9 +48,8 @@ def _statistics_fwd(groups, x, where, n, eps, assumed_mean):
 @platform_layout
 def _statistics_bwd(groups, residuals, d):
     x, where, n, unit, mean = residuals
-    du = d.mean + 2 * d.var * (
-        masked(where, unit.of(x)) - mean
-    )  # (N13); by (N9) the mean inside the variance adds nothing
+    deviation = masked(where, unit.of(x)) - mean
+    du = d.mean + 2 * d.var * deviation  # (N13); by (N9) the mean inside the variance adds nothing
     dx = unit.back(masked(where, du / n))  # (N11) parts 2 and 3
     return dx.astype(x.dtype), None, None, None, None
 
