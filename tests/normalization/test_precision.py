@@ -36,14 +36,16 @@ def _normal(shape, seed):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("mean", [0, 1, 1e2, 1e3, 1e4])
 def test_means_far_above_the_deviation(shape, mean):
-    assert max(_errors(_normal(shape, 0) + mean, 1)) < 2e-7
+    y, dx, d_gamma, d_beta = _errors(_normal(shape, 0) + mean, 1)
+    assert max(y, dx) < 2e-7
+    assert max(d_gamma, d_beta) < 5e-7  # plain sums
 
 
 def test_parameter_gradients_from_one_sample_to_the_next():
     """Plain sums of terms of either sign, which may cancel by chance: off by more than usual in a few of 30 draws."""
     errors = [_errors(_normal((32, 28, 28, 6), seed) + 1e4, seed + 50)[2:] for seed in range(30)]
     assert np.max(errors) < 5e-7
-    assert np.median(errors, axis=0).max() < 1.5e-7
+    assert np.median(errors, axis=0).max() < 2e-7
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
