@@ -25,7 +25,7 @@ def collectives(program: Compiled) -> Counter[str]:
 
 
 def opcodes(program: Compiled, at_least: int = 0) -> set[str]:
-    """Of every operation, inside of kernels too, whose result has so many elements."""
+    """The opcodes of all operations, those in kernels included, with at least this many elements in their result."""
     operations = _OPERATION.findall(_text(program))
     return {opcode for shapes, opcode in operations if max(_sizes(shapes), default=0) >= at_least}
 

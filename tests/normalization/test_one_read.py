@@ -85,7 +85,7 @@ def test_any_guess_at_any_scale(guess, scale):
 
 @pytest.mark.parametrize("shape", [SHAPE, (128, 84), (64, 12, 12, 20)], ids=str)
 def test_both_sides_of_the_threshold(measured_again, shape):
-    """Guesses that are off by so many of the channel's own deviations."""
+    """Guesses that are off by a given number of the channel's deviations."""
     axes = tuple(range(len(shape) - 1))
     _, gamma, beta = (jnp.asarray(a, jnp.float32) for a in _draw(1, shape))
     delta = random_like(jnp.zeros(shape, jnp.float32), 4)
