@@ -9,6 +9,7 @@ import json
 import re
 from pathlib import Path
 
+import jax
 import pytest
 
 markdown_it = pytest.importorskip("markdown_it", reason="the parser of the pages is in the extra `test`")
@@ -27,6 +28,8 @@ FENCE = re.compile(r"^ *```math\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
 INLINE = re.compile(r"\$`([^`]+)`\$")
 DOLLARS = re.compile(r"\$\$(.+?)\$\$|\$([^$]+)\$", re.DOTALL)
 CODE = re.compile(r"^ *```.*?^ *```$|(`+)(?!`).+?(?<!`)\1(?!`)", re.DOTALL | re.MULTILINE)
+PYTHON = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+ON_PAPER = re.compile(r"On paper only:([^.]*)\.")
 LABEL = re.compile(r"\\tag\{([A-Z]\d+)\}")
 
 
@@ -184,6 +187,21 @@ def test_every_label_is_defined_once():
     labels = [label for room in ROOMS for label in LABEL.findall((room / "derivation.md").read_text())]
     assert len(labels) > 75
     assert sorted(labels) == sorted(set(labels))
+
+
+@pytest.mark.parametrize("room", ROOMS, ids=name)
+def test_a_label_stands_beside_its_line_or_the_page_says_that_it_does_not(room):
+    page = (room / "derivation.md").read_text()
+    lines = "\n".join([*(path.read_text() for path in room.glob("*.py")), *PYTHON.findall(page)])
+    listed = {label for sentence in ON_PAPER.findall(page) for label in re.findall(r"[A-Z]\d+", sentence)}
+    assert {label for label in LABEL.findall(page) if not re.search(rf"(?<![–\w]){label}(?![–\d])", lines)} == listed
+
+
+@pytest.mark.parametrize("path", [path for path in PAGES if path.name in ("derivation.md", "faq.md")], ids=name)
+def test_the_code_of_a_page_runs(path):
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):  # as JAX comes
+        for code in PYTHON.findall(path.read_text()):
+            exec(compile(code, name(path), "exec"), {})
 
 
 def test_a_label_in_the_code_is_one_of_a_page():
