@@ -204,6 +204,16 @@ def test_the_code_of_a_page_runs(path):
             exec(compile(code, name(path), "exec"), {})
 
 
+def test_the_summaries_have_the_same_formulas_under_labels_of_the_derivations():
+    korean, chinese = (
+        FENCE.findall((ROOT / "docs" / f"summary.{language}.md").read_text()) for language in ("ko", "zh")
+    )
+    assert korean == chinese
+    labels = [label for formula in korean for label in LABEL.findall(formula)]
+    assert len(labels) == len(korean) == len(set(labels))
+    assert set(labels) <= {label for room in ROOMS for label in LABEL.findall((room / "derivation.md").read_text())}
+
+
 def test_a_label_in_the_code_is_one_of_a_page():
     labels = {label for room in ROOMS for label in LABEL.findall((room / "derivation.md").read_text())}
     sources = [*(ROOT / "bnderiv").rglob("*.py"), *NOTEBOOKS, *PAGES]
