@@ -38,6 +38,35 @@ WRONG = {
         ),
         ("3.2", "dx_of_the_sum = np.ones_like(images)", "Put ones into your line"),
     ],
+    "layers": [
+        ("1.1", "d_logits = np.eye(4)[label] - s", "the sign: y − s"),
+        ("1.1", "d_logits = -np.eye(4)[label] / s", "the Jacobian of softmax is missing"),
+        ("1.1", "d_logits = (s - np.eye(4)[label]) / 5", "divided by N = 5"),
+        ("2.1", "d_kernel, d_bias = a.T @ delta / 5, delta.sum(0)", "a mean where a sum belongs: divided by N = 5"),
+        ("2.1", "d_kernel, d_bias = delta.T @ a, delta.sum(0)", "a transpose"),
+        ("2.2", "dx = delta @ W", "a missing transpose: δ W in place of δ Wᵀ"),
+        ("3.1", "dx = delta * (1 - a)", "a missing square"),
+        (
+            "4.1",
+            "dx = np.zeros((4, 5))\nfor place, cells in windows(dx):\n    cells[:] = delta[place] / 4",
+            "assigned where windows overlap",
+        ),
+        (
+            "4.1",
+            "dx = np.zeros((4, 5))\nfor place, cells in windows(dx):\n    cells += delta[place]",
+            "a missing divisor",
+        ),
+        (
+            "4.2",
+            "dx = np.zeros((4, 5))\n"
+            "for (place, cells), (_, values) in zip(windows(dx), windows(image)):\n"
+            "    cells += delta[place] * (values == values.max())",
+            "a tie: each of the cells that tie is given all of δ",
+        ),
+        ("5.1", "d_bias, d_kernel = delta.sum(), correlate(image, delta[::-1, ::-1])", "d_kernel"),
+        ("5.1", "d_bias, d_kernel = delta.sum(), correlate(image, delta)[::-1, ::-1]", "a flipped kernel: ∂J/∂w"),
+        ("5.2", "dx = correlate(np.pad(delta, ((2, 2), (1, 1))), kernel)", "a flipped kernel"),
+    ],
 }
 
 
