@@ -141,7 +141,9 @@ def _batch_norm(relu, axis, axis_name, index_groups, x, where, gamma, beta, assu
     gamma, beta, eps = lay(gamma), lay(beta), Epsilon(eps, root)
     n = groups.count(x, where)
     if assumed_mean is not None:
-        assumed_mean = jnp.where(n > 0, lay(assumed_mean), 0)
+        assumed_mean = lay(assumed_mean)
+        if where is not None:  # the mean of nothing is 0, whatever is assumed
+            assumed_mean = jnp.where(n > 0, assumed_mean, 0)
     least_one = n if where is None else jnp.maximum(n, 1)
     moments = statistics(groups, x, where, least_one, eps, assumed_mean)
     if axis_name is not None and axis_name != ():
@@ -161,9 +163,10 @@ def _batch_stats(n: jax.Array, moments: Moments) -> BatchStats:
     (shift, scale), mean, var = moments
     # Twice 1/s, which is exact: s² may underflow, and 1/s² overflow where the variance does not.
     back = 1 / scale
-    n = lax.stop_gradient(n)
     # One number under `shard_map`; elsewhere placed where the variance is, which an eager program would not know.
-    count = jnp.broadcast_to(n, var.shape) if _checks.varying_axes(var) else jnp.where(var == var, n, n)
+    count = jnp.broadcast_to(n, var.shape)
+    if not _checks.varying_axes(var):
+        count = lax.select(var == var, count, count)
     return jax.tree.map(jnp.ravel, BatchStats(shift + mean * back, var * back * back, count))
 
 

@@ -32,9 +32,9 @@ class Moments(NamedTuple):
 @platform_layout
 def statistics(groups, x, where, n, eps, assumed_mean):
     def mean_and_var(unit):
-        # XLA would share identical terms of two sums, and materialize them: hence the factors 1/2 and 1/4.
-        mean = groups.total(masked(where, unit.of(x, 1 / 2))) / (n / 2)  # (N1)
-        square = groups.total(masked(where, unit.of(x, 1 / 4)) ** 2) / (n / 16)
+        mean = groups.total(masked(where, unit.of(x))) / n  # (N1)
+        # Of u half, as identical terms of two sums would be shared by XLA, and materialized.
+        square = groups.total(masked(where, unit.of(x, 1 / 2)) ** 2) / (n / 4)
         return mean, above_noise(square - mean**2, mean**2)  # (N2)
 
     return Moments(*measured(groups, x, where, eps, assumed_mean, mean_and_var))

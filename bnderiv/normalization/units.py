@@ -108,7 +108,9 @@ def measured(
         return measure(unit, reads, (unit.shift != old.shift) | (unit.scale != old.scale))
 
     first = measure(Unit(shift, one), 0, True)
-    *_, (unit, mean, var) = lax.while_loop(lambda state: state[0], measure_again, first)
+    *_, (unit, mean, var) = lax.cond(
+        first[0], lambda: lax.while_loop(lambda state: state[0], measure_again, first), lambda: first
+    )
     return *about_the_mean(unit, mean), var
 
 
