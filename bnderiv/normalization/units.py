@@ -95,22 +95,22 @@ def measured(
     plausible = jnp.abs(shift) < float(jnp.finfo(shift.dtype).max) ** 0.75
     _, shift, one = same_varying(x, lax.select(plausible, shift, jnp.zeros_like(shift)), jnp.ones_like(shift))
 
-    def measure(unit: Unit, reads: int | jax.Array, changed: Any) -> Any:
+    def measure(unit: Unit, changed: Any) -> Any:
         mean, var = mean_and_var(unit)
-        near, fits = _is_near(unit, mean, var, eps), _fits(unit, var, eps)
-        again = jnp.any(changed & ~(near & fits)) & (reads < MOST_READS)
-        return again, reads + 1, near, fits, (unit, mean, var)
+        good = _is_near(unit, mean, var, eps) & _fits(unit, var, eps)
+        return jnp.any(changed & ~good), good, (unit, mean, var)
 
     def measure_again(state: Any) -> Any:
-        _, reads, near, fits, last = state
-        old, new = last[0], _better(*last, eps)
-        unit = Unit(lax.select(near, old.shift, new.shift), lax.select(fits, old.scale, new.scale))
-        return measure(unit, reads, (unit.shift != old.shift) | (unit.scale != old.scale))
+        reads, _, good, last = state
+        better = _better(*last, eps)
+        unit = Unit(*(lax.select(good, old, new) for old, new in zip(last[0], better, strict=True)))
+        return reads + 1, *measure(unit, (unit.shift != last[0].shift) | (unit.scale != last[0].scale))
 
-    first = measure(Unit(shift, one), 0, True)
-    *_, (unit, mean, var) = lax.cond(
-        first[0], lambda: lax.while_loop(lambda state: state[0], measure_again, first), lambda: first
-    )
+    def until_good() -> Any:
+        return lax.while_loop(lambda state: state[1] & (state[0] < MOST_READS), measure_again, (1, *first))[-1]
+
+    first = measure(Unit(shift, one), True)
+    unit, mean, var = lax.cond(first[0], until_good, lambda: first[-1])
     return *about_the_mean(unit, mean), var
 
 
@@ -189,7 +189,7 @@ def about_the_mean(unit: Unit, mean: jax.Array) -> tuple[Unit, jax.Array]:
 
     Where all x are equal, K' is that x. What is left of m then is below its rounding: it is zero.
     """
-    shift = unit.shift + mean / unit.scale
+    shift = unit.shift + mean * (1 / unit.scale)
     left = mean + (unit.shift - shift) * unit.scale
     noise = NOISE * jnp.finfo(mean.dtype).eps * jnp.abs(mean)
     return Unit(shift, unit.scale), lax.select(jnp.abs(left) <= noise, jnp.zeros_like(left), left)
