@@ -70,6 +70,7 @@ def _loop(shape, x, kernel):
     ("way", "layout"),
     [
         pytest.param(direct, NHWC, id="direct-nhwc"),
+        pytest.param(direct, CHWN, id="direct-chwn"),
         pytest.param(banded, NHWC, id="banded-nhwc"),
         pytest.param(banded, CHWN, id="banded-chwn"),
         pytest.param(shifted, CHWN, id="shifted-chwn"),
