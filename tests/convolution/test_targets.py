@@ -135,6 +135,7 @@ def test_half_precision_of_few_channels_is_summed_in_float32(dtype, batch_last):
     """Where the spacing of numbers is 2, a sum of ones would stop."""
     large, count = 2 / float(jnp.finfo(dtype).eps), 25
     x = jnp.ones((1, 5, 5, 1), dtype).at[0, 0, 0, 0].set(large)
-    x, options = (x.transpose(3, 1, 2, 0), BATCH_LAST) if batch_last else (x, {})
+    options: dict[str, Any] = BATCH_LAST if batch_last else {}
+    x = x.transpose(3, 1, 2, 0) if batch_last else x
     z = bnderiv.conv2d(x, jnp.ones((5, 5, 1, 1), dtype), **options)
     assert float(z.ravel()[0]) == float(jnp.asarray(large + count - 1, dtype))
