@@ -34,8 +34,8 @@ def conv2d(
 
     The algorithm depends on the shapes and the platform (`correlations.py`). On a CPU, NaN and infinity may reach
     all rows or all columns of their example. Half precision is accumulated in float32: on a CPU explicitly, and rounded
-    once. On a GPU or TPU the convolution and its gradients are in x's own half precision, so that matrix units take
-    them; the hardware accumulates, in float32 unless it is told otherwise, and the bias is added to the rounded sum.
+    once. On a GPU or TPU the convolution and its gradients keep half precision, so that matrix units take them; the
+    hardware accumulates, in float32 by default, and the bias is added to the rounded sum.
 
     Args:
       x: input of rank 4 and floating dtype, channels last (N, H, W, C_in) unless the axes say otherwise.
@@ -112,10 +112,10 @@ def _result(geometry, x, kernel, bias):
 def _conv2d(geometry, x, kernel, bias):
     dtype = jnp.result_type(*(a for a in (x, kernel, bias) if a is not None))
 
-    def form(correlations, wide):
-        z = correlations.correlation(geometry, x.astype(wide), kernel.astype(wide))
+    def form(correlations, precision):
+        z = correlations.correlation(geometry, x.astype(precision), kernel.astype(precision))
         if bias is not None:
-            z = z + _checks.along(bias, geometry.layout[1], 4).astype(wide)
+            z = z + _checks.along(bias, geometry.layout[1], 4).astype(precision)
         return z.astype(dtype)
 
     return with_fastest(form, geometry, x.shape, kernel.shape, dtype)
@@ -130,9 +130,9 @@ def _conv2d_bwd(geometry, residuals, delta):
     x, kernel, like_bias = residuals
     batch, _, rows, columns = geometry.layout
 
-    def form(correlations, wide):
-        dx = correlations.input_gradient(geometry, x.shape, kernel.astype(wide), delta.astype(wide))
-        dkernel = correlations.kernel_gradient(geometry, kernel.shape, x.astype(wide), delta.astype(wide))
+    def form(correlations, precision):
+        dx = correlations.input_gradient(geometry, x.shape, kernel.astype(precision), delta.astype(precision))
+        dkernel = correlations.kernel_gradient(geometry, kernel.shape, x.astype(precision), delta.astype(precision))
         return dx.astype(x.dtype), dkernel.astype(kernel.dtype)
 
     dx, dkernel = with_fastest(form, geometry, x.shape, kernel.shape, delta.dtype)

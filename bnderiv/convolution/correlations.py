@@ -34,7 +34,6 @@ _SHIFTED_UP_TO = 32
 # Size of the banded axis above which the band, built one output after the other, takes seconds to compile.
 _LONGEST_BAND = 64
 
-
 Shape = tuple[int, ...]
 
 
@@ -51,15 +50,15 @@ _BANDED = Correlations(banded.correlation, banded.input_gradient, banded.kernel_
 
 
 def with_fastest(
-    f: Callable[[Correlations, Any], Any], geometry: Any, x_shape: Shape, kernel_shape: Shape, dtype: Any
+    form: Callable[[Correlations, Any], Any], geometry: Any, x_shape: Shape, kernel_shape: Shape, dtype: Any
 ) -> Any:
-    """`f(correlations, dtype to compute in)`, of what is expected to be the fastest on the target of the program."""
+    """`form(correlations, dtype to compute in)`, of what is expected to be the fastest on the target of a program."""
     wide = accumulator(dtype)
     on_cpu = fastest_on_cpu(geometry, x_shape, kernel_shape), wide
     elsewhere = _DIRECT, jnp.dtype(dtype) if jnp.dtype(dtype).itemsize == 2 else wide
     if on_cpu == elsewhere:
-        return f(*on_cpu)
-    return by_target(cpu=lambda: f(*on_cpu), default=lambda: f(*elsewhere))
+        return form(*on_cpu)
+    return by_target(cpu=lambda: form(*on_cpu), default=lambda: form(*elsewhere))
 
 
 def fastest_on_cpu(geometry: Any, x_shape: Shape, kernel_shape: Shape) -> Correlations:
