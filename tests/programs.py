@@ -1,6 +1,6 @@
 """What a compiled program is made of, read from its text: operations, kernels, messages between devices.
 
-Of a conditional the branches are left out: batch norm has one that it takes where the data are unusual.
+What runs only where the data are unusual is left out: batch norm has a loop for them.
 """
 
 import math
@@ -11,11 +11,12 @@ from functools import lru_cache
 
 from jax.stages import Compiled
 
+from experiments._programs import usual_path
+
 # An asynchronous one is a pair, -start and -done, and counts once.
 _MESSAGE = re.compile(r" (all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all)(?:-start)?\(")
 _OPERATION = re.compile(r" = (\(.*?\)|\S+) ([a-z][\w-]*)\(")
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "f64": 8}
-_BRANCHES = re.compile(r"(branch_computations|true_computation|false_computation)=(\{[^}]*\}|%[\w.-]+)")
 _FREE = ("parameter", "constant", "bitcast", "tuple", "get-tuple-element")
 
 
@@ -46,7 +47,7 @@ def traffic(program: Compiled) -> int:
         if name and found:
             shapes = re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", found[1])
             size[name[1]] = sum(_BYTES[dtype] * _elements(shape) for dtype, shape in shapes)
-            if found[2] not in (*_FREE, "conditional"):
+            if found[2] not in (*_FREE, "conditional", "while"):
                 operands = set(re.findall(r"%[\w.-]+", line[found.end() :].split("), ")[0]))
                 moved += size[name[1]] + sum(size.get(operand, 0) for operand in operands)
     return moved
@@ -76,13 +77,4 @@ def _entry(program: Compiled) -> list[str]:
 def _text(program: Compiled) -> str:
     whole = program.as_text()
     assert whole is not None
-    parts = {m[2]: m[0] for m in re.finditer(r"^(ENTRY )?(%[\w.-]+) .*?^}", whole, re.DOTALL | re.MULTILINE)}
-    (entry,) = (name for name, part in parts.items() if part.startswith("ENTRY"))
-    reached, left = set(), [entry]
-    while left:
-        name = left.pop()
-        if name not in reached:
-            reached.add(name)
-            called = re.findall(r"%[\w.-]+", _BRANCHES.sub("", parts[name]))
-            left += [other for other in called if other in parts]
-    return "\n\n" + "\n\n".join(part for name, part in parts.items() if name in reached)
+    return usual_path(whole)

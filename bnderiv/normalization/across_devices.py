@@ -10,7 +10,7 @@ from jax import lax
 
 from bnderiv._checks import same_varying
 from bnderiv.normalization.normalize import Moments
-from bnderiv.normalization.units import Unit, about_the_mean, constants_apart, scale_for
+from bnderiv.normalization.units import Unit, about_the_mean, above_noise, scale_for
 
 AxisName = Any  # a hashable name, or a tuple of them
 Groups = Sequence[Sequence[int]]
@@ -49,7 +49,12 @@ def merge(
     mean = (shift * common - center * common) + mean * ratio
     merged = average(mean)
     var = average(var * ratio * ratio + (mean - merged) ** 2)  # (N26)
-    unit, mean, var = constants_apart(*about_the_mean(Unit(center, common), merged, var), finest)
+    unit, left = about_the_mean(Unit(center, common), lax.stop_gradient(merged))
+    left = merged + lax.stop_gradient(left - merged)  # the derivative is that of a mean
+    var = above_noise(var, merged**2)
+    # Where nothing deviates any unit will do, so one in which ε s² does not underflow.
+    scale = lax.select(var > 0, unit.scale, finest)
+    unit, mean = Unit(unit.shift, scale), left * (scale / unit.scale)
     return jax.tree.map(lambda a: a.reshape(n.shape), (total, Moments(unit, mean, var)))
 
 

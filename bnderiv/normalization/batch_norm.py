@@ -141,10 +141,7 @@ def _batch_norm(relu, axis, axis_name, index_groups, x, where, gamma, beta, assu
     gamma, beta, eps = lay(gamma), lay(beta), Epsilon(eps, root)
     n = groups.count(x, where)
     if assumed_mean is not None:
-        assumed_mean = lax.stop_gradient(lay(assumed_mean))
-        # A sum over a mean larger than this might overflow, and have no derivative; there is none of a NaN.
-        most = float(jnp.finfo(assumed_mean.dtype).max) ** 0.75
-        assumed_mean = jnp.where((jnp.abs(assumed_mean) < most) & (n > 0), assumed_mean, 0)
+        assumed_mean = jnp.where(n > 0, lay(assumed_mean), 0)
     least_one = n if where is None else jnp.maximum(n, 1)
     moments = statistics(groups, x, where, least_one, eps, assumed_mean)
     if axis_name is not None and axis_name != ():

@@ -14,7 +14,7 @@ from jax import lax
 from bnderiv._cpu import platform_layout
 from bnderiv._rule import closed_form
 from bnderiv.activation.relu import rectify
-from bnderiv.normalization.units import Epsilon, masked, measured
+from bnderiv.normalization.units import Epsilon, above_noise, masked, measured
 
 
 class Moments(NamedTuple):
@@ -35,13 +35,13 @@ def statistics(groups, x, where, n, eps, assumed_mean):
         # XLA would share identical terms of two sums, and materialize them: hence the factors 1/2 and 1/4.
         mean = groups.total(masked(where, unit.of(x, 1 / 2))) / (n / 2)  # (N1)
         square = groups.total(masked(where, unit.of(x, 1 / 4)) ** 2) / (n / 16)
-        return mean, jnp.maximum(square - mean**2, 0)  # (N2)
+        return mean, above_noise(square - mean**2, mean**2)  # (N2)
 
-    return Moments(*measured(groups, x, where, n, eps, assumed_mean, mean_and_var))
+    return Moments(*measured(groups, x, where, eps, assumed_mean, mean_and_var))
 
 
 def _statistics_fwd(groups, x, where, n, eps, assumed_mean):
-    moments = statistics.body(groups, x, where, n, eps, assumed_mean)
+    moments = statistics(groups, x, where, n, eps, assumed_mean)  # a rule for second derivatives, too
     return moments, (x, where, n, moments.unit, moments.mean)
 
 

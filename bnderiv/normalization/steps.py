@@ -184,7 +184,7 @@ def centering_jacobian(n: int) -> jax.Array:
       [[0.5, -0.5], [-0.5, 0.5]]
     """
     n = _checks.integer("n", n, at_least=1)
-    return jnp.eye(n) - 1 / n  # (N15)
+    return jnp.eye(n) - 1 / n  # (N15); the 1/n is (N14)
 
 
 def variance_jacobian(h: Any) -> jax.Array:
@@ -260,8 +260,8 @@ class BatchNormGraph(NamedTuple):
     c: Annotated[jax.Array, "c = x − μ", "as x", "node 2", "centered input"]
     q: Annotated[jax.Array, "q = c²", "as x", "node 3", "squares"]
     var: Annotated[jax.Array, "σ² = 1/M Σ q", "(C,)", "node 4", "biased variance"]
-    std: Annotated[jax.Array, "g = √(σ²+ε)", "(C,)", "node 5", "deviation"]
-    inv_std: Annotated[jax.Array, "r = 1/g", "(C,)", "node 6", "inverse deviation"]
+    std: Annotated[jax.Array, "ρ = √(σ²+ε)", "(C,)", "node 5", "deviation"]
+    inv_std: Annotated[jax.Array, "r = 1/ρ", "(C,)", "node 6", "inverse deviation"]
     x_hat: Annotated[jax.Array, "x̂ = c r", "as x", "node 7", "normalized input"]
     scaled: Annotated[jax.Array, "γ x̂", "as x", "node 8", "scaled"]
     y: Annotated[jax.Array, "y = γ x̂ + β", "as x", "node 9", "output"]
@@ -271,8 +271,8 @@ class BatchNormGraph(NamedTuple):
     d_x_hat: Annotated[jax.Array, "x̂̄ = γ δ", "as x", "node 8", "gradient by the normalized input"]
     d_inv_std: Annotated[jax.Array, "r̄ = Σ c x̂̄", "(C,)", "node 7", "gradient by the inverse deviation"]
     d_c_through_x_hat: Annotated[jax.Array, "r x̂̄", "as x", "node 7", "first path to c"]
-    d_std: Annotated[jax.Array, "ḡ = −r̄/g²", "(C,)", "node 6", "gradient by the deviation"]
-    d_var: Annotated[jax.Array, "σ̄² = ḡ/(2g)", "(C,)", "node 5", "gradient by the variance"]
+    d_std: Annotated[jax.Array, "ρ̄ = −r̄/ρ²", "(C,)", "node 6", "gradient by the deviation"]
+    d_var: Annotated[jax.Array, "σ̄² = ρ̄/(2ρ)", "(C,)", "node 5", "gradient by the variance"]
     d_q: Annotated[jax.Array, "q̄ = σ̄²/M", "as x", "node 4", "gradient by the squares"]
     d_c_through_q: Annotated[jax.Array, "2 c q̄", "as x", "node 3", "second path to c"]
     d_c: Annotated[jax.Array, "c̄ = r x̂̄ + 2 c q̄", "as x", "node 3", "the two paths joined"]

@@ -72,9 +72,9 @@ class Windows(NamedTuple):
 
     @property
     def cells_of(self) -> np.ndarray:
-        """Row t, column p: which of its cells window t of those that may cover p has in p; −1: none (P6).
+        """Row b, column p: which of its cells window b of those that may cover p has in p; −1: none (P6).
 
-        Window t is the t-last of the windows that start at or before p, or `one_by_one` the t-th of all.
+        Window b is the one b back from the last that starts at or before p, or `one_by_one` the b-th of all.
         """
         place = np.arange(self.size) + self.before
         terms = np.arange(min(self.count, -(-self.reach // self.stride)))[:, None]

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # a script's own folder is a
 
 import bnderiv
 from bnderiv.models import lenet5
-from experiments import _command, _report
+from experiments import _command, _programs, _report
 from experiments.distributed import training
 
 HERE = Path(__file__).parent
@@ -122,9 +122,10 @@ def compiled_batch_norm(devices: Sequence[Any], channels: int, *, named: bool, b
 
 
 def text(lowered: jax.stages.Lowered) -> str:
+    """The compiled program, without what a batch norm sends only where it has to measure again."""
     program = lowered.compile().as_text()
     assert program is not None
-    return program
+    return _programs.usual_path(program)
 
 
 def step_counts(devices: Sequence[Any], group: int) -> dict[str, Any]:
