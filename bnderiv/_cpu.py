@@ -1,4 +1,4 @@
-"""What is done for a CPU alone, and how a program is known to be one for a CPU."""
+"""What is done for a CPU alone."""
 
 from collections.abc import Callable
 from functools import partial, wraps
@@ -7,14 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from bnderiv._numbers import accumulator
-
-
-def on_cpu() -> bool:
-    """Whether the default backend is the CPU. Only speed may hang on it: programs can be placed elsewhere."""
-    return jax.default_backend() == "cpu"
+from bnderiv._target import by_target
 
 
 def on_one_device() -> bool:
@@ -56,7 +51,7 @@ def platform_layout(body: Callable[..., Any]) -> Callable[..., Any]:
             rows = _Rows(groups.both[:-1], *jax.tree.leaves(arrays)[0].shape[-2:])
             return jax.tree.map(rows.back, body(rows, *static, *jax.tree.map(rows.view, arrays)))
 
-        return lax.platform_dependent(*arrays, cpu=in_rows, default=partial(body, groups, *static))
+        return by_target(*arrays, cpu=in_rows, default=partial(body, groups, *static))
 
     return call
 

@@ -18,7 +18,6 @@ from jax import lax
 from bnderiv import _cpu
 from bnderiv._checks import pad
 from bnderiv._cpu import quotient
-from bnderiv._numbers import accumulator
 from bnderiv.convolution._lines import lines
 
 
@@ -117,9 +116,8 @@ def _product(of_a, a, of_b, b, of_result):
     if of_result[0] in of_b:
         of_a, a, of_b, b = of_b, b, of_a, a
     sizes = dict(zip(of_a + of_b, a.shape + b.shape, strict=True))
-    wide = accumulator(b.dtype)  # XLA:CPU lacks some products of narrower matrices; the others are not faster
-    a, summed_in_a = _matrix(of_a, a.astype(wide), of_result)
-    b, summed_in_b = _matrix(of_b, b.astype(wide), of_result)
+    a, summed_in_a = _matrix(of_a, a, of_result)
+    b, summed_in_b = _matrix(of_b, b, of_result)
     result = lax.dot_general(a, b, ((summed_in_a, summed_in_b), ((), ())))
     return result.reshape([sizes[c] for c in of_result])
 

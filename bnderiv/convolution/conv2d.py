@@ -11,7 +11,7 @@ from bnderiv import _checks
 from bnderiv._checks import Padding, Pair
 from bnderiv._numbers import accumulator
 from bnderiv._rule import closed_form
-from bnderiv.convolution.correlations import fastest
+from bnderiv.convolution.correlations import with_fastest
 
 
 def conv2d(
@@ -30,10 +30,12 @@ def conv2d(
 
     Here s is the stride, d the dilation and t the padding at the top and left. It is the cross-correlation: the kernel
     is not flipped. The gradient (derivation.md): ∂J/∂w correlates the input with δ (C7), ∂J/∂b is Σδ (C8), and ∂J/∂a
-    is a full correlation of δ with the flipped kernel (C9, C11). Half precision is accumulated in float32.
+    is a full correlation of δ with the flipped kernel (C9, C11).
 
     The algorithm depends on the shapes and the platform (`correlations.py`). On a CPU, NaN and infinity may reach
-    all rows or all columns of their example.
+    all rows or all columns of their example. Half precision is accumulated in float32: on a CPU explicitly, and rounded
+    once. On a GPU or TPU the convolution and its gradients keep half precision, so that matrix units take them; the
+    hardware accumulates, in float32 by default, and the bias is added to the rounded sum.
 
     Args:
       x: input of rank 4 and floating dtype, channels last (N, H, W, C_in) unless the axes say otherwise.
@@ -109,10 +111,14 @@ def _result(geometry, x, kernel, bias):
 @closed_form(static=1, result=_result)
 def _conv2d(geometry, x, kernel, bias):
     dtype = jnp.result_type(*(a for a in (x, kernel, bias) if a is not None))
-    z = fastest(geometry, x.shape, kernel.shape).correlation(geometry, x.astype(dtype), kernel.astype(dtype))
-    if bias is not None:
-        z = z + _checks.along(bias, geometry.layout[1], 4).astype(z.dtype)
-    return z.astype(dtype)
+
+    def form(correlations, precision):
+        z = correlations.correlation(geometry, x.astype(precision), kernel.astype(precision))
+        if bias is not None:
+            z = z + _checks.along(bias, geometry.layout[1], 4).astype(precision)
+        return z.astype(dtype)
+
+    return with_fastest(form, geometry, x.shape, kernel.shape, dtype)
 
 
 def _conv2d_fwd(geometry, x, kernel, bias):
@@ -123,13 +129,17 @@ def _conv2d_fwd(geometry, x, kernel, bias):
 def _conv2d_bwd(geometry, residuals, delta):
     x, kernel, like_bias = residuals
     batch, _, rows, columns = geometry.layout
-    correlations = fastest(geometry, x.shape, kernel.shape)
-    dx = correlations.input_gradient(geometry, x.shape, kernel.astype(delta.dtype), delta)
-    dkernel = correlations.kernel_gradient(geometry, kernel.shape, x.astype(delta.dtype), delta)
+
+    def form(correlations, precision):
+        dx = correlations.input_gradient(geometry, x.shape, kernel.astype(precision), delta.astype(precision))
+        dkernel = correlations.kernel_gradient(geometry, kernel.shape, x.astype(precision), delta.astype(precision))
+        return dx.astype(x.dtype), dkernel.astype(kernel.dtype)
+
+    dx, dkernel = with_fastest(form, geometry, x.shape, kernel.shape, delta.dtype)
     dbias = None
     if like_bias is not None:
         dbias = delta.sum((batch, rows, columns), dtype=accumulator(delta.dtype)).astype(like_bias.dtype)  # (C8)
-    return dx.astype(x.dtype), dkernel.astype(kernel.dtype), dbias
+    return dx, dkernel, dbias
 
 
 _conv2d.defvjp(_conv2d_fwd, _conv2d_bwd)

@@ -1,7 +1,11 @@
-"""Which algorithm computes the three correlations: the choice, and the cost model behind it.
+"""Which algorithm computes the three correlations, and in which dtype: the choice, and the cost model behind it.
 
-This file alone knows the platform. `direct` is the backend's own convolution, the fast way everywhere but on a CPU.
-`banded` and `shifted` are for CPUs only. Results differ by rounding, and in how far NaN and infinity reach (`banded`).
+This file alone knows the platform. `direct` is XLA's own convolution, the fast way everywhere but on a CPU. `banded`
+and `shifted` are for CPUs only. Results differ by rounding, and in how far NaN and infinity reach (`banded`).
+
+Accelerators convolve half precision as it is: their matrix units take bfloat16 and float16, and accumulate in float32.
+Asked for a float32 result, XLA:GPU converts the operands and convolves in float32, which doubles the traffic of a block
+of a ResNet. XLA:CPU converts anyway, so there the operands are converted first, and the result is rounded once.
 
 The cost model: the CPU's convolution of few channels runs at about 1.6 GFLOP/s for each output channel, and matrix
 products at 260 (two cores). A banded matrix has size/k times the weights of its kernel, for an input of this size and a
@@ -14,9 +18,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from bnderiv._checks import longer
-from bnderiv._cpu import on_cpu
+from bnderiv._numbers import accumulator
+from bnderiv._target import by_target
 from bnderiv.convolution import banded, direct, shifted
 
 # size/k · C_out from which the backend's convolution is faster: 160 by the cost model, less what stacking costs.
@@ -27,6 +33,8 @@ _SHIFTED_UP_TO = 32
 
 # Size of the banded axis above which the band, built one output after the other, takes seconds to compile.
 _LONGEST_BAND = 64
+
+Shape = tuple[int, ...]
 
 
 class Correlations(NamedTuple):
@@ -41,10 +49,22 @@ _DIRECT = Correlations(direct.correlation, direct.input_gradient, direct.kernel_
 _BANDED = Correlations(banded.correlation, banded.input_gradient, banded.kernel_gradient)
 
 
-def fastest(geometry: Any, x_shape: tuple[int, ...], kernel_shape: tuple[int, ...]) -> Correlations:
-    """The three correlations, each by the algorithm expected to be the fastest on the default backend."""
+def with_fastest(
+    form: Callable[[Correlations, Any], Any], geometry: Any, x_shape: Shape, kernel_shape: Shape, dtype: Any
+) -> Any:
+    """`form(correlations, dtype to compute in)`, of what is expected to be the fastest on the target of a program."""
+    wide = accumulator(dtype)
+    on_cpu = fastest_on_cpu(geometry, x_shape, kernel_shape), wide
+    elsewhere = _DIRECT, jnp.dtype(dtype) if jnp.dtype(dtype).itemsize == 2 else wide
+    if on_cpu == elsewhere:
+        return form(*on_cpu)
+    return by_target(cpu=lambda: form(*on_cpu), default=lambda: form(*elsewhere))
+
+
+def fastest_on_cpu(geometry: Any, x_shape: Shape, kernel_shape: Shape) -> Correlations:
+    """The three correlations, each by the algorithm expected to be the fastest on a CPU."""
     layout = banded.LAYOUTS.get(geometry.layout)
-    if not on_cpu() or geometry.groups > 1 or layout is None:
+    if geometry.groups > 1 or layout is None:
         return _DIRECT
     kh, kw, c_in, c_out = kernel_shape
     axis, _ = layout.spatial

@@ -6,8 +6,6 @@ that are multiplied and in the index that is left.
 
 from jax import lax
 
-from bnderiv._numbers import accumulator
-
 _HWIO = (3, 2, 0, 1)  # the axes of (out, in, rows, columns) in a kernel (kh, kw, C_in/groups, C_out), as lax wants them
 
 
@@ -21,7 +19,6 @@ def correlation(geometry, x, kernel):
         rhs_dilation=geometry.dilation,
         dimension_numbers=lax.ConvDimensionNumbers(geometry.layout, _HWIO, geometry.layout),
         feature_group_count=geometry.groups,
-        preferred_element_type=accumulator(x.dtype),
     )
 
 
@@ -46,7 +43,6 @@ def input_gradient(geometry, x_shape, kernel, delta):
         rhs_dilation=geometry.dilation,
         dimension_numbers=lax.ConvDimensionNumbers(geometry.layout, _HWIO, geometry.layout),
         feature_group_count=g,
-        preferred_element_type=accumulator(delta.dtype),
     )
 
 
@@ -69,7 +65,6 @@ def kernel_gradient(geometry, kernel_shape, x, delta):
         rhs_dilation=geometry.strides,
         dimension_numbers=lax.ConvDimensionNumbers(x_spec, delta_spec, kernel_spec),
         batch_group_count=geometry.groups,
-        preferred_element_type=accumulator(x.dtype),
     )
 
 

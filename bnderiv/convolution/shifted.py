@@ -4,15 +4,12 @@ For kernels of few weights on a CPU. XLA fuses the sum into one loop whose inner
 """
 
 from bnderiv._checks import along, pad
-from bnderiv._numbers import accumulator
 from bnderiv.convolution._lines import lines
 
 
 def correlation(geometry, x, kernel):
     """z_i = Σ_x w_x a_{s·i + d·x − t}  (C6), for one group and the layout (C, H, W, N)."""
-    wide = accumulator(x.dtype)
     kh, kw, c_in, _ = kernel.shape
-    x, kernel = x.astype(wide), kernel.astype(wide)
     x = pad(x, {1: geometry.padding[0], 2: geometry.padding[1]})
     z = None
     for i in range(kh):

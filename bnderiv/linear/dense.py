@@ -2,12 +2,12 @@
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from bnderiv import _checks
 from bnderiv._numbers import accumulator
 from bnderiv._rule import closed_form
+from bnderiv._target import by_target
 
 
 def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
@@ -73,7 +73,7 @@ def _matmul(a, b):
     if a.dtype == wide:
         return jnp.matmul(a, b)
     # XLA:CPU has no product of bfloat16 matrices with a float32 result, and fails on some programs that need one.
-    return lax.platform_dependent(
+    return by_target(
         a,
         b,
         cpu=lambda a, b: jnp.matmul(a.astype(wide), b.astype(wide)),

@@ -17,7 +17,6 @@ from typing import Any
 import jax
 
 from bnderiv import _checks
-from bnderiv._cpu import on_cpu
 from bnderiv.models import _blocks
 
 
@@ -140,9 +139,9 @@ def apply(
     pool = {"max": bn.max_pool, "avg": bn.avg_pool}[config.pool]
     activate = partial(_blocks.activate, params, config, train, axis_name)
 
-    # On a CPU the batch is last: six channels do not fill a vector register, the examples do. `bnderiv.reference` keeps
-    # the usual layout.
-    batch_last = on_cpu() and config.gradients != "autodiff"
+    # The batch is last: six channels do not fill a vector register of a CPU, the examples do. For a GPU and a TPU it is
+    # the same program, because there XLA chooses the layout. `bnderiv.reference` keeps the usual one.
+    batch_last = config.gradients != "autodiff"
     layout = {"channel_axis": 0, "batch_axis": 3} if batch_last else {"channel_axis": 3, "batch_axis": 0}
     x = x.transpose(3, 1, 2, 0) if batch_last else x
 

@@ -1,11 +1,10 @@
-"""The pools by XLA's own operations on windows, and the choice of a form by the target of a program.
+"""The pools by XLA's own operations on windows.
 
 Accelerators are fastest with these. On a TPU slices and broadcasts do not fuse: a 3×3 max pool made of them took 39
 times the cycles (v5e, 256×112×112×64, bfloat16). On a GPU a sum over windows is one kernel. On a CPU these operations
 are loops over the cells of each window, several times slower than the forms in `avg_pool.py` and `max_pool.py`.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,11 +18,6 @@ from bnderiv._numbers import accumulator
 from bnderiv.pooling._windows import Windows
 
 Both = tuple[Windows, ...]
-
-
-def by_target(*args: Any, default: Callable[..., Any], **forms: Callable[..., Any]) -> Any:
-    """`forms[platform](*args)` in a program for one of these platforms, `default(*args)` in any other."""
-    return lax.platform_dependent(*args, default=default, **forms)
 
 
 def can_take(both: Both, dtype: Any) -> bool:

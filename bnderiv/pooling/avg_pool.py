@@ -13,6 +13,7 @@ from bnderiv import _checks
 from bnderiv._cpu import quotient
 from bnderiv._numbers import accumulator
 from bnderiv._rule import closed_form
+from bnderiv._target import by_target
 from bnderiv.pooling import _xla
 from bnderiv.pooling._windows import (
     Windows,
@@ -82,7 +83,7 @@ def avg_pool(
 
 @closed_form(static=2, result=lambda both, count_include_pad, x: x)
 def _avg_pool(both, count_include_pad, x):
-    total = _xla.by_target(
+    total = by_target(
         x.astype(accumulator(x.dtype)),
         cpu=functools.partial(_sums, both),
         default=functools.partial(_xla.sums, both),
@@ -107,7 +108,7 @@ def _avg_pool_fwd(both, count_include_pad, x):
 def _avg_pool_bwd(both, count_include_pad, _, delta):
     wide = delta.astype(accumulator(delta.dtype))
     n = _divisor(both, count_include_pad, wide)
-    dx = _xla.by_target(
+    dx = by_target(
         wide,
         cpu=lambda delta: _hand_to_cells(both, n, delta),
         default=lambda delta: _xla.hand_to_cells(both, delta / n),

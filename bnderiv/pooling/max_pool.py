@@ -11,6 +11,7 @@ from jax import lax
 from bnderiv import _checks
 from bnderiv._numbers import accumulator
 from bnderiv._rule import closed_form
+from bnderiv._target import by_target
 from bnderiv.pooling import _xla
 from bnderiv.pooling._windows import Block, Windows, pad, spread, take, windows, with_margins
 
@@ -127,7 +128,7 @@ def _handed(both, winner, x, share):
     """What each of x's cells is handed by the windows it won."""
     if x is None:
         return hand_to_winners(both, winner, share)
-    return _xla.by_target(
+    return by_target(
         winner,
         x,
         share,
@@ -140,7 +141,7 @@ def _handed(both, winner, x, share):
 def _(both, primals, tangents):
     winner, x, _ = primals
     if x is not None:
-        winner = _xla.by_target(
+        winner = by_target(
             winner,
             lax.stop_gradient(x),
             tpu=lambda winner, x: first_maxima(both, x)[1],
@@ -155,7 +156,7 @@ def first_maxima(both, x, **forms):
     if 1 < len(rows) * len(columns) <= BLOCKS and min(b.cells for b in (*rows, *columns)) > 0:
         forms["cpu"] = functools.partial(_first_maxima_in_blocks, both)
     padded = functools.partial(_first_maxima_of_padded, both)
-    return _xla.by_target(x, default=padded, **forms) if forms else padded(x)
+    return by_target(x, default=padded, **forms) if forms else padded(x)
 
 
 def _first_maxima_in_blocks(both, x):

@@ -6,7 +6,6 @@
 The page on it is scale.md beside this file; the sources of the interconnects' figures are there.
 """
 
-import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -14,10 +13,9 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -91,14 +89,6 @@ def group_size(line: str, devices: int) -> int:
     if "replica_groups={}" in line:
         return devices
     raise ValueError(f"cannot tell the groups of: {line.strip()[:200]}")
-
-
-@contextlib.contextmanager
-def traced_for(devices: Sequence[Any]) -> Iterator[None]:
-    """Layers choose their form by the default backend, which here is the CPU whatever is compiled for."""
-    jax.clear_caches()  # what was traced for others
-    with mock.patch.object(jax, "default_backend", return_value=devices[0].platform):
-        yield
 
 
 def compiled_step(devices: Sequence[Any], group: int) -> tuple[str, lenet5.Config]:
@@ -315,19 +305,18 @@ def run(settings: Settings) -> None:
     for name, devices in machines.items():
         there = devices()
         print(f"compiling for {name} …", flush=True)
-        with traced_for(there):
-            counted[name] = {
-                "devices": len(there),
-                "lenet5": {
-                    "all devices": step_counts(there, 0),
-                    "groups of 8": step_counts(there, 8) if len(there) > 8 else None,
-                    "each device alone": step_counts(there, 1),
-                },
-                "one batch norm of 64 channels": {
-                    "jit, sharded arrays": layer_counts(there, 64, named=False),
-                    "shard_map, axis_name": layer_counts(there, 64, named=True),
-                },
-            }
+        counted[name] = {
+            "devices": len(there),
+            "lenet5": {
+                "all devices": step_counts(there, 0),
+                "groups of 8": step_counts(there, 8) if len(there) > 8 else None,
+                "each device alone": step_counts(there, 1),
+            },
+            "one batch norm of 64 channels": {
+                "jit, sharded arrays": layer_counts(there, 64, named=False),
+                "shard_map, axis_name": layer_counts(there, 64, named=True),
+            },
+        }
     table = [
         {"of": of, "network": name, "devices": p} | costs(sizes, 3, BYTES, network, p)
         for of, sizes in (("LeNet-5", LENET5), ("ResNet-50", RESNET50))

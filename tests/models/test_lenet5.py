@@ -6,6 +6,7 @@ import json
 
 import chex
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from scipy.signal import correlate
 
 import bnderiv
 from bnderiv.models import lenet5
+from tests import forms
 from tests.case import random_like
 from tests.compiling import fast_jit
 from tests.contract import near
@@ -260,6 +262,33 @@ def test_a_batch_spread_over_a_mapped_axis_shares_its_statistics():
     near(logits.reshape(6, 10), expected, 1e-10)
     for i in range(3):
         near(jax.tree.map(lambda a, i=i: a[i], new), expected_new, 1e-10)
+
+
+def test_exported_for_another_platform_a_step_convolves():
+    """Twice forward and three times backward."""
+    config = lenet5.Config(batch_norm=False)
+
+    def step(params, x, labels):
+        def loss(params):
+            logits, _ = lenet5.apply(params, {}, x, config, train=True)
+            return bnderiv.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+        return jax.value_and_grad(loss)(params)
+
+    arguments = _shapes(config)[0], jnp.zeros((8, 28, 28, 1), jnp.float32), jnp.zeros(8, jnp.int32)
+    for platform, convolutions in {"cpu": 0, "cuda": 5, "rocm": 5, "tpu": 5}.items():
+        program = jax.export.export(jax.jit(step), platforms=[platform])(*arguments)
+        assert program.mlir_module().count("stablehlo.convolution") == convolutions
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_gradient_equals_autodiff_in_the_form_of(platform):
+    config, params, state = _network()
+    x = _images(config, 3)
+    expected = _vjp(dataclasses.replace(config, gradients="autodiff"), params, state, x, True)
+    with forms.of(platform):
+        near(_vjp(config, params, state, x, True), expected, 1e-10)
 
 
 def test_config_is_a_value():

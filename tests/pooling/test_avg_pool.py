@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import bnderiv
+from tests.forms import platform  # noqa: F401
 from tests.pooling import loops
-from tests.pooling.forms import platform  # noqa: F401
 
 
 @given(loops.problems(), st.booleans())

@@ -11,8 +11,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import bnderiv
+from tests.forms import platform  # noqa: F401
 from tests.pooling import loops
-from tests.pooling.forms import platform  # noqa: F401
 
 FEW = np.array([-np.inf, -1.0, -0.0, 0.0, 2.0, np.inf, np.nan])
 PALETTES = {"distinct": None, "ties": FEW[1:5], "extremes": FEW, "minus-infinity": FEW[:2], "nan": FEW[-2:]}

@@ -16,8 +16,7 @@ from jax.sharding import SingleDeviceSharding
 
 import bnderiv
 from bnderiv import forward_mode
-from tests import contract
-from tests.pooling import forms
+from tests import contract, forms
 from tests.pooling.cases import CASES
 from tests.programs import opcodes
 

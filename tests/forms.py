@@ -1,4 +1,4 @@
-"""The pools as they are computed on each platform, all of them on the CPU."""
+"""The layers as they are computed on each platform, all of them on the CPU."""
 
 import contextlib
 from collections.abc import Iterator
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import jax
 import pytest
 
+from bnderiv import _target
 from bnderiv.pooling import _xla
 from tests import contract
 
@@ -14,14 +15,18 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 @contextlib.contextmanager
 def of(platform: str) -> Iterator[str]:
-    """Within it every pool is computed in this platform's form, float64 too, which a TPU has no selection for."""
+    """Within it every layer is computed in this platform's form; pools in float64 too, which a TPU cannot select in."""
 
     def without_dilation(both, _):
         return all(w.dilation == 1 for w in both)
 
     with pytest.MonkeyPatch.context() as patch:
         if platform != "cpu":
-            patch.setattr(_xla, "by_target", lambda *args, default, **forms: forms.get(platform, default)(*args))
+            patch.setattr(
+                _target.lax,
+                "platform_dependent",
+                lambda *args, default, **forms: forms.get(platform, default)(*args),
+            )
         if platform == "tpu":
             patch.setattr(_xla, "can_take", without_dilation)
         forget()

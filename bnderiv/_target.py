@@ -1,0 +1,15 @@
+"""Which form of a computation a program has: the choice of the platform that it is compiled for."""
+
+from collections.abc import Callable
+from typing import Any
+
+from jax import lax
+
+
+def by_target(*args: Any, default: Callable[..., Any], **forms: Callable[..., Any]) -> Any:
+    """`forms[platform](*args)` in a program for one of these platforms, `default(*args)` in any other.
+
+    The platform is known when the program is lowered, and the other forms are then dropped. The backend of the host
+    (`jax.default_backend()`) says nothing: a program may be compiled or exported there for another platform.
+    """
+    return lax.platform_dependent(*args, default=default, **forms)
