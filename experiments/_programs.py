@@ -10,7 +10,7 @@ _ASIDE = re.compile(
 
 
 def usual_path(program: str) -> str:
-    """The computations of an HLO module that are reached other than through a conditional or a loop of unknown length."""
+    """The computations of an HLO module that are reached without a conditional or a loop of unknown length."""
     parts = {m[2]: m[0] for m in re.finditer(r"^(ENTRY )?(%[\w.-]+) .*?^}", program, re.DOTALL | re.MULTILINE)}
     (entry,) = (name for name, part in parts.items() if part.startswith("ENTRY"))
     reached, left = set(), [entry]

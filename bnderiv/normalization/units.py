@@ -101,10 +101,10 @@ def measured(
         return jnp.any(changed & ~good), good, (unit, mean, var)
 
     def measure_again(state: Any) -> Any:
-        reads, _, good, last = state
-        better = _better(*last, eps)
-        unit = Unit(*(lax.select(good, old, new) for old, new in zip(last[0], better, strict=True)))
-        return reads + 1, *measure(unit, (unit.shift != last[0].shift) | (unit.scale != last[0].scale))
+        reads, _, good, (old, mean, var) = state
+        better = _better(old, mean, var, eps)
+        unit = Unit(lax.select(good, old.shift, better.shift), lax.select(good, old.scale, better.scale))
+        return reads + 1, *measure(unit, (unit.shift != old.shift) | (unit.scale != old.scale))
 
     def until_good() -> Any:
         return lax.while_loop(lambda state: state[1] & (state[0] < MOST_READS), measure_again, (1, *first))[-1]
