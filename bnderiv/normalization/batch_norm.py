@@ -44,8 +44,8 @@ def batch_norm(
     vectors of length C are saved. In float32, y and ∂J/∂x are right to 2e-7 at any mean and scale that the dtype holds
     (N25). NaN and infinity stay in their channel.
 
-    The statistics take one read of x about an assumed mean. They are measured again only if it was off by more than a
-    deviation; then x is read three more times. Under `vmap` the whole batch is measured again if any of it needs it.
+    The statistics take one read of x about an assumed mean, and one more if that was off by more than a deviation, or
+    some more if it was absurd. Under `vmap` the whole batch is read again if any of it needs it.
 
     Args:
       x: shape (..., C, ...), rank 2 or more, floating dtype. Half precision is computed in float32.

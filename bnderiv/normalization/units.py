@@ -30,8 +30,8 @@ OF_EPSILON = 2.0**-12  # times √ε: what is taken for equal by mistake has an 
 NOISE = 16
 # A root of ε from here on has a square that is normal, so that constants as large as the dtype holds keep s = 1.
 LEAST_ROOT = 2.0**-50
-# Of x, for one measurement. From the farthest guess it takes seven in float32, and 18 in float64.
-MOST_READS = 24
+# Reads of x for one measurement: the loop's bound. Two are the rule, five the most that any guess took.
+MOST_READS = 16
 # Elements a sample has at least: its mean is off by about σ/4 then, and σ is near enough.
 SAMPLE = 16
 
@@ -88,7 +88,7 @@ def measured(
 ) -> tuple[Unit, jax.Array, jax.Array]:
     """A unit, and m and v in it by `mean_and_var`: in one read of x if the assumed mean, or a sample's, is near.
 
-    Otherwise x is read again for each better unit: once where only K was far, up to seven times for absurd numbers.
+    Otherwise x is read again for each better unit: once where K was far, up to four times for absurd numbers.
     """
     shift = _sample_mean(groups, x, where) if assumed_mean is None else assumed_mean
     # A sum over anything larger might overflow. Nothing is known from a NaN.

@@ -112,6 +112,34 @@ def test_a_sample_is_near_enough(measured_again, shape):
         assert count == 0
 
 
+@pytest.mark.parametrize(
+    ("dtype", "guesses", "most"),
+    [("float32", [1e3], 1), ("float32", [1e9, -1e16, 1e23, 1e28], 4), ("float64", [-1e15, 1e30, 1e150, 1e228], 4)],
+    ids=["far", "absurd", "absurd-float64"],
+)
+def test_how_often_a_guess_is_made_better(measured_again, dtype, guesses, most):
+    """Each read finds the mean to a rounding error of the distance."""
+    x = jnp.asarray(_draw(13)[0] + 3, dtype)
+    ones = jnp.ones(6, dtype)
+    f = jax.jit(lambda x, guess: bnderiv.batch_norm(x, ones, ones, assumed_mean=guess)[1].mean)
+    for guess in guesses:
+        count, mean = measured_again(f, x, jnp.full(6, guess, dtype))
+        assert 1 <= count <= most
+        np.testing.assert_allclose(mean, np.asarray(x, np.float64).mean((0, 1, 2)), 1e-6)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_given_up(measured_again, value):
+    """One more read for another s, one for nothing new. The other channels are what they are without it."""
+    x = jnp.asarray(_draw(14)[0], jnp.float32)
+    ones = jnp.ones(6, jnp.float32)
+    f = jax.jit(lambda x: bnderiv.batch_norm(x, ones, ones)[0])
+    count, y = measured_again(f, x.at[3, 2, 1, 4].set(value))
+    assert count <= 3
+    assert np.isnan(y[..., 4]).all()
+    np.testing.assert_array_equal(np.delete(y, 4, -1), np.delete(f(x), 4, -1))
+
+
 def test_a_sample_that_is_not_like_the_rest():
     x = _draw(6)[0]
     x[:, 7, 7] += 1e4
