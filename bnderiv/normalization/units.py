@@ -30,8 +30,8 @@ OF_EPSILON = 2.0**-12  # times √ε: what is taken for equal by mistake has an 
 NOISE = 16
 # A root of ε from here on has a square that is normal, so that constants as large as the dtype holds keep s = 1.
 LEAST_ROOT = 2.0**-50
-# Reads of x for one measurement: the loop's bound. Two are the rule, five the most that any guess took.
-MOST_READS = 16
+# Reads of x for one measurement: a bound of the loop. Two are the rule; a guess of 1e228 for numbers around 1 took 16.
+MOST_READS = 24
 # Elements a sample has at least: its mean is off by about σ/4 then, and σ is near enough.
 SAMPLE = 16
 

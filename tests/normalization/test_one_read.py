@@ -114,7 +114,7 @@ def test_a_sample_is_near_enough(measured_again, shape):
 
 @pytest.mark.parametrize(
     ("dtype", "guesses", "most"),
-    [("float32", [1e3], 1), ("float32", [1e9, -1e16, 1e23, 1e28], 4), ("float64", [-1e15, 1e30, 1e150, 1e228], 4)],
+    [("float32", [1e3], 1), ("float32", [1e9, -1e16, 1e23, 1e28], 4), ("float64", [-1e15, 1e30, 1e150, 1e228], 18)],
     ids=["far", "absurd", "absurd-float64"],
 )
 def test_how_often_a_guess_is_made_better(measured_again, dtype, guesses, most):
@@ -124,7 +124,7 @@ def test_how_often_a_guess_is_made_better(measured_again, dtype, guesses, most):
     f = jax.jit(lambda x, guess: bnderiv.batch_norm(x, ones, ones, assumed_mean=guess)[1].mean)
     for guess in guesses:
         count, mean = measured_again(f, x, jnp.full(6, guess, dtype))
-        assert 1 <= count <= most
+        assert 1 <= count <= most < units.MOST_READS
         np.testing.assert_allclose(mean, np.asarray(x, np.float64).mean((0, 1, 2)), 1e-6)
 
 
