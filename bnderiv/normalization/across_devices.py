@@ -13,11 +13,11 @@ from bnderiv.normalization.normalize import Moments
 from bnderiv.normalization.units import Unit, about_the_mean, above_noise, scale_for
 
 AxisName = Any  # a hashable name, or a tuple of them
-Groups = Sequence[Sequence[int]]
+IndexGroups = Sequence[Sequence[int]]
 
 
 def merge(
-    n: jax.Array, moments: Moments, axis_name: AxisName, axis_index_groups: Groups | None
+    n: jax.Array, moments: Moments, axis_name: AxisName, axis_index_groups: IndexGroups | None
 ) -> tuple[jax.Array, Moments]:
     """The moments of all devices' elements together, the same on every device. One collective; JAX transposes it.
 
@@ -58,21 +58,21 @@ def merge(
     return jax.tree.map(lambda a: a.reshape(n.shape), (total, Moments(unit, mean, var)))
 
 
-def _gather(message: jax.Array, axis_name: AxisName, groups: Groups | None) -> jax.Array:
+def _gather(message: jax.Array, axis_name: AxisName, index_groups: IndexGroups | None) -> jax.Array:
     """(5, C) of every device as (5, devices, C), known to be equal on all (which `all_gather` would not be)."""
     index, size = lax.axis_index(axis_name), lax.psum(1, axis_name)
-    if groups is not None:
-        if sorted(i for group in groups for i in group) != list(range(size)):
-            raise ValueError(f"axis_index_groups must have each index from 0 to {size - 1} once, got {groups}")
+    if index_groups is not None:
+        if sorted(i for group in index_groups for i in group) != list(range(size)):
+            raise ValueError(f"axis_index_groups must have each index from 0 to {size - 1} once, got {index_groups}")
         position = np.zeros(size, np.int32)
-        for group in groups:
+        for group in index_groups:
             position[list(group)] = np.arange(len(group))
-        size = max(len(group) for group in groups)
+        size = max(len(group) for group in index_groups)
         index = jnp.asarray(position)[index].astype(index.dtype)
     mine = jnp.arange(size, dtype=index.dtype) == index
     slots = jnp.where(mine[:, None], message[:, None], 0)
     try:
-        return lax.psum(slots, axis_name, axis_index_groups=groups)
+        return lax.psum(slots, axis_name, axis_index_groups=index_groups)
     except NotImplementedError as error:
         raise ValueError(
             f"axis_index_groups must be None here: JAX's collectives do not take groups in this transform ({error})"

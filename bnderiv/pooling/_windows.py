@@ -196,13 +196,13 @@ def dilate(delta: jax.Array, w: Windows) -> jax.Array:
 
 
 def with_margins(delta: jax.Array, w: Windows) -> jax.Array:
-    """δ with room for windows that are not there, for `spread`."""
+    """δ with room for windows that are not there, for `upsample`."""
     if w.one_by_one:
         return delta
     return _pad(delta, {w.axis: (len(w.cells_of) - 1, _starts(w) - w.count, 0)}, 0)
 
 
-def spread(delta: jax.Array, w: Windows, back: int | jax.Array) -> jax.Array:
+def upsample(delta: jax.Array, w: Windows, back: int | jax.Array) -> jax.Array:
     """For each of x's cells the δ (with margins) of window `back` of those that may cover it.
 
     Anything where there is no such window, or where it does not reach the cell: see `Windows.cells_of`.

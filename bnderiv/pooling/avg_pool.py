@@ -22,8 +22,8 @@ from bnderiv.pooling._windows import (
     few_overlapping,
     pad,
     place,
-    spread,
     take,
+    upsample,
     windows,
     with_margins,
 )
@@ -34,7 +34,7 @@ SUMMED = 16
 # Slices added up in one kernel, where windows have a stride: 4×5/3 0.12 ms, by XLA's sums 0.16.
 SLICED = 8
 # Terms of (P6) in one kernel: 13×1/13 0.06 ms, by (P5) 3.8.
-SPREAD = 8
+UPSAMPLED = 8
 
 
 def avg_pool(
@@ -122,9 +122,9 @@ def _hand_to_cells(both, n, delta):
         return _sum([place(share, both, cell) for cell in cells])
     share = delta / n
     for w in both:  # the same, one axis at a time
-        if w.count == 1 or (w.stride > 1 and len(w.cells_of) <= SPREAD):  # (P6)
+        if w.count == 1 or (w.stride > 1 and len(w.cells_of) <= UPSAMPLED):  # (P6)
             share = with_margins(share, w)
-            share = _sum([_where_covered(cell, spread(share, w, back), w) for back, cell in enumerate(w.cells_of)])
+            share = _sum([_where_covered(cell, upsample(share, w, back), w) for back, cell in enumerate(w.cells_of)])
         elif w.window <= SUMMED:  # (P5)
             share = _xla.hand_to_cells((w,), share)
         else:

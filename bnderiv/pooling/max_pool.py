@@ -13,7 +13,7 @@ from bnderiv._numbers import accumulator
 from bnderiv._rule import closed_form
 from bnderiv._target import by_target
 from bnderiv.pooling import _xla
-from bnderiv.pooling._windows import Block, Windows, pad, spread, take, windows, with_margins
+from bnderiv.pooling._windows import Block, Windows, pad, take, upsample, windows, with_margins
 
 # Cells of a window that are written out. A loop over 500 compiles in 0.15 s, and 500 written out in 5.5; but on a GPU
 # every step of a loop is three kernels.
@@ -247,14 +247,14 @@ def _hand_at_once(both, winner, share):
         winner, share = with_margins(winner, w), with_margins(share, w)
     total = None
     for back, row in enumerate(rows.cells_of):
-        by, term = (spread(a, rows, back) for a in (winner, share))
+        by, term = (upsample(a, rows, back) for a in (winner, share))
         for column_back, column in enumerate(columns.cells_of):
             row_cell, column_cell = (
                 _checks.along(jnp.asarray(k), w.axis, 4) for k, w in zip((row, column), both, strict=True)
             )
             cell = jnp.where((row_cell < 0) | (column_cell < 0), -1, row_cell * columns.window + column_cell)
-            wins = spread(by, columns, column_back).astype(cell.dtype) == cell
-            total = _added(total, wins, spread(term, columns, column_back))
+            wins = upsample(by, columns, column_back).astype(cell.dtype) == cell
+            total = _added(total, wins, upsample(term, columns, column_back))
     return total
 
 
@@ -264,7 +264,7 @@ def _hand_along(w: Windows, winner, value, combined):
 
     def term(before, back, cells):
         cells = _checks.along(cells, w.axis, 4)
-        return combined(before, spread(winner, w, back).astype(cells.dtype) == cells, spread(value, w, back))
+        return combined(before, upsample(winner, w, back).astype(cells.dtype) == cells, upsample(value, w, back))
 
     cells = jnp.asarray(w.cells_of)
     total = term(None, 0, cells[0])
