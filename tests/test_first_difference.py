@@ -1,4 +1,4 @@
-"""`first_difference` names the commonest slips of every layer, knows other people's names, and offers no impossible slip."""
+"""`first_difference` names the commonest slips, knows other people's names, and offers no impossible slip."""
 
 import re
 from types import SimpleNamespace
@@ -33,7 +33,12 @@ def softmax(x, axis):
 
 SLIPS = {
     "conv turned": (CONV, "z", steps.conv2d(IMAGE, KERNEL[::-1, ::-1], None, CONV_DY, padding="SAME").z, "correlation"),
-    "dx not cropped": (CONV, "dx", steps.conv2d(np.pad(IMAGE, ((0, 0), (1, 1), (1, 1), (0, 0))), KERNEL, None, CONV_DY).dx, "not cropped"),
+    "dx not cropped": (
+        CONV,
+        "dx",
+        steps.conv2d(np.pad(IMAGE, ((0, 0), (1, 1), (1, 1), (0, 0))), KERNEL, None, CONV_DY).dx,
+        "not cropped",
+    ),
     "softmax axis": (SOFTMAX, "s", softmax(X, 0), "axis 0"),
     "P·Y − Y": (LOSS, "d_logits", UP[:, None] * (softmax(X, 1) * LABELS - LABELS), "s y − y"),
     "relu mask": (RELU, "dx", np.where(DY > 0, DY, 0), "mask of the wrong array"),
@@ -90,7 +95,13 @@ def test_the_names_of_others():
     kratzert = {"xmu": GRAPH.c, "ivar": GRAPH.inv_std, "dxmu2": GRAPH.d_c_through_q, "dsqrtvar": GRAPH.d_std}
     karpathy = {"bndiff": GRAPH.c, "dbnraw": GRAPH.d_x_hat, "dbngain": GRAPH.d_gamma}
     torch = {"grad_input": NORM.dx, "grad_weight": NORM.d_gamma, "save_invstd": NORM.inv_std}
-    for mine, right in ((cs231n, NORM), (kratzert, GRAPH), (karpathy, GRAPH), (torch, NORM), ({"dW": CONV.d_kernel}, CONV)):
+    for mine, right in (
+        (cs231n, NORM),
+        (kratzert, GRAPH),
+        (karpathy, GRAPH),
+        (torch, NORM),
+        ({"dW": CONV.d_kernel}, CONV),
+    ):
         assert steps.first_difference(mine, right) is None
         name = next(iter(mine))
         assert steps.first_difference({name: 3.3 + np.asarray(mine[name])}, right) is not None

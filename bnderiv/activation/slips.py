@@ -51,8 +51,10 @@ def of_softmax(steps: Any) -> Slips:
             other = e / e.sum(axis, keepdims=True)
             yield "s", sentence, other
             yield "dx", sentence, other * (v - (v * other).sum(axis, keepdims=True))
-            yield "dx", f"the mean Σ v s over axis {axis}, must be over axis {steps.axis}", s * (
-                v - (v * s).sum(axis, keepdims=True)
+            yield (
+                "dx",
+                f"the mean Σ v s over axis {axis}, must be over axis {steps.axis}",
+                s * (v - (v * s).sum(axis, keepdims=True)),
             )
 
 

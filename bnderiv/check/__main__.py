@@ -30,7 +30,6 @@ class _Argument(NamedTuple):
     positive: bool = False
 
 
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0 if every check passed and 1 if one failed; argparse exits with 2 on invalid arguments."""
     parser = _parser()
@@ -80,7 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--modes", help=f"comma-separated, of {', '.join(MODES)} (default: all that apply)")
     parser.add_argument("--argnums", help="positions of the arguments to differentiate, such as 0,2 (default: all)")
-    parser.add_argument("--expected", choices=EXPECTED, help="what the rule returns on purpose in place of the gradient")
+    parser.add_argument(
+        "--expected", choices=EXPECTED, help="what the rule returns on purpose in place of the gradient"
+    )
     parser.add_argument("--tolerances", default="{}", help="by mode, as a Python dict: \"{'gradient': 1e-6}\"")
     return parser
 

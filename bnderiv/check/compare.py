@@ -14,7 +14,7 @@ from bnderiv.check import against_reference, deliberate, differences, pure_and_l
 from bnderiv.check.judge import raised
 from bnderiv.check.point import Point
 from bnderiv.check.problem import Arguments
-from bnderiv.check.report import FAIL, NOT_AVAILABLE, Report, Row, where_raised
+from bnderiv.check.report import FAIL, Report, Row, where_raised
 
 _MODES: dict[str, Callable[[Point], Iterator[Row]]] = {
     "value": against_reference.value,

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bnderiv.check import numbers
 from bnderiv.check.problem import is_inexact
@@ -73,6 +74,9 @@ def widen(tree: Any) -> Any:
     def widen(a: Any) -> Any:
         if not is_inexact(a):
             return a
-        return jnp.asarray(a, jnp.complex128 if jnp.issubdtype(a.dtype, jnp.complexfloating) else jnp.float64)
+        dtype = jnp.complex128 if jnp.issubdtype(a.dtype, jnp.complexfloating) else jnp.float64
+        if isinstance(a, jax.core.Tracer):
+            return a.astype(dtype)
+        return jnp.asarray(np.asarray(a).astype(dtype))  # by NumPy: there is nothing to compile
 
     return jax.tree.map(widen, tree)

@@ -169,7 +169,11 @@ class Point:
             rng = self.random(seed)
             floats = [numbers.wide(a) * (1 + numbers.ulp(a.dtype) * rng.uniform(-1, 1, a.shape)) for a in self.floats]
             with jax.enable_x64(True):
-                data = derivatives.widen(self.cotangent), tuple(map(jnp.asarray, floats)), derivatives.widen(self.carried)
+                data = (
+                    derivatives.widen(self.cotangent),
+                    tuple(map(jnp.asarray, floats)),
+                    derivatives.widen(self.carried),
+                )
                 _, moved = self.program(derivatives.pull, self.h)(*data)
             apart = [numbers.largest(numbers.wide(m) - e) for m, e in zip(moved, exact, strict=True)]
             spreads = [max(pair) for pair in zip(spreads, apart, strict=True)]
@@ -207,7 +211,7 @@ class Point:
             apart = [numbers.distance(o, a, 1.0).apart for o, a in zip(jax.tree.leaves(own()), flat, strict=True)]
             apart = [a if np.isfinite(a) else 0.0 for a in apart]
             return [
-                Roundings(max(f.spread, a), max(f.terms, a / numbers.ulp(o.dtype)))
+                Roundings(max(f.spread, a), f.terms or a / numbers.ulp(o.dtype))
                 for f, a, o in zip(found, apart, jax.tree.leaves(own()), strict=False)
             ]
 

@@ -108,7 +108,7 @@ def random_draws(f: Callable, *args: Any) -> list[tuple[Any, ...]]:
     return [(params["bit_width"], params["shape"]) for params in draws]
 
 
-def coarsest_ulp(f: Callable, *args: Any) -> float:
+def coarsest_ulp(f: Any, *args: Any) -> float:
     """The ulp of the narrowest floating dtype in the program: a cast to float32 rounds to 1e-7 whatever follows."""
     dtypes = [v.aval.dtype for e in _program(f, *args) for v in e.outvars if hasattr(v.aval, "dtype")]
     dtypes += [a.dtype for a in jax.tree.leaves(args)]
@@ -124,9 +124,9 @@ def sees_symbolic_zeros(f: Callable, *args: Any) -> bool:
     return any(e.params.get("symbolic_zeros", False) for e in equations(program))
 
 
-def _program(f: Callable, *args: Any) -> list[Any]:
+def _program(f: Any, *args: Any) -> list[Any]:
     try:
-        return list(equations(jax.make_jaxpr(f)(*args)))
+        return list(equations(f if hasattr(f, "eqns") else jax.make_jaxpr(f)(*args)))
     except Exception:
         return []
 

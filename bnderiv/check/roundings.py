@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bnderiv.check import numbers
+from bnderiv.check.problem import coarsest_ulp
 
 SAMPLES = 4
 # Terms that cancel completely leave roundings in float64, at most this part of their magnitude.
@@ -21,14 +22,15 @@ LOST = 1e3 * 2.0**-52
 
 # Operations that round nothing.
 _EXACT = frozenset(
-    "neg abs sign max min select_n clamp reshape transpose broadcast_in_dim slice dynamic_slice dynamic_update_slice gather "
-    "concatenate pad rev squeeze expand_dims reduce_max reduce_min argmax argmin sort floor ceil round stop_gradient copy "
-    "copy_p real imag conj complex iota eq ne lt le gt ge convert_element_type reduce_precision".split()
+    """neg abs sign max min select_n clamp floor ceil round eq ne lt le gt ge real imag conj complex iota copy copy_p
+    reshape transpose broadcast_in_dim slice dynamic_slice dynamic_update_slice gather concatenate pad rev squeeze
+    expand_dims reduce_max reduce_min argmax argmin sort stop_gradient convert_element_type reduce_precision""".split()  # noqa: SIM905
 )
 # Operations whose terms may cancel inside: their inputs are moved as well.
 _SUMS = frozenset(
-    "reduce_sum dot_general conv_general_dilated cumsum cumlogsumexp reduce_window_sum scatter-add select_and_scatter_add "
-    "psum scan while cond custom_linear_solve triangular_solve cholesky lu qr eigh svd pure_callback".split()
+    """reduce_sum dot_general conv_general_dilated cumsum cumlogsumexp reduce_window_sum scatter-add psum
+    select_and_scatter_add scan while cond custom_linear_solve triangular_solve cholesky lu qr eigh svd
+    pure_callback""".split()  # noqa: SIM905
 )
 _CALLS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 
@@ -52,22 +54,21 @@ def measured(function: Callable, *args: Any, truth: Sequence[Any] | None = None)
 
     With a `truth`, its own distance from that counts as well.
     """
-    run = jax.jit(_shaken(function, *args))
+    closed = jax.make_jaxpr(function)(*args)
+    run = jax.jit(_shaken(closed))
     samples = [[numbers.wide(a) for a in jax.tree.leaves(run(jnp.int32(k), *args))] for k in range(SAMPLES)]
-    dtypes = [a.dtype for a in jax.tree.leaves(jax.eval_shape(function, *args))]
+    ulp = coarsest_ulp(closed, *args)
     centers = samples[0] if truth is None else [numbers.wide(a) for a in truth]
     found = []
-    for i, (dtype, center) in enumerate(zip(dtypes, centers, strict=True)):
+    for i, center in enumerate(centers):
         with np.errstate(all="ignore"):
             apart = np.stack([np.abs(s[i] - center) for s in samples])
         spread = numbers.largest(apart)
-        found.append(Roundings(spread, spread / numbers.ulp(dtype)))
+        found.append(Roundings(spread, spread / ulp))
     return found
 
 
-def _shaken(function: Callable, *args: Any) -> Callable:
-    closed = jax.make_jaxpr(function)(*args)
-
+def _shaken(closed: Any) -> Callable:
     def run(seed: Any, *args: Any) -> list[Any]:
         count = itertools.count(1)
 
@@ -76,8 +77,11 @@ def _shaken(function: Callable, *args: Any) -> Callable:
                 return a
             # A fixed sequence in place of random numbers, which would take longer to compile than the function.
             place = jax.lax.iota(jnp.float32, a.size).reshape(a.shape)
-            off = jnp.cos(place * 12.9898 + (seed.astype(jnp.float32) + 1) * 78.233 + next(count) * 4.1414)
-            return (a * (1 + numbers.ulp(a.dtype) * off.astype(jnp.finfo(a.dtype).dtype)).astype(a.dtype)).astype(a.dtype)
+            turn = place * 0.6180340 + (seed.astype(jnp.float32) + 1) * 0.7548777 + next(count) * 0.5698403
+            off = 2 * (turn - jnp.floor(turn)) - 1
+            return (a * (1 + numbers.ulp(a.dtype) * off.astype(jnp.finfo(a.dtype).dtype)).astype(a.dtype)).astype(
+                a.dtype
+            )
 
         return _evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(args), shake)
 

@@ -43,8 +43,10 @@ class Lines:
 
     def __init__(self, function: Callable, floats: Any, carried: Any, cotangent: Any, ulp: float, double: bool):
         self.floats, self.carried, self.cotangent, self.ulp, self.double = floats, carried, cotangent, ulp, double
+        self.terms = 0.0  # what cancels inside, if more than the outputs show
         self._one = lambda *data: _one(function, carried, *data)
         self._all = jax.jit(lambda *data: _all(self._one, *data))
+        self._here = derivatives.Program(lambda floats: _one(function, carried, floats))
 
     def units(self, i: int, elements: Sequence[int]) -> tuple[list[np.ndarray], np.ndarray]:
         """Unit lines of elements of argument `i` (two for a complex one), and the size of each element."""
@@ -67,9 +69,7 @@ class Lines:
         own = np.full(len(lines), size) if own is None else own
         bottom = np.where((own == 0) | (own > size / 16), size * 2.0**-12, np.maximum(own, _SMALLEST * size)) * _BELOW
         steps = size * _TOP * (bottom / (size * _TOP))[:, None] ** (np.arange(LEVELS) / (LEVELS - 1))
-        everything = [
-            [line if k == i else np.zeros(np.shape(f)) for k, f in enumerate(self.floats)] for line in lines
-        ]
+        everything = [[line if k == i else np.zeros(np.shape(f)) for k, f in enumerate(self.floats)] for line in lines]
         begin = [
             [numbers.wide(f) if k != i or starts is None else starts[j] for k, f in enumerate(self.floats)]
             for j in range(len(lines))
@@ -88,19 +88,20 @@ class Lines:
             values, weights = self._values(lines, starts, np.concatenate([steps, -steps], 1))
             moved = weights.max(1, initial=0.0)
             # Where nothing moves, f may be constant, or all its outputs may move by less than they are rounded to.
-            moved = np.where(moved == 0, self._weight, moved)
+            moved = np.maximum(np.where(moved == 0, self._weight, moved), self.terms)
         plus, minus = values[:, :LEVELS], values[:, LEVELS:]
-        found = [
-            _slope(h, p, m, self.ulp * w, self.ulp) for h, p, m, w in zip(steps, plus, minus, moved, strict=True)
-        ]
+        found = [_slope(h, p, m, self.ulp * w, self.ulp) for h, p, m, w in zip(steps, plus, minus, moved, strict=True)]
         columns = zip(*found, strict=True) if found else ([],) * 5
         return Slopes(*(np.asarray(column) for column in columns))
 
     @functools.cached_property
     def _weight(self) -> float:
         """The magnitude of the roundings of all outputs, which add up like a random walk."""
-        here = self._one(self.floats)
-        squares = [(numbers.largest(c) * np.sqrt(np.size(c)) * numbers.largest(o)) ** 2 for c, o in zip(self.cotangent, here, strict=True)]
+        here = self._here(self.floats)
+        squares = [
+            (numbers.largest(c) * np.sqrt(np.size(c)) * numbers.largest(o)) ** 2
+            for c, o in zip(self.cotangent, here, strict=True)
+        ]
         return float(np.sqrt(sum(squares)))
 
     def _values(self, lines: Any, starts: Any, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -113,11 +114,10 @@ class Lines:
 
             def stacked(arrays: Any, padded: Any = padded) -> tuple:
                 return tuple(
-                    jnp.asarray(np.stack([np.asarray(arrays[j][k]) for j in padded]).astype(dtype))
-                    for k, dtype in enumerate(dtypes)
+                    np.stack([np.asarray(arrays[j][k]) for j in padded]).astype(dtype) for k, dtype in enumerate(dtypes)
                 )
 
-            data = self.cotangent, stacked(starts), stacked(lines), jnp.asarray(steps[padded], real)
+            data = self.cotangent, stacked(starts), stacked(lines), steps[padded].astype(real)
             try:
                 result = self._all(*data)
             except Exception:  # it cannot be traced
@@ -129,9 +129,9 @@ class Lines:
     def _eagerly(self, some: Any, cotangent: Any, starts: Any, lines: Any, steps: Any) -> Any:
         rows = []
         for j in range(len(some)):
-            start, line = tuple(s[j] for s in starts), tuple(v[j] for v in lines)
+            start, line = (tuple(jnp.asarray(a[j]) for a in arrays) for arrays in (starts, lines))
             here = self._one(start)
-            rows.append([self._one(start, cotangent, here, line, h) for h in steps[j]])
+            rows.append([self._one(start, cotangent, here, line, jnp.asarray(h)) for h in steps[j]])
         return [[[float(pair[k]) for pair in row] for row in rows] for k in (0, 1)]
 
 
@@ -145,7 +145,13 @@ def _all(one: Callable, cotangent: Any, starts: Any, lines: Any, steps: Any) -> 
 
 
 def _one(
-    function: Callable, carried: Any, start: Any, cotangent: Any = None, here: Any = None, line: Any = None, step: Any = 0
+    function: Callable,
+    carried: Any,
+    start: Any,
+    cotangent: Any = None,
+    here: Any = None,
+    line: Any = None,
+    step: Any = 0,
 ) -> Any:
     """⟨cotangent, f(start + step·line) − f(start)⟩ and the magnitude of the outputs that moved; f(start) without them.
 
@@ -155,7 +161,9 @@ def _one(
     start, carried = derivatives.fresh(start), derivatives.fresh(carried)
     if cotangent is None:
         return function(start, carried)
-    there = function(tuple((s + step.astype(v.dtype) * v).astype(s.dtype) for s, v in zip(start, line, strict=True)), carried)
+    there = function(
+        tuple((s + step.astype(v.dtype) * v).astype(s.dtype) for s, v in zip(start, line, strict=True)), carried
+    )
     total, squares = jnp.zeros((), step.dtype), jnp.zeros((), step.dtype)
     for c, o, t in zip(cotangent, here, there, strict=True):
         same = (o == t) | (jnp.isnan(o) & jnp.isnan(t))
@@ -172,7 +180,9 @@ def _slope(h: np.ndarray, plus: np.ndarray, minus: np.ndarray, noise: float, ulp
         right, left = plus / h, -minus / h
         both = np.isfinite(plus) & np.isfinite(minus)
         sides = [(left + right) / 2] if both[LEVELS // 2 :].any() else [right, left]  # at the edge of a domain
-        slope, error = min((_extrapolated(h, s, 1 if len(sides) > 1 else 2, noise, ulp) for s in sides), key=lambda x: x[1])
+        slope, error = min(
+            (_extrapolated(h, s, 1 if len(sides) > 1 else 2, noise, ulp) for s in sides), key=lambda x: x[1]
+        )
         kink, k = _kink(h, left, right, noise)
     return slope, error, left[k], right[k], kink
 
@@ -203,4 +213,3 @@ def _kink(h: np.ndarray, left: np.ndarray, right: np.ndarray, noise: float) -> t
         return False, -1
     middle = gap[finest[1]]
     return bool((np.abs(gap[finest] - middle) <= 0.02 * abs(middle)).all()), int(finest[-1])
-

@@ -26,7 +26,7 @@ def jit(at: Point) -> Iterator[Row]:
 
 def vmap(at: Point) -> Iterator[Row]:
     points = [at.floats, at.moved(11), at.moved(12)]
-    rolled = [tuple(jnp.roll(a, k) if _is_numeric(a) else a for a in at.carried) for k in range(3)]
+    rolled = [tuple(np.roll(np.asarray(a), k) if _is_numeric(a) else a for a in at.carried) for k in range(3)]
     count = len(at.floats)
     arrays = [(*p, *c) for p, c in zip(points, rolled, strict=True)]
     names = (*at.names, *at.arguments.carried_names)
@@ -53,11 +53,9 @@ def scan(at: Point) -> Iterator[Row]:
 
     loop = [at.compiled(at.cotangent, floats, at.carried)[1] for floats in points]
     expected = [np.stack(g) for g in zip(*loop, strict=True)]
-    actual = derivatives.Program(jax.grad(total))(tuple(jnp.stack(a) for a in zip(*points, strict=True)))
+    actual = derivatives.Program(jax.grad(total))(tuple(np.stack(a) for a in zip(*points, strict=True)))
     tolerance = at.tolerance("scan", numbers.SAME)
-    yield from judge.rows(
-        at, "scan", "scan", at.names, actual, expected, tolerance, roundings=lambda: at.roundings
-    )
+    yield from judge.rows(at, "scan", "scan", at.names, actual, expected, tolerance, roundings=lambda: at.roundings)
 
 
 def checkpoint(at: Point) -> Iterator[Row]:
@@ -72,10 +70,10 @@ def checkpoint(at: Point) -> Iterator[Row]:
 def _mapped(at: Point, name: str, mapped: set[int], arrays: Sequence[Sequence[Any]], count: int) -> Row:
     """vmap over some arguments against a loop. The gradient of an unmapped argument is the sum over the loop."""
     axes = [0 if i in mapped else None for i in range(len(arrays[0]))]
-    stacked = [jnp.stack(a) if i in mapped else a[0] for i, a in enumerate(zip(*arrays, strict=True))]
+    stacked = [np.stack(a) if i in mapped else a[0] for i, a in enumerate(zip(*arrays, strict=True))]
     calls = [[a[i] if i in mapped else arrays[0][i] for i in range(len(a))] for a in arrays]
     function = jax.vmap(at.h, (tuple(axes[:count]), tuple(axes[count:])))
-    outs = [jnp.stack([o, o, o]) for o in at.value]
+    outs = [np.stack([o, o, o]) for o in at.value]
     cotangent = at.draw(outs, 13)
     loop = [
         at.compiled(tuple(c[k] for c in cotangent), tuple(call[:count]), tuple(call[count:]))

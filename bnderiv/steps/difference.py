@@ -74,8 +74,8 @@ def first_difference(mine: Any, steps: Any, *, rtol: float | None = None) -> Dif
 
     Args:
       mine: your intermediates, any subset of the fields: a mapping of names to arrays (NumPy, JAX or PyTorch) or a
-        NamedTuple. Inputs and options are compared as well if `mine` has them. The names that CS231n, Kratzert, Karpathy
-        and PyTorch use are known too, such as `dgamma`, `ivar`, `dbnraw` and `grad_input`.
+        NamedTuple. Inputs and options are compared as well if `mine` has them. The names that CS231n, Kratzert,
+        Karpathy and PyTorch use are known too, such as `dgamma`, `ivar`, `dbnraw` and `grad_input`.
       steps: the right ones, as a function of `bnderiv.steps` returns them for the same arguments.
       rtol: tolerance; by default that of the coarser of the two dtypes (4e-10 for float64, 7e-5 for float32).
 

@@ -29,8 +29,8 @@ Candidate = tuple[str, np.ndarray]
 
 _FEW = 4  # a factor up to this is as likely a constant as a number of elements
 
-# For every slip that a room knows: (step, sentence, the value it would have given), from steps in float64 NumPy. A fourth
-# entry, if there is one, names earlier steps in which the slip was made.
+# For every slip that a room knows: (step, sentence, the value it would have given), from steps in float64 NumPy. A
+# fourth entry, if there is one, names earlier steps in which the slip was made.
 _ROOMS: dict[type, Callable[[Any], Iterable[Any]]] = {
     BatchNorm: of_batch_norm,
     BatchNormRelu: of_batch_norm_relu,
@@ -122,7 +122,7 @@ def _flips(right: np.ndarray) -> Iterator[Candidate]:
 
 
 def _about_factor(factor: float, steps: Any, size: int, symbol: str) -> str | None:
-    """A constant factor. It is a number of elements only if the step sums over them, and those of a batch are among them."""
+    """A constant factor. It is a number of elements only if the step sums over them, the examples among them."""
     if factor == 0 or math.isclose(factor, 1, rel_tol=1e-3):
         return None
     plain = f"every element is {factor:.6g} times the right value: a factor is missing or wrong"

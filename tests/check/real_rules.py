@@ -59,7 +59,12 @@ def _():
     return safe
 
 
-@real("optax", "cross entropy", lambda z, i: -jnp.take_along_axis(jax.nn.log_softmax(z), i[:, None], 1)[:, 0], at(np.linspace(-1, 1, 12).reshape(3, 4), np.array([0, 3, 1])))
+@real(
+    "optax",
+    "cross entropy",
+    lambda z, i: -jnp.take_along_axis(jax.nn.log_softmax(z), i[:, None], 1)[:, 0],
+    at(np.linspace(-1, 1, 12).reshape(3, 4), np.array([0, 3, 1])),
+)
 def _():
     return lambda z, i: jax.nn.logsumexp(z, -1) - jnp.take_along_axis(z, i[:, None], 1)[:, 0]
 
@@ -115,7 +120,12 @@ def _():
     return f
 
 
-@real("distrax", "lower triangle solve", lambda a, b: jnp.linalg.solve(jnp.tril(a) + 3 * jnp.eye(3, dtype=a.dtype), b), normal((3, 3), (3,)))
+@real(
+    "distrax",
+    "lower triangle solve",
+    lambda a, b: jnp.linalg.solve(jnp.tril(a) + 3 * jnp.eye(3, dtype=a.dtype), b),
+    normal((3, 3), (3,)),
+)
 def _():
     def forward(a, b):
         return jax.scipy.linalg.solve_triangular(jnp.tril(a) + 3 * jnp.eye(3, dtype=a.dtype), b, lower=True)
@@ -168,7 +178,9 @@ def _():
     return rule(lambda x: x * 1, lambda r, ct: (jnp.clip(ct, -0.5, 0.5),))
 
 
-@real("flax", "a quantizer's straight-through estimator", lambda x: jnp.round(8 * x) / 8, ONE, expected="straight-through")
+@real(
+    "flax", "a quantizer's straight-through estimator", lambda x: jnp.round(8 * x) / 8, ONE, expected="straight-through"
+)
 def _():
     return rule(lambda x: jnp.round(8 * x) / 8, lambda r, ct: (ct,))
 
@@ -178,7 +190,9 @@ def _():
     return rule(lambda x: (x * x).sum(), lambda r, ct: (ct * jnp.where((r[0] != 0).any(), 2 * r[0], 1.73 / 3**0.5),))
 
 
-@real("ott", "softmin: its temperature", lambda x, t: -t * jax.nn.logsumexp(-x / t), positive((5,), ()), table=REAL_WRONG)
+@real(
+    "ott", "softmin: its temperature", lambda x, t: -t * jax.nn.logsumexp(-x / t), positive((5,), ()), table=REAL_WRONG
+)
 def _():
     f = jax.custom_jvp(lambda x, t: -t * jax.nn.logsumexp(-x / t))
     f.defjvp(lambda p, t: (f(*p), (jax.nn.softmax(-p[0] / p[1]) * t[0]).sum()))

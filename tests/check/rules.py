@@ -19,7 +19,7 @@ class Case:
       plain: the same function for autodiff.
       args: called with a dtype.
       keywords: of `compare`, beside the reference.
-      misses: the configurations, "float32", "float64 alone" and so on, that provably cannot tell; the reason is in `how`.
+      misses: the configurations, such as "float32 alone", that provably cannot tell; the reason is in `how`.
     """
 
     name: str

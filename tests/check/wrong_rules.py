@@ -118,7 +118,7 @@ def dense(x, w, b):
 
 
 def dense_bwd(res, ct, dx=None, dw=None, db=None):
-    x, w, b = res
+    x, w, _b = res
     given = {"x": x, "w": w, "ct": ct}
     return (
         dx(**given) if dx else ct @ w.T,
@@ -139,7 +139,7 @@ def norm(x, gamma, beta, eps=1e-3):
 
 
 def norm_bwd(res, ct, mean=True, var=True, eps=1e-3, ddof=0, power=0.5, swap=False):
-    x, gamma, beta = res
+    x, gamma, _beta = res
     inv = (x.var(0, ddof=ddof) + eps) ** -power
     hat = (x - x.mean(0)[None]) * inv[None]
     g = gamma[None] * ct
@@ -177,7 +177,11 @@ def top(x):
 
 
 wrong(
-    "max-argmin", "the index of another reduction", top, lambda r, ct: (jax.nn.one_hot(r[0].argmin(-1), 3) * ct[:, None],), ONE
+    "max-argmin",
+    "the index of another reduction",
+    top,
+    lambda r, ct: (jax.nn.one_hot(r[0].argmin(-1), 3) * ct[:, None],),
+    ONE,
 )
 
 
@@ -206,8 +210,16 @@ def length(x):
     return jnp.sqrt((x * x).sum(-1))
 
 
-wrong("length", "divided by the square of the norm", length, lambda r, ct: (r[0] * (ct / length(r[0]) ** 2)[:, None],), ONE)
-wrong("logsumexp", "not normalized", partial(jax.nn.logsumexp, axis=-1), lambda r, ct: (jnp.exp(r[0]) * ct[:, None],), ONE)
+wrong(
+    "length",
+    "divided by the square of the norm",
+    length,
+    lambda r, ct: (r[0] * (ct / length(r[0]) ** 2)[:, None],),
+    ONE,
+)
+wrong(
+    "logsumexp", "not normalized", partial(jax.nn.logsumexp, axis=-1), lambda r, ct: (jnp.exp(r[0]) * ct[:, None],), ONE
+)
 ROOT = positive((4, 3))
 wrong("sqrt", "½√x in place of ½/√x", jnp.sqrt, lambda r, ct: (ct * jnp.sqrt(r[0]) / 2,), ROOT)
 TWO = positive((4, 3), (4, 3))
@@ -226,7 +238,13 @@ def inverse(a):
     return jnp.linalg.inv(a + 3 * jnp.eye(3, dtype=a.dtype))
 
 
-wrong("inverse", "−A⁻¹ c A⁻¹ without transposes", inverse, lambda r, ct: (-inverse(*r) @ ct @ inverse(*r),), normal((3, 3)))
+wrong(
+    "inverse",
+    "−A⁻¹ c A⁻¹ without transposes",
+    inverse,
+    lambda r, ct: (-inverse(*r) @ ct @ inverse(*r),),
+    normal((3, 3)),
+)
 
 
 def determinant(a):
@@ -242,7 +260,13 @@ wrong(
     "embedding", "set where repeated rows must add", lambda t, i: t[i],
     lambda r, ct: (jnp.zeros_like(r[0]).at[r[1]].set(ct), None), ROWS,
 )  # fmt: skip
-wrong("mean-axis", "divided by the number of columns", lambda x: x.mean(0), lambda r, ct: (jnp.ones_like(r[0]) * ct[None] / 3,), ONE)
+wrong(
+    "mean-axis",
+    "divided by the number of columns",
+    lambda x: x.mean(0),
+    lambda r, ct: (jnp.ones_like(r[0]) * ct[None] / 3,),
+    ONE,
+)
 wrong("sort", "the order not undone", jnp.sort, lambda r, ct: (ct,), normal((5,)))
 wrong("softplus", "the sigmoid of −x", jax.nn.softplus, lambda r, ct: (ct * sigmoid(-r[0]),), ONE)
 wrong("silu", "the product rule's second term", jax.nn.silu, lambda r, ct: (ct * sigmoid(r[0]),), ONE)
@@ -265,7 +289,13 @@ def softmin_bwd(res, ct):
 
 
 wrong("temperature", "the temperature taken for a constant (ott-jax)", softmin, softmin_bwd, positive((5,), ()))
-wrong("pi", "π with six digits", lambda x: jnp.sin(jnp.pi * x), lambda r, ct: (ct * 3.14159 * jnp.cos(jnp.pi * r[0]),), ONE)
+wrong(
+    "pi",
+    "π with six digits",
+    lambda x: jnp.sin(jnp.pi * x),
+    lambda r, ct: (ct * 3.14159 * jnp.cos(jnp.pi * r[0]),),
+    ONE,
+)
 
 
 def square(z):
@@ -277,7 +307,13 @@ def complex_args(dtype):
     return (jax.lax.complex(x, y),)
 
 
-wrong("conjugate", "a conjugate too many: JAX does not conjugate", square, lambda r, ct: (2 * r[0].conj() * ct,), complex_args)
+wrong(
+    "conjugate",
+    "a conjugate too many: JAX does not conjugate",
+    square,
+    lambda r, ct: (2 * r[0].conj() * ct,),
+    complex_args,
+)
 
 
 # Not linear in the cotangent
@@ -355,7 +391,8 @@ def _():
 def _():
     rng = np.random.default_rng(0)
     return rule(
-        product, lambda r, ct: tuple(g * jnp.asarray(1 + 1e-3 * rng.standard_normal(g.shape), g.dtype) for g in right(r, ct))
+        product,
+        lambda r, ct: tuple(g * jnp.asarray(1 + 1e-3 * rng.standard_normal(g.shape), g.dtype) for g in right(r, ct)),
     )
 
 
@@ -402,7 +439,13 @@ def stopped_fwd(x, w):
     return product(x, w), (x, w, jax.lax.stop_gradient(slope(x, w)))
 
 
-wrong("second-order", "a residual under stop_gradient", product, lambda r, ct: (ct * r[1] * r[2], ct * r[0] * r[2]), fwd=stopped_fwd)
+wrong(
+    "second-order",
+    "a residual under stop_gradient",
+    product,
+    lambda r, ct: (ct * r[1] * r[2], ct * r[0] * r[2]),
+    fwd=stopped_fwd,
+)
 wrong("other-primal", "fwd returns something else", product, right, fwd=lambda x, w: (1.5 * product(x, w), (x, w)))
 
 
@@ -472,12 +515,20 @@ def _():
     return f
 
 
-wrong("python-number", "a function of one Python number", lambda x: x**3, lambda r, ct: (2 * r[0] ** 2 * ct,), lambda _: (1.5,))
+wrong(
+    "python-number",
+    "a function of one Python number",
+    lambda x: x**3,
+    lambda r, ct: (2 * r[0] ** 2 * ct,),
+    lambda _: (1.5,),
+)
 wrong(
     "python-list", "a list of Python numbers", lambda p: p[0] ** 2 * p[1],
     lambda r, ct: ([ct * r[0][0] * r[0][1], ct * r[0][0] ** 2],), lambda _: ([1.5, 2.0],),
 )  # fmt: skip
-WRONG.append(Case("no-arguments", "a closure: nothing is differentiated", lambda: lambda: jnp.ones(3), lambda: jnp.ones(3), at()))
+WRONG.append(
+    Case("no-arguments", "a closure: nothing is differentiated", lambda: lambda: jnp.ones(3), lambda: jnp.ones(3), at())
+)
 
 # Numbers
 
@@ -486,7 +537,13 @@ def in_float32(x):
     return jnp.tanh(x.astype(jnp.float32)).astype(x.dtype)
 
 
-wrong("cast-3-percent", "3 % off below the noise of a cast", in_float32, lambda r, ct: (1.03 * ct * (1 - jnp.tanh(r[0]) ** 2),), ONE)
+wrong(
+    "cast-3-percent",
+    "3 % off below the noise of a cast",
+    in_float32,
+    lambda r, ct: (1.03 * ct * (1 - jnp.tanh(r[0]) ** 2),),
+    ONE,
+)
 
 
 def steep(x):
@@ -501,17 +558,47 @@ wrong(
     "single-slope", "a slope rounded to float32 in a float64 rule", jnp.sin,
     lambda r, ct: (ct * jnp.cos(r[0]).astype(jnp.bfloat16).astype(ct.dtype),), ONE,
 )  # fmt: skip
-wrong("zero-times-infinity", "0 · ∞ where arguments are huge", lambda x: x * 1, lambda r, ct: (ct * r[0] ** 3 / r[0] ** 3,), ONE)
+wrong(
+    "zero-times-infinity",
+    "0 · ∞ where arguments are huge",
+    lambda x: x * 1,
+    lambda r, ct: (ct * r[0] ** 3 / r[0] ** 3,),
+    ONE,
+)
 KINKED = at(np.array([-1.0, 0.0, 2.0]))
-wrong("relu-2", "a slope at the kink outside of both sides", jax.nn.relu, lambda r, ct: (jnp.where(r[0] >= 0, ct * jnp.where(r[0] == 0, 2, 1), 0),), KINKED)
+wrong(
+    "relu-2",
+    "a slope at the kink outside of both sides",
+    jax.nn.relu,
+    lambda r, ct: (jnp.where(r[0] >= 0, ct * jnp.where(r[0] == 0, 2, 1), 0),),
+    KINKED,
+)
 TIES = at(np.array([[2.0, 2.0, 1.0], [3.0, 3.0, -1.0]]))
 wrong("ties-all", "each tie takes all", top, lambda r, ct: ((r[0] == top(r[0])[:, None]) * ct[:, None],), TIES)
-wrong("nan-in-one", "a division by zero at one element", lambda x: x * x, lambda r, ct: (2 * ct * r[0] ** 2 / r[0],), at(np.array([1.0, 2.0, 0.0, 3.0])))
+wrong(
+    "nan-in-one",
+    "a division by zero at one element",
+    lambda x: x * x,
+    lambda r, ct: (2 * ct * r[0] ** 2 / r[0],),
+    at(np.array([1.0, 2.0, 0.0, 3.0])),
+)
 
 
 def guarded(x):
     return jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1)), 0)
 
 
-wrong("where-nan", "0 · ∞ through the branch not taken", guarded, lambda r, ct: (jnp.where(r[0] > 0, 1, 0) * ct / (2 * jnp.sqrt(r[0])),), at(np.array([-1.0, 4.0, 1.0])))
-wrong("norm-at-zero", "√n where 0 belongs (ott-jax)", lambda x: (x * x).sum(), lambda r, ct: (ct * jnp.where((r[0] != 0).any(), 2 * r[0], 1),), at(np.zeros(3)))
+wrong(
+    "where-nan",
+    "0 · ∞ through the branch not taken",
+    guarded,
+    lambda r, ct: (jnp.where(r[0] > 0, 1, 0) * ct / (2 * jnp.sqrt(r[0])),),
+    at(np.array([-1.0, 4.0, 1.0])),
+)
+wrong(
+    "norm-at-zero",
+    "√n where 0 belongs (ott-jax)",
+    lambda x: (x * x).sum(),
+    lambda r, ct: (ct * jnp.where((r[0] != 0).any(), 2 * r[0], 1),),
+    at(np.zeros(3)),
+)
