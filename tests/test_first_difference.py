@@ -15,7 +15,8 @@ IMAGE, KERNEL = RNG.normal(size=(2, 4, 4, 2)), RNG.normal(size=(3, 3, 2, 2))
 CONV_DY = RNG.normal(size=(2, 4, 4, 2))
 CONV = steps.conv2d(IMAGE, KERNEL, None, CONV_DY, padding="SAME")
 NORM_ARGS = X, np.array([0.5, 1.5, 2.0]), np.array([0.1, 0.2, 0.3]), DY
-NORM, GRAPH, FUSED = (f(*NORM_ARGS) for f in (steps.batch_norm, steps.batch_norm_graph, steps.batch_norm_relu))
+NORM, GRAPH = steps.batch_norm(*NORM_ARGS), steps.batch_norm_graph(*NORM_ARGS)
+FUSED = steps.batch_norm_relu(*NORM_ARGS)
 RELU, TANH, SIGMOID, SOFTMAX = (f(X, DY) for f in (steps.relu, steps.tanh, steps.sigmoid, steps.softmax))
 LABELS = np.eye(3)[[0, 1, 2, 1]]
 UP = np.array([1.0, 2.0, 3.0, 4.0])

@@ -139,8 +139,8 @@ def _argument(item: Any) -> _Argument:
     if isinstance(item, ast.Call) and isinstance(item.func, ast.Name):
         name = item.func.id
         for keyword in item.keywords:
-            by_name = keyword.arg == "dtype" and isinstance(keyword.value, ast.Name)
-            given[keyword.arg] = keyword.value.id if by_name else ast.literal_eval(keyword.value)
+            value = keyword.value
+            given[keyword.arg] = value.id if isinstance(value, ast.Name) else ast.literal_eval(value)
         single = len(item.args) == 1 and isinstance(item.args[0], ast.Tuple)
         item = item.args[0] if single else ast.Tuple(item.args, ast.Load())
     shape = ast.literal_eval(item)

@@ -11,7 +11,7 @@ import numpy as np
 
 from bnderiv.check import derivatives, differences, judge, numbers
 from bnderiv.check.numbers import wide
-from bnderiv.check.point import Point, join
+from bnderiv.check.point import Point, double_precision, join
 from bnderiv.check.problem import custom_vjp_of, is_inexact, pull_back_directly
 from bnderiv.check.report import FAIL, KINK, NOT_AVAILABLE, OK, Row, message
 
@@ -197,7 +197,7 @@ def _in_float64(at: Point, row: Row, i: int, expected: Any) -> Row:
 
 def _lines_of_gradient(at: Point, h: Any, direction: Any, double: bool) -> Any:
     """⟨gradient, direction⟩ along lines: its slopes are second derivatives."""
-    with jax.enable_x64(True if double else bool(jax.config.jax_enable_x64)):
+    with double_precision(double):
         cotangent = derivatives.widen(at.cotangent) if double else at.cotangent
         one = np.ones((), np.float64 if double else np.float32)
         return at.lines_of(partial(derivatives.projected, h, direction, cotangent), (one,), double)

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from bnderiv.check import numbers
 from bnderiv.check.problem import is_inexact
@@ -65,7 +66,7 @@ class Program:
 
 def fresh(arrays: Sequence[Any]) -> tuple:
     """Copies, so that a function that donates its arguments does not delete them."""
-    return tuple(a.copy() if isinstance(a, jax.Array) and not isinstance(a, jax.core.Tracer) else a for a in arrays)
+    return tuple(a.copy() if isinstance(a, jax.Array) and not isinstance(a, Tracer) else a for a in arrays)
 
 
 def widen(tree: Any) -> Any:
@@ -75,7 +76,7 @@ def widen(tree: Any) -> Any:
         if not is_inexact(a):
             return a
         dtype = jnp.complex128 if jnp.issubdtype(a.dtype, jnp.complexfloating) else jnp.float64
-        if isinstance(a, jax.core.Tracer):
+        if isinstance(a, Tracer):
             return a.astype(dtype)
         return jnp.asarray(np.asarray(a).astype(dtype))  # by NumPy: there is nothing to compile
 

@@ -31,7 +31,7 @@ def is_kink(lines: Lines, i: int, gradient: Any, elements: Sequence[int]) -> boo
     # If the kinks are independent, the largest slope is where every element moves to its steeper side, the smallest
     # where every element moves to the other side.
     x, size = numbers.wide(lines.floats[i]), numbers.largest(lines.floats[i]) or 1.0
-    together = [sum(units[k] for k in subset) for subset in subsets]
+    together = [np.sum([units[k] for k in subset], axis=0) for subset in subsets]
     ways = [(sum(rising[k] for k in subset), t) for subset, t in zip(subsets, together, strict=True)]
     asides = [sign * way for pair in ways for way in pair for sign in (1, -1)]
     starts = [x + _ASIDE * size * aside for aside in asides]

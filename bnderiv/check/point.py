@@ -1,5 +1,6 @@
 """One function at one point: its arguments, its cotangent, and what can be evaluated there. `judge.py` compares."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache, partial
 from typing import Any, NamedTuple
@@ -261,11 +262,16 @@ class Point:
         return self.lines_of(self.h, self.cotangent, double)
 
     def lines_of(self, function: Callable, cotangent: Any, double: bool) -> Lines:
-        with jax.enable_x64(True if double else bool(jax.config.jax_enable_x64)):
+        with double_precision(double):
             floats, carried, cotangent = (self.floats, self.carried, tuple(cotangent))
             if double:
                 floats, carried, cotangent = map(derivatives.widen, (floats, carried, cotangent))
             return Lines(function, floats, carried, cotangent, coarsest_ulp(function, floats, carried), double)
+
+
+def double_precision(wanted: bool) -> Any:
+    """The context of float64 evaluation, or of none."""
+    return jax.enable_x64(True) if wanted else contextlib.nullcontext()
 
 
 def join(*notes: str) -> str:

@@ -92,8 +92,9 @@ def subsets(at: Point) -> Iterator[Row]:
         yield Row("subsets", "subsets", verdict=NOT_AVAILABLE, note=note)
         return
     tolerance, count = at.tolerance("subsets", numbers.SAME), len(at.floats)
-    sets = [(i,) for i in range(count)] if count > 1 else []
-    sets += itertools.combinations(range(count), 2) if 2 < count <= _PAIRS else []
+    sets: list[tuple[int, ...]] = [(i,) for i in range(count)] if count > 1 else []
+    if 2 < count <= _PAIRS:
+        sets += itertools.combinations(range(count), 2)
     for chosen in sets:
 
         def part(some: Any, carried: Any, chosen: Any = chosen) -> Any:
@@ -168,10 +169,8 @@ def _extreme_zero(at: Point, zero: tuple, exponent: int) -> Iterator[Row]:
     except Exception as error:
         yield Row("linearity", check, verdict=NOT_AVAILABLE, note=f"f raises there: {message(error)}")
         return
+    natural = [not all(bool(np.isfinite(wide(o)).all()) for o in out)] * len(floats)
     if at.r is not None:
         plain = at.program(derivatives.pull, at.r)(zero, floats, at.carried)[1]
-        natural = [not bool(np.all(wide(g) == 0)) for g in plain]
-    else:
-        finite = all(bool(np.isfinite(wide(o)).all()) for o in out)
-        natural = [not finite or bool(np.isinf(wide(a)).any()) for a in floats]
+        natural = [n or not bool(np.all(wide(g) == 0)) for n, g in zip(natural, plain, strict=True)]
     yield from _exactly_zero(at, check, gradient, natural)

@@ -115,4 +115,4 @@ def _narrows(e: Any) -> bool:
     """Whether a cast rounds. A later value in a wide dtype is then off by the ulp of the narrow one."""
     before, after = e.invars[0].aval.dtype, e.outvars[0].aval.dtype
     inexact = all(jnp.issubdtype(d, jnp.inexact) for d in (before, after))
-    return inexact and jnp.finfo(before).eps < jnp.finfo(after).eps
+    return inexact and bool(jnp.finfo(before).eps < jnp.finfo(after).eps)

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from tests.check.rules import Case, at, normal, positive, rule
 
@@ -274,7 +275,7 @@ hard("hilbert-rule", "an ill-conditioned solve", jnp.linalg.solve, at(HILBERT, n
 @made("picky", "raises for arguments outside of its range", lambda x: x**2, ONE)
 def _():
     def forward(x):
-        if not isinstance(x, jax.core.Tracer) and float(jnp.abs(x).max()) > 1e6:
+        if not isinstance(x, Tracer) and float(jnp.abs(x).max()) > 1e6:
             raise ValueError("x is out of range")
         return x**2
 
