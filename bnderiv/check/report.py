@@ -18,7 +18,7 @@ _LEGEND = (
     "primal: f(x); fwd: the value that jax.vjp returns. Errors are relative to the largest element, or in ulps of it.\n"
     "kink: no derivative, and the rule lies between the two sides. n/a: cannot be checked here; the note says why."
 )
-_NOT_THE_USERS = tuple(os.path.dirname(p) + os.sep for p in (str(jax.__file__), __file__))
+_NOT_THE_USERS = tuple(os.path.dirname(p) + os.sep for p in (str(jax.__file__), __file__, str(os.__file__)))
 
 
 @dataclass(frozen=True)
@@ -122,9 +122,9 @@ def message(error: Exception) -> str:
 
 
 def where_raised(error: Exception) -> str:
-    """The message, and the innermost line that is neither JAX's nor the checker's."""
+    """The message, and the innermost line that is neither JAX's nor Python's nor the checker's."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_NOT_THE_USERS)]
-    frames = [f for f in frames if "site-packages" not in f.filename and not f.filename.startswith("<frozen")]
+    frames = [f for f in frames if not f.filename.startswith("<frozen")]
     place = f" (at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}, {frames[-1].line})" if frames else ""
     return f"{message(error)}{place}"
 
