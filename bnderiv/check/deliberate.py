@@ -8,7 +8,7 @@ import numpy as np
 
 from bnderiv.check import numbers
 from bnderiv.check.numbers import wide
-from bnderiv.check.point import Point
+from bnderiv.check.point import Point, join
 from bnderiv.check.report import FAIL, OK, Row
 
 EXPECTED = ("scaled", "straight-through", "clipped")
@@ -66,8 +66,9 @@ def excused(at: Point, rows: Sequence[Row], expected: str | None) -> list[Row]:
         return list(rows)
     kind, sentence = found
     if expected is None:
-        said = f'{sentence}. If that is meant, say expected="{kind}"'
-        return [*rows, Row("gradient", "deliberate?", verdict=FAIL, note=said)]
+        said = f'{sentence}: if that is meant, say expected="{kind}"'
+        first = next(row for row in failed if row.mode in _TELLING)
+        return [replace(row, note=join(row.note, said)) if row is first else row for row in rows]
     return [replace(row, verdict=OK, note=f"as expected: {kind}") if row in failed else row for row in rows] + [
         Row("gradient", "expected", verdict=OK, note=sentence)
     ]

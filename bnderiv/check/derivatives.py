@@ -20,7 +20,6 @@ def pull(h: Callable, cotangent: tuple, floats: tuple, carried: tuple) -> tuple[
 
 def vjp(h: Callable, floats: Sequence[Any], carried: tuple) -> tuple[tuple, Callable]:
     """As `jax.vjp`. A backward may return Python numbers: JAX accepts them, here they become arrays."""
-    floats, carried = fresh(floats), fresh(carried)
     value, pull = jax.vjp(lambda *f: h(f, carried), *floats)
 
     def pull_back(cotangent: Sequence[Any]) -> tuple:
@@ -32,7 +31,6 @@ def vjp(h: Callable, floats: Sequence[Any], carried: tuple) -> tuple[tuple, Call
 
 def push(h: Callable, tangents: tuple, floats: tuple, carried: tuple) -> tuple[tuple, tuple]:
     """Value and Jacobian-vector product."""
-    floats, carried = fresh(floats), fresh(carried)
     return jax.jvp(lambda *f: h(f, carried), floats, tangents)
 
 

@@ -47,7 +47,10 @@ class Point:
         self.floats, self.carried = a.floats, a.carried
         self.h = a.bind(f)
         self.r: Any = None if reference is None else a.bind(reference)
-        self.out = f(*a.rebuild(derivatives.fresh(a.floats), derivatives.fresh(a.carried)))
+        given = derivatives.fresh(a.floats), derivatives.fresh(a.carried)
+        self.out = f(*a.rebuild(*given))
+        if any(isinstance(x, jax.Array) and x.is_deleted() for x in jax.tree.leaves(given)):
+            self.h = jax.jit(self.h)  # f donates its arguments, which JAX ignores within an outer jit
         flat, self.out_tree = jax.tree_util.tree_flatten_with_path(self.out)
         self.out_leaves = [leaf for _, leaf in flat]
         self.out_names = ["output" + jax.tree_util.keystr(path) for path, _ in flat]

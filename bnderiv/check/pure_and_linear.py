@@ -98,7 +98,7 @@ def subsets(at: Point) -> Iterator[Row]:
     for chosen in sets:
 
         def part(some: Any, carried: Any, chosen: Any = chosen) -> Any:
-            floats = list(derivatives.fresh(at.floats))
+            floats = list(at.floats)
             for i, a in zip(chosen, some, strict=True):
                 floats[i] = a
             return at.h(floats, carried)

@@ -158,7 +158,6 @@ def _one(
     Outputs are subtracted before they are summed, which cancels less. A small output may be a difference of larger
     numbers, so every output that moves counts as the largest.
     """
-    start, carried = derivatives.fresh(start), derivatives.fresh(carried)
     if cotangent is None:
         return function(start, carried)
     there = function(

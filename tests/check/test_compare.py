@@ -230,7 +230,7 @@ def test_nan_at_a_zero_cotangent_where_residuals_are_huge():
     f = rule(identity, lambda residuals, ct: (ct * residuals[0] ** 3 / residuals[0] ** 3,))
     for reference in (identity, None):
         report = compare(f, reference, X_W[0], modes=("gradient", "linearity"))
-        assert "linearity: zero, arguments huge" in failures(report)
+        assert "linearity: zero, arguments × 2^60" in failures(report)
         assert "linearity: zero" not in failures(report)
 
 
@@ -411,7 +411,7 @@ KINKED = jnp.asarray([[-1.0, 0.0, 2.0], [0.0, 1.5, 0.0]], jnp.float32)
 @pytest.mark.parametrize(("at_zero", "verdict"), [(0, "kink"), (0.25, "kink"), (1, "kink"), (2, "FAIL"), (-1, "FAIL")])
 def test_relu_at_zero(at_zero, verdict, reference):
     report = compare(relu_with(at_zero), reference, KINKED, modes=("gradient", "finite_differences"))
-    assert {row.verdict for row in report.rows} == {verdict}
+    assert {row.verdict for row in report.rows if row.verdict != "n/a"} == {verdict}
     assert report.passed == (verdict == "kink")
 
 

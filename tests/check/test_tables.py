@@ -56,7 +56,7 @@ def test_the_tables_are_as_large_as_they_should_be():
     assert len(WRONG) >= 60
     assert len(RIGHT) >= 40
     assert len(REAL) >= 12
-    names = [case.name for case in (*WRONG, *RIGHT)]
-    assert len(set(names)) == len(names)
+    for table in (WRONG, RIGHT, REAL):
+        assert len({case.name for case in table}) == len(table)
     assert set(ALONE) < set(MODES)
     assert all(set(case.misses) <= set(CONFIGURATIONS) for case in (*WRONG, *RIGHT, *REAL))
