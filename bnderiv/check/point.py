@@ -197,6 +197,15 @@ class Point:
         """Value and gradient of the reference; `roundings` are those of the values, then of the gradients."""
         return self.expected(derivatives.pull, self.cotangent, self.floats, self.carried)
 
+    @cached_property
+    def same_values(self) -> bool:
+        """Whether the reference is the same function here, so that differences of `f` say what its gradient must be."""
+        tolerance = self.tolerance("value", numbers.FORMULA)
+        return len(self.truth.arrays[0]) == len(self.value) and all(
+            numbers.distance(a, e, numbers.largest(e) or 1.0).error <= tolerance
+            for a, e in zip(self.value, self.truth.arrays[0], strict=True)
+        )
+
     def expected(self, compute: Callable, *data: Any) -> Truth:
         """What the reference returns for `compute`."""
         own = lru_cache(lambda: self.program(compute, self.r)(*data))
