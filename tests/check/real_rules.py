@@ -13,9 +13,11 @@ REAL_WRONG: list[Case] = []
 ONE = normal((4, 3))
 
 
-def real(library: str, name: str, plain: Any, args: Any, *, table: list[Case] = REAL, **keywords: Any):
+def real(
+    library: str, name: str, plain: Any, args: Any, *, table: list[Case] = REAL, misses: Any = (), **keywords: Any
+):
     def register(make: Any) -> Any:
-        table.append(Case(name, library, make, plain, args, keywords))
+        table.append(Case(name, library, make, plain, args, keywords, misses))
         return make
 
     return register
@@ -40,7 +42,8 @@ def _():
     return f
 
 
-@real("jax.numpy", "sinc", lambda x: jnp.sin(x) / x, ONE)
+# JAX's own gradient is NaN at 1e-18, for a zero cotangent too. So is that of the plain quotient; alone it is a fault.
+@real("jax.numpy", "sinc", lambda x: jnp.sin(x) / x, ONE, misses=("float32 alone", "float64 alone"))
 def _():
     return lambda x: jnp.sinc(x / jnp.pi)
 
