@@ -142,9 +142,9 @@ def _by_their_names(named: Mapping[str, Any], has: Mapping[str, Any], steps: Any
     for given, value in named.items():
         name = given if given in has else next((a for a in ALIASES.get(given, ()) if a in has), None)
         if name is None:
-            near = difflib.get_close_matches(str(given), has, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(f"mine has the unknown step {given!r}{hint} {type(steps).__name__} has {', '.join(has)}")
+            near = difflib.get_close_matches(str(given), has, 1, 0.75)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise ValueError(f"mine has unknown steps {[given]}{hint}; {type(steps).__name__} has {', '.join(has)}")
         if name in found:
             raise ValueError(f"mine has two names for the step {name}")
         found[name] = value
