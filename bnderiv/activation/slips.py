@@ -7,10 +7,21 @@ import numpy as np
 
 Slips = Iterator[tuple[str, str, np.ndarray]]
 
+_FORGOTTEN = "the gradient from above is forgotten: the slope τ'(z) alone"
+
+
+def of_relu(steps: Any) -> Slips:
+    """(step, sentence, the value it would have given)."""
+    z, v = steps.x, steps.dy
+    yield from _slopes(v, {"the mask of the wrong array: 1{v > 0} in place of 1{z > 0}": (v > 0).astype(z.dtype)})
+    yield "dx", _FORGOTTEN, steps.slope
+
 
 def of_tanh(steps: Any) -> Slips:
     """(step, sentence, the value it would have given)."""
     a, v = steps.a, steps.dy
+    yield from _slopes(v, {"the slope of tanh from its input: 1 − z² in place of 1 − a²": 1 - steps.x**2})
+    yield "dx", _FORGOTTEN, steps.slope
     yield from _slopes(v, {"the slope of tanh from its output: 1 − tanh(a)² in place of 1 − a²": 1 - np.tanh(a) ** 2})
     yield from _slopes(v, {"a missing square: 1 − a in place of 1 − a²": 1 - a})
     yield "dx", "a missing factor: the slope τ'(z)", v
@@ -19,6 +30,9 @@ def of_tanh(steps: Any) -> Slips:
 def of_sigmoid(steps: Any) -> Slips:
     """(step, sentence, the value it would have given)."""
     s, v = steps.s, steps.dy
+    twice = 1 / (1 + np.exp(-s))
+    yield from _slopes(v, {"the sigmoid taken twice: its slope at s in place of z": twice * (1 - twice)})
+    yield "dx", _FORGOTTEN, steps.slope
     yield from _slopes(v, {"the slope of tanh on the sigmoid: 1 − s² in place of s (1 − s)": 1 - s**2})
     yield from _slopes(v, {"a missing s: 1 − s in place of s (1 − s)": 1 - s})
     yield "dx", "a missing factor: the slope τ'(z)", v
@@ -30,6 +44,18 @@ def of_softmax(steps: Any) -> Slips:
     yield "dx", "the diagonal of the Jacobian alone: v s (1 − s), the sigmoid's rule", v * s * (1 - s)
     yield "dx", "a missing term: s v, without the mean Σ v s", v * s
     yield "dx", "the factor s is missing: v − Σ v s", v - steps.mean
+    for axis in range(steps.x.ndim):
+        if axis != steps.axis % steps.x.ndim:
+            sentence = f"softmax over axis {axis}, must be over axis {steps.axis}"
+            e = np.exp(steps.x - steps.x.max(axis, keepdims=True))
+            other = e / e.sum(axis, keepdims=True)
+            yield "s", sentence, other
+            yield "dx", sentence, other * (v - (v * other).sum(axis, keepdims=True))
+            yield (
+                "dx",
+                f"the mean Σ v s over axis {axis}, must be over axis {steps.axis}",
+                s * (v - (v * s).sum(axis, keepdims=True)),
+            )
 
 
 def _slopes(v: np.ndarray, wrong: dict[str, np.ndarray]) -> Slips:

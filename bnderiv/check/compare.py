@@ -10,9 +10,11 @@ from typing import Any
 
 import jax
 
-from bnderiv.check import against_reference, differences, pure_and_linear, under_transforms
-from bnderiv.check.point import Point, message
-from bnderiv.check.report import FAIL, Report, Row
+from bnderiv.check import against_reference, deliberate, differences, pure_and_linear, under_transforms
+from bnderiv.check.judge import raised
+from bnderiv.check.point import Point
+from bnderiv.check.problem import Arguments
+from bnderiv.check.report import FAIL, Report, Row, where_raised
 
 _MODES: dict[str, Callable[[Point], Iterator[Row]]] = {
     "value": against_reference.value,
@@ -28,6 +30,7 @@ _MODES: dict[str, Callable[[Point], Iterator[Row]]] = {
     "checkpoint": under_transforms.checkpoint,
     "determinism": pure_and_linear.determinism,
     "linearity": pure_and_linear.linearity,
+    "subsets": pure_and_linear.subsets,
 }
 MODES = tuple(_MODES)
 
@@ -40,6 +43,8 @@ def compare(
     key: jax.Array | None = None,
     modes: Sequence[str] = MODES,
     tolerances: Mapping[str, float] | None = None,
+    argnums: int | Sequence[int] | None = None,
+    expected: str | None = None,
 ) -> Report:
     """Checks the gradient rule of `f` at `args`: its numbers, and that they stay the same under the transforms of JAX.
 
@@ -67,9 +72,11 @@ def compare(
       vmap: over each argument and over all, equals a loop. The gradient of an unmapped argument is a sum.
       scan: the gradient through a loop of calls equals the gradient of each call.
       checkpoint: the gradient under `jax.checkpoint` is unchanged.
-      determinism: two calls agree to the bit, with a call at another point in between.
-      linearity: a zero cotangent gives exactly zero, for huge and tiny arguments too. The gradient is linear in the
-        cotangent.
+      determinism: two calls agree to the bit, with a call at another point in between. The gradient there is right too.
+      linearity: twice the cotangent gives twice the gradient, to the bit; the gradient of a sum is the sum. A zero
+        cotangent gives exactly zero, for huge and tiny arguments too.
+      subsets: the gradient does not depend on which arguments are differentiated and which outputs are used. "n/a"
+        unless a rule is told (`symbolic_zeros`).
 
     A kink (relu at 0, ties of a maximum) is not a failure. The verdict is "kink" if the slopes of the two sides differ,
     however small the step, and the rule's value lies between them. Second derivatives and forward mode have no truth at
@@ -78,19 +85,23 @@ def compare(
     Args:
       f: the function with the rule. Arguments and outputs may be any pytrees. Bind keywords with `functools.partial`.
       reference: the same function for autodiff, or None.
-      *args: the point. Floating and complex arrays are differentiated. Integer and boolean arrays are not. Any other
-        object, such as a Python number, is passed unchanged, so that static arguments stay static.
+      *args: the point. Floating and complex arrays are differentiated, and Python numbers that `f` takes as arrays.
+        Integer and boolean arrays are not. Any other object is passed unchanged, so that static arguments stay static.
       cotangent: has the structure of the output; drawn from `key` by default.
       key: seeds every random draw; `jax.random.key(0)` by default.
       modes: which modes to run, from `bnderiv.check.MODES`.
       tolerances: by mode, instead of the defaults for the dtype. Relative to the largest element; ulps for float64.
+      argnums: the positions of the arguments to differentiate; all by default.
+      expected: what a rule returns on purpose in place of the gradient: "scaled" (by a constant, −1 for a reversal),
+        "straight-through" (f is locally constant, the cotangent passes) or "clipped". The report names such a rule, and
+        passes it only if it is what you expect.
 
     Returns:
       A `Report`. Print it, show it in a notebook, read `.passed`, or call `.raise_if_failed()` in a test.
 
     Raises:
       TypeError: `f` or `reference` is not callable.
-      ValueError: an unknown mode, or a cotangent whose structure or shape is not the output's.
+      ValueError: an unknown mode, argnums or `expected`, or a cotangent whose structure or shape is not the output's.
 
     Example:
       >>> import bnderiv, jax, jax.numpy as jnp
@@ -110,25 +121,71 @@ def compare(
         unknown = [mode for mode in given if mode not in MODES]
         if unknown:
             raise ValueError(f"{name} must be among {', '.join(MODES)}; got {', '.join(map(repr, unknown))}")
-    differences_wanted = reference is None or (modes is not MODES and "finite_differences" in chosen)
+    if expected is not None and expected not in deliberate.EXPECTED:
+        raise ValueError(f"expected must be one of {', '.join(deliberate.EXPECTED)}, or None; got {expected!r}")
+    if reference is not None and modes is MODES:
+        chosen = tuple(mode for mode in chosen if mode != "finite_differences")
+    if reference is None and modes is MODES:
+        chosen = tuple(mode for mode in chosen if mode != "gradient")
+    arguments = Arguments(f, args, argnums)
 
     title = _name(f) + (f" against {_name(reference)}" if reference is not None else " against finite differences")
     try:
-        point = Point(f, reference, args, key, tolerances)
+        point = Point(f, reference, arguments, key, tolerances)
     except Exception as error:
-        return Report(title, (Row("value", "call", verdict=FAIL, note=message(error)),))
+        if not arguments.numbers:
+            return Report(title, (Row("value", "f raises", verdict=FAIL, note=where_raised(error)),))
+        point = Point(f, reference, Arguments(f, args, argnums, static_numbers=True), key, tolerances)
     if cotangent is not None:
         point.cotangent = point.given_cotangent(cotangent)
+    if not point.differentiable:
+        return Report(title, (*_rows(point, [m for m in chosen if m == "value"]), _nothing(point)))
+    problem = _gradient_raises(point)
+    if problem is not None and arguments.numbers:
+        # A Python number may have to stay one, such as an argument in nondiff_argnums.
+        fixed = Point(f, reference, Arguments(f, args, argnums, static_numbers=True), key, tolerances)
+        fixed.cotangent = point.cotangent
+        if fixed.differentiable and _gradient_raises(fixed) is None:
+            point, problem = fixed, None
+    if problem is not None:
+        return Report(title, (Row("structure", "the backward raises", verdict=FAIL, note=where_raised(problem)),))
+    rows = _rows(point, chosen)
+    return Report(title, tuple(deliberate.excused(point, rows, expected)))
+
+
+def _rows(point: Point, chosen: Sequence[str]) -> list[Row]:
     rows: list[Row] = []
     for mode in MODES:
-        if mode not in chosen or (mode == "finite_differences" and not differences_wanted):
-            continue
-        try:
-            for row in _MODES[mode](point):
-                rows.append(row)
-        except Exception as error:
-            rows.append(point.raised(mode, error))
-    return Report(title, tuple(rows))
+        if mode in chosen:
+            try:
+                rows.extend(_MODES[mode](point))
+            except Exception as error:
+                rows.append(raised(mode, error))
+    return _once(rows)
+
+
+def _once(rows: Sequence[Row]) -> list[Row]:
+    """Rows of one mode that raised the same error, as one."""
+    kept: dict[Any, Row] = {}
+    for i, row in enumerate(rows):
+        same = row.verdict == FAIL and row.error is None and row.note
+        key = (row.mode, row.note.split(":")[0], row.note.rpartition("(at ")[2]) if same and "(at " in row.note else i
+        kept.setdefault(key, row)
+    return list(kept.values())
+
+
+def _gradient_raises(point: Point) -> Exception | None:
+    try:
+        point.gradient  # noqa: B018
+    except Exception as error:
+        return error
+    return None
+
+
+def _nothing(point: Point) -> Row:
+    what = "output" if any(a.size for a in point.floats) else "argument"
+    note = f"no {what} is a floating array with elements: there is no gradient to check"
+    return Row("structure", "nothing to differentiate", verdict=FAIL, note=note)
 
 
 def _name(f: Any) -> str:

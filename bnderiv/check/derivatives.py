@@ -1,10 +1,12 @@
 """The derivatives that the modes compare, of a function of flat tuples (floats, carried)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from bnderiv.check import numbers
 from bnderiv.check.problem import is_inexact
@@ -12,14 +14,19 @@ from bnderiv.check.problem import is_inexact
 
 def pull(h: Callable, cotangent: tuple, floats: tuple, carried: tuple) -> tuple[tuple, tuple]:
     """Value and vector-Jacobian product."""
+    value, pull = vjp(h, floats, carried)
+    return value, pull(cotangent)
+
+
+def vjp(h: Callable, floats: Sequence[Any], carried: tuple) -> tuple[tuple, Callable]:
+    """As `jax.vjp`. A backward may return Python numbers: JAX accepts them, here they become arrays."""
     value, pull = jax.vjp(lambda *f: h(f, carried), *floats)
-    return value, pull(tuple(cotangent))
 
+    def pull_back(cotangent: Sequence[Any]) -> tuple:
+        given = pull(tuple(cotangent))
+        return tuple(g if hasattr(g, "dtype") else jnp.asarray(g, a.dtype) for g, a in zip(given, floats, strict=True))
 
-def pulls(h: Callable, cotangents: tuple, floats: tuple, carried: tuple) -> tuple[tuple, ...]:
-    """The vector-Jacobian product for each of several cotangents."""
-    _, pull = jax.vjp(lambda *f: h(f, carried), *floats)
-    return tuple(pull(tuple(cotangent)) for cotangent in cotangents)
+    return value, pull_back
 
 
 def push(h: Callable, tangents: tuple, floats: tuple, carried: tuple) -> tuple[tuple, tuple]:
@@ -42,16 +49,22 @@ def jvp_of_grad(h: Callable, cotangent: tuple, direction: tuple, floats: tuple, 
     return jax.jvp(lambda f: pull(h, cotangent, f, carried)[1], (floats,), (direction,))[1]
 
 
-def compiled(function: Callable) -> Callable:
-    """`function` under jit, or eager if it cannot be traced. One compilation is faster than one for each operation."""
+class Program:
+    """A function under jit, or eager if it cannot be traced. One compilation is faster than one for each operation."""
 
-    def run(*args: Any) -> Any:
+    def __init__(self, function: Callable):
+        self.function, self.jitted = function, jax.jit(function)
+
+    def __call__(self, *args: Any) -> Any:
         try:
-            return jax.jit(function)(*args)
+            return self.jitted(*args)
         except Exception:
-            return function(*args)
+            return self.function(*args)
 
-    return run
+
+def fresh(arrays: Sequence[Any]) -> tuple:
+    """Copies, so that a function that donates its arguments does not delete them."""
+    return tuple(a.copy() if isinstance(a, jax.Array) and not isinstance(a, Tracer) else a for a in arrays)
 
 
 def widen(tree: Any) -> Any:
@@ -60,6 +73,9 @@ def widen(tree: Any) -> Any:
     def widen(a: Any) -> Any:
         if not is_inexact(a):
             return a
-        return jnp.asarray(a, jnp.complex128 if jnp.issubdtype(a.dtype, jnp.complexfloating) else jnp.float64)
+        dtype = jnp.complex128 if jnp.issubdtype(a.dtype, jnp.complexfloating) else jnp.float64
+        if isinstance(a, Tracer):
+            return a.astype(dtype)
+        return jnp.asarray(np.asarray(a).astype(dtype))  # by NumPy: there is nothing to compile
 
     return jax.tree.map(widen, tree)

@@ -1,89 +1,54 @@
 """A kink is not an error: if the slopes of the two sides differ, a rule may return either or a value in between."""
 
-import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
-from bnderiv.check import derivatives, numbers
-from bnderiv.check.numbers import wide
-from bnderiv.check.point import Point, join, message
-from bnderiv.check.report import FAIL, KINK, Row
+from bnderiv.check import numbers
+from bnderiv.check.slopes import Lines, Slopes
 
 NOTE = "no derivative here: the two sides differ, and the rule lies between them"
+_ASIDE = 2.0**-9  # how far beside the point other slopes are looked for, relative to the array
+SEVERAL = 8  # kinks whose pairs are looked at
 
 
-def forgive(
-    at: Point, rows: Iterator[Row], function: Callable, cotangent: Any, actual: Sequence[Any], expected: Sequence[Any]
-) -> Iterator[Row]:
-    """The rows of a gradient, one for each argument. A failure becomes a "kink" if the argument is at one."""
-    for i, row in enumerate(rows):
-        if row.verdict == FAIL and row.error is not None:
-            try:
-                if is_kink(at, function, cotangent, actual[i], _off(actual[i], expected[i], row), i):
-                    at.kinks_found = True
-                    row = replace(row, verdict=KINK, note=NOTE)
-            except Exception as error:  # the failure stands
-                row = replace(row, note=join(row.note, f"looking for a kink: {message(error)}"))
-        yield row
-
-
-def after(at: Point, rows: Iterator[Row]) -> Iterator[Row]:
-    """Turns failures into "kink" if a kink was found: derivatives of a gradient that jumps need not agree."""
-    for row in rows:
-        yield replace(row, verdict=KINK, note=NOTE) if row.verdict == FAIL and at.kinks_found else row
-
-
-def is_kink(
-    at: Point, function: Callable, cotangent: Any, gradient: Any, elements: Sequence[int], i: int, double: bool = True
-) -> bool:
+def is_kink(lines: Lines, i: int, gradient: Any, elements: Sequence[int]) -> bool:
     """Whether each of these elements of argument `i` is at a kink, with the gradient between the two slopes.
 
     Sums of elements are tested too. If several elements tie for a maximum, a gradient of 0 or 1 is possible for each
     element alone, but not 0 for all or 1 for all.
     """
-    point, cotangent = at.widened(cotangent, double)
-    with jax.enable_x64(True) if double else contextlib.nullcontext():
-        directions, _ = numbers.unit_directions(point[i], elements)
-        run = derivatives.compiled(lambda floats: function(floats, at.carried))
-        found = numbers.differences(run, cotangent, point, gradient, i, directions)
-        if not found.kink.all():
-            return False
-        several = list(range(len(directions)))
-        subsets = [*itertools.combinations(several, 2), several] if len(several) <= 8 else [several]
-        rising = [r * d for r, d in zip(found.rises, directions, strict=True)]
-        return all(
-            _between(
-                run, cotangent, point, gradient, i, sum(directions[k] for k in subset), sum(rising[k] for k in subset)
-            )
-            for subset in subsets
-        )
+    units, own = lines.units(i, elements)
+    claims = claimed(gradient, units)
+    found = lines.measure(i, units, own)
+    if not (found.kink & between(found, claims)).all():
+        return False
+    several = list(range(len(units)))
+    subsets = [*itertools.combinations(several, 2), several] if len(several) <= SEVERAL else [several]
+    rising = [np.where(r >= left, 1, -1) * u for r, left, u in zip(found.right, found.left, units, strict=True)]
+    # If the kinks are independent, the largest slope is where every element moves to its steeper side, the smallest
+    # where every element moves to the other side.
+    x, size = numbers.wide(lines.floats[i]), numbers.largest(lines.floats[i]) or 1.0
+    together = [np.sum([units[k] for k in subset], axis=0) for subset in subsets]
+    ways = [(sum(rising[k] for k in subset), t) for subset, t in zip(subsets, together, strict=True)]
+    asides = [sign * way for pair in ways for way in pair for sign in (1, -1)]
+    starts = [x + _ASIDE * size * aside for aside in asides]
+    around = lines.measure(i, [t for t in together for _ in range(4)], starts=starts).slope.reshape(-1, 4)
+    claims = claimed(gradient, together)
+    slack = 1e-3 * np.abs(around).max(1) + 1e-12
+    return bool(((around.min(1) - slack <= claims) & (claims <= around.max(1) + slack)).all())
 
 
-def _between(run: Callable, cotangent: Any, point: Any, gradient: Any, i: int, together: Any, rising: Any) -> bool:
-    """Whether the claim along `together` lies between the slopes at four points nearby.
-
-    If the kinks are independent, the largest slope is where every element moves to its steeper side, the smallest where
-    every element moves to the other side.
-    """
-    x, dtype, away = wide(point[i]), np.asarray(point[i]).dtype, 10 * numbers.step_of(point[i])
-    around = []
-    for aside in (rising, -rising, together, -together):
-        near = (*point[:i], (x + away * aside).astype(dtype), *point[i + 1 :])
-        around.append(numbers.differences(run, cotangent, near, gradient, i, [together]))
-    slopes, claim = [found.central[0] for found in around], around[0].claimed[0]
-    slack = 1e-3 * max(map(abs, slopes)) + 1e-12
-    return bool(min(slopes) - slack <= claim <= max(slopes) + slack)
+def between(found: Slopes, claims: np.ndarray) -> np.ndarray:
+    """Whether a claim lies between the slopes of the two sides."""
+    low, high = np.minimum(found.left, found.right), np.maximum(found.left, found.right)
+    slack = 1e-4 * np.maximum(np.abs(low), np.abs(high))
+    return (low - slack <= claims) & (claims <= high + slack)
 
 
-def _off(actual: Any, expected: Any, row: Row) -> list[int]:
-    """The elements that made a row fail, the worst first, at most `numbers.MANY`."""
-    with np.errstate(all="ignore"):
-        apart = np.abs(wide(actual) - wide(expected)).ravel()
-    limit = apart.max() * (row.tolerance or 0.0) / row.error if row.error and np.isfinite(row.error) else 0.0
-    order = np.argsort(-apart, kind="stable")
-    return [int(j) for j in order[: numbers.MANY] if not apart[j] <= limit]
+def claimed(gradient: Any, lines: Sequence[np.ndarray]) -> np.ndarray:
+    """⟨gradient, line⟩ for each line. An element that a line does not move does not count, NaN neither."""
+    g = numbers.wide(gradient)
+    return np.asarray([float(np.real((g * line)[line != 0].sum())) for line in lines])

@@ -1,16 +1,28 @@
-"""One function at one point: the arguments, the cotangent, the truth, and the comparison of arrays."""
+"""One function at one point: its arguments, its cotangent, and what can be evaluated there. `judge.py` compares."""
 
-from collections.abc import Callable, Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bnderiv.check import derivatives, numbers
-from bnderiv.check.problem import Arguments, is_inexact, random_draws
-from bnderiv.check.report import FAIL, NOT_AVAILABLE, OK, Row
+from bnderiv.check.problem import Arguments, coarsest_ulp, is_inexact, random_draws
+from bnderiv.check.report import message
+from bnderiv.check.roundings import Roundings, measured
+from bnderiv.check.slopes import Lines
+
+
+class Truth(NamedTuple):
+    """What the reference says."""
+
+    arrays: Any  # in float64 if possible
+    own: Callable[[], Any]  # the same in the dtype of `f`
+    roundings: Callable[[], list[Roundings]]  # of the reference in the dtype of `f`, for each array
+    note: str  # why it is not in float64
 
 
 class Point:
@@ -22,31 +34,34 @@ class Point:
       floats, carried: the arguments that are differentiated, and the other arrays.
       out_leaves, value: all outputs of `f`, and its floating outputs.
       cotangent: an array for each entry of `value`.
-      kinks_found: whether a mode has found a kink at this point.
+      no_truth: why derived checks have no truth here, once a mode has found that out.
+      differenced: the gradient by finite differences, for each argument where every element was measured.
     """
 
-    def __init__(self, f: Callable, reference: Any, args: tuple, key: Any, tolerances: dict[str, float]):
+    def __init__(self, f: Callable, reference: Any, arguments: Arguments, key: Any, tolerances: dict[str, float]):
         self.f, self.tolerances = f, tolerances
         self.reference: Any = reference
         bits = jax.random.bits(jax.random.key(0) if key is None else key, (4,))
         self.entropy = [int(b) for b in np.asarray(bits)]
-        self.arguments = a = Arguments(f, args)
+        self.arguments = a = arguments
         self.floats, self.carried = a.floats, a.carried
         self.h = a.bind(f)
         self.r: Any = None if reference is None else a.bind(reference)
-        self.out = f(*a.rebuild(a.floats, a.carried))
+        given = derivatives.fresh(a.floats), derivatives.fresh(a.carried)
+        self.out = f(*a.rebuild(*given))
+        if any(isinstance(x, jax.Array) and x.is_deleted() for x in jax.tree.leaves(given)):
+            self.h = jax.jit(self.h)  # f donates its arguments, which JAX ignores within an outer jit
         flat, self.out_tree = jax.tree_util.tree_flatten_with_path(self.out)
         self.out_leaves = [leaf for _, leaf in flat]
         self.out_names = ["output" + jax.tree_util.keystr(path) for path, _ in flat]
-        self.value = self.inexact(self.out_leaves)
+        self.value = tuple(jnp.asarray(leaf) for leaf in self.out_leaves if is_inexact(leaf))
         self.cotangent = self.draw(self.value, 1)
-        self.kinks_found = False
-        self.reported: list[Exception] = []
+        self.no_truth = ""
+        self.differenced: dict[int, np.ndarray] = {}
+        self.program = lru_cache(maxsize=None)(self._program)
         self._same_draws: dict[Callable, bool] = {}
 
-    def inexact(self, like: Sequence[Any]) -> tuple[jax.Array, ...]:
-        """The floating and complex leaves."""
-        return tuple(jnp.asarray(leaf) for leaf in like if is_inexact(leaf))
+    # Random draws
 
     def random(self, seed: int) -> np.random.Generator:
         return np.random.default_rng([seed, *self.entropy])
@@ -63,6 +78,13 @@ class Point:
 
         return tuple(normal(a) for a in like)
 
+    def moved(self, seed: int) -> tuple[jax.Array, ...]:
+        """A point nearby: every element shrinks by up to a tenth, so signs and zeros stay."""
+        rng = self.random(seed)
+        return tuple(
+            jnp.asarray((np.asarray(a) * (1 - 0.1 * rng.random(a.shape))).astype(a.dtype)) for a in self.floats
+        )
+
     def given_cotangent(self, cotangent: Any) -> tuple[jax.Array, ...]:
         """The user's cotangent, flat; raises ValueError if it does not fit the output."""
         try:
@@ -75,52 +97,7 @@ class Point:
                 raise ValueError(f"cotangent must have the shape of the output, {o.shape}, got {np.shape(c)}")
         return tuple(jnp.asarray(c, o.dtype) for (c, _), o in zip(pairs, self.value, strict=True))
 
-    @cached_property
-    def _gradient_or_error(self) -> Any:
-        try:
-            return derivatives.pull(self.h, self.cotangent, self.floats, self.carried)
-        except Exception as error:
-            return error
-
-    @property
-    def forward_value(self) -> tuple:
-        return self._pulled[0]
-
-    @property
-    def gradient(self) -> tuple:
-        """The gradient of the rule of `f`, eager."""
-        return self._pulled[1]
-
-    @property
-    def _pulled(self) -> Any:
-        if isinstance(self._gradient_or_error, Exception):
-            raise self._gradient_or_error
-        return self._gradient_or_error
-
-    @cached_property
-    def sizes(self) -> list[float]:
-        """The largest element of each argument."""
-        return [numbers.size_of(a) for a in self.floats]
-
-    @cached_property
-    def cancelled(self) -> list[numbers.Cancelled]:
-        """For each argument, the terms that cancel in its gradient, estimated with three random cotangents.
-
-        The gradient is computed in float64 and again with other roundings: in the dtype of the arguments, or, if that
-        is float64, for three times the cotangent. It is the reference's, or that of `f` without a reference. Without
-        float64 nothing is known.
-        """
-        cotangents = (self.cotangent, self.draw(self.value, 21), self.draw(self.value, 22))
-        h, factor = self.h if self.r is None else self.r, 3 if self.in_double else 1
-        try:
-            exact = self.in_float64(derivatives.pulls, h, cotangents, self.floats, self.carried)
-            cotangents = jax.tree.map(lambda c: factor * c, cotangents)
-            others = derivatives.compiled(partial(derivatives.pulls, h))(cotangents, self.floats, self.carried)
-            others = jax.tree.map(lambda g: g / factor, others)
-            by_argument = zip(zip(*exact, strict=True), zip(*others, strict=True), strict=True)
-            return [numbers.cancelled(*both) for both in by_argument]
-        except Exception:
-            return [numbers.Cancelled(0.0, False)] * len(self.floats)
+    # Names and dtypes
 
     @property
     def names(self) -> list[str]:
@@ -130,91 +107,128 @@ class Point:
     def inexact_names(self) -> list[str]:
         return [name for name, leaf in zip(self.out_names, self.out_leaves, strict=True) if is_inexact(leaf)]
 
+    @property
+    def in_double(self) -> bool:
+        return all(a.dtype in (jnp.float64, jnp.complex128) for a in (*self.floats, *self.value))
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether there is a gradient to check: a floating argument and output that are not empty."""
+        return any(a.size for a in self.floats) and any(a.size for a in self.value)
+
     def tolerance(self, mode: str, table: dict[str, float]) -> float:
         dtypes = [a.dtype for a in (*self.floats, *self.value)]
         return self.tolerances.get(mode, numbers.lookup(table, dtypes))
 
-    def nothing_to_differentiate(self, mode: str) -> Row:
-        note = f"no {'output' if self.floats else 'argument'} is a floating array"
-        return Row(mode, mode.replace("_", " "), verdict=NOT_AVAILABLE, note=note)
+    # The rule
 
-    def raised(self, mode: str, error: Exception, check: str = "", argument: str = "") -> Row:
-        """A failed row. If the same exception was reported before, the row is "n/a" instead."""
-        check = check or mode.replace("_", " ")
-        if any(error is other for other in self.reported):
-            return Row(mode, check, argument, NOT_AVAILABLE, note="the gradient raises, see above")
-        self.reported.append(error)
-        return Row(mode, check, argument, FAIL, note=message(error))
+    @cached_property
+    def _eager(self) -> tuple:
+        return derivatives.pull(self.h, self.cotangent, self.floats, self.carried)
 
-    def rows(
-        self,
-        mode: str,
-        check: str,
-        names: Sequence[str],
-        actual: Sequence[Any],
-        expected: Sequence[Any],
-        tolerance: float,
-        note: str = "",
-        own: Callable[[], Sequence[Any]] | None = None,
-        gradient: bool = False,
-    ) -> Iterator[Row]:
-        """A row for each array; with `gradient`, for each argument.
+    @property
+    def forward_value(self) -> tuple:
+        return self._eager[0]
 
-        `own` returns the reference in the dtype of `f`, or with other roundings. If its rounding error exceeds the
-        tolerance, four times that error is allowed, at most 100 times the tolerance. Without `own`, the rounding error
-        of the gradient takes its place, at most 1,000 times the tolerance. A tolerance from the user is not widened.
-        """
-        if own is None or note:  # a truth with a note is not in float64
-            magnitudes = numbers.magnitudes(expected)
-        else:
-            sizes = self.sizes if gradient else [1.0] * len(expected)
-            magnitudes = numbers.magnitudes_of_the_truth(expected, sizes, own, [tolerance] * len(expected))
-        for i, magnitude in enumerate(magnitudes):
-            allowed, said = tolerance, note
-            try:
-                error, index = numbers.distance(actual[i], expected[i], magnitude)
-            except ValueError as wrong:
-                yield Row(mode, check, names[i], FAIL, note=str(wrong))
-                continue
-            if error > allowed and mode not in self.tolerances:
-                magnitude, allowed, reason = self._allowed_by_roundings(
-                    i, actual[i].dtype, expected[i], magnitude, tolerance, own, gradient
-                )
-                error, index = numbers.distance(actual[i], expected[i], magnitude)
-                said = join(note, reason)
-            if not error <= allowed:
-                said = join(f"got {element(actual[i], index)}, expected {element(expected[i], index)}", said)
-            yield Row(mode, check, names[i], OK if error <= allowed else FAIL, error, allowed, index, said)
+    @property
+    def gradient(self) -> tuple:
+        """The gradient of the rule of `f`, eager."""
+        return self._eager[1]
 
-    def _allowed_by_roundings(
-        self, i: int, dtype: Any, expected: Any, magnitude: float, tolerance: float, own: Any, gradient: bool
-    ) -> tuple[float, float, str]:
-        """The magnitude and tolerance that the roundings of a failed array allow, and a note on the reason."""
-        known = [numbers.cancelled([expected], [own()[i]])] if own is not None else []
-        known += [self.cancelled[i]] if gradient else []
-        for c in known:
-            if c.explains(expected, jnp.float64 if own is not None else dtype):
-                return max(magnitude, c.magnitude), tolerance, "it vanishes but for roundings"
-        off = max((c.terms * numbers.ulp(dtype) / magnitude for c in known), default=0.0)
-        if not tolerance < 4 * off < np.inf:
-            return magnitude, tolerance, ""
-        what, most = ("gradient", 1000) if own is None else ("reference", 100)
-        return magnitude, min(4 * off, most * tolerance), f"the {what} itself is off by {off:.1e} in this dtype"
+    def _program(self, compute: Callable, h: Callable) -> derivatives.Program:
+        """`compute(h, ...)`, compiled. Kept, so that modes share programs."""
+        return derivatives.Program(partial(compute, h))
+
+    @property
+    def compiled(self) -> derivatives.Program:
+        """Value and gradient of `f` as a compiled function of (cotangent, floats, carried)."""
+        return self.program(derivatives.pull, self.h)
 
     @cached_property
     def pulled(self) -> tuple[Any, bool, str]:
         """Value and gradient of `f`, in float64 if possible."""
         return self.in_float64_or_own(derivatives.pull, self.cotangent, self.floats, self.carried)
 
-    @cached_property
-    def compiled(self) -> Callable:
-        """Value and gradient of `f` as a compiled function of (cotangent, floats, carried)."""
-        return derivatives.compiled(partial(derivatives.pull, self.h))
+    def all_roundings(self) -> list[Roundings]:
+        """What roundings do to the values of `f`, then to its gradient for each argument."""
+        return self._all_roundings
+
+    def of_value(self) -> list[Roundings]:
+        return self._all_roundings
+
+    @property
+    def roundings(self) -> list[Roundings]:
+        return self._all_roundings[len(self.value) :]
 
     @cached_property
-    def compiled_reference(self) -> Callable:
-        """The same for the reference."""
-        return derivatives.compiled(partial(derivatives.pull, self.r))
+    def _all_roundings(self) -> list[Roundings]:
+        return self.roundings_of(derivatives.pull, self.h, self.cotangent, self.floats, self.carried)
+
+    @cached_property
+    def conditioning(self) -> list[float]:
+        """How far the gradient of `f` in float64 moves if every argument moves by an ulp of its dtype."""
+        (_, exact), double, _ = self.pulled
+        spreads = [0.0] * len(self.floats)
+        for seed in range(31, 34) if double else ():
+            rng = self.random(seed)
+            floats = [numbers.wide(a) * (1 + numbers.ulp(a.dtype) * rng.uniform(-1, 1, a.shape)) for a in self.floats]
+            with jax.enable_x64(True):
+                data = (
+                    derivatives.widen(self.cotangent),
+                    tuple(map(jnp.asarray, floats)),
+                    derivatives.widen(self.carried),
+                )
+                _, moved = self.program(derivatives.pull, self.h)(*data)
+            apart = [numbers.largest(numbers.wide(m) - e) for m, e in zip(moved, exact, strict=True)]
+            spreads = [max(pair) for pair in zip(spreads, apart, strict=True)]
+        return spreads
+
+    def roundings_of(self, compute: Callable, h: Callable, *data: Any, truth: Any = None) -> Any:
+        """As `roundings.measured`; nothing is known of what cannot be traced."""
+        try:
+            return measured(partial(compute, h), *data, truth=truth)
+        except Exception:
+            return [Roundings(0.0, 0.0)] * (len(self.value) + len(self.floats))
+
+    # The truth
+
+    @cached_property
+    def truth(self) -> Truth:
+        """Value and gradient of the reference; `roundings` are those of the values, then of the gradients."""
+        return self.expected(derivatives.pull, self.cotangent, self.floats, self.carried)
+
+    @cached_property
+    def same_values(self) -> bool:
+        """Whether the reference is the same function here, so that differences of `f` say what its gradient must be."""
+        tolerance = self.tolerance("value", numbers.FORMULA)
+        return len(self.truth.arrays[0]) == len(self.value) and all(
+            numbers.distance(a, e, numbers.largest(e) or 1.0).error <= tolerance
+            for a, e in zip(self.value, self.truth.arrays[0], strict=True)
+        )
+
+    def expected(self, compute: Callable, *data: Any) -> Truth:
+        """What the reference returns for `compute`."""
+        own = lru_cache(lambda: self.program(compute, self.r)(*data))
+        if self.in_double:
+            arrays, note = own(), ""
+        else:
+            try:
+                arrays, note = self.in_float64(compute, self.r, *data), ""
+            except Exception as error:
+                arrays, note = own(), f"the reference cannot be evaluated in float64 ({message(error)})"
+
+        @lru_cache
+        def with_own() -> Any:
+            flat = jax.tree.leaves(arrays)
+            found = self.roundings_of(compute, self.r, *data, truth=flat)
+            apart = [numbers.distance(o, a, 1.0).apart for o, a in zip(jax.tree.leaves(own()), flat, strict=True)]
+            apart = [a if np.isfinite(a) else 0.0 for a in apart]
+            return [
+                Roundings(max(f.spread, a), f.terms or a / numbers.ulp(o.dtype))
+                for f, a, o in zip(found, apart, jax.tree.leaves(own()), strict=False)
+            ]
+
+        return Truth(arrays, own, with_own, note)
 
     def in_float64(self, compute: Callable, h: Callable, *data: Any) -> Any:
         """`compute(h, *data)` with all data in float64.
@@ -225,7 +239,7 @@ class Point:
         if not self._draws_the_same(h):
             raise TypeError("it would draw other random numbers")
         with jax.enable_x64(True):
-            result = derivatives.compiled(partial(compute, h))(*(derivatives.widen(d) for d in data))
+            result = self.program(compute, h)(*(derivatives.widen(d) for d in data))
             for leaf in jax.tree.leaves(result):
                 if leaf.dtype not in (jnp.float64, jnp.complex128):
                     raise TypeError(f"a result stays {leaf.dtype}")
@@ -244,54 +258,32 @@ class Point:
         try:
             return self.in_float64(compute, self.h, *data), True, ""
         except Exception as error:
-            own = derivatives.compiled(partial(compute, self.h))(*data)
+            own = self.program(compute, self.h)(*data)
             return own, False, f"in the arguments' own dtype: float64 does not work ({message(error)})"
 
-    def expected(self, compute: Callable, *data: Any) -> tuple[Any, Callable[[], Any], str]:
-        """The reference's result, a function that returns it in the dtype of `f`, and a note.
-
-        The result is in float64; if that is not possible, it is in the dtype of `f`, and the note says why.
-        """
-        run = self.compiled_reference if compute is derivatives.pull else derivatives.compiled(partial(compute, self.r))
-        own = lru_cache(lambda: run(*data))
-        if self.in_double:
-            return own(), own, ""
-        try:
-            return self.in_float64(compute, self.r, *data), own, ""
-        except Exception as error:
-            return own(), own, f"the reference cannot be evaluated in float64 ({message(error)})"
-
-    @property
-    def in_double(self) -> bool:
-        return all(a.dtype in (jnp.float64, jnp.complex128) for a in (*self.floats, *self.value))
-
-    def widened(self, cotangent: Any, double: bool) -> tuple[tuple[jax.Array, ...], Any]:
-        """The arguments and a cotangent, in float64 if `double`."""
-        if not double:
-            return self.floats, cotangent
-        with jax.enable_x64(True):
-            return derivatives.widen(self.floats), derivatives.widen(cotangent)
-
-    def moved(self, seed: int) -> tuple[jax.Array, ...]:
-        """A point nearby: every element shrinks by up to a tenth, so signs and zeros stay."""
-        rng = self.random(seed)
-        return tuple(
-            jnp.asarray((np.asarray(a) * (1 - 0.1 * rng.random(a.shape))).astype(a.dtype)) for a in self.floats
-        )
+    # Differences
 
     @cached_property
-    def truth(self) -> tuple[Any, Callable[[], Any], str]:
-        """Value and gradient of the reference, as `expected` returns them."""
-        return self.expected(derivatives.pull, self.cotangent, self.floats, self.carried)
+    def lines(self) -> Lines:
+        """⟨cotangent, f⟩ along lines through the point, in float64 if possible."""
+        try:
+            self.in_float64(lambda h, *data: h(*data), self.h, self.floats, self.carried)
+            double = True
+        except Exception:
+            double = False
+        return self.lines_of(self.h, self.cotangent, double)
+
+    def lines_of(self, function: Callable, cotangent: Any, double: bool) -> Lines:
+        with double_precision(double):
+            floats, carried, cotangent = (self.floats, self.carried, tuple(cotangent))
+            if double:
+                floats, carried, cotangent = map(derivatives.widen, (floats, carried, cotangent))
+            return Lines(function, floats, carried, cotangent, coarsest_ulp(function, floats, carried), double)
 
 
-def element(array: Any, index: tuple[int, ...] | None) -> str:
-    return "?" if index is None else f"{numbers.wide(array)[index]:.6g}"
-
-
-def message(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}{'…' if len(text) > 300 else ''}"
+def double_precision(wanted: bool) -> Any:
+    """The context of float64 evaluation, or of none."""
+    return jax.enable_x64(True) if wanted else contextlib.nullcontext()
 
 
 def join(*notes: str) -> str:

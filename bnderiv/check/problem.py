@@ -12,20 +12,44 @@ FLOAT, CARRIED, STATIC = "float", "carried", "static"
 
 
 class Arguments:
-    """The arguments of a call, split into floating and complex arrays, other arrays, and static objects."""
+    """The arguments of a call, split into differentiated arrays, other arrays, and static objects.
 
-    def __init__(self, f: Callable, args: tuple[Any, ...]):
+    Args:
+      f: names the arguments.
+      args: the call. A Python float or complex number is differentiated as an array, as `jax.grad` does.
+      argnums: the positions to differentiate; None for all.
+      static_numbers: pass Python numbers unchanged instead.
+    """
+
+    def __init__(self, f: Callable, args: tuple[Any, ...], argnums: Any = None, static_numbers: bool = False):
         leaves, self._treedef = jax.tree_util.tree_flatten_with_path(args)
         names = _parameter_names(f, len(args))
-        self._leaves = [jnp.asarray(a) if isinstance(a, (np.ndarray, np.generic)) else a for _, a in leaves]
-        self.kinds = [_kind(a) for a in self._leaves]
+        chosen = _chosen(argnums, len(args))
+        arrays = [leaf for _, leaf in leaves if isinstance(leaf, (jax.Array, np.ndarray, np.generic))]
+        real = jnp.result_type(*_dtypes_of_floats(arrays)) if _dtypes_of_floats(arrays) else jnp.result_type(float)
+        positions = [path[0].idx for path, _ in leaves]
+
+        def converted(leaf: Any, position: int) -> Any:
+            if isinstance(leaf, (np.ndarray, np.generic)):
+                return jnp.asarray(leaf)
+            if type(leaf) in (float, complex) and position in chosen and not static_numbers:
+                return jnp.asarray(leaf, real if type(leaf) is float else jnp.result_type(real, jnp.complex64))
+            return leaf
+
+        self._leaves = [converted(leaf, i) for (_, leaf), i in zip(leaves, positions, strict=True)]
+        self.kinds = [_kind(a, i in chosen) for a, i in zip(self._leaves, positions, strict=True)]
         self.names = [names[path[0].idx] + jax.tree_util.keystr(path[1:]) for path, _ in leaves]
         self.floats = tuple(self._of_kind(FLOAT, self._leaves))
         self.carried = tuple(self._of_kind(CARRIED, self._leaves))
         self.float_names = self._of_kind(FLOAT, self.names)
         self.carried_names = self._of_kind(CARRIED, self.names)
-        self.carried_positions = self._of_kind(CARRIED, [path[0].idx for path, _ in leaves])
+        self.carried_positions = self._of_kind(CARRIED, positions)
         self.static = list(zip(self._of_kind(STATIC, self.names), self._of_kind(STATIC, self._leaves), strict=True))
+        self.numbers = [
+            name
+            for name, (_, leaf), a in zip(self.names, leaves, self._leaves, strict=True)
+            if type(leaf) in (float, complex) and isinstance(a, jax.Array)
+        ]
 
     def _of_kind(self, kind: str, values: Sequence[Any]) -> list[Any]:
         return [v for v, k in zip(values, self.kinds, strict=True) if k == kind]
@@ -69,16 +93,6 @@ def pull_back_directly(rule: Any, args: tuple[Any, ...], cotangent: Any) -> list
     return [None if i in rule.nondiff_argnums else next(grads) for i in range(len(args))]
 
 
-def random_draws(f: Callable, *args: Any) -> list[tuple[Any, ...]]:
-    """Bit width and shape of every random draw in `f`, in program order; empty if `f` cannot be traced."""
-    try:
-        program = jax.make_jaxpr(f)(*args)
-    except Exception:
-        return []
-    draws = [e.params for e in equations(program) if e.primitive.name == "random_bits"]
-    return [(params["bit_width"], params["shape"]) for params in draws]
-
-
 def equations(jaxpr: Any) -> Iterator[Any]:
     """Every equation of a jaxpr, including those of nested jaxprs."""
     for equation in jaxpr.eqns:
@@ -88,10 +102,52 @@ def equations(jaxpr: Any) -> Iterator[Any]:
                 yield from equations(inner)
 
 
-def _kind(leaf: Any) -> str:
+def random_draws(f: Callable, *args: Any) -> list[tuple[Any, ...]]:
+    """Bit width and shape of every random draw in `f`, in program order; empty if `f` cannot be traced."""
+    draws = [e.params for e in _program(f, *args) if e.primitive.name == "random_bits"]
+    return [(params["bit_width"], params["shape"]) for params in draws]
+
+
+def coarsest_ulp(f: Any, *args: Any) -> float:
+    """The ulp of the narrowest floating dtype in the program: a cast to float32 rounds to 1e-7 whatever follows."""
+    dtypes = [v.aval.dtype for e in _program(f, *args) for v in e.outvars if hasattr(v.aval, "dtype")]
+    dtypes += [a.dtype for a in jax.tree.leaves(args)]
+    return max((float(jnp.finfo(d).eps) for d in dtypes if jnp.issubdtype(d, jnp.inexact)), default=0.0)
+
+
+def sees_symbolic_zeros(f: Callable, *args: Any) -> bool:
+    """Whether a rule in `f` is told which arguments are differentiated; True if `f` cannot be traced."""
+    try:
+        program = jax.make_jaxpr(f)(*args)
+    except Exception:
+        return True
+    return any(e.params.get("symbolic_zeros", False) for e in equations(program))
+
+
+def _program(f: Any, *args: Any) -> list[Any]:
+    try:
+        return list(equations(f if hasattr(f, "eqns") else jax.make_jaxpr(f)(*args)))
+    except Exception:
+        return []
+
+
+def _chosen(argnums: Any, count: int) -> set[int]:
+    if argnums is None:
+        return set(range(count))
+    positions = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    if not positions or not all(isinstance(i, int) and -count <= i < count for i in positions):
+        raise ValueError(f"argnums must be positions of the {count} arguments, got {argnums!r}")
+    return {i % count for i in positions}
+
+
+def _dtypes_of_floats(arrays: Sequence[Any]) -> list[Any]:
+    return [jnp.finfo(a.dtype).dtype for a in arrays if is_inexact(a)][:1]
+
+
+def _kind(leaf: Any, chosen: bool) -> str:
     if not isinstance(leaf, jax.Array):
         return STATIC
-    return FLOAT if is_inexact(leaf) else CARRIED
+    return FLOAT if chosen and is_inexact(leaf) else CARRIED
 
 
 def _parameter_names(f: Callable, count: int) -> list[str]:

@@ -2,14 +2,23 @@
 
 import html
 import math
+import os
 import textwrap
+import traceback
 from dataclasses import dataclass
+
+import jax
 
 OK, FAIL, KINK, NOT_AVAILABLE = "ok", "FAIL", "kink", "n/a"
 
 _HEADER = ("check", "argument", "verdict", "worst error", "tolerance", "at", "note")
 _COLORS = {OK: "#2e7d32", FAIL: "#c62828", KINK: "#b26a00", NOT_AVAILABLE: "#757575"}
 _NOTE_WIDTH = 72
+_LEGEND = (
+    "primal: f(x); fwd: the value that jax.vjp returns. Errors are relative to the largest element, or in ulps of it.\n"
+    "kink: no derivative, and the rule lies between the two sides. n/a: cannot be checked here; the note says why."
+)
+_NOT_THE_USERS = tuple(os.path.dirname(p) + os.sep for p in (str(jax.__file__), __file__, str(os.__file__)))
 
 
 @dataclass(frozen=True)
@@ -70,21 +79,28 @@ class Report:
             raise AssertionError(f"{self.summary()}\n{_table(self.failures or self.rows)}")
 
     def summary(self) -> str:
-        """One line: the title, the number of checks by verdict, and the result."""
+        """One line: the title, the number of checks by verdict, the result, and the first failure."""
         counts = {v: sum(row.verdict == v for row in self.rows) for v in (FAIL, KINK, NOT_AVAILABLE)}
         named = ((FAIL, "failed"), (KINK, "at a kink"), (NOT_AVAILABLE, "not available"))
         parts = [f"{counts[v]} {name}" for v, name in named if counts[v]]
-        return (
-            f"{self.title}: {', '.join([f'{len(self.rows)} checks', *parts])} — {'passed' if self.passed else 'FAILED'}"
-        )
+        result = "passed" if self.passed else "FAILED"
+        if self.failures:
+            first = self.failures[0]
+            result += f": {' of '.join(part for part in (first.check, first.argument) if part)}"
+        elif not self.passed:
+            result += ": nothing was checked"
+        return f"{self.title}: {', '.join([f'{len(self.rows)} checks', *parts])} — {result}"
 
     def __str__(self) -> str:
-        return f"{_table(self.rows)}\n{self.summary()}"
+        return f"{_table(self._failures_first())}\n{_LEGEND}\n{self.summary()}"
+
+    def _failures_first(self) -> tuple[Row, ...]:
+        return tuple(sorted(self.rows, key=lambda row: row.verdict != FAIL))
 
     def _repr_html_(self) -> str:
         cell = "<td style='text-align:left;vertical-align:top{style}'>{text}</td>".format
         lines = []
-        for row in self.rows:
+        for row in self._failures_first():
             styles = dict.fromkeys(_HEADER, ";white-space:nowrap") | {"note": ""}
             styles["verdict"] += f";color:{_COLORS[row.verdict]};font-weight:bold"
             texts = [
@@ -93,10 +109,24 @@ class Report:
             ]
             lines.append(f"<tr>{''.join(texts)}</tr>")
         header = "".join(f"<th style='text-align:left'>{name}</th>" for name in _HEADER)
+        legend = html.escape(_LEGEND).replace("\n", "<br>")
         return (
             f"<table><thead><tr>{header}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
-            f"<p>{html.escape(self.summary())}</p>"
+            f"<p>{legend}</p><p>{html.escape(self.summary())}</p>"
         )
+
+
+def message(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}{'…' if len(text) > 300 else ''}"
+
+
+def where_raised(error: Exception) -> str:
+    """The message, and the innermost line that is neither JAX's nor Python's nor the checker's."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_NOT_THE_USERS)]
+    frames = [f for f in frames if not f.filename.startswith("<frozen")]
+    place = f" (at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}, {frames[-1].line})" if frames else ""
+    return f"{message(error)}{place}"
 
 
 def _table(rows: tuple[Row, ...]) -> str:

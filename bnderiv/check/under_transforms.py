@@ -9,21 +9,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bnderiv.check import derivatives, numbers
+from bnderiv.check import derivatives, judge, numbers
+from bnderiv.check.judge import raised
 from bnderiv.check.point import Point, join
 from bnderiv.check.report import FAIL, OK, Row
 
 
 def jit(at: Point) -> Iterator[Row]:
-    value, gradient = jax.jit(partial(derivatives.pull, at.h))(at.cotangent, at.floats, at.carried)
+    value, gradient = at.compiled.jitted(at.cotangent, at.floats, at.carried)
     tolerance = at.tolerance("jit", numbers.SAME)
-    yield from at.rows("jit", "jit: value", at.inexact_names, value, at.value, tolerance)
-    yield from at.rows("jit", "jit: gradient", at.names, gradient, at.gradient, tolerance, gradient=True)
+    yield from judge.rows(at, "jit", "jit: value", at.inexact_names, value, at.value, tolerance, roundings=at.of_value)
+    yield from judge.rows(
+        at, "jit", "jit: gradient", at.names, gradient, at.gradient, tolerance, roundings=lambda: at.roundings
+    )
 
 
 def vmap(at: Point) -> Iterator[Row]:
     points = [at.floats, at.moved(11), at.moved(12)]
-    rolled = [tuple(jnp.roll(a, k) if _is_numeric(a) else a for a in at.carried) for k in range(3)]
+    rolled = [tuple(np.roll(np.asarray(a), k) if _is_numeric(a) else a for a in at.carried) for k in range(3)]
     count = len(at.floats)
     arrays = [(*p, *c) for p, c in zip(points, rolled, strict=True)]
     names = (*at.names, *at.arguments.carried_names)
@@ -35,13 +38,10 @@ def vmap(at: Point) -> Iterator[Row]:
         try:
             yield _mapped(at, name, mapped, arrays, count)
         except Exception as error:
-            yield at.raised("vmap", error, "vmap", name)
+            yield raised("vmap", error, "vmap", name)
 
 
 def scan(at: Point) -> Iterator[Row]:
-    if not (at.floats and at.value):
-        yield at.nothing_to_differentiate("scan")
-        return
     points = [at.floats, at.moved(11), at.moved(12)]
 
     def total(stacked: Any) -> Any:
@@ -53,31 +53,33 @@ def scan(at: Point) -> Iterator[Row]:
 
     loop = [at.compiled(at.cotangent, floats, at.carried)[1] for floats in points]
     expected = [np.stack(g) for g in zip(*loop, strict=True)]
-    actual = derivatives.compiled(jax.grad(total))(tuple(jnp.stack(a) for a in zip(*points, strict=True)))
+    actual = derivatives.Program(jax.grad(total))(tuple(np.stack(a) for a in zip(*points, strict=True)))
     tolerance = at.tolerance("scan", numbers.SAME)
-    yield from at.rows("scan", "scan", at.names, actual, expected, tolerance, gradient=True)
+    yield from judge.rows(at, "scan", "scan", at.names, actual, expected, tolerance, roundings=lambda: at.roundings)
 
 
 def checkpoint(at: Point) -> Iterator[Row]:
     h = jax.checkpoint(at.h)
-    _, actual = derivatives.compiled(partial(derivatives.pull, h))(at.cotangent, at.floats, at.carried)
+    _, actual = derivatives.Program(partial(derivatives.pull, h))(at.cotangent, at.floats, at.carried)
     tolerance = at.tolerance("checkpoint", numbers.SAME)
-    yield from at.rows("checkpoint", "checkpoint", at.names, actual, at.gradient, tolerance, gradient=True)
+    yield from judge.rows(
+        at, "checkpoint", "checkpoint", at.names, actual, at.gradient, tolerance, roundings=lambda: at.roundings
+    )
 
 
 def _mapped(at: Point, name: str, mapped: set[int], arrays: Sequence[Sequence[Any]], count: int) -> Row:
     """vmap over some arguments against a loop. The gradient of an unmapped argument is the sum over the loop."""
     axes = [0 if i in mapped else None for i in range(len(arrays[0]))]
-    stacked = [jnp.stack(a) if i in mapped else a[0] for i, a in enumerate(zip(*arrays, strict=True))]
+    stacked = [np.stack(a) if i in mapped else a[0] for i, a in enumerate(zip(*arrays, strict=True))]
     calls = [[a[i] if i in mapped else arrays[0][i] for i in range(len(a))] for a in arrays]
     function = jax.vmap(at.h, (tuple(axes[:count]), tuple(axes[count:])))
-    outs = [jnp.stack([o, o, o]) for o in at.value]
+    outs = [np.stack([o, o, o]) for o in at.value]
     cotangent = at.draw(outs, 13)
     loop = [
         at.compiled(tuple(c[k] for c in cotangent), tuple(call[:count]), tuple(call[count:]))
         for k, call in enumerate(calls)
     ]
-    actual = derivatives.compiled(partial(derivatives.pull, function))(
+    actual = derivatives.Program(partial(derivatives.pull, function))(
         cotangent, tuple(stacked[:count]), tuple(stacked[count:])
     )
     values = [np.stack(o) for o in zip(*(v for v, _ in loop), strict=True)]
@@ -86,12 +88,12 @@ def _mapped(at: Point, name: str, mapped: set[int], arrays: Sequence[Sequence[An
     tolerance = at.tolerance("vmap", numbers.SAME)
     worst = Row("vmap", "vmap", name, OK, 0.0, tolerance)
     named = (
-        ("value", at.inexact_names, actual[0], values, False),
-        ("gradient", at.names, actual[1], gradients, True),
+        ("value", at.inexact_names, actual[0], values, at.of_value),
+        ("gradient", at.names, actual[1], gradients, lambda: at.roundings),
     )
-    for what, names, mine, expected, gradient in named:
-        for row in at.rows("vmap", "vmap", names, mine, expected, tolerance, gradient=gradient):
-            if row.error is None or row.error > (worst.error or 0.0):
+    for what, names, mine, expected, roundings in named:
+        for row in judge.rows(at, "vmap", "vmap", names, mine, expected, tolerance, roundings=roundings):
+            if row.error is None or (row.verdict == FAIL, row.error) > (worst.verdict == FAIL, worst.error or 0.0):
                 note = join(f"{what} of {row.argument}", row.note) if row.verdict == FAIL else ""
                 worst = replace(row, argument=name, note=note)
                 if row.error is None:
@@ -100,4 +102,4 @@ def _mapped(at: Point, name: str, mapped: set[int], arrays: Sequence[Sequence[An
 
 
 def _is_numeric(a: Any) -> bool:
-    return jnp.issubdtype(a.dtype, jnp.integer) or jnp.issubdtype(a.dtype, jnp.bool_)
+    return jnp.issubdtype(a.dtype, jnp.number) or jnp.issubdtype(a.dtype, jnp.bool_)

@@ -20,6 +20,11 @@ def of_conv2d(steps: Any) -> Iterator[tuple[str, str, np.ndarray]]:
     yield "kernel_turned", unturned, steps.kernel_turned[::-1, ::-1]
     options = {name: getattr(steps, name) for name in OPTIONS}
     w = steps.kernel
+    forward = conv2d(steps.x, w[::-1, ::-1], steps.bias, steps.dy, **options).z
+    yield "z", "a turned kernel: the layer is a correlation, w is not turned by 180°", np.asarray(forward, np.float64)
+    if steps.x_padded.shape != steps.x.shape:
+        whole = conv2d(steps.x_padded, w, None, steps.dy, **{**options, "padding": 0}).dx
+        yield "dx", "the gradient of the padded input: its rim is not cropped", np.asarray(whole, np.float64)
     for flipped, sentence in (  # the derivation turns what it is given: the axes flipped here come out unflipped
         (w[::-1, ::-1], unturned),
         (w[::-1], "a kernel flipped along its columns alone; both axes must be reversed"),

@@ -6,6 +6,17 @@ from typing import Any
 import numpy as np
 
 
+def of_flatten(steps: Any) -> Iterator[tuple[str, str, np.ndarray]]:
+    """(step, sentence, the value it would have given)."""
+    x = steps.x
+    if x.ndim < 3:
+        return
+    sentence = "another order: channels first (C, H, W), must be as the array lies, the last axis fastest"
+    yield "z", sentence, np.moveaxis(x, -1, 1).reshape(len(x), -1)
+    first = steps.dy.reshape(len(x), x.shape[-1], *x.shape[1:-1])
+    yield "dx", sentence, np.moveaxis(first, 1, -1)
+
+
 def of_dense(steps: Any) -> Iterator[tuple[str, str, np.ndarray]]:
     """(step, sentence, the value it would have given)."""
     if steps.kernel.ndim != 2:

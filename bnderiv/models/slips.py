@@ -22,7 +22,7 @@ def of_lenet5(steps: Any) -> Iterator[tuple[str, str, np.ndarray]]:
                 eps=steps.config.eps,
                 channel_axis=-1,
             )
-            for step, sentence, value in of_batch_norm(norm):
+            for step, sentence, value, *_ in of_batch_norm(norm):
                 yield f"delta{i}" if step == "dx" else f"{step}{i}", sentence, value
     N = steps.x.shape[0]
     for i in range(1, 6):

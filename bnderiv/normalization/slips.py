@@ -56,6 +56,10 @@ SLIPS: list[tuple[str, dict[str, Line]]] = [
     ),
     ("ε is missing: 1/√σ² in place of 1/√(σ² + ε)", {"inv_std": lambda v: 1 / np.sqrt(v.var)}),
     ("ε is squared: 1/√(σ² + ε²) in place of 1/√(σ² + ε)", {"inv_std": lambda v: 1 / np.sqrt(v.var + v.eps**2)}),
+    *(
+        (f"another ε: {other:g} in place of {{eps:g}}", {"inv_std": lambda v, other=other: 1 / np.sqrt(v.var + other)})
+        for other in (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-12)
+    ),
     ("the root is missing: 1/(σ² + ε) in place of 1/√(σ² + ε)", {"inv_std": lambda v: 1 / (v.var + v.eps)}),
     ("not inverted: √(σ² + ε) in place of 1/√(σ² + ε)", {"inv_std": lambda v: np.sqrt(v.var + v.eps)}),
     ("x for x̂: it is not normalized at all", {"x_hat": lambda v: v.x}),
@@ -66,6 +70,8 @@ SLIPS: list[tuple[str, dict[str, Line]]] = [
     ("x for x̂: Σ δ x in place of Σ δ x̂", {"d_gamma": lambda v: v.sum(v.dy * v.x)}),
     ("x − μ for x̂: a missing 1/√(σ² + ε)", {"d_gamma": lambda v: v.sum(v.dy * (v.x - v.mu))}),
     ("y for x̂: Σ δ y in place of Σ δ x̂", {"d_gamma": lambda v: v.sum(v.dy * v.y)}),
+    ("exchanged: Σ δ is ∂J/∂β, ∂J/∂γ is Σ δ x̂", {"d_gamma": lambda v: v.sum(v.dy)}),
+    ("exchanged: Σ δ x̂ is ∂J/∂γ, ∂J/∂β is Σ δ", {"d_beta": lambda v: v.sum(v.dy * v.x_hat)}),
     ("γ δ for δ: ∂J/∂γ has no γ in it", {"d_gamma": lambda v: v.sum(v.gamma * v.dy * v.x_hat)}),
     ("γ δ for δ: ∂J/∂β has no γ in it", {"d_beta": lambda v: v.sum(v.gamma * v.dy)}),
     ("a mean where a sum belongs: divided by m = {M}", {"d_gamma": lambda v: v.sum(v.dy * v.x_hat) / v.M}),
@@ -136,8 +142,28 @@ _SUMMED: dict[str, tuple[Line, bool]] = {
 }
 
 
-def of_batch_norm(steps: Any) -> Iterator[tuple[str, str, np.ndarray]]:
+def of_batch_norm_relu(steps: Any) -> Iterator[Any]:
+    """As `of_batch_norm`, with the slips of the ReLU behind it."""
+    for name, array in (("x", steps.x), ("x̂", steps.x_hat), ("δ_a", steps.dy)):
+        sentence = f"the mask of the wrong array: [{name} > 0] in place of [y > 0]"
+        yield "d_y", sentence, np.where(array > 0, steps.dy, 0)
+    yield "d_y", "no mask: δ_a in place of δ_a [y > 0]", steps.dy
+    yield from of_batch_norm(steps)
+
+
+def of_batch_norm_graph(steps: Any) -> Iterator[Any]:
+    """As `of_batch_norm`, with the slips of single nodes."""
+    yield "std", "the root is missing: σ² + ε in place of √(σ² + ε)", steps.var + steps.eps
+    for step in ("d_c", "dx_through_c"):
+        yield step, "a missing path: c̄ is r x̂̄ + 2 c q̄, here 2 c q̄ is missing", steps.d_c_through_x_hat
+        yield step, "a missing path: c̄ is r x̂̄ + 2 c q̄, here r x̂̄ is missing", steps.d_c_through_q
+    yield from of_batch_norm(steps)
+
+
+def of_batch_norm(steps: Any) -> Iterator[Any]:
     """(step, sentence, the value it would have given) for every slip and every step after it.
+
+    A fourth entry names the steps where the slip was made: if those are right, it was not.
 
     Args:
       steps: the right steps, or any object with the inputs and options of `BatchNorm`.
@@ -164,7 +190,8 @@ def of_batch_norm(steps: Any) -> Iterator[tuple[str, str, np.ndarray]]:
     for sentence, lines in SLIPS:
         if "wrong m" in sentence and N == M:
             continue
-        spoken, wrong = sentence.format(M=M, N=N, less=M - 1), _run(inputs, lines)
+        spoken = sentence.format(M=M, N=N, less=M - 1, eps=float(np.max(steps.eps)))
+        wrong, made_in = _run(inputs, lines), _made_in(lines)
         for step in itertools.dropwhile(lambda name, lines=lines: name not in lines, RIGHT):
             if step not in ("m", "m_back"):
                 value, truth = getattr(wrong, step), getattr(right, step)
@@ -174,8 +201,14 @@ def of_batch_norm(steps: Any) -> Iterator[tuple[str, str, np.ndarray]]:
                 if step in lines:
                     yield found
                 else:
-                    later.append(found)
+                    later.append((*found, made_in))
     yield from later
+
+
+def _made_in(lines: dict[str, Line]) -> tuple[str, ...]:
+    """The steps that a slip in these lines spoils first; the divisors are no steps."""
+    spoiled = {"m": ("mu", "var"), "m_back": ("dx_through_mu", "dx_through_var")}
+    return tuple(step for line in lines for step in spoiled.get(line, (line,)))
 
 
 def _run(inputs: SimpleNamespace, lines: dict[str, Line]) -> Any:

@@ -5,14 +5,16 @@ All comparisons are of concrete numbers in float64 NumPy. `rounding.py` says how
 """
 
 import dataclasses
+import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from jax.core import Tracer
 
+from bnderiv.steps.aliases import ALIASES
 from bnderiv.steps.known_slips import about_shapes, explain
 from bnderiv.steps.rounding import amplification, distance, floors, largest, tolerance_for, tolerance_for_input, wide
 from bnderiv.steps.table import INPUT, OPTION, Field, fields, table
@@ -71,8 +73,9 @@ def first_difference(mine: Any, steps: Any, *, rtol: float | None = None) -> Dif
     difference is reported too if a known slip explains it (ε outside of the root changes the sixth digit).
 
     Args:
-      mine: your intermediates, any subset of the fields: a mapping of names to arrays (NumPy or JAX) or a NamedTuple.
-        Inputs and options are compared as well if `mine` has them.
+      mine: your intermediates, any subset of the fields: a mapping of names to arrays (NumPy, JAX or PyTorch) or a
+        NamedTuple. Inputs and options are compared as well if `mine` has them. The names that CS231n, Kratzert,
+        Karpathy and PyTorch use are known too, such as `dgamma`, `ivar`, `dbnraw` and `grad_input`.
       steps: the right ones, as a function of `bnderiv.steps` returns them for the same arguments.
       rtol: tolerance; by default that of the coarser of the two dtypes (4e-10 for float64, 7e-5 for float32).
 
@@ -82,7 +85,7 @@ def first_difference(mine: Any, steps: Any, *, rtol: float | None = None) -> Dif
     Raises:
       TypeError: `mine` is neither a mapping nor a NamedTuple, or an entry is not real numbers. Or `steps` is not a
         result of `bnderiv.steps`, or one of the two is traced.
-      ValueError: `mine` has names that `steps` does not have.
+      ValueError: `mine` has names that `steps` does not have, or two names for one step.
 
     Example:
       >>> import bnderiv, jax.numpy as jnp
@@ -97,11 +100,9 @@ def first_difference(mine: Any, steps: Any, *, rtol: float | None = None) -> Dif
         named = named._asdict()
     if not isinstance(named, Mapping):
         raise TypeError(f"mine must be a mapping from names to arrays, or a NamedTuple, got {type(mine).__name__}")
-    named = {name: value for name, value in named.items() if value is not None}  # steps that a variant does not have
     has = {name: value for name, value in steps._asdict().items() if value is not None}
-    unknown = [name for name in named if name not in has]
-    if unknown:
-        raise ValueError(f"mine has unknown steps {unknown}; {type(steps).__name__} has {', '.join(has)}")
+    # None: a step that a variant does not have.
+    named = _by_their_names({name: _array(value) for name, value in named.items() if value is not None}, has, steps)
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((dict(named), has))):
         raise TypeError("mine and steps must hold numbers: first_difference compares them, call it outside of jit")
 
@@ -115,6 +116,8 @@ def first_difference(mine: Any, steps: Any, *, rtol: float | None = None) -> Dif
     amplified = amplification(numbers)
     floor = floors(numbers, right, amplified)
 
+    seen_right: list[str] = []
+
     def compare(name: str, field: Field) -> Difference | None:
         if field.label == OPTION:
             return _compare_options(name, named[name], has[name])
@@ -123,12 +126,37 @@ def first_difference(mine: Any, steps: Any, *, rtol: float | None = None) -> Dif
         tolerance, least = tolerance_for(named[name], right[name], amplified), floor[name]
         if field.label == INPUT:
             tolerance, least = tolerance_for_input(named[name], right[name]), 0.0
-        return _compare(
-            name, wide(named[name]), numbers[name], tolerance if rtol is None else rtol, least, field, steps
+        found = _compare(
+            name, wide(named[name]), numbers[name], tolerance if rtol is None else rtol, least, field, steps, seen_right
         )
+        seen_right.append(name)
+        return found
 
     found = (compare(name, field) for name, field in fields(type(steps)).items() if name in named)
     return next((difference for difference in found if difference is not None), None)
+
+
+def _by_their_names(named: Mapping[str, Any], has: Mapping[str, Any], steps: Any) -> dict[str, Any]:
+    """The steps by the names that they have here."""
+    found: dict[str, Any] = {}
+    for given, value in named.items():
+        name = given if given in has else next((a for a in ALIASES.get(given, ()) if a in has), None)
+        if name is None:
+            near = difflib.get_close_matches(str(given), has, 1, 0.75)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise ValueError(f"mine has unknown steps {[given]}{hint}; {type(steps).__name__} has {', '.join(has)}")
+        if name in found:
+            raise ValueError(f"mine has two names for the step {name}")
+        found[name] = value
+    return found
+
+
+def _array(value: Any) -> Any:
+    """A PyTorch tensor as a NumPy array, anything else as it is."""
+    if not hasattr(value, "detach"):
+        return value
+    tensor = value.detach().cpu()
+    return (tensor.float() if str(tensor.dtype) in ("torch.bfloat16", "torch.float16") else tensor).numpy()
 
 
 def _compare_options(name: str, mine: Any, right: Any) -> Difference | None:
@@ -141,14 +169,21 @@ def _compare_options(name: str, mine: Any, right: Any) -> Difference | None:
 
 
 def _compare(
-    name: str, mine: np.ndarray, right: np.ndarray, tolerance: float, floor: float, field: Field, steps: Any
+    name: str,
+    mine: np.ndarray,
+    right: np.ndarray,
+    tolerance: float,
+    floor: float,
+    field: Field,
+    steps: Any,
+    seen_right: Collection[str],
 ) -> Difference | None:
     symbol, label = field.symbol, field.label
 
     def slip_of(mine: np.ndarray) -> str | None:
         if label == INPUT:
             return f"another input: all that follows is for another {name}"
-        return explain(name, mine, right, tolerance, floor, steps)
+        return explain(name, mine, right, tolerance, floor, steps, seen_right)
 
     if mine.shape != right.shape and not _stretches(mine, right):
         slip = slip_of(mine) or about_shapes(mine, right)

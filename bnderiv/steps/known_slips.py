@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -12,29 +12,35 @@ from bnderiv.activation import slips as activation
 from bnderiv.activation import steps as activation_steps
 from bnderiv.convolution.slips import of_conv2d
 from bnderiv.convolution.steps import Conv2d
-from bnderiv.linear.slips import of_dense
-from bnderiv.linear.steps import Dense
+from bnderiv.linear.slips import of_dense, of_flatten
+from bnderiv.linear.steps import Dense, Flatten
 from bnderiv.loss import slips as loss
 from bnderiv.loss import steps as loss_steps
 from bnderiv.models.slips import of_lenet5
 from bnderiv.models.steps import LeNet5
-from bnderiv.normalization.slips import of_batch_norm
+from bnderiv.normalization.slips import of_batch_norm, of_batch_norm_graph, of_batch_norm_relu
 from bnderiv.normalization.steps import BatchNorm, BatchNormGraph, BatchNormRelu
 from bnderiv.pooling.slips import of_avg_pool, of_max_pool
 from bnderiv.pooling.steps import AvgPool, MaxPool
 from bnderiv.steps.rounding import distance, largest, wide
+from bnderiv.steps.table import fields
 
 Candidate = tuple[str, np.ndarray]
 
-# For every slip that a room knows: (step, sentence, the value it would have given), from steps in float64 NumPy.
-_ROOMS: dict[type, Callable[[Any], Iterable[tuple[str, str, np.ndarray]]]] = {
+_FEW = 4  # a factor up to this is as likely a constant as a number of elements
+
+# For every slip that a room knows: (step, sentence, the value it would have given), from steps in float64 NumPy. A
+# fourth entry, if there is one, names earlier steps in which the slip was made.
+_ROOMS: dict[type, Callable[[Any], Iterable[Any]]] = {
     BatchNorm: of_batch_norm,
-    BatchNormRelu: of_batch_norm,
-    BatchNormGraph: of_batch_norm,
+    BatchNormRelu: of_batch_norm_relu,
+    BatchNormGraph: of_batch_norm_graph,
     Dense: of_dense,
+    Flatten: of_flatten,
     Conv2d: of_conv2d,
     AvgPool: of_avg_pool,
     MaxPool: of_max_pool,
+    activation_steps.Relu: activation.of_relu,
     activation_steps.Tanh: activation.of_tanh,
     activation_steps.Sigmoid: activation.of_sigmoid,
     activation_steps.Softmax: activation.of_softmax,
@@ -45,15 +51,23 @@ _ROOMS: dict[type, Callable[[Any], Iterable[tuple[str, str, np.ndarray]]]] = {
 }
 
 
-def explain(name: str, mine: np.ndarray, right: np.ndarray, tolerance: float, floor: float, steps: Any) -> str | None:
-    """The known slip that gives these numbers, or None."""
+def explain(
+    name: str,
+    mine: np.ndarray,
+    right: np.ndarray,
+    tolerance: float,
+    floor: float,
+    steps: Any,
+    seen_right: Collection[str] = (),
+) -> str | None:
+    """The known slip that gives these numbers, or None. None that was made in a step of `seen_right`."""
     off = float(distance(mine, right).max(initial=0.0)) if mine.shape == right.shape else math.inf
     allowed = max(tolerance * largest(right), floor)
     # A slip explains a gross difference if it leaves none, and a difference near rounding if it leaves much less.
     enough = allowed if off > allowed else off / 16
     gross = off > allowed
     with np.errstate(all="ignore"):  # wrong lines divide by zero
-        for sentence, candidate in _candidates(name, mine, right, steps, gross):
+        for sentence, candidate in _candidates(name, mine, right, steps, gross, seen_right):
             known = np.isfinite(candidate) & (np.isfinite(right) if right.shape == candidate.shape else True)
             if candidate.shape != mine.shape or not known.any():
                 continue
@@ -76,10 +90,12 @@ def about_shapes(mine: np.ndarray, right: np.ndarray) -> str | None:
     return None
 
 
-def _candidates(name: str, mine: np.ndarray, right: np.ndarray, steps: Any, gross: bool) -> Iterator[Candidate]:
+def _candidates(
+    name: str, mine: np.ndarray, right: np.ndarray, steps: Any, gross: bool, seen_right: Collection[str]
+) -> Iterator[Candidate]:
     """The values that slips would have given: those of the room first, then those people make anywhere."""
-    for step, sentence, value in _ROOMS.get(type(steps), lambda _: ())(jax.tree.map(wide, steps)):
-        if step == name:
+    for step, sentence, value, *made_in in _ROOMS.get(type(steps), lambda _: ())(jax.tree.map(wide, steps)):
+        if step == name and not any(earlier in seen_right for earlier in itertools.chain(*made_in)):
             yield sentence, np.asarray(value)
     if not gross:
         return
@@ -91,7 +107,7 @@ def _candidates(name: str, mine: np.ndarray, right: np.ndarray, steps: Any, gros
         yield from _flips(right)
     if mine.shape == right.shape and np.isfinite(mine).all() and np.isfinite(right).all() and right.any():
         factor = float((mine * right).sum() / (right * right).sum())
-        sentence = _about_factor(factor, steps, right.size)
+        sentence = _about_factor(factor, steps, right.size, fields(type(steps))[name].symbol)
         if sentence is not None:
             yield sentence, factor * right
 
@@ -105,17 +121,23 @@ def _flips(right: np.ndarray) -> Iterator[Candidate]:
         yield f"flipped: axis {axis} runs backwards", np.flip(right, axis)
 
 
-def _about_factor(factor: float, steps: Any, size: int) -> str | None:
+def _about_factor(factor: float, steps: Any, size: int, symbol: str) -> str | None:
+    """A constant factor. It is a number of elements only if the step sums over them, the examples among them."""
     if factor == 0 or math.isclose(factor, 1, rel_tol=1e-3):
         return None
+    plain = f"every element is {factor:.6g} times the right value: a factor is missing or wrong"
     shape = max((np.shape(value) for value in steps if hasattr(value, "shape")), key=len, default=())
     products = {}
     for length in range(1, len(shape) + 1):
         for axes in itertools.combinations(range(len(shape)), length):
             n = math.prod(shape[a] for a in axes)
-            if n > 1:
+            if n > 1 and (0 in axes or length == len(shape) - 1):
                 products.setdefault(n, f"{'·'.join(str(shape[a]) for a in axes)}")
+    if not any(sign in symbol for sign in "ΣδJμσ"):
+        products = {}
     for n, written in products.items():
+        if n <= _FEW and any(math.isclose(abs(factor), f, rel_tol=1e-6) for f in (n, 1 / n)):
+            return f"{plain}, or a sum over m = {n} elements is a mean, or a mean a sum"
         if math.isclose(abs(factor), n, rel_tol=1e-6):
             named = written if written == str(n) else f"{written} = {n}"
             return f"too large by the factor {named}: a missing 1/m, a sum where a mean belongs"
@@ -124,4 +146,4 @@ def _about_factor(factor: float, steps: Any, size: int) -> str | None:
             return f"too small by the factor {named}: divided by m once too often, a mean where a sum belongs"
     if size < 3:
         return None  # any number is some multiple of another
-    return f"every element is {factor:.6g} times the right value: a factor is missing or wrong"
+    return plain

@@ -1,0 +1,170 @@
+"""What checkers of gradients catch and miss on the rules of `tests/check`: ours, JAX's check_grads, torch's gradcheck.
+
+    python experiments/checking/run.py             every rule: results/checking.json, and its tables checking.md
+    python experiments/checking/run.py --only log  rules whose name holds this, printed
+
+All run in float64 (gradcheck asks for it), each with its default tolerances; ours with a reference and without.
+check_grads runs to second order in reverse mode. For torch, a JAX rule is wrapped in an autograd.Function whose
+backward is `jax.vjp` of the rule, and so on to second order (gradgradcheck).
+"""
+
+import argparse
+import json
+import multiprocessing
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.test_util
+import numpy as np
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # a script's own folder is all that Python looks in
+
+from bnderiv.check import compare
+from experiments import _command
+from tests.check.real_rules import REAL, REAL_WRONG
+from tests.check.right_rules import RIGHT
+from tests.check.rules import Case, run
+from tests.check.wrong_rules import WRONG
+
+RESULTS = Path(__file__).parent / "results"
+RULES = [
+    (table, case)
+    for table, cases in (("wrong", WRONG + REAL_WRONG), ("right", RIGHT + REAL))
+    for case in cases
+    # What is no gradient on purpose has no place in a comparison with checkers that cannot be told so.
+    if "expected" not in case.keywords
+]
+CHECKERS = ("compare", "compare alone", "check_grads", "gradcheck")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="rules whose name holds this; printed, not written")
+    only = parser.parse_args().only
+    chosen = [i for i, (_, case) in enumerate(RULES) if only in case.name]
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        rows = list(tqdm(pool.imap(row, chosen), total=len(chosen)))
+    text = tables(rows)
+    print(text)
+    if not only:
+        _command.make(RESULTS)
+        (RESULTS / "checking.json").write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+        (RESULTS / "checking.md").write_text(text)
+
+
+def row(i: int) -> dict[str, str]:
+    """What each checker says of one rule."""
+    jax.config.update("jax_enable_x64", True)
+    warnings.simplefilter("ignore")
+    table, case = RULES[i]
+    return {"table": table, "name": case.name, "how": case.how, **{c: _verdict(c, case, table) for c in CHECKERS}}
+
+
+def _verdict(checker: str, case: Case, table: str) -> str:
+    """ "passed", "failed", or "raised" for an error that is not the checker's own verdict."""
+    try:
+        if checker.startswith("compare"):
+            configuration = checker.replace("compare", "float64")
+            # To be quick, a wrong rule meets the mode that catches most first; one failure is a failure of the whole.
+            quick = "finite_differences" if "alone" in checker else "gradient"
+            if table == "wrong" and run(compare, case, configuration, modes=quick).failures:
+                return "failed"
+            return "passed" if run(compare, case, configuration).passed else "failed"
+        f, floats = _of_floats(case)
+        if checker == "check_grads":
+            jax.test_util.check_grads(f, floats, order=2, modes=("rev",))
+        else:
+            _gradcheck(f, floats)
+        return "passed"
+    except AssertionError:
+        return "failed"
+    except Exception as error:
+        return "failed" if "GradcheckError" in type(error).__name__ else "raised"
+
+
+def _of_floats(case: Case) -> tuple[Callable, list[Any]]:
+    """The rule as a function of its floating arrays; what else it takes is bound."""
+    f, args = case.make(), case.args(np.dtype("float64"))
+    wanted = case.keywords.get("argnums", range(len(args)))
+    wanted = {wanted} if isinstance(wanted, int) else set(wanted)
+    inexact = (
+        [i for i, a in enumerate(args) if i in wanted and jnp.issubdtype(jnp.result_type(a), jnp.inexact)]
+        if all(hasattr(a, "dtype") or isinstance(a, float) for a in args)
+        else list(range(len(args)))
+    )
+
+    def of_floats(*floats: Any) -> Any:
+        filled = dict(zip(inexact, floats, strict=True))
+        return f(*(filled.get(i, a) for i, a in enumerate(args)))
+
+    return of_floats, [args[i] for i in inexact]
+
+
+def _gradcheck(f: Callable, floats: list[Any]) -> None:
+    import torch
+
+    def apply(f: Callable, *tensors: Any) -> Any:
+        class Bridge(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, *tensors: Any) -> Any:
+                ctx.save_for_backward(*tensors)
+                out = jax.tree.map(lambda a: torch.from_numpy(np.array(a)), f(*map(to_jax, tensors)))
+                return tuple(jax.tree.leaves(out)) if isinstance(out, (list, tuple)) else out
+
+            @staticmethod
+            def backward(ctx: Any, *cotangents: Any) -> Any:
+                count = len(ctx.saved_tensors)
+
+                def pulled(*both: Any) -> Any:
+                    out, pull = jax.vjp(f, *both[:count])
+                    several = isinstance(out, (list, tuple))
+                    grads = pull(jax.tree.unflatten(jax.tree.structure(out), both[count:]) if several else both[count])
+                    return tuple(grads) if count > 1 else grads[0]
+
+                return apply(pulled, *ctx.saved_tensors, *cotangents)
+
+        return Bridge.apply(*tensors)
+
+    def to_jax(tensor: Any) -> Any:
+        return jnp.asarray(tensor.detach().numpy())
+
+    tensors = [torch.from_numpy(np.array(a)).requires_grad_() for a in floats]
+    if not tensors:
+        return  # gradcheck has nothing to say, and passes
+    torch.autograd.gradcheck(lambda *t: apply(f, *t), tensors)
+    torch.autograd.gradgradcheck(lambda *t: apply(f, *t), tensors)
+
+
+def tables(rows: list[dict[str, str]]) -> str:
+    wrong, right = ([row for row in rows if row["table"] == table] for table in ("wrong", "right"))
+    lines = ["| | " + " | ".join(CHECKERS) + " |", "|---|" + "---|" * len(CHECKERS)]
+    missed = {c: [row["name"] for row in wrong if row[c] == "passed"] for c in CHECKERS}
+    blamed = {c: [row["name"] for row in right if row[c] != "passed"] for c in CHECKERS}
+    lines.append(f"| wrong rules missed, of {len(wrong)} | " + " | ".join(str(len(missed[c])) for c in CHECKERS) + " |")
+    lines.append(f"| right rules failed, of {len(right)} | " + " | ".join(str(len(blamed[c])) for c in CHECKERS) + " |")
+    mark = {"passed": "·", "failed": "FAIL", "raised": "raises"}
+    for title, some, good in (
+        ("Wrong rules that one of them misses", wrong, "failed"),
+        ("Right rules that one of them fails", right, "passed"),
+    ):
+        lines += [
+            "",
+            f"{title} (· is a pass):",
+            "",
+            "| rule | what it is | " + " | ".join(CHECKERS) + " |",
+            "|---|---|" + "---|" * len(CHECKERS),
+        ]
+        for row in some:
+            if any((row[c] == "passed") != (good == "passed") for c in CHECKERS):
+                lines.append(f"| {row['name']} | {row['how']} | " + " | ".join(mark[row[c]] for c in CHECKERS) + " |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    _command.run(main)

@@ -1,0 +1,62 @@
+"""Every wrong rule is caught, every right one passes: in float32 and float64, with and without a reference."""
+
+import jax
+import pytest
+
+from bnderiv.check import MODES, compare
+from tests.check.real_rules import REAL, REAL_WRONG
+from tests.check.right_rules import RIGHT
+from tests.check.rules import CONFIGURATIONS, run
+from tests.check.wrong_rules import WRONG
+
+pytestmark = pytest.mark.slow
+
+# What does not depend on the reference is checked with one.
+ALONE = (
+    "value",
+    "structure",
+    "float64",
+    "finite_differences",
+    "second_order",
+    "jvp",
+    "determinism",
+    "linearity",
+    "subsets",
+)
+
+
+@pytest.fixture(autouse=True)
+def _promotion_as_users_have_it():
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def caught(case, configuration):
+    """Most fail the gradient itself, which is checked first, to be quick; the others take every mode."""
+    quick = "finite_differences" if "alone" in configuration else "gradient"
+    if not case.keywords and run(compare, case, configuration, modes=quick).failures:
+        return True
+    return not run(compare, case, configuration).passed
+
+
+@pytest.mark.parametrize("case", WRONG + REAL_WRONG, ids=lambda case: case.name)
+def test_a_wrong_rule_is_caught(case):
+    found = {configuration: caught(case, configuration) for configuration in CONFIGURATIONS}
+    assert found == {configuration: configuration not in case.misses for configuration in CONFIGURATIONS}
+
+
+@pytest.mark.parametrize("case", RIGHT + REAL, ids=lambda case: case.name)
+def test_a_right_rule_passes(case):
+    for configuration in CONFIGURATIONS:
+        report = run(compare, case, configuration, **({"modes": ALONE} if "alone" in configuration else {}))
+        assert report.passed == (configuration not in case.misses), (configuration, report)
+
+
+def test_the_tables_are_as_large_as_they_should_be():
+    assert len(WRONG) >= 60
+    assert len(RIGHT) >= 40
+    assert len(REAL) >= 12
+    for table in (WRONG, RIGHT, REAL):
+        assert len({case.name for case in table}) == len(table)
+    assert set(ALONE) < set(MODES)
+    assert all(set(case.misses) <= set(CONFIGURATIONS) for case in (*WRONG, *RIGHT, *REAL))
