@@ -1,4 +1,7 @@
-"""Every wrong rule is caught, every right one passes: in float32 and float64, with and without a reference."""
+"""Every wrong rule is caught, every right one passes: in float32 and float64, with and without a reference.
+
+All four for each rule take some twenty minutes: `pytest -m exhaustive`.
+"""
 
 import jax
 import pytest
@@ -39,17 +42,23 @@ def caught(case, configuration):
     return not run(compare, case, configuration).passed
 
 
-@pytest.mark.parametrize("case", WRONG + REAL_WRONG, ids=lambda case: case.name)
-def test_a_wrong_rule_is_caught(case):
-    found = {configuration: caught(case, configuration) for configuration in CONFIGURATIONS}
-    assert found == {configuration: configuration not in case.misses for configuration in CONFIGURATIONS}
+def each(cases):
+    """Every rule in every configuration: in one of them, another for each rule, in `.ci/run`; exhaustively in all."""
+    for i, case in enumerate(cases):
+        for j, configuration in enumerate(CONFIGURATIONS):
+            marks = () if i % len(CONFIGURATIONS) == j else pytest.mark.exhaustive
+            yield pytest.param(case, configuration, marks=marks, id=f"{case.name}-{configuration}")
 
 
-@pytest.mark.parametrize("case", RIGHT + REAL, ids=lambda case: case.name)
-def test_a_right_rule_passes(case):
-    for configuration in CONFIGURATIONS:
-        report = run(compare, case, configuration, **({"modes": ALONE} if "alone" in configuration else {}))
-        assert report.passed == (configuration not in case.misses), (configuration, report)
+@pytest.mark.parametrize(("case", "configuration"), list(each(WRONG + REAL_WRONG)))
+def test_a_wrong_rule_is_caught(case, configuration):
+    assert caught(case, configuration) == (configuration not in case.misses)
+
+
+@pytest.mark.parametrize(("case", "configuration"), list(each(RIGHT + REAL)))
+def test_a_right_rule_passes(case, configuration):
+    report = run(compare, case, configuration, **({"modes": ALONE} if "alone" in configuration else {}))
+    assert report.passed == (configuration not in case.misses), report
 
 
 def test_the_tables_are_as_large_as_they_should_be():
