@@ -1,0 +1,162 @@
+"""Tables, picture and page of what compilers make of the layers, from the numbers of `ahead_of_time.py`."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from experiments import _report
+from experiments.benchmark.tables import OURS, number, table
+
+DEVICES = {"v5e": "TPU v5e", "v6e": "TPU v6e", "v5p": "TPU v5p", "h100": "NVIDIA H100"}
+PEER = "Flax"
+LOOK = {"plain autodiff": ("#7f7f7f", "s"), PEER: ("#1f77b4", "o")}
+COLUMNS = ("passes", "megacycles", "temporary MB", "kernels", "masks", "float32 convolutions", "passes aside")
+COMPARED = ("megacycles", "passes", "temporary MB")
+SAME = 1.005  # ratios nearer to 1 than this are a tie; so are differences of a megabyte
+MEGABYTE = 1.0
+HOW = """Nothing here is a measured time. Each case, forward and backward as in training, was compiled for one device and
+its program counted.
+
+**passes**: all bytes that the kernels read and write, in units of the case's array; the fewest that batch norm needs
+are 8. **megacycles**: the TPU compiler's own estimate; there is none for a GPU. **temporary MB**: memory beside arguments
+and results. **masks**: stored arrays of booleans. **float32 convolutions**: those with a float32 operand. **passes
+aside**: in branches that are taken only for unusual data; batch norm measures again in one. Caches, autotuning and
+cuDNN's choice of algorithm are not in it. For LeNet-5 a pass is over the output of its first convolution."""
+
+
+class Comparison(NamedTuple):
+    """How much of something a peer takes, and ours."""
+
+    target: str
+    case: str
+    what: str
+    theirs: float
+    ours: float
+
+    @property
+    def worse(self) -> bool:
+        """Ours is."""
+        room = MEGABYTE if self.what == "temporary MB" else 0
+        return self.ours > SAME * self.theirs + room
+
+
+def comparisons(content: dict[str, Any]) -> Iterator[Comparison]:
+    """Each case against Flax: cycles where there are some, passes, and temporary memory."""
+    for target, case, found in _cases(content):
+        ours, theirs = found.get(OURS, {}), found.get(PEER, {})
+        for what in COMPARED:
+            if ours.get(what) is not None and theirs.get(what) is not None:
+                yield Comparison(target, case, what, theirs[what], ours[what])
+
+
+def cost(target: str) -> str:
+    """What decides for a target."""
+    return "passes" if target == "h100" else "megacycles"
+
+
+def summary(content: dict[str, Any]) -> str:
+    """How often ours takes no more than Flax, by what decides; and every case where it takes more of anything."""
+    compared = list(comparisons(content))
+    lines = ["## Against Flax\n"]
+    for target in content["targets"]:
+        deciding = [c for c in compared if c.target == target and c.what == cost(target)]
+        memory = [c for c in compared if c.target == target and c.what == "temporary MB"]
+        lines.append(
+            f"- {DEVICES[target]}: bnderiv takes no more {cost(target)} in {sum(not c.worse for c in deciding)} of "
+            f"{len(deciding)} cases, no more temporary memory in {sum(not c.worse for c in memory)} of {len(memory)}."
+        )
+    worse = [c for c in compared if c.worse]
+    if worse:
+        rows = [(DEVICES[c.target], c.case, c.what, number(c.ours), number(c.theirs)) for c in worse]
+        lines.append("\n## Where bnderiv takes more than Flax\n")
+        lines.append(table(("device", "case", "what", "bnderiv", "Flax"), rows))
+    return "\n".join(lines)
+
+
+def markdown(content: dict[str, Any]) -> str:
+    """Everything that was counted."""
+    versions = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
+    parts = ["# By the compilers of TPU and GPU, without a device", HOW, summary(content)]
+    for target, found in content["targets"].items():
+        rows = []
+        for case, libraries in found.items():
+            for who, counts in libraries.items():
+                cells = [_cell(counts, column) for column in COLUMNS]
+                rows.append((case if who == OURS else "", who, *cells))
+        parts.append(f"## {DEVICES[target]}\n\n{table(('case', 'library', *COLUMNS), rows)}")
+    return "\n\n".join([*parts, f"Compiled on {content['date']} with {versions}."]) + "\n"
+
+
+def draw(content: dict[str, Any]) -> Figure:
+    """A column for each device, a row for each case, a mark for each peer."""
+    found = content["targets"]
+    names = list(dict.fromkeys(case for cases in found.values() for case in cases))
+    figure, row_of_axes = plt.subplots(
+        1, len(found), figsize=(5 + 2.4 * len(found), 1.8 + 0.27 * len(names)), sharey=True, layout="constrained"
+    )
+    seen = {}
+    for axes, (target, cases) in zip([row_of_axes] if len(found) == 1 else row_of_axes, found.items(), strict=True):
+        what = cost(target)
+        for y, name in enumerate(names):
+            libraries = cases.get(name, {})
+            ours = libraries.get(OURS, {}).get(what)
+            for who, (color, marker) in LOOK.items():
+                theirs = libraries.get(who, {}).get(what)
+                if ours and theirs:
+                    (seen[who],) = axes.plot(theirs / ours, y, marker, color=color, ms=6, zorder=3)
+        axes.set_xscale("log")
+        low, high = min(axes.get_xlim()[0], 0.45), max(axes.get_xlim()[1], 2.2)
+        axes.set_xlim(low, high)
+        axes.axvspan(low, 1, color="#f6e3e3", zorder=0)
+        axes.axvline(1, color="black", lw=1)
+        at = [t for t in (0.25, 0.5, 1, 2, 5, 10, 30, 100) if low <= t <= high]
+        axes.set_xticks(at, [f"{t:g}×" for t in at])
+        axes.minorticks_off()
+        axes.grid(axis="x", color="#dddddd")
+        axes.set_axisbelow(True)
+        for y in range(0, len(names), 2):
+            axes.axhspan(y - 0.5, y + 0.5, color="black", alpha=0.035, zorder=0)
+        unit = "bytes moved" if what == "passes" else "estimated cycles"
+        axes.set_title(f"{DEVICES[target]}\n{unit}", fontsize=11)
+        axes.set(ylim=(len(names) - 0.5, -0.5), xlabel="times bnderiv's")
+        axes.set_yticks(range(len(names)), names, fontsize=9)
+    figure.suptitle(
+        "By their compilers, without a device: how many times bnderiv's cost the others have\n"
+        "(forward and backward; in the red area they cost less)",
+        fontsize=12,
+    )
+    figure.legend(seen.values(), seen.keys(), loc="outside lower center", ncols=2, frameon=False)
+    return figure
+
+
+def report(content: dict[str, Any], text: str, picture: bytes) -> bytes:
+    """The page with picture and tables."""
+    deciding = [c for c in comparisons(content) if c.what == cost(c.target)]
+    return _report.page(
+        "What do the compilers for TPU and GPU make of it?",
+        f"In {sum(not c.worse for c in deciding)} of {len(deciding)} cases bnderiv's program costs no more than Flax's, "
+        "by estimated cycles on TPUs and by bytes on the GPU. No device was used, no time measured.",
+        [
+            _report.Picture("In one picture", picture, "Left of 1 bnderiv costs more. A program that needs more memory "
+                            "than the device has is not drawn."),
+            _report.Markdown(text.split("\n", 1)[1]),
+        ],
+        command="python experiments/benchmark/ahead_of_time.py",
+        configuration={"targets": ", ".join(DEVICES[target] for target in content["targets"])},
+        facts={name: content[name] for name in ("date", "machine", "versions")},
+    )  # fmt: skip
+
+
+def _cases(content: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for target, cases in content["targets"].items():
+        for case, found in cases.items():
+            yield target, case, found
+
+
+def _cell(counts: dict[str, Any], column: str) -> str:
+    if "absent" in counts:
+        return "does not compile" if column == COLUMNS[0] else ""
+    value = counts[column]
+    return "" if value is None else number(value)
