@@ -10,7 +10,9 @@ _ASIDE = re.compile(
     r"(branch_computations|true_computation|false_computation)=(\{[^}]*\}|%[\w.-]+)"
     r"|body=%[\w.-]+(?!.*known_trip_count)"
 )
-_CALLED = re.compile(r"(?:calls|to_apply|body|branch_computations|true_computation|false_computation)=(\{[^}]*\}|%[\w.-]+)")
+_CALLED = re.compile(
+    r"(?:calls|to_apply|body|branch_computations|true_computation|false_computation)=(\{[^}]*\}|%[\w.-]+)"
+)
 _CALLS = ("call", "while", "conditional", "async-start")  # run other computations, and nothing themselves
 # XLA's own GPU and TPU backends launch nothing for these.
 _FREE = {

@@ -6,13 +6,14 @@
     python experiments/benchmark/ahead_of_time.py --resume              what a run that was interrupted has left
     python experiments/benchmark/ahead_of_time.py --redraw              tables, picture and page again
 
-Needs `pip install "bnderiv[peers,accelerators]"`. Each case is a forward and a backward pass as in training, compiled for
-one device, and its program counted: kernels, bytes, cycles (the TPU compiler's own estimate), temporary memory, stored
-masks, float32 convolutions. The counts know nothing of caches, of autotuning and of cuDNN's choice of algorithm.
+Needs `pip install "bnderiv[experiments,flax,accelerators]"`. Each case is a forward and a backward pass as in training,
+compiled for one device, and its program counted: kernels, bytes, cycles (the TPU compiler's own estimate), temporary
+memory, stored masks, float32 convolutions. Caches, autotuning and cuDNN's choice of algorithm are not in the counts.
 """
 
 import dataclasses
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,19 +21,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # a script's own folder is all that Python looks in
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax is imported: no device is looked for
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from experiments.benchmark import targets
-
-# After `targets`, which says that no device is looked for.
 import jax
 import jax.numpy as jnp
 import tyro
 from tqdm import tqdm
 
+sys.path.insert(0, str(Path(__file__).parents[2]))  # a script's own folder is all that Python looks in
+
 import bnderiv
 from experiments import _command, _programs, _report
-from experiments.benchmark import compiled_tables, peers, steps
+from experiments.benchmark import compiled_tables, peers, steps, targets
 from experiments.benchmark.layers import by
 
 NORMS = ((256, 112, 112, 64), (256, 56, 56, 256), (256, 7, 7, 2048))  # the first, the largest, the last of ResNet-50
@@ -49,8 +50,8 @@ POOLS = (  # kind, window, stride, padding, shape
 BLOCK = (256, 56, 56, 256)
 LARGE = 0.2  # of x: from this part of it, booleans that are written are a stored mask
 PACKAGES = ("flax", "libtpu", "jax-cuda13-plugin")
-OUT = Path(__file__).parent / "results"
-STEM = "ahead-of-time"
+OUT = Path(__file__).parent / "results" / "ahead_of_time"
+STEM = "ahead_of_time"
 
 
 class Program(NamedTuple):
@@ -150,9 +151,7 @@ def pools(kind: str, window: int, stride: int, padding: int, x: jax.ShapeDtypeSt
     if flax := peers.flax():
         layers["Flax"] = partial(flax.pool, kind, window=window, stride=stride, padding=padding)
     dy = jax.eval_shape(layers["bnderiv"], x)
-    return {
-        who: Program(in_training(lambda state, x, f=f: (f(x), state)), ((), (x,), dy)) for who, f in layers.items()
-    }
+    return {who: Program(in_training(lambda state, x, f=f: (f(x), state)), ((), (x,), dy)) for who, f in layers.items()}
 
 
 def lenets(dtype: str) -> dict[str, Program]:

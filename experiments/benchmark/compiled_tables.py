@@ -16,14 +16,19 @@ COLUMNS = ("passes", "megacycles", "temporary MB", "kernels", "masks", "float32 
 COMPARED = ("megacycles", "passes", "temporary MB")
 SAME = 1.005  # ratios nearer to 1 than this are a tie; so are differences of a megabyte
 MEGABYTE = 1.0
-HOW = """Nothing here is a measured time. Each case, forward and backward as in training, was compiled for one device and
-its program counted.
+HOW = """Nothing here is a measured time. Each case, forward and backward as in training, was compiled for one device,
+and the compiled program counted. Caches, autotuning and cuDNN's choice of algorithm are not in the counts.
 
-**passes**: all bytes that the kernels read and write, in units of the case's array; the fewest that batch norm needs
-are 8. **megacycles**: the TPU compiler's own estimate; there is none for a GPU. **temporary MB**: memory beside arguments
-and results. **masks**: stored arrays of booleans. **float32 convolutions**: those with a float32 operand. **passes
-aside**: in branches that are taken only for unusual data; batch norm measures again in one. Caches, autotuning and
-cuDNN's choice of algorithm are not in it. For LeNet-5 a pass is over the output of its first convolution."""
+| | |
+| --- | --- |
+| passes | bytes that all kernels read and write, over those of the case's array; batch norm needs 8 |
+| megacycles | the TPU compiler's own estimate; there is none for a GPU |
+| temporary MB | memory beside arguments and results |
+| masks | arrays of booleans that are written to memory |
+| float32 convolutions | those with a float32 operand; in bfloat16 there should be none |
+| passes aside | passes in branches for unusual data, where batch norm measures again |
+
+The array of LeNet-5 is the output of its first convolution."""
 
 
 class Comparison(NamedTuple):
@@ -59,20 +64,20 @@ def cost(target: str) -> str:
 def summary(content: dict[str, Any]) -> str:
     """How often ours takes no more than Flax, by what decides; and every case where it takes more of anything."""
     compared = list(comparisons(content))
-    lines = ["## Against Flax\n"]
+    rows = []
     for target in content["targets"]:
-        deciding = [c for c in compared if c.target == target and c.what == cost(target)]
-        memory = [c for c in compared if c.target == target and c.what == "temporary MB"]
-        lines.append(
-            f"- {DEVICES[target]}: bnderiv takes no more {cost(target)} in {sum(not c.worse for c in deciding)} of "
-            f"{len(deciding)} cases, no more temporary memory in {sum(not c.worse for c in memory)} of {len(memory)}."
-        )
+        cells = []
+        for what in (cost(target), "temporary MB"):
+            these = [c for c in compared if c.target == target and c.what == what]
+            cells.append(f"{sum(not c.worse for c in these)} of {len(these)}")
+        rows.append((DEVICES[target], cost(target), *cells))
+    columns = ("device", "cost is in", "cases where bnderiv costs no more", "and needs no more memory")
+    lines = ["## Against Flax", table(columns, rows)]
     worse = [c for c in compared if c.worse]
     if worse:
         rows = [(DEVICES[c.target], c.case, c.what, number(c.ours), number(c.theirs)) for c in worse]
-        lines.append("\n## Where bnderiv takes more than Flax\n")
-        lines.append(table(("device", "case", "what", "bnderiv", "Flax"), rows))
-    return "\n".join(lines)
+        lines += ["## Where bnderiv takes more than Flax", table(("device", "case", "what", "bnderiv", "Flax"), rows)]
+    return "\n\n".join(lines)
 
 
 def markdown(content: dict[str, Any]) -> str:
@@ -136,8 +141,8 @@ def report(content: dict[str, Any], text: str, picture: bytes) -> bytes:
     deciding = [c for c in comparisons(content) if c.what == cost(c.target)]
     return _report.page(
         "What do the compilers for TPU and GPU make of it?",
-        f"In {sum(not c.worse for c in deciding)} of {len(deciding)} cases bnderiv's program costs no more than Flax's, "
-        "by estimated cycles on TPUs and by bytes on the GPU. No device was used, no time measured.",
+        f"In {sum(not c.worse for c in deciding)} of {len(deciding)} cases bnderiv's program costs no more than "
+        "Flax's, by estimated cycles on TPUs and by bytes on the GPU. No device was used, no time measured.",
         [
             _report.Picture("In one picture", picture, "Left of 1 bnderiv costs more. A program that needs more memory "
                             "than the device has is not drawn."),

@@ -6,10 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# Before jax is imported: no TPU is to be looked for, and several processes may load its compiler.
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
-
 import jax
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
@@ -25,6 +21,8 @@ class Absent(Exception):
 
 @functools.cache
 def _placed(target: str) -> SingleDeviceSharding:
+    # The TPU's library is not to look for one, and several processes may load it.
+    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     try:
         if target == "h100":
             found = topologies.get_topology_desc("", "cuda", topology="1x1x1", target_config=H100.read_text())
