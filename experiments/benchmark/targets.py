@@ -12,6 +12,13 @@ from jax.sharding import SingleDeviceSharding
 
 TARGETS = ("v5e", "v6e", "v5p", "h100")
 INSTALL = 'pip install "bnderiv[accelerators]"'
+# The TPU's library is not to look for one, nor to complain that there is none, and several processes may load it.
+ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
 H100 = Path(__file__).with_name("h100.txtpb")
 
 
@@ -21,8 +28,8 @@ class Absent(Exception):
 
 @functools.cache
 def _placed(target: str) -> SingleDeviceSharding:
-    # The TPU's library is not to look for one, and several processes may load it.
-    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     try:
         if target == "h100":
             found = topologies.get_topology_desc("", "cuda", topology="1x1x1", target_config=H100.read_text())
