@@ -16,7 +16,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -234,9 +234,21 @@ def count(target: str, program: Program, x: jax.ShapeDtypeStruct) -> dict[str, A
     }
 
 
+def compiler(target: str) -> str:
+    """Of which versions, and when."""
+    plugin = "jax-cuda13-plugin" if target == "h100" else "libtpu"
+    found = _report.versions(*PACKAGES)
+    return ", ".join(f"{name} {found.get(name)}" for name in ("jax", plugin, "flax")) + f", {_report.today()}"
+
+
+def in_order(found: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: found[name] for name in names if name in found}
+
+
 def compile_all(options: Options, numbers: Path) -> None:
     """Every program that was asked for, each written as soon as it is counted."""
     content: dict[str, Any] = json.loads(numbers.read_text()) if numbers.exists() else {"targets": {}}
+    every = [case.name for case in cases()]
     chosen = [case for case in cases() if not options.only or any(part in case.name for part in options.only)]
     if not chosen:
         raise SystemExit(f"no case has any of {options.only} in its name")
@@ -255,7 +267,9 @@ def compile_all(options: Options, numbers: Path) -> None:
                         raise SystemExit(str(error)) from None
                     except jax.errors.JaxRuntimeError as error:  # as where it needs more memory than there is
                         found[who] = {"absent": str(error).splitlines()[0][:200]}
-                    found[who]["seconds"] = round(time.perf_counter() - start, 1)
+                    found[who] |= {"seconds": round(time.perf_counter() - start, 1), "by": compiler(target)}
+                tables = {target: in_order(found, every) for target, found in content["targets"].items()}
+                content["targets"] = in_order(tables, targets.TARGETS)
                 _report.write(numbers, _report.as_json(content, *PACKAGES))
                 bar.update()
 

@@ -82,7 +82,6 @@ def summary(content: dict[str, Any]) -> str:
 
 def markdown(content: dict[str, Any]) -> str:
     """Everything that was counted."""
-    versions = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
     parts = ["# By the compilers of TPU and GPU, without a device", HOW, summary(content)]
     for target, found in content["targets"].items():
         rows = []
@@ -91,45 +90,52 @@ def markdown(content: dict[str, Any]) -> str:
                 cells = [_cell(counts, column) for column in COLUMNS]
                 rows.append((case if who == OURS else "", who, *cells))
         parts.append(f"## {DEVICES[target]}\n\n{table(('case', 'library', *COLUMNS), rows)}")
-    return "\n\n".join([*parts, f"Compiled on {content['date']} with {versions}."]) + "\n"
+    by = sorted({counts["by"] for *_, found in _cases(content) for counts in found.values()})
+    return "\n\n".join([*parts, f"Compiled by {'; '.join(by)}."]) + "\n"
 
 
 def draw(content: dict[str, Any]) -> Figure:
     """A column for each device, a row for each case, a mark for each peer."""
     found = content["targets"]
     names = list(dict.fromkeys(case for cases in found.values() for case in cases))
-    figure, row_of_axes = plt.subplots(
-        1, len(found), figsize=(5 + 2.4 * len(found), 1.8 + 0.27 * len(names)), sharey=True, layout="constrained"
+    figure, (row,) = plt.subplots(
+        1,
+        len(found),
+        figsize=(5 + 2.4 * len(found), 1.8 + 0.27 * len(names)),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
     )
-    seen = {}
-    for axes, (target, cases) in zip([row_of_axes] if len(found) == 1 else row_of_axes, found.items(), strict=True):
+    seen, drawn = {}, [0.6, 2.0]
+    for axes, (target, cases) in zip(row, found.items(), strict=True):
         what = cost(target)
-        for y, name in enumerate(names):
-            libraries = cases.get(name, {})
+        for case, libraries in cases.items():
             ours = libraries.get(OURS, {}).get(what)
             for who, (color, marker) in LOOK.items():
                 theirs = libraries.get(who, {}).get(what)
                 if ours and theirs:
-                    (seen[who],) = axes.plot(theirs / ours, y, marker, color=color, ms=6, zorder=3)
-        axes.set_xscale("log")
-        low, high = min(axes.get_xlim()[0], 0.45), max(axes.get_xlim()[1], 2.2)
-        axes.set_xlim(low, high)
-        axes.axvspan(low, 1, color="#f6e3e3", zorder=0)
-        axes.axvline(1, color="black", lw=1)
-        at = [t for t in (0.25, 0.5, 1, 2, 5, 10, 30, 100) if low <= t <= high]
-        axes.set_xticks(at, [f"{t:g}×" for t in at])
-        axes.minorticks_off()
-        axes.grid(axis="x", color="#dddddd")
-        axes.set_axisbelow(True)
+                    (seen[who],) = axes.plot(theirs / ours, names.index(case), marker, color=color, ms=6, zorder=3)
+                    drawn.append(theirs / ours)
         for y in range(0, len(names), 2):
             axes.axhspan(y - 0.5, y + 0.5, color="black", alpha=0.035, zorder=0)
+        axes.axvline(1, color="black", lw=1)
+        axes.grid(axis="x", color="#dddddd")
+        axes.set_axisbelow(True)
         unit = "bytes moved" if what == "passes" else "estimated cycles"
         axes.set_title(f"{DEVICES[target]}\n{unit}", fontsize=11)
-        axes.set(ylim=(len(names) - 0.5, -0.5), xlabel="times bnderiv's")
+        axes.set_xlabel("times bnderiv's")
+    low, high = min(drawn) / 1.2, max(drawn) * 1.2
+    at = [t for t in (0.1, 0.3, 0.5, 1, 2, 5, 10, 30, 100) if low <= t <= high]
+    for axes in row:
+        axes.axvspan(low, 1, color="#f6e3e3", zorder=0)
+        axes.set(xscale="log", xlim=(low, high), ylim=(len(names) - 0.5, -0.5))
+        axes.set_xticks(at, [f"{t:g}×" for t in at])
         axes.set_yticks(range(len(names)), names, fontsize=9)
+        axes.minorticks_off()
     figure.suptitle(
-        "By their compilers, without a device: how many times bnderiv's cost the others have\n"
-        "(forward and backward; in the red area they cost less)",
+        "What the compilers count, without a device: how many times bnderiv's cost the others have\n"
+        "(forward and backward; in the red area the others cost less)",
         fontsize=12,
     )
     figure.legend(seen.values(), seen.keys(), loc="outside lower center", ncols=2, frameon=False)
