@@ -155,14 +155,19 @@ def _arrays(shape: str) -> list[Array]:
     ]
 
 
+def _destination(operation: _Operation) -> str | None:
+    """Of a transfer that a TPU has started: (to, from, context) of a copy, ((from), to, context) of a slice."""
+    place = {"copy-start": 0, "slice-start": 1}.get(operation.opcode)
+    return None if place is None else list(_ARRAY.finditer(operation.shape))[place][0]
+
+
 def _writes(operation: _Operation) -> list[Array]:
-    if operation.opcode in ("copy-start", "slice-start"):  # (destination, source, ...)
-        destination = _ARRAY.search(operation.shape)
-        return _arrays(destination[0]) if destination else []
-    return _arrays(operation.shape)
+    return _arrays(_destination(operation) or operation.shape)
 
 
 def _reads(operation: _Operation, here: dict[str, _Operation], inside: dict[str, _Operation]) -> list[Array]:
+    if operation.opcode == "slice-start":
+        return _arrays((_destination(operation) or "").replace(_FAST, ""))
     parameters = {o.inner.strip(): o.name for o in inside.values() if o.opcode == "parameter"}
     found, seen = [], set()
     for number, name in enumerate(re.findall(r"%[\w.-]+", operation.inner)):

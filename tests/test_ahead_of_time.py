@@ -64,6 +64,7 @@ ENTRY %main (x: f32[8,4], gamma: f32[4], half: bf16[8,4], kernel: bf16[4,4]) -> 
   %half = bf16[8,4]{1,0} parameter(2)
   %kernel = bf16[4,4]{1,0} parameter(3)
   %near = (f32[8,4]{1,0:T(8,128)S(1)}, f32[8,4]{1,0}, u32[]{:S(2)}) copy-start(%x)
+  %first = ((f32[8,4]{1,0}), f32[3,4]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%x), slice={[0:3], [0:4]}
   %arrived = f32[8,4]{1,0:T(8,128)S(1)} copy-done(%near)
   %view = f32[8,4]{1,0} bitcast(%x)
   %square = (f32[8,4]{1,0}, /*index=1*/pred[8,4]{1,0}) fusion(%view, %gamma), kind=kLoop, calls=%fused_square, \
@@ -87,9 +88,10 @@ F32 = Array("f32", X)
 def test_each_kernel_with_what_it_reads_and_writes():
     found = {(k.opcode, k.times, k.usual): k for k in kernels(PROGRAM)}
     fusions = [k for k in kernels(PROGRAM) if k.opcode == "fusion"]
-    assert len(list(kernels(PROGRAM))) == 7
+    assert len(list(kernels(PROGRAM))) == 8
     assert set(found) - {("fusion", 1, True)} == {
         ("copy-start", 1, True),
+        ("slice-start", 1, True),
         ("copy", 3, True),
         ("negate", 1, False),
         ("convert", 1, True),
@@ -97,6 +99,8 @@ def test_each_kernel_with_what_it_reads_and_writes():
     }
     prefetch = found["copy-start", 1, True]
     assert (prefetch.reads, prefetch.writes) == ([F32], [])  # into vector memory
+    rows = found["slice-start", 1, True]
+    assert (rows.reads, rows.writes) == ([Array("f32", 12)], [])
     square, rows = fusions
     assert (square.reads, square.writes) == ([F32], [F32, Array("pred", X)])
     assert square.cycles == 70
