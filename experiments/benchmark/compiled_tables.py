@@ -28,7 +28,8 @@ and the compiled program counted. Caches, autotuning and cuDNN's choice of algor
 | float32 convolutions | those with a float32 operand; in bfloat16 there should be none |
 | passes aside | passes in branches for unusual data, where batch norm measures again |
 
-The array of LeNet-5 is the output of its first convolution."""
+The array of LeNet-5 is the output of its first convolution. What a TPU keeps in its vector memory is not moved, so that
+batch norm of a small array takes fewer passes there."""
 
 
 class Comparison(NamedTuple):
