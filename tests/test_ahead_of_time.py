@@ -156,7 +156,7 @@ def test_where_ours_is_worse_is_said():
     text = compiled_tables.markdown(content)
     assert "| TPU v5e | megacycles | 0 of 1 | 1 of 1 |" in text
     assert "| NVIDIA H100 | passes | 2 of 2 | 1 of 2 |" in text
-    assert "| NVIDIA H100 | block | temporary MB | 30 | 20 |" in text
+    assert "| NVIDIA H100 | block | temporary MB | 30 | 20 | 1.50× |" in text
     assert "|  | plain autodiff | does not compile |" in text
     assert "Compiled by jax 1; jax 2." in text
 
