@@ -2,9 +2,11 @@
 
 import json
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import bnderiv
@@ -130,6 +132,30 @@ def test_the_program_of_a_cpu_is_read_too():
     text = jax.jit(lambda x: jnp.tanh(x) + 1).lower(x).compile().as_text()
     assert text is not None
     assert sum(k.bytes for k in kernels(text) if k.usual) == 2 * x.size * 4
+
+
+def test_the_block_is_flax_s():
+    pytest.importorskip("flax")
+    from experiments.benchmark import flax_peer
+
+    rng = np.random.default_rng(0)
+    wide, narrow = 6, 4
+    x = jnp.asarray(rng.standard_normal((3, 5, 5, wide)), jnp.float32)
+    layers = {"1": (1, wide, narrow), "2": (3, narrow, narrow), "3": (1, narrow, wide)}
+    params, running, theirs = {}, {}, {}
+    for i, (name, (window, inputs, outputs)) in enumerate(layers.items()):
+        kernel, gamma, beta = (
+            jnp.asarray(rng.standard_normal(s), jnp.float32)
+            for s in ((window, window, inputs, outputs), outputs, outputs)
+        )
+        params[name], running[name] = (kernel, gamma, beta), bnderiv.init_running_stats(outputs)
+        theirs |= {f"Conv_{i}": {"kernel": kernel}, f"BatchNorm_{i}": {"scale": gamma, "bias": beta}}
+    with jax.numpy_rank_promotion("allow"):
+        apply = jax.jit(partial(flax_peer.Bottleneck(narrow).apply, mutable=["batch_stats"]))
+        peer: Any = apply({"params": theirs}, x)[0]
+    for package in (bnderiv, bnderiv.reference):
+        y, _ = jax.jit(partial(ahead_of_time.bottleneck, package))(running, params, x)
+        np.testing.assert_allclose(y, peer, rtol=1e-5, atol=1e-5)
 
 
 # Tables and results.
