@@ -9,8 +9,8 @@
 Needs `pip install "bnderiv[experiments,flax,accelerators]"`. Each case is a forward and a backward pass as in training,
 compiled for one device, and its program counted: kernels, bytes, cycles (the TPU compiler's own estimate), temporary
 memory, stored masks, float32 convolutions. Caches, autotuning and cuDNN's choice of algorithm are not in the counts.
-Of the norms there is batch norm alone. Everything takes an hour or two on two cores: most programs compile in seconds,
-but a TPU's compiler takes a minute for the block and several for LeNet-5.
+Of the norms there is batch norm alone. A target takes a few minutes on two cores, and some more for LeNet-5, which takes
+a TPU's compiler minutes.
 """
 
 import dataclasses
@@ -104,7 +104,7 @@ def in_training(layer: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def cases() -> Iterator[Case]:
-    """Quick ones first: a block takes a TPU's compiler a minute, LeNet-5 several."""
+    """Quick ones first: LeNet-5 takes a TPU's compiler minutes."""
     for dtype in ("float32", "bfloat16"):
         for relu in (False, True):
             for shape in (*NORMS, *[SMALL, FEW] * relu):
