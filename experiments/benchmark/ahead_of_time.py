@@ -9,8 +9,8 @@
 Needs `pip install "bnderiv[experiments,flax,accelerators]"`. Each case is a forward and a backward pass as in training,
 compiled for one device, and its program counted: kernels, bytes, cycles (the TPU compiler's own estimate), temporary
 memory, stored masks, float32 convolutions. Caches, autotuning and cuDNN's choice of algorithm are not in the counts.
-Of the norms there is batch norm alone. A target takes a few minutes on two cores, and some more for LeNet-5, which takes
-a TPU's compiler minutes.
+Of the norms there is batch norm alone. A target takes a few minutes on two cores; LeNet-5 takes a TPU's compiler some
+minutes more.
 """
 
 import dataclasses
