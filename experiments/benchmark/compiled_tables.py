@@ -41,10 +41,18 @@ class Comparison(NamedTuple):
     ours: float
 
     @property
+    def room(self) -> float:
+        return ROOM if self.what == "temporary MB" else 0
+
+    @property
     def worse(self) -> bool:
         """Ours is."""
-        room = ROOM if self.what == "temporary MB" else 0
-        return self.ours > SAME * self.theirs + room
+        return self.ours > SAME * self.theirs + self.room
+
+    @property
+    def times(self) -> str:
+        """How many times theirs, unless that is next to nothing."""
+        return f"{self.ours / self.theirs:.2f}×" if self.theirs > self.room else ""
 
 
 def comparisons(content: dict[str, Any]) -> Iterator[Comparison]:
@@ -82,10 +90,6 @@ def summary(content: dict[str, Any]) -> str:
         columns = ("device", "case", "what", "bnderiv", "Flax", "times Flax's")
         lines += ["## Where bnderiv takes more than Flax", table(columns, rows)]
     return "\n\n".join(lines)
-
-
-def times(ours: float, theirs: float) -> str:
-    return f"{ours / theirs:.2f}×" if theirs > 0 else ""
 
 
 def markdown(content: dict[str, Any]) -> str:
