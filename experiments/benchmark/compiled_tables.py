@@ -83,10 +83,7 @@ def summary(content: dict[str, Any]) -> str:
     lines = ["## Against Flax", table(columns, rows)]
     worse = [c for c in compared if c.worse]
     if worse:
-        rows = [
-            (DEVICES[c.target], c.case, c.what, number(c.ours), number(c.theirs), times(c.ours, c.theirs))
-            for c in worse
-        ]
+        rows = [(DEVICES[c.target], c.case, c.what, number(c.ours), number(c.theirs), c.times) for c in worse]
         columns = ("device", "case", "what", "bnderiv", "Flax", "times Flax's")
         lines += ["## Where bnderiv takes more than Flax", table(columns, rows)]
     return "\n\n".join(lines)
