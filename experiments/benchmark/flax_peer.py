@@ -60,3 +60,30 @@ def pool(kind: str, x: jax.Array, window: int, stride: int, padding: int = 0) ->
 
 def any_pool(kind: str, x: jax.Array, window: tuple[int, int], strides: tuple[int, int], padding: str) -> jax.Array:
     return {"max": nn.max_pool, "avg": nn.avg_pool}[kind](x, window, strides, padding)
+
+
+class Bottleneck(nn.Module):
+    """ResNet-50's block without a change of width: 1×1, 3×3 and 1×1 convolutions, and the way around them."""
+
+    channels: int = 64
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        def normalized(a: jax.Array, channels: int, window: int) -> jax.Array:
+            z = nn.Conv(channels, (window, window), use_bias=False, dtype=x.dtype)(a)
+            return nn.BatchNorm(use_running_average=False, dtype=x.dtype)(z)
+
+        a = nn.relu(normalized(x, self.channels, 1))
+        a = nn.relu(normalized(a, self.channels, 3))
+        return nn.relu(normalized(a, x.shape[-1], 1) + x)
+
+
+def bottleneck(x: jax.ShapeDtypeStruct) -> tuple[Callable[..., Any], Any, Any]:
+    """apply(state, params, x) -> y, state; shapes of state and params."""
+    block = Bottleneck()
+    variables: Any = jax.eval_shape(block.init, jax.random.key(0), x)
+
+    def apply(state: Any, params: Any, x: jax.Array) -> Any:
+        return block.apply({"params": params, "batch_stats": state}, x, mutable=["batch_stats"])
+
+    return apply, variables["batch_stats"], variables["params"]

@@ -22,15 +22,17 @@ def batch(size: int) -> tuple[jax.Array, jax.Array]:
     return x, jax.random.randint(jax.random.key(2), (size,), 0, 10)
 
 
-def ours(gradients: str, size: int, pool: str, activation: str) -> Step:
+def ours(gradients: str, size: int, pool: str, activation: str, dtype: str = "float32") -> Step:
     """bnderiv's network, its gradients in closed form or by autodiff."""
-    step, arguments = network(gradients, pool, activation)
+    step, arguments = network(gradients, pool, activation, dtype)
     return step, arguments(size)
 
 
-def network(gradients: str, pool: str, activation: str) -> tuple[Callable[..., Any], Callable[[int], tuple[Any, ...]]]:
+def network(
+    gradients: str, pool: str, activation: str, dtype: str = "float32"
+) -> tuple[Callable[..., Any], Callable[[int], tuple[Any, ...]]]:
     """The step, and its arguments for a batch of some size."""
-    config = lenet5.Config(pool=pool, activation=activation, gradients=gradients)
+    config = lenet5.Config(pool=pool, activation=activation, gradients=gradients, dtype=dtype)
     layers = {"closed_form": bnderiv, "autodiff": bnderiv.reference}[gradients]
 
     def apply(params: Any, state: Any, x: jax.Array) -> Any:

@@ -1,0 +1,304 @@
+"""What the compilers for TPU and GPU make of bnderiv, Flax and plain autodiff. No device is needed, none is measured.
+
+    python experiments/benchmark/ahead_of_time.py                       every case for v5e, v6e, v5p and h100
+    python experiments/benchmark/ahead_of_time.py --targets h100        one target; the others keep their numbers
+    python experiments/benchmark/ahead_of_time.py --only "max pool"     the cases whose names have this in them
+    python experiments/benchmark/ahead_of_time.py --resume              what a run that was interrupted has left
+    python experiments/benchmark/ahead_of_time.py --redraw              tables, picture and page again
+
+Needs `pip install "bnderiv[experiments,flax,accelerators]"`. Each case is a forward and a backward pass as in training,
+compiled for one device, and its program counted: kernels, bytes, cycles (the TPU compiler's own estimate), temporary
+memory, stored masks, float32 convolutions. Caches, autotuning and cuDNN's choice of algorithm are not in the counts.
+Of the norms there is batch norm alone. A target takes a few minutes on two cores; LeNet-5 takes a TPU's compiler some
+minutes more.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax is imported: no device is looked for
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import jax
+import jax.numpy as jnp
+import tyro
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # a script's own folder is all that Python looks in
+
+import bnderiv
+from experiments import _command, _programs, _report
+from experiments.benchmark import compiled_tables, peers, steps, targets
+from experiments.benchmark.layers import by
+
+NORMS = ((256, 112, 112, 64), (256, 56, 56, 256), (256, 7, 7, 2048))  # the first, the largest, the last of ResNet-50
+SMALL = (64, 56, 56, 256)  # a batch at which XLA may prefer to store the ReLU's mask
+FEW = (1024, 28, 28, 6)  # as in LeNet-5
+IMAGES, LAST = (256, 112, 112, 64), (256, 7, 7, 2048)
+POOLS = (  # kind, window, stride, padding, shape
+    ("max", 3, 2, 1, IMAGES),
+    ("max", 2, 2, 0, IMAGES),
+    ("max", 3, 1, 1, IMAGES),
+    ("avg", 2, 2, 0, IMAGES),
+    ("avg", 3, 1, 1, IMAGES),
+    ("avg", 7, 1, 0, LAST),
+)
+BLOCK = (256, 56, 56, 256)
+LARGE = 0.2  # of x: from this part of it, booleans that are written are a stored mask
+PACKAGES = ("flax", "libtpu", "jax-cuda13-plugin")
+OUT = Path(__file__).parent / "results" / "ahead_of_time"
+STEM = "ahead_of_time"
+
+
+class Program(NamedTuple):
+    """A function and its arguments, as shapes and dtypes."""
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+
+
+class Case(NamedTuple):
+    """One row of the tables. `x` is what a pass is a read or write of."""
+
+    name: str
+    x: jax.ShapeDtypeStruct
+    programs: Callable[[], dict[str, Program]]  # by library
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Which cases, for which targets, and where to."""
+
+    targets: tuple[Literal["v5e", "v6e", "v5p", "h100"], ...] = targets.TARGETS
+    """Devices to compile for."""
+    only: tuple[str, ...] = ()
+    """Parts of the names of the cases to compile; by default all."""
+    resume: bool = False
+    """Leave out what the file of results has."""
+    redraw: bool = False
+    """Compile nothing: the rest from the numbers there."""
+    out: Path = OUT
+    """Folder of the results."""
+
+
+def in_training(layer: Callable[..., Any]) -> Callable[..., Any]:
+    """Value, state and gradients of `layer(state, *arguments) -> y, new state`.
+
+    The backward starts when the forward is done. Without the barrier the two merge, as they never do in a network.
+    """
+
+    def run(state: Any, arguments: Any, dy: jax.Array) -> Any:
+        results: Any = jax.vjp(partial(layer, state), *arguments, has_aux=True)
+        y, pull_back, new = results
+        y, dy = jax.lax.optimization_barrier((y, dy))
+        return y, new, pull_back(dy)
+
+    return run
+
+
+def cases() -> Iterator[Case]:
+    """Quick ones first: LeNet-5 takes a TPU's compiler minutes."""
+    for dtype in ("float32", "bfloat16"):
+        for relu in (False, True):
+            for shape in (*NORMS, *[SMALL, FEW] * relu):
+                name = f"batch norm{' + relu' * relu}, {by(shape)}"
+                x = spec(shape, dtype)
+                yield Case(f"{name}, {dtype}", x, partial(batch_norms, x, relu))
+    for kind, window, stride, padding, shape in POOLS:
+        for dtype in ("float32", "bfloat16"):
+            name = f"{kind} pool {window}×{window}/{stride}{', padding 1' if padding else ''}, {by(shape)}"
+            x = spec(shape, dtype)
+            yield Case(f"{name}, {dtype}", x, partial(pools, kind, window, stride, padding, x))
+    for dtype in ("float32", "bfloat16"):
+        yield Case(f"bottleneck block, {by(BLOCK)}, {dtype}", spec(BLOCK, dtype), partial(blocks, spec(BLOCK, dtype)))
+    for dtype in ("float32", "bfloat16"):
+        yield Case(f"LeNet-5's step, batch {FEW[0]}, {dtype}", spec(FEW, dtype), partial(lenets, dtype))
+
+
+def spec(shape: tuple[int, ...], dtype: Any = "float32") -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
+
+
+def batch_norms(x: jax.ShapeDtypeStruct, relu: bool) -> dict[str, Program]:
+    vector = spec(x.shape[-1:])
+
+    def layer(package: Any, running: Any, x: jax.Array, gamma: jax.Array, beta: jax.Array) -> Any:
+        return normalized(package, running, x, gamma, beta, relu=relu)
+
+    running = jax.eval_shape(partial(bnderiv.init_running_stats, x.shape[-1]))
+    arguments = running, (x, vector, vector), x
+    found = {who: Program(in_training(partial(layer, package)), arguments) for who, package in packages().items()}
+    if flax := peers.flax():
+        peer = flax.batch_norm
+        found["Flax"] = Program(in_training(lambda state, *args: peer(*args, relu)), ((), *arguments[1:]))
+    return found
+
+
+def normalized(package: Any, running: Any, x: Any, gamma: Any, beta: Any, relu: bool = True) -> Any:
+    """As models and adapters do it: about the running mean, which then is updated."""
+    layer = package.batch_norm_relu if relu else package.batch_norm
+    y, batch = layer(x, gamma, beta, assumed_mean=running.mean)
+    return y, package.update_running_stats(running, jax.lax.stop_gradient(batch))
+
+
+def pools(kind: str, window: int, stride: int, padding: int, x: jax.ShapeDtypeStruct) -> dict[str, Program]:
+    options = {"window": window, "strides": stride, "padding": padding}
+    layers = {who: partial(getattr(package, f"{kind}_pool"), **options) for who, package in packages().items()}
+    if flax := peers.flax():
+        layers["Flax"] = partial(flax.pool, kind, window=window, stride=stride, padding=padding)
+    dy = jax.eval_shape(layers["bnderiv"], x)
+    return {who: Program(in_training(lambda state, x, f=f: (f(x), state)), ((), (x,), dy)) for who, f in layers.items()}
+
+
+def lenets(dtype: str) -> dict[str, Program]:
+    """A whole step: loss, gradients, SGD, running statistics."""
+    size = FEW[0]
+    makers = {
+        "bnderiv": lambda: steps.ours("closed_form", size, "max", "relu", dtype),
+        "plain autodiff": lambda: steps.ours("autodiff", size, "max", "relu", dtype),
+        "Flax": lambda: steps.flax(size, "max", "relu"),
+    }
+    found = {}
+    for who, make in makers.items():
+        function: list[Any] = []
+
+        def arguments(make=make, function=function) -> Any:
+            step = make()
+            function.append(step and step[0])
+            return step and step[1]
+
+        shapes = jax.eval_shape(arguments)
+        if shapes is not None:
+            params, state, x, labels = shapes
+            params, x = jax.tree.map(lambda a: spec(a.shape, dtype), (params, x))
+            found[who] = Program(function[0], (params, state, x, labels))
+    return found
+
+
+def blocks(x: jax.ShapeDtypeStruct) -> dict[str, Program]:
+    wide, narrow = x.shape[-1], 64
+    layers = {"1": ((1, 1), wide, narrow), "2": ((3, 3), narrow, narrow), "3": ((1, 1), narrow, wide)}
+    params = {
+        name: (spec((*window, inputs, outputs), x.dtype), spec((outputs,)), spec((outputs,)))
+        for name, (window, inputs, outputs) in layers.items()
+    }
+    running = {
+        name: jax.eval_shape(partial(bnderiv.init_running_stats, outputs)) for name, (*_, outputs) in layers.items()
+    }
+    found = {
+        who: Program(in_training(partial(bottleneck, package)), (running, (params, x), x))
+        for who, package in packages().items()
+    }
+    if flax := peers.flax():
+        apply, state, params = flax.bottleneck(x)
+        found["Flax"] = Program(in_training(apply), (state, (params, x), x))
+    return found
+
+
+def bottleneck(package: Any, running: Any, params: Any, x: jax.Array) -> Any:
+    """As `flax_peer.Bottleneck`."""
+    new, a = {}, x
+    for name, (kernel, gamma, beta) in params.items():
+        z = package.conv2d(a, kernel, padding="SAME")
+        a, new[name] = normalized(package, running[name], z, gamma, beta, relu=name != "3")
+    return package.relu(a + x), new
+
+
+def packages() -> dict[str, Any]:
+    return {"bnderiv": bnderiv, "plain autodiff": bnderiv.reference}
+
+
+def count(target: str, program: Program, x: jax.ShapeDtypeStruct) -> dict[str, Any]:
+    """What the program for the target consists of; what is not on its usual path by itself, as `passes aside`."""
+    compiled = targets.compile_for(target, program.function, *program.arguments)
+    text = compiled.as_text()
+    kernels = list(_programs.kernels(text))
+    usual = [kernel for kernel in kernels if kernel.usual]
+    masks = [a for k in usual for a in k.writes if a.dtype == "pred" and a.elements >= LARGE * x.size]
+    whole = x.size * x.dtype.itemsize
+    moved = sum(kernel.bytes for kernel in usual)
+    cycles = sum(kernel.cycles for kernel in usual)
+    return {
+        "kernels": sum(kernel.times for kernel in usual),
+        "passes": round(moved / whole, 2),
+        "bytes": moved,
+        "megacycles": round(cycles / 1e6, 3) if cycles else None,
+        "temporary MB": round(compiled.memory_analysis().temp_size_in_bytes / 1e6, 1),
+        "masks": len(masks),
+        "float32 convolutions": sum("f32" in operands for operands in _programs.convolutions(text)),
+        "passes aside": round(sum(kernel.bytes for kernel in kernels if not kernel.usual) / whole, 2),
+    }
+
+
+def compiler(target: str) -> str:
+    """Of which versions, and when."""
+    plugin = "jax-cuda13-plugin" if target == "h100" else "libtpu"
+    found = _report.versions(*PACKAGES)
+    return ", ".join(f"{name} {found.get(name)}" for name in ("jax", plugin, "flax")) + f", {_report.today()}"
+
+
+def in_order(found: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: found[name] for name in names if name in found}
+
+
+def compile_all(options: Options, numbers: Path) -> None:
+    """Every program that was asked for, each written as soon as it is counted."""
+    content: dict[str, Any] = json.loads(numbers.read_text()) if numbers.exists() else {"targets": {}}
+    every = [case.name for case in cases()]
+    chosen = [case for case in cases() if not options.only or any(part in case.name for part in options.only)]
+    if not chosen:
+        raise SystemExit(f"no case has any of {options.only} in its name")
+    with tqdm(total=len(options.targets) * len(chosen), unit="case", dynamic_ncols=True) as bar:
+        for target in options.targets:
+            for case in chosen:
+                bar.set_postfix_str(f"{target}: {case.name}")
+                found = content["targets"].setdefault(target, {}).setdefault(case.name, {})
+                for who, program in case.programs().items():
+                    if options.resume and who in found:
+                        continue
+                    start = time.perf_counter()
+                    try:
+                        found[who] = count(target, program, case.x)
+                    except targets.Absent as error:
+                        raise SystemExit(str(error)) from None
+                    except jax.errors.JaxRuntimeError as error:  # as where it needs more memory than there is
+                        found[who] = {"absent": str(error).splitlines()[0][:200]}
+                    found[who] |= {"seconds": round(time.perf_counter() - start, 1), "by": compiler(target)}
+                    devices = {device: in_order(counted, every) for device, counted in content["targets"].items()}
+                    content["targets"] = in_order(devices, targets.TARGETS)
+                    _report.write(numbers, _report.as_json(content, *PACKAGES))
+                bar.update()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = tyro.cli(Options, description=__doc__, args=arguments)
+    _command.make(options.out)
+    numbers = options.out / f"{STEM}.json"
+    if options.redraw:
+        if not numbers.exists():
+            raise SystemExit(f"--redraw needs the numbers of a run, there is no {numbers}")
+    else:
+        compile_all(options, numbers)
+    content = json.loads(numbers.read_text())
+    text, picture = compiled_tables.markdown(content), _report.png(compiled_tables.draw(content))
+    files = {
+        "tables": (".md", text.encode()),
+        "picture": (".png", picture),
+        "report": (".html", compiled_tables.report(content, text, picture)),
+    }
+    print(compiled_tables.summary(content))
+    print(f"numbers  {numbers}")
+    for what, (suffix, data) in files.items():
+        _report.write(numbers.with_suffix(suffix), data)
+        print(f"{what:<8} {numbers.with_suffix(suffix)}")
+
+
+if __name__ == "__main__":
+    _command.run(main)
