@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from bnderiv._cpu import platform_layout
-from bnderiv._rule import closed_form
+from bnderiv._rule import both_modes, closed_form
 from bnderiv.activation.relu import rectify
 from bnderiv.normalization.units import Epsilon, above_noise, masked, measured
 
@@ -41,7 +41,8 @@ def statistics(groups, x, where, n, eps, assumed_mean):
 
 
 def _statistics_fwd(groups, x, where, n, eps, assumed_mean):
-    moments = statistics(groups, x, where, n, eps, assumed_mean)  # a rule for second derivatives, too
+    with both_modes():  # a rule for second derivatives too, as no loop has one, in either mode
+        moments = statistics(groups, x, where, n, eps, assumed_mean)
     return moments, (x, where, n, moments.unit, moments.mean)
 
 
