@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bnderiv._cpu import platform_layout
+from bnderiv._cpu import apart, platform_layout
 from bnderiv._rule import both_modes, closed_form
 from bnderiv.activation.relu import rectify
 from bnderiv.normalization.units import Epsilon, above_noise, masked, measured
@@ -84,8 +84,8 @@ def _normalize(relu, x, where, affine, moments, r):
     return (rectify(y) if relu else y).astype(x.dtype)
 
 
-def _plus(y, residual):
-    return y if residual is None else y + residual.astype(y.dtype)  # (N31)
+def _plus(y, residual, times=1):
+    return y if residual is None else y + residual.astype(y.dtype) * times  # (N31)
 
 
 def _normalize_fwd(groups, relu, x, where, affine, eps, moments):
@@ -96,22 +96,28 @@ def _normalize_fwd(groups, relu, x, where, affine, eps, moments):
 @platform_layout
 def _normalize_bwd(groups, relu, residuals, delta):
     x, where, (gamma, beta, z), moments, r = residuals
-    g, delta = gamma * r, delta.astype(r.dtype)
-    if relu:
-        y = _plus((moments.unit.of(x) - moments.mean) * g + beta, z)
-        delta = jnp.where(y > 0, delta, 0)  # (N22)
-    d_z = None if z is None else delta.astype(z.dtype)  # (N31)
+    g = gamma * r
 
-    # Of x̂ an eighth, as identical terms of the sums and of dx would be shared, and materialized.
+    def masked_delta(times):
+        if not relu:
+            return delta
+        times = apart(times, r.dtype)
+        y = _plus((moments.unit.of(x) - moments.mean) * (g * times) + beta * times, z, times)
+        return jnp.where(y > 0, delta, 0)  # (N22)
+
+    # Terms of the sums and of dx differ by powers of two, as XLA would share identical ones, and materialize them.
     eighth = moments.unit.of(x, 1 / 8) - moments.mean / 8
     if where is not None:  # 0 · NaN is to be 0 in every sum
         eighth = masked(where | jnp.isfinite(eighth * r), eighth)
-    sum_delta, sum_delta_x_hat = groups.inner(delta), 8 * groups.inner(delta * (eighth * r))
+    sum_delta = groups.inner(masked_delta(1 / 2).astype(r.dtype))
+    sum_delta_x_hat = 8 * groups.inner(masked_delta(1 / 4).astype(r.dtype) * (eighth * r))
+    delta = masked_delta(1)
     d_beta = groups.to_parameters(sum_delta)  # (N6)
     d_gamma = groups.to_parameters(sum_delta_x_hat)  # (N5)
     d_var = -0.5 * (r * (r * groups.to_statistics(gamma * sum_delta_x_hat)))  # (N8)
     d_mean = -groups.to_statistics(g * sum_delta)  # (N10)
-    dx = moments.unit.back(g * delta)  # (N11) part 1
+    dx = moments.unit.back(g * delta.astype(r.dtype))  # (N11) part 1
+    d_z = None if z is None else delta.astype(z.dtype)  # (N31)
     d_eps = Epsilon(groups.over_all(d_var * moments.unit.scale**2), None)
     return dx.astype(x.dtype), None, Affine(d_gamma, d_beta, d_z), d_eps, Moments(None, d_mean, d_var)
 
