@@ -1,4 +1,4 @@
-"""Normalization and its gradient in closed form (derivation.md, N1–N13, N22, N24–N26, N31): the mathematics, nothing else.
+"""Normalization and its gradient in closed form (derivation.md, N1–N13, N22, N24–N26, N31): mathematics, nothing else.
 
 Statistics travel in a unit of their own, u = (x − K) s, from their sums to the centring (`units.py`); who shares
 them, and who shares gamma and beta, is said by `groups` (`groups.py`). Everything here has the rank of x and

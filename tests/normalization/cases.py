@@ -128,9 +128,9 @@ def _residual_without_mask(right, arguments, cotangent):
 
 def _residual_forgotten_in_mask(right, arguments, cotangent):
     """[γ x̂ + β > 0] in place of [γ x̂ + β + z > 0]."""
-    *without, z = arguments
+    without = arguments[:3]
     inner = jnp.where(bnderiv.batch_norm(*without)[0] > 0, cotangent[0], 0)
-    return *gradients(bnderiv.batch_norm, tuple(without), (inner, cotangent[1])), inner
+    return *gradients(bnderiv.batch_norm, without, (inner, cotangent[1])), inner
 
 
 def _everything_passes(right, arguments, cotangent):
