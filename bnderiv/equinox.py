@@ -39,8 +39,8 @@ class BatchNorm(eqx.nn.BatchNorm):
     * Complex input raises. With an infinite variance in the state y is NaN.
 
     Args:
-      activation: None, or "relu" to fuse it into the same rule, at no cost in residuals. The call then takes a `residual`,
-        which is added before the ReLU.
+      activation: None, or "relu" to fuse it into the same rule, at no cost in residuals. The call then takes a
+        `residual` to add before it.
       others: as in `equinox.nn.BatchNorm`.
 
     Raises:
@@ -84,8 +84,8 @@ class BatchNorm(eqx.nn.BatchNorm):
           state: the state, first from `equinox.nn.make_with_state`.
           key: ignored.
           inference: whether to use the statistics in the state; by default the field `inference`.
-          residual: added before the ReLU that `activation="relu"` asks for, in the shape of `x`; the dtype of the output
-            does not depend on it.
+          residual: for `activation="relu"`, added before it; of the shape of `x`. The dtype of the output does not
+            depend on it.
 
         Returns:
           Array of the shape of `x`, and the new state.

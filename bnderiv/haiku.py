@@ -40,8 +40,8 @@ class BatchNorm(hk.BatchNorm):
     * Complex input raises. With an infinite variance in the state y is NaN.
 
     Args:
-      activation: None, or "relu" to fuse it into the same rule, at no cost in residuals. The call then takes a `residual`,
-        which is added before the ReLU.
+      activation: None, or "relu" to fuse it into the same rule, at no cost in residuals. The call then takes a
+        `residual` to add before it.
       others: as in `haiku.BatchNorm`.
 
     Raises:
@@ -110,8 +110,8 @@ class BatchNorm(hk.BatchNorm):
           is_training: whether to use the statistics of `inputs`, which then update the averages.
           test_local_stats: whether to use the statistics of `inputs` without updating the averages.
           scale, offset: arrays that broadcast to the shape of `inputs`, if the module creates none itself.
-          residual: added before the ReLU that `activation="relu"` asks for, in the shape of `inputs`; the dtype of the output
-            does not depend on it.
+          residual: for `activation="relu"`, added before it; of the shape of `inputs`. The dtype of the output does not
+            depend on it.
 
         Returns:
           Array of the shape of `inputs`.

@@ -41,8 +41,8 @@ class BatchNorm(nn.BatchNorm):
     Attributes:
       use_fast_variance: accepted without effect; the naive variance is never used.
       force_float32_reductions: affects only the dtype of the running statistics.
-      activation: None, or "relu" to fuse it into the same rule, at no cost in residuals. The call then takes a `residual`,
-        which is added before the ReLU.
+      activation: None, or "relu" to fuse it into the same rule, at no cost in residuals. The call then takes a
+        `residual` to add before it.
       others: as in `flax.linen.BatchNorm`. `axis` and `axis_name` may be tuples.
 
     Example:
@@ -66,8 +66,8 @@ class BatchNorm(nn.BatchNorm):
           x: real input of any rank that has the feature axes.
           use_running_average: whether to use the running statistics; given here or to the constructor.
           mask: broadcasts to `x`; elements where it is False do not count, but are normalized.
-          residual: added before the ReLU that `activation="relu"` asks for, in the shape of `x`; the dtype of the output
-            does not depend on it.
+          residual: for `activation="relu"`, added before it; of the shape of `x`. The dtype of the output does not
+            depend on it.
 
         Returns:
           Array of the shape of `x`; its dtype is `dtype`, by default the common one of `x` and the parameters.

@@ -32,8 +32,8 @@ class BatchNorm(nnx.BatchNorm):
 
     Args:
       num_features: the number of features.
-      activation: None, or "relu" to fuse it into the same rule, at no cost in residuals. The call then takes a `residual`,
-        which is added before the ReLU.
+      activation: None, or "relu" to fuse it into the same rule, at no cost in residuals. The call then takes a
+        `residual` to add before it.
       **others: as in `flax.nnx.BatchNorm`; `use_fast_variance` has no effect.
 
     Raises:
@@ -62,8 +62,8 @@ class BatchNorm(nnx.BatchNorm):
           use_running_average: whether to use the running statistics; by default as set by the constructor, `train`,
             `eval` or `nnx.view`.
           mask: broadcasts to `x`; elements where it is False do not count, but are normalized.
-          residual: added before the ReLU that `activation="relu"` asks for, in the shape of `x`; the dtype of the output
-            does not depend on it.
+          residual: for `activation="relu"`, added before it; of the shape of `x`. The dtype of the output does not
+            depend on it.
 
         Returns:
           Array of the shape of `x`; its dtype is `dtype`, by default the common one of `x` and the variables.

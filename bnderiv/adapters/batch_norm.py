@@ -60,7 +60,7 @@ def checked_residual(residual: Any, activation: str | None, x: jax.Array) -> jax
         return None
     if activation != "relu":
         raise ValueError(
-            f'residual must come with activation="relu", got activation={activation!r}: without it, add it to the output'
+            f'residual must come with activation="relu", got {activation!r}: otherwise add it to the output'
         )
     residual = real_array("residual", residual)
     _checks.shape_is("residual", residual, x.shape, "that of the input")

@@ -105,13 +105,15 @@ def _normalize_bwd(groups, relu, residuals, delta):
         y = _plus((moments.unit.of(x) - moments.mean) * (g * times) + beta * times, z, times)
         return jnp.where(y > 0, delta, 0)  # (N22)
 
-    # Terms of the sums and of dx differ by powers of two, as XLA would share identical ones, and materialize them.
+    # The sums have masks and an x̂ of their own, as XLA would share and materialize what dx and the forward have, too.
+    # But where δ_y is the gradient of z, it is materialized in any case.
+    delta = masked_delta(1 / 2)
+    delta_1, delta_2 = (masked_delta(1 / 4), masked_delta(1 / 8)) if z is None else (delta, delta)
     eighth = moments.unit.of(x, 1 / 8) - moments.mean / 8
     if where is not None:  # 0 · NaN is to be 0 in every sum
         eighth = masked(where | jnp.isfinite(eighth * r), eighth)
-    sum_delta = groups.inner(masked_delta(1 / 2).astype(r.dtype))
-    sum_delta_x_hat = 8 * groups.inner(masked_delta(1 / 4).astype(r.dtype) * (eighth * r))
-    delta = masked_delta(1)
+    sum_delta = groups.inner(delta_1.astype(r.dtype))
+    sum_delta_x_hat = 8 * groups.inner(delta_2.astype(r.dtype) * (eighth * r))
     d_beta = groups.to_parameters(sum_delta)  # (N6)
     d_gamma = groups.to_parameters(sum_delta_x_hat)  # (N5)
     d_var = -0.5 * (r * (r * groups.to_statistics(gamma * sum_delta_x_hat)))  # (N8)

@@ -1,6 +1,7 @@
 """`bnderiv.equinox.BatchNorm` against `equinox.nn.BatchNorm`, module against module."""
 
 import io
+from functools import partial
 from typing import Any
 
 import jax

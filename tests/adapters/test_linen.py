@@ -485,7 +485,7 @@ def test_errors_at_the_call():
     with pytest.raises(ValueError, match=r"mask must broadcast to the shape of x, \(4, 3\), got shape \(4,\)"):
         OURS(False).init(KEY, x, mask=jnp.ones(4, bool))
     for average in (False, True):
-        with pytest.raises(ValueError, match='residual must come with activation="relu", got activation=None'):
+        with pytest.raises(ValueError, match='residual must come with activation="relu", got None'):
             OURS(average).init(KEY, x, residual=x)
         with pytest.raises(ValueError, match=r"residual must have shape \(4, 3\) \(that of the input\), got .*\[3\]"):
             OURS(average, activation="relu").init(KEY, x, residual=x[0])

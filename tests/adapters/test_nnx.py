@@ -178,7 +178,7 @@ def test_a_residual_within_the_rule():
         def product(model, x, z):
             return jnp.vdot(delta, apply(model, x, z, average))
 
-        model = module(4, rngs=nnx.Rngs(0), **RANDOM, **FLOAT64, **options)
+        model = wide(module(4, rngs=nnx.Rngs(0), **RANDOM, **FLOAT64, **options))
         return nnx.value_and_grad(product, argnums=(0, 1, 2))(model, x, z), state(model)
 
     for average in (False, True):
