@@ -107,11 +107,10 @@ def _normalize_bwd(groups, relu, residuals, delta):
 
     # The sums have masks and an x̂ of their own, as XLA would share and materialize what dx and the forward have, too.
     # But where δ_y is the gradient of z, it is materialized in any case.
-    delta = masked_delta(1 / 2)
-    delta_1, delta_2 = (masked_delta(1 / 4), masked_delta(1 / 8)) if z is None else (delta, delta)
     eighth = moments.unit.of(x, 1 / 8) - moments.mean / 8
     if where is not None:  # 0 · NaN is to be 0 in every sum
         eighth = masked(where | jnp.isfinite(eighth * r), eighth)
+    delta_1, delta_2, delta = (masked_delta(times if z is None else 1 / 2) for times in (1 / 4, 1 / 8, 1 / 2))
     sum_delta = groups.inner(delta_1.astype(r.dtype))
     sum_delta_x_hat = 8 * groups.inner(delta_2.astype(r.dtype) * (eighth * r))
     d_beta = groups.to_parameters(sum_delta)  # (N6)

@@ -178,6 +178,30 @@ def of_batch_norm(steps: Any) -> Iterator[tuple[str, str, np.ndarray]]:
     yield from later
 
 
+def of_batch_norm_relu(steps: Any) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Those of batch norm, with δ_y for δ, and those of the mask."""
+    y, z, dy = steps.y, steps.residual, steps.dy
+    yield "d_y", "the mask is missing: δ_a in place of δ_a [y > 0]", dy
+    if z is not None:
+        yield "total", "the residual is forgotten", y
+        yield "a", "the residual is forgotten: max(y, 0) in place of max(y + z, 0)", np.where(y > 0, y, 0)
+        yield (
+            "a",
+            "the residual is added after the ReLU: max(y, 0) + z in place of max(y + z, 0)",
+            np.where(y > 0, y, 0) + z,
+        )
+        for step in ("d_y", "d_residual"):
+            yield step, "the residual is forgotten in the mask: [y > 0] in place of [y + z > 0]", np.where(y > 0, dy, 0)
+            yield step, "the mask of the residual: [z > 0] in place of [y + z > 0]", np.where(z > 0, dy, 0)
+        yield "d_residual", "the mask is missing: δ_a in place of δ_a [y + z > 0]", dy
+        yield (
+            "d_residual",
+            "the gradient of the sum goes to z unchanged: no γ/√(σ² + ε) belongs in it",
+            steps.dx_through_x_hat,
+        )
+    yield from of_batch_norm(steps)
+
+
 def _run(inputs: SimpleNamespace, lines: dict[str, Line]) -> Any:
     v = SimpleNamespace(**vars(inputs))
     for name, line in RIGHT.items():

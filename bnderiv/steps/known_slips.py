@@ -18,7 +18,7 @@ from bnderiv.loss import slips as loss
 from bnderiv.loss import steps as loss_steps
 from bnderiv.models.slips import of_lenet5
 from bnderiv.models.steps import LeNet5
-from bnderiv.normalization.slips import of_batch_norm
+from bnderiv.normalization.slips import of_batch_norm, of_batch_norm_relu
 from bnderiv.normalization.steps import BatchNorm, BatchNormGraph, BatchNormRelu
 from bnderiv.pooling.slips import of_avg_pool, of_max_pool
 from bnderiv.pooling.steps import AvgPool, MaxPool
@@ -29,7 +29,7 @@ Candidate = tuple[str, np.ndarray]
 # For every slip that a room knows: (step, sentence, the value it would have given), from steps in float64 NumPy.
 _ROOMS: dict[type, Callable[[Any], Iterable[tuple[str, str, np.ndarray]]]] = {
     BatchNorm: of_batch_norm,
-    BatchNormRelu: of_batch_norm,
+    BatchNormRelu: of_batch_norm_relu,
     BatchNormGraph: of_batch_norm,
     Dense: of_dense,
     Conv2d: of_conv2d,
