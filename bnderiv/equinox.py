@@ -109,7 +109,7 @@ class BatchNorm(eqx.nn.BatchNorm):
         weight = jnp.where(counter == 0, 1, weight)
         averages = [a.astype(weight.dtype) / weight for a in stored]
         if inference:
-            return self._normalize_by(x, *averages, self._dtype(x, *stored), residual), state
+            return self._normalize_by(x, *averages, dtype=self._dtype(x, *stored), residual=residual), state
         y, batch = self._statistics(x, self.activation, self._dtype(x), averages[0], residual)
         state = state.set(self.batch_counter, jnp.where(batch.counted.any(), counter + 1, counter))
         return y, state.set(self.batch_state_index, self._averages(stored, batch))
@@ -117,7 +117,7 @@ class BatchNorm(eqx.nn.BatchNorm):
     def _by_averages(self, x: jax.Array, state: Any, inference: bool, residual: Any) -> tuple[jax.Array, Any]:
         stored = state.get(self.ema_state_index)
         if inference:
-            return self._normalize_by(x, *stored, self._dtype(x, *stored), residual), state
+            return self._normalize_by(x, *stored, dtype=self._dtype(x, *stored), residual=residual), state
         first = state.get(self.ema_first_time_index)
         _, batch = self._statistics(x, None, self._dtype(x), stored[0])
         average = self._averages(stored, batch)
@@ -125,7 +125,7 @@ class BatchNorm(eqx.nn.BatchNorm):
             jnp.where(first, new.astype(a.dtype), a) for new, a in zip((batch.mean, batch.var), average, strict=True)
         )
         state = state.set(self.ema_first_time_index, jnp.array(False))
-        y = self._normalize_by(x, mean, var, self._dtype(x, mean, var), residual)
+        y = self._normalize_by(x, mean, var, dtype=self._dtype(x, mean, var), residual=residual)
         return y, state.set(self.ema_state_index, (mean, var))
 
     def _averages(self, stored: tuple[jax.Array, jax.Array], batch: Batch) -> tuple[jax.Array, ...]:
@@ -150,7 +150,7 @@ class BatchNorm(eqx.nn.BatchNorm):
             assumed_mean=assumed_mean,
         )
 
-    def _normalize_by(self, x: jax.Array, mean: jax.Array, var: jax.Array, dtype: Any, residual: Any) -> jax.Array:
+    def _normalize_by(self, x: jax.Array, mean: jax.Array, var: jax.Array, *, dtype: Any, residual: Any) -> jax.Array:
         return normalize_by_given(
             x,
             self.weight,

@@ -84,7 +84,7 @@ def _normalize(relu, x, where, affine, moments, r):
     return (rectify(y) if relu else y).astype(x.dtype)
 
 
-def _plus(y, residual, times=1):
+def _plus(y, residual, times: Any = 1):
     return y if residual is None else y + residual.astype(y.dtype) * times  # (N31)
 
 

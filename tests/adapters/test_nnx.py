@@ -184,7 +184,7 @@ def test_a_residual_within_the_rule():
     for average in (False, True):
         ours = run(OURS, average, lambda m, x, z, average: m(x, average, residual=z), activation="relu")
         theirs = run(THEIRS, average, lambda m, x, z, average: nnx.relu(m(x, average) + z))
-        alike(*(jax.tree.leaves(result) for result in (ours, theirs)))
+        alike(jax.tree.leaves(ours), jax.tree.leaves(theirs))
         with pytest.raises(ValueError, match='residual must come with activation="relu"'):
             OURS(4, rngs=nnx.Rngs(0))(x, average, residual=z)
 
