@@ -39,7 +39,8 @@ class BatchNorm(eqx.nn.BatchNorm):
     * Complex input raises. With an infinite variance in the state y is NaN.
 
     Args:
-      activation: None, or "relu" to fuse it into the same rule, at no cost in residuals.
+      activation: None, or "relu" to fuse it into the same rule, at no cost in residuals. The call then takes a
+        `residual` to add before it.
       others: as in `equinox.nn.BatchNorm`.
 
     Raises:
@@ -74,7 +75,7 @@ class BatchNorm(eqx.nn.BatchNorm):
         self.activation = activation
 
     def __call__(
-        self, x: Any, state: eqx.nn.State, *, key: Any = None, inference: bool | None = None
+        self, x: Any, state: eqx.nn.State, *, key: Any = None, inference: bool | None = None, residual: Any = None
     ) -> tuple[jax.Array, eqx.nn.State]:
         """Normalizes one example by the statistics of its batch, which also update the state, or by the state's.
 
@@ -83,37 +84,40 @@ class BatchNorm(eqx.nn.BatchNorm):
           state: the state, first from `equinox.nn.make_with_state`.
           key: ignored.
           inference: whether to use the statistics in the state; by default the field `inference`.
+          residual: for `activation="relu"`, added before it; of the shape of `x`. The dtype of the output does not
+            depend on it.
 
         Returns:
           Array of the shape of `x`, and the new state.
 
         Raises:
           TypeError: `x` is complex, or has a dtype that JAX does not have.
+          ValueError: a residual of another shape, or without the ReLU.
           NameError: no map around the call has `axis_name`.
         """
         x = real_array("x", x)
         inference = self.inference if inference is None else inference
         with jax.named_scope("bnderiv.equinox.BatchNorm"):
             if self.mode == "ema":
-                return self._by_averages(x, state, inference)
-            return self._by_batch(x, state, inference)
+                return self._by_averages(x, state, inference, residual)
+            return self._by_batch(x, state, inference, residual)
 
-    def _by_batch(self, x: jax.Array, state: Any, inference: bool) -> tuple[jax.Array, Any]:
+    def _by_batch(self, x: jax.Array, state: Any, inference: bool, residual: Any) -> tuple[jax.Array, Any]:
         counter, stored = state.get(self.batch_counter), state.get(self.batch_state_index)
         # Equinox divides both averages by this weight, though that of the variance starts at 1 and not at 0.
         weight = weight_so_far(self.momentum, counter, stored[0].dtype)
         weight = jnp.where(counter == 0, 1, weight)
         averages = [a.astype(weight.dtype) / weight for a in stored]
         if inference:
-            return self._normalize_by(x, *averages, dtype=self._dtype(x, *stored)), state
-        y, batch = self._statistics(x, self.activation, self._dtype(x), averages[0])
+            return self._normalize_by(x, *averages, dtype=self._dtype(x, *stored), residual=residual), state
+        y, batch = self._statistics(x, self.activation, self._dtype(x), averages[0], residual)
         state = state.set(self.batch_counter, jnp.where(batch.counted.any(), counter + 1, counter))
         return y, state.set(self.batch_state_index, self._averages(stored, batch))
 
-    def _by_averages(self, x: jax.Array, state: Any, inference: bool) -> tuple[jax.Array, Any]:
+    def _by_averages(self, x: jax.Array, state: Any, inference: bool, residual: Any) -> tuple[jax.Array, Any]:
         stored = state.get(self.ema_state_index)
         if inference:
-            return self._normalize_by(x, *stored, dtype=self._dtype(x, *stored)), state
+            return self._normalize_by(x, *stored, dtype=self._dtype(x, *stored), residual=residual), state
         first = state.get(self.ema_first_time_index)
         _, batch = self._statistics(x, None, self._dtype(x), stored[0])
         average = self._averages(stored, batch)
@@ -121,7 +125,7 @@ class BatchNorm(eqx.nn.BatchNorm):
             jnp.where(first, new.astype(a.dtype), a) for new, a in zip((batch.mean, batch.var), average, strict=True)
         )
         state = state.set(self.ema_first_time_index, jnp.array(False))
-        y = self._normalize_by(x, mean, var, dtype=self._dtype(x, mean, var))
+        y = self._normalize_by(x, mean, var, dtype=self._dtype(x, mean, var), residual=residual)
         return y, state.set(self.ema_state_index, (mean, var))
 
     def _averages(self, stored: tuple[jax.Array, jax.Array], batch: Batch) -> tuple[jax.Array, ...]:
@@ -131,7 +135,7 @@ class BatchNorm(eqx.nn.BatchNorm):
         )
 
     def _statistics(
-        self, x: jax.Array, activation: str | None, dtype: Any, assumed_mean: jax.Array
+        self, x: jax.Array, activation: str | None, dtype: Any, assumed_mean: jax.Array, residual: Any = None
     ) -> tuple[jax.Array, Batch]:
         return normalize_by_batch(
             x,
@@ -141,11 +145,12 @@ class BatchNorm(eqx.nn.BatchNorm):
             eps=self.eps,
             dtype=dtype,
             activation=activation,
+            residual=residual,
             axis_name=self.axis_name,
             assumed_mean=assumed_mean,
         )
 
-    def _normalize_by(self, x: jax.Array, mean: jax.Array, var: jax.Array, *, dtype: Any) -> jax.Array:
+    def _normalize_by(self, x: jax.Array, mean: jax.Array, var: jax.Array, *, dtype: Any, residual: Any) -> jax.Array:
         return normalize_by_given(
             x,
             self.weight,
@@ -156,6 +161,7 @@ class BatchNorm(eqx.nn.BatchNorm):
             eps=self.eps,
             dtype=dtype,
             activation=self.activation,
+            residual=residual,
         )
 
     def _dtype(self, x: jax.Array, *statistics: jax.Array) -> Any:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from bnderiv.activation.relu import relu
 from bnderiv.adapters.batch_norm import (
     check_activation,
+    checked_residual,
     feature_axes,
     normalize_by_batch,
     normalize_by_given,
@@ -39,7 +40,8 @@ class BatchNorm(hk.BatchNorm):
     * Complex input raises. With an infinite variance in the state y is NaN.
 
     Args:
-      activation: None, or "relu" to fuse it into the same rule, at no cost in residuals.
+      activation: None, or "relu" to fuse it into the same rule, at no cost in residuals. The call then takes a
+        `residual` to add before it.
       others: as in `haiku.BatchNorm`.
 
     Raises:
@@ -98,6 +100,8 @@ class BatchNorm(hk.BatchNorm):
         test_local_stats: bool = False,
         scale: Any = None,
         offset: Any = None,
+        *,
+        residual: Any = None,
     ) -> jax.Array:
         """Normalizes `inputs` by its own statistics or by the averages.
 
@@ -106,19 +110,23 @@ class BatchNorm(hk.BatchNorm):
           is_training: whether to use the statistics of `inputs`, which then update the averages.
           test_local_stats: whether to use the statistics of `inputs` without updating the averages.
           scale, offset: arrays that broadcast to the shape of `inputs`, if the module creates none itself.
+          residual: for `activation="relu"`, added before it; of the shape of `inputs`. The dtype of the output does not
+            depend on it.
 
         Returns:
           Array of the shape of `inputs`.
 
         Raises:
           TypeError: `inputs` is complex, or has a dtype that JAX does not have.
-          ValueError: `scale` or `offset` is given though the module creates it, or an axis is out of range.
+          ValueError: `scale` or `offset` is given though the module creates it, an axis is out of range, or a residual
+            has another shape or comes without the ReLU.
         """
         if self.create_scale and scale is not None:
             raise ValueError("scale must not be given at call time where create_scale=True")
         if self.create_offset and offset is not None:
             raise ValueError("offset must not be given at call time where create_offset=True")
         inputs = real_array("inputs", inputs)
+        residual = checked_residual(residual, self.activation, inputs)
         rank = inputs.ndim
         if self.axis is None:
             axes = feature_axes(self.channel_index, rank) if rank else ()
@@ -139,7 +147,9 @@ class BatchNorm(hk.BatchNorm):
         dtype = jnp.result_type(stored, *(a for a in (scale, offset) if a is not None))
         # Scale and offset enter the rule if there is one value for each feature; otherwise they are applied after it.
         within = all(a is None or _one_per_feature(jnp.shape(a), shape) for a in (scale, offset))
-        activation = self.activation if within else None
+        fused: dict[str, Any] = {"activation": None}
+        if within:
+            fused = {"activation": self.activation, "residual": residual}
 
         def vector(a: Any) -> jax.Array | None:
             if a is None or not within:
@@ -155,7 +165,7 @@ class BatchNorm(hk.BatchNorm):
                 axes,
                 eps=self.eps,
                 dtype=dtype,
-                activation=activation,
+                **fused,
                 axis_name=self.cross_replica_axis or None,
                 axis_index_groups=self.cross_replica_axis_index_groups,
                 assumed_mean=None if hk.running_init() else self.mean_ema.average,
@@ -165,12 +175,12 @@ class BatchNorm(hk.BatchNorm):
                     average.update(new.reshape(shape), batch.counted.reshape(shape), stored)
         else:
             mean, var = (jnp.reshape(a, features) for a in averages)
-            y = normalize_by_given(
-                inputs, gamma, beta, mean, var, axes, eps=self.eps, dtype=dtype, activation=activation
-            )
+            y = normalize_by_given(inputs, gamma, beta, mean, var, axes, eps=self.eps, dtype=dtype, **fused)
         if within:
             return y
         y = y * (1 if scale is None else scale) + (0 if offset is None else offset)
+        if residual is not None:
+            y = y + residual.astype(y.dtype)
         return relu(y) if self.activation == "relu" else y
 
 

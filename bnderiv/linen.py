@@ -41,7 +41,8 @@ class BatchNorm(nn.BatchNorm):
     Attributes:
       use_fast_variance: accepted without effect; the naive variance is never used.
       force_float32_reductions: affects only the dtype of the running statistics.
-      activation: None, or "relu" to fuse it into the same rule, at no cost in residuals.
+      activation: None, or "relu" to fuse it into the same rule, at no cost in residuals. The call then takes a
+        `residual` to add before it.
       others: as in `flax.linen.BatchNorm`. `axis` and `axis_name` may be tuples.
 
     Example:
@@ -56,20 +57,25 @@ class BatchNorm(nn.BatchNorm):
     activation: str | None = None
 
     @nn.compact
-    def __call__(self, x: Any, use_running_average: bool | None = None, *, mask: Any = None) -> jax.Array:
+    def __call__(
+        self, x: Any, use_running_average: bool | None = None, *, mask: Any = None, residual: Any = None
+    ) -> jax.Array:
         """Normalizes `x` by its own statistics, which also update the running ones, or by the running ones.
 
         Args:
           x: real input of any rank that has the feature axes.
           use_running_average: whether to use the running statistics; given here or to the constructor.
           mask: broadcasts to `x`; elements where it is False do not count, but are normalized.
+          residual: for `activation="relu"`, added before it; of the shape of `x`. The dtype of the output does not
+            depend on it.
 
         Returns:
           Array of the shape of `x`; its dtype is `dtype`, by default the common one of `x` and the parameters.
 
         Raises:
           TypeError: `x` is complex, or has a dtype that JAX does not have.
-          ValueError: an axis out of range, a mask that does not broadcast, an unknown activation.
+          ValueError: an axis out of range, a mask that does not broadcast, a residual of another shape or without the
+            ReLU, an unknown activation.
         """
         use_running_average = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
         x = real_array("x", x)
@@ -85,7 +91,16 @@ class BatchNorm(nn.BatchNorm):
 
         if use_running_average:
             return normalize_by_given(
-                x, scale, bias, mean.value, var.value, axes, eps=self.epsilon, dtype=dtype, activation=self.activation
+                x,
+                scale,
+                bias,
+                mean.value,
+                var.value,
+                axes,
+                eps=self.epsilon,
+                dtype=dtype,
+                activation=self.activation,
+                residual=residual,
             )
 
         initializing = self.is_initializing()  # no map has axis_name yet, and the running statistics stay
@@ -97,6 +112,7 @@ class BatchNorm(nn.BatchNorm):
             eps=self.epsilon,
             dtype=dtype,
             activation=self.activation,
+            residual=residual,
             mask=mask,
             axis_name=None if initializing else self.axis_name,
             axis_index_groups=None if initializing else self.axis_index_groups,

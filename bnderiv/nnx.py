@@ -32,7 +32,8 @@ class BatchNorm(nnx.BatchNorm):
 
     Args:
       num_features: the number of features.
-      activation: None, or "relu" to fuse it into the same rule, at no cost in residuals.
+      activation: None, or "relu" to fuse it into the same rule, at no cost in residuals. The call then takes a
+        `residual` to add before it.
       **others: as in `flax.nnx.BatchNorm`; `use_fast_variance` has no effect.
 
     Raises:
@@ -51,7 +52,9 @@ class BatchNorm(nnx.BatchNorm):
         super().__init__(num_features, **others)
         self.activation = activation
 
-    def __call__(self, x: Any, use_running_average: bool | None = None, *, mask: Any = None) -> jax.Array:
+    def __call__(
+        self, x: Any, use_running_average: bool | None = None, *, mask: Any = None, residual: Any = None
+    ) -> jax.Array:
         """Normalizes `x` by its own statistics, which also update the running ones, or by the running ones.
 
         Args:
@@ -59,13 +62,16 @@ class BatchNorm(nnx.BatchNorm):
           use_running_average: whether to use the running statistics; by default as set by the constructor, `train`,
             `eval` or `nnx.view`.
           mask: broadcasts to `x`; elements where it is False do not count, but are normalized.
+          residual: for `activation="relu"`, added before it; of the shape of `x`. The dtype of the output does not
+            depend on it.
 
         Returns:
           Array of the shape of `x`; its dtype is `dtype`, by default the common one of `x` and the variables.
 
         Raises:
           TypeError: `x` is complex, or has a dtype that JAX does not have.
-          ValueError: an axis out of range, a mask that does not broadcast, or `use_running_average` not set anywhere.
+          ValueError: an axis out of range, a mask that does not broadcast, a residual of another shape or without the
+            ReLU, or `use_running_average` not set anywhere.
         """
         if use_running_average is None:
             use_running_average = self.use_running_average
@@ -84,7 +90,16 @@ class BatchNorm(nnx.BatchNorm):
 
         if use_running_average:
             return normalize_by_given(
-                x, scale, bias, mean, var, axes, eps=self.epsilon, dtype=dtype, activation=self.activation
+                x,
+                scale,
+                bias,
+                mean,
+                var,
+                axes,
+                eps=self.epsilon,
+                dtype=dtype,
+                activation=self.activation,
+                residual=residual,
             )
         y, batch = normalize_by_batch(
             x,
@@ -94,6 +109,7 @@ class BatchNorm(nnx.BatchNorm):
             eps=self.epsilon,
             dtype=dtype,
             activation=self.activation,
+            residual=residual,
             mask=mask,
             axis_name=self.axis_name,
             axis_index_groups=self.axis_index_groups,

@@ -77,6 +77,13 @@ LAYERS = {
         *[((2,), P("model"))] * 2,
     ),
     "batch_norm_relu-rows": ("batch_norm_relu", {}, ((8, 4), P(("data", "model"))), *[((4,), P())] * 2),
+    "batch_norm_relu-residual": (
+        "batch_norm_relu",
+        {},
+        ((8, 4), P("data", "model")),
+        *[((4,), P())] * 2,
+        ((8, 4), P(None, "model")),  # unlike x: y is sharded like x, the gradient like z
+    ),
     "flatten-rows": ("flatten", {}, ((8, 4, 3), P("data", "model"))),
     "softmax-classes": ("softmax", {}, ((8, 4), P("data", "model"))),
     "softmax_cross_entropy-classes": ("softmax_cross_entropy", {}, *[((8, 4), P("data", "model"))] * 2),

@@ -183,6 +183,25 @@ def test_batch_norms_relatives_know_its_slips(function):
     assert "missing γ" in found.slip
 
 
+def test_the_slips_of_a_residual_are_recognized():
+    x, gamma, beta, dy = _drawn((6, 3))
+    z = 2 * np.random.default_rng(1).normal(size=x.shape)
+    right = steps.batch_norm_relu(x, gamma, beta, dy, residual=z)
+    y = np.asarray(right.y)
+    for mine, step, words in (
+        ({"a": np.maximum(y, 0) + z}, "a", "after the ReLU"),
+        ({"total": y + z, "a": np.maximum(y, 0)}, "a", "residual is forgotten"),
+        ({"d_y": np.where(y > 0, dy, 0)}, "d_y", "forgotten in the mask"),
+        ({"d_y": dy}, "d_y", "the mask is missing"),
+        ({"d_y": right.d_y, "d_residual": dy}, "d_residual", "the mask is missing"),
+        ({"d_residual": right.dx}, "d_residual", None),
+    ):
+        found = differs(mine, right)
+        assert found.step == step
+        assert words is None or words in found.slip, mine.keys()
+    assert "residual" not in str(steps.batch_norm_relu(x, gamma, beta, dy))
+
+
 def _dense(D, H):
     rng = np.random.default_rng(0)
     arguments = [rng.normal(size=shape) for shape in ((5, D), (D, H), (H,), (5, H))]

@@ -85,6 +85,11 @@ def test_batch_norm_keeps_x_and_ten_vectors(layer, dtype):
     assert saved(normalized(layer), x, VECTOR, VECTOR) <= size_in_bytes(x) + 10 * VECTOR_BYTES + 8
 
 
+def test_a_residual_is_kept_as_it_is():
+    kept = saved(normalized("batch_norm_relu"), X, VECTOR, VECTOR, X)
+    assert kept <= 2 * size_in_bytes(X) + 10 * VECTOR_BYTES + 8
+
+
 @pytest.mark.parametrize(
     ("layer", "share"),
     [

@@ -7,6 +7,7 @@ adapter; this file arranges the arrays.
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -48,6 +49,24 @@ def check_activation(activation: Any) -> None:
         raise ValueError(f'activation must be None or "relu", got {activation!r}')
 
 
+def checked_residual(residual: Any, activation: str | None, x: jax.Array) -> jax.Array | None:
+    """`residual`, which is added before the ReLU, as a JAX array of floating dtype.
+
+    Raises:
+      TypeError: it is complex, or a NumPy array of a dtype that JAX does not have.
+      ValueError: there is no ReLU, or the shape is not that of `x`.
+    """
+    if residual is None:
+        return None
+    if activation != "relu":
+        raise ValueError(
+            f'residual must come with activation="relu", got {activation!r}: otherwise add it to the output'
+        )
+    residual = real_array("residual", residual)
+    _checks.shape_is("residual", residual, x.shape, "that of the input")
+    return residual if jnp.issubdtype(residual.dtype, jnp.floating) else residual.astype(jnp.float32)
+
+
 def feature_axes(axis: Any, ndim: int) -> tuple[int, ...]:
     """`axis`, an integer or several, as sorted axes counted from the front, each once.
 
@@ -74,6 +93,7 @@ def normalize_by_batch(
     eps: Any,
     dtype: Any,
     activation: str | None,
+    residual: Any = None,
     mask: Any = None,
     axis_name: Any = None,
     axis_index_groups: Any = None,
@@ -81,16 +101,21 @@ def normalize_by_batch(
 ) -> tuple[jax.Array, Batch]:
     """Normalizes by the batch's statistics.
 
-    `scale`, `bias` and `assumed_mean` (the running one) have the shape of the features; y has `dtype`.
+    `scale`, `bias` and `assumed_mean` (the running one) have the shape of the features, and `residual` that of x; y has
+    `dtype`.
     """
     check_activation(activation)
+    residual = checked_residual(residual, activation, x)
     layout = _Layout(x.shape, axes)
     if not x.size:
         nothing = jnp.zeros(layout.features, promote(x.dtype, jnp.float32))
         return x.astype(dtype), Batch(nothing, nothing, jnp.zeros(layout.features, bool))
     if mask is not None:
         mask = layout.merge_mask(mask)
-    y, stats = (batch_norm_relu if activation == "relu" else batch_norm)(
+    normalize = batch_norm
+    if activation == "relu":
+        normalize = partial(batch_norm_relu, residual=None if residual is None else layout.merge(residual))
+    y, stats = normalize(
         layout.merge(x.astype(promote(x.dtype, dtype))),
         *layout.vectors(scale, bias),
         channel_axis=layout.channel_axis,
@@ -115,9 +140,11 @@ def normalize_by_given(
     eps: Any,
     dtype: Any,
     activation: str | None,
+    residual: Any = None,
 ) -> jax.Array:
     """Normalizes by given statistics, in the shape of the features like `scale` and `bias`; y has `dtype`."""
     check_activation(activation)
+    residual = checked_residual(residual, activation, x)
     if not x.size:
         return x.astype(dtype)
     layout = _Layout(x.shape, axes)
@@ -128,7 +155,10 @@ def normalize_by_given(
         channel_axis=layout.channel_axis,
         eps=eps,
     )
-    return layout.split(relu(y) if activation == "relu" else y).astype(dtype)
+    y = layout.split(y)
+    if residual is not None:
+        y = y + residual.astype(y.dtype)
+    return (relu(y) if activation == "relu" else y).astype(dtype)
 
 
 def running_average(momentum: Any, old: jax.Array, new: jax.Array, counted: jax.Array, dtype: Any) -> jax.Array:

@@ -17,7 +17,7 @@ from bnderiv._numbers import accumulator
 from bnderiv._rule import layer
 from bnderiv.normalization.across_devices import merge
 from bnderiv.normalization.groups import Groups
-from bnderiv.normalization.normalize import Moments, normalize, statistics
+from bnderiv.normalization.normalize import Affine, Moments, normalize, statistics
 from bnderiv.normalization.running_stats import BatchStats
 from bnderiv.normalization.units import Epsilon
 
@@ -79,13 +79,14 @@ def batch_norm(
       >>> stats.mean.tolist(), stats.var.tolist()
       ([10001.0, 2.0], [1.0, 1.0])
     """
-    return _public(False, x, gamma, beta, channel_axis, eps, where, axis_name, axis_index_groups, assumed_mean)
+    return _public(False, x, gamma, beta, None, channel_axis, eps, where, axis_name, axis_index_groups, assumed_mean)
 
 
 def batch_norm_relu(
     x: jax.Array,
     gamma: jax.Array,
     beta: jax.Array,
+    residual: jax.Array | None = None,
     *,
     channel_axis: int = -1,
     eps: float | jax.Array = 1e-5,
@@ -94,20 +95,29 @@ def batch_norm_relu(
     axis_index_groups: Sequence[Sequence[int]] | None = None,
     assumed_mean: jax.Array | None = None,
 ) -> tuple[jax.Array, BatchStats]:
-    """`relu(batch_norm(x, ...))` in one rule, which saves x and rebuilds the mask from it (derivation.md, N22).
+    """`relu(batch_norm(x, ...) + residual)` in one rule, which rebuilds the mask (derivation.md, N22, N31).
 
-    Arguments, returns, errors and gradients are those of `batch_norm`, with δ·[y > 0] for δ: 0 at y = 0, as in `relu`.
+    Saved are x, the residual and vectors of length C. Arguments, returns, errors and gradients are those of
+    `batch_norm`, with δ·[y > 0] for δ: 0 at y = 0, as in `relu`. There is one more argument. (A residual without a
+    ReLU saves nothing to rebuild, so it is no argument of `batch_norm`: add it to y.)
+
+    Args:
+      residual: z, added before the ReLU: the input of a residual block, in the shape of `x` and a floating dtype. It is
+        not broadcast. Its gradient is δ·[y > 0], in its dtype.
 
     Example:
       >>> x = jnp.array([[1.0], [3.0]])
       >>> y, _ = bnderiv.batch_norm_relu(x, jnp.ones(1), jnp.zeros(1), eps=0)
       >>> y.tolist()
       [[0.0], [1.0]]
+      >>> y, _ = bnderiv.batch_norm_relu(x, jnp.ones(1), jnp.zeros(1), jnp.array([[5.0], [-5.0]]), eps=0)
+      >>> y.tolist()
+      [[4.0], [0.0]]
     """
-    return _public(True, x, gamma, beta, channel_axis, eps, where, axis_name, axis_index_groups, assumed_mean)
+    return _public(True, x, gamma, beta, residual, channel_axis, eps, where, axis_name, axis_index_groups, assumed_mean)
 
 
-def _public(relu, x, gamma, beta, channel_axis, eps, where, axis_name, groups, assumed_mean):
+def _public(relu, x, gamma, beta, residual, channel_axis, eps, where, axis_name, groups, assumed_mean):
     x = _checks.float_array("x", x)
     _checks.rank_at_least("x", x, 2, "batch and channels")
     _checks.nonempty("x", x)
@@ -117,6 +127,9 @@ def _public(relu, x, gamma, beta, channel_axis, eps, where, axis_name, groups, a
         if value is not None or name != "assumed_mean":
             vectors[name] = _checks.float_array(name, value)
             _checks.shape_is(name, vectors[name], (x.shape[axis],), "one per channel of x")
+    if residual is not None:
+        residual = _checks.float_array("residual", residual)
+        _checks.shape_is("residual", residual, x.shape, "that of x")
     eps = Epsilon.of(nonnegative("eps", eps, accumulator(x.dtype)), accumulator(x.dtype))
     if where is not None:
         where = _checks.mask("where", where, x.shape)
@@ -127,7 +140,7 @@ def _public(relu, x, gamma, beta, channel_axis, eps, where, axis_name, groups, a
             groups = tuple(tuple(_checks.integer("axis_index_groups", i) for i in group) for group in groups)
         except TypeError:
             raise TypeError(f"axis_index_groups must be sequences of indices, got {groups!r}") from None
-    return _batch_norm(relu, axis, axis_name, groups, x, where, *vectors.values(), *eps)
+    return _batch_norm(relu, axis, axis_name, groups, x, where, *vectors.values(), residual, *eps)
 
 
 def _result(relu, axis, axis_name, groups, x, *_):
@@ -135,10 +148,10 @@ def _result(relu, axis, axis_name, groups, x, *_):
 
 
 @layer(static=4, result=_result)
-def _batch_norm(relu, axis, axis_name, index_groups, x, where, gamma, beta, assumed_mean, eps, root):
+def _batch_norm(relu, axis, axis_name, index_groups, x, where, gamma, beta, assumed_mean, residual, eps, root):
     groups = Groups(tuple(i for i in range(x.ndim) if i != axis))
     lay = partial(_laid, axis, x)
-    gamma, beta, eps = lay(gamma), lay(beta), Epsilon(eps, root)
+    affine, eps = Affine(lay(gamma), lay(beta), residual), Epsilon(eps, root)
     n = groups.count(x, where)
     if assumed_mean is not None:
         assumed_mean = lay(assumed_mean)
@@ -148,7 +161,7 @@ def _batch_norm(relu, axis, axis_name, index_groups, x, where, gamma, beta, assu
     moments = statistics(groups, x, where, least_one, eps, assumed_mean)
     if axis_name is not None and axis_name != ():
         n, moments = merge(n, moments, axis_name, index_groups)
-    y = normalize(groups, relu, x, where, gamma, beta, eps, _varying_like(x, moments))
+    y = normalize(groups, relu, x, where, affine, eps, _varying_like(x, moments))
     return y, _batch_stats(n, moments)
 
 

@@ -10,7 +10,7 @@ from bnderiv._numbers import accumulator
 from bnderiv._rule import layer
 from bnderiv.normalization.batch_norm import nonnegative
 from bnderiv.normalization.groups import Groups
-from bnderiv.normalization.normalize import Moments, normalize
+from bnderiv.normalization.normalize import Affine, Moments, normalize
 from bnderiv.normalization.units import Epsilon, Unit, scale_for
 
 
@@ -63,7 +63,7 @@ def _inference(axis, x, gamma, beta, mean, var, eps, root):
     groups = Groups(tuple(i for i in range(x.ndim) if i != axis))
     gamma, beta, mean, var = (along(a.astype(eps.dtype), axis, x.ndim) for a in (gamma, beta, mean, var))
     moments = _given(mean, var, root)
-    return normalize(groups, False, x, None, gamma, beta, Epsilon(eps, root), moments)
+    return normalize(groups, False, x, None, Affine(gamma, beta), Epsilon(eps, root), moments)
 
 
 @jax.jit  # one program in an eager gradient, where it is not a part of any

@@ -1,4 +1,4 @@
-"""Normalization and its gradient in closed form (derivation.md, N1–N13, N22, N24–N26): the mathematics, nothing else.
+"""Normalization and its gradient in closed form (derivation.md, N1–N13, N22, N24–N26, N31): mathematics, nothing else.
 
 Statistics travel in a unit of their own, u = (x − K) s, from their sums to the centring (`units.py`); who shares
 them, and who shares gamma and beta, is said by `groups` (`groups.py`). Everything here has the rank of x and
@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bnderiv._cpu import platform_layout
-from bnderiv._rule import closed_form
+from bnderiv._cpu import apart, platform_layout
+from bnderiv._rule import both_modes, closed_form
 from bnderiv.activation.relu import rectify
 from bnderiv.normalization.units import Epsilon, above_noise, masked, measured
 
@@ -23,6 +23,14 @@ class Moments(NamedTuple):
     unit: Any  # a Unit. K near the mean, s a power of two: constants, as μ and σ² do not depend on them
     mean: jax.Array  # m = mean u            μ  = K + m/s
     var: jax.Array  # v = mean (u − m)²      σ² = v/s²
+
+
+class Affine(NamedTuple):
+    """What makes y of x̂."""
+
+    gamma: jax.Array
+    beta: jax.Array
+    residual: jax.Array | None = None  # z, of the shape of x
 
 
 # The statistics. Their backward is parts 2 and 3 of (N11): what reaches x through μ and σ².
@@ -41,7 +49,8 @@ def statistics(groups, x, where, n, eps, assumed_mean):
 
 
 def _statistics_fwd(groups, x, where, n, eps, assumed_mean):
-    moments = statistics(groups, x, where, n, eps, assumed_mean)  # a rule for second derivatives, too
+    with both_modes():  # a rule for second derivatives too, as no loop has one, in either mode
+        moments = statistics(groups, x, where, n, eps, assumed_mean)
     return moments, (x, where, n, moments.unit, moments.mean)
 
 
@@ -61,43 +70,57 @@ statistics.defvjp(_statistics_fwd, _statistics_bwd)
 
 
 @closed_form(static=2)
-def normalize(groups, relu, x, where, gamma, beta, eps, moments):
-    return _normalize(relu, x, where, gamma, beta, moments, moments.unit.inverse_root(moments.var, eps))
+def normalize(groups, relu, x, where, affine, eps, moments):
+    return _normalize(relu, x, where, affine, moments, moments.unit.inverse_root(moments.var, eps))
 
 
-def _normalize(relu, x, where, gamma, beta, moments, r):
-    u, g = moments.unit.of(x) - moments.mean, gamma * r
-    y = u * g + beta  # (N3), (N4)
+def _normalize(relu, x, where, affine, moments, r):
+    u, g = moments.unit.of(x) - moments.mean, affine.gamma * r
+    y = u * g + affine.beta  # (N3), (N4)
     if where is not None:  # the same map at a masked u that is not finite, but apart: 0 · NaN is to be 0 in derivatives
         usable = where | jnp.isfinite(u)
-        y = jnp.where(usable, masked(usable, u) * g + beta, lax.stop_gradient(y))
+        y = jnp.where(usable, masked(usable, u) * g + affine.beta, lax.stop_gradient(y))
+    y = _plus(y, affine.residual)
     return (rectify(y) if relu else y).astype(x.dtype)
 
 
-def _normalize_fwd(groups, relu, x, where, gamma, beta, eps, moments):
+def _plus(y, residual, times: Any = 1):
+    return y if residual is None else y + residual.astype(y.dtype) * times  # (N31)
+
+
+def _normalize_fwd(groups, relu, x, where, affine, eps, moments):
     r = moments.unit.inverse_root(moments.var, eps)
-    return _normalize(relu, x, where, gamma, beta, moments, r), (x, where, gamma, beta, moments, r)
+    return _normalize(relu, x, where, affine, moments, r), (x, where, affine, moments, r)
 
 
 @platform_layout
 def _normalize_bwd(groups, relu, residuals, delta):
-    x, where, gamma, beta, moments, r = residuals
-    g, delta = gamma * r, delta.astype(r.dtype)
-    if relu:
-        delta = jnp.where((moments.unit.of(x) - moments.mean) * g + beta > 0, delta, 0)  # (N22)
+    x, where, (gamma, beta, z), moments, r = residuals
+    g = gamma * r
 
-    # Of x̂ an eighth, as identical terms of the sums and of dx would be shared, and materialized.
+    def masked_delta(times):
+        if not relu:
+            return delta
+        times = apart(times, r.dtype)
+        y = _plus((moments.unit.of(x) - moments.mean) * (g * times) + beta * times, z, times)
+        return jnp.where(y > 0, delta, 0)  # (N22)
+
+    # The sums have masks and an x̂ of their own, as XLA would share and materialize what dx and the forward have, too.
+    # But where δ_y is the gradient of z, it is materialized in any case.
     eighth = moments.unit.of(x, 1 / 8) - moments.mean / 8
     if where is not None:  # 0 · NaN is to be 0 in every sum
         eighth = masked(where | jnp.isfinite(eighth * r), eighth)
-    sum_delta, sum_delta_x_hat = groups.inner(delta), 8 * groups.inner(delta * (eighth * r))
+    delta_1, delta_2, delta = (masked_delta(times if z is None else 1 / 2) for times in (1 / 4, 1 / 8, 1 / 2))
+    sum_delta = groups.inner(delta_1.astype(r.dtype))
+    sum_delta_x_hat = 8 * groups.inner(delta_2.astype(r.dtype) * (eighth * r))
     d_beta = groups.to_parameters(sum_delta)  # (N6)
     d_gamma = groups.to_parameters(sum_delta_x_hat)  # (N5)
     d_var = -0.5 * (r * (r * groups.to_statistics(gamma * sum_delta_x_hat)))  # (N8)
     d_mean = -groups.to_statistics(g * sum_delta)  # (N10)
-    dx = moments.unit.back(g * delta)  # (N11) part 1
+    dx = moments.unit.back(g * delta.astype(r.dtype))  # (N11) part 1
+    d_z = None if z is None else delta.astype(z.dtype)  # (N31)
     d_eps = Epsilon(groups.over_all(d_var * moments.unit.scale**2), None)
-    return dx.astype(x.dtype), None, d_gamma, d_beta, d_eps, Moments(None, d_mean, d_var)
+    return dx.astype(x.dtype), None, Affine(d_gamma, d_beta, d_z), d_eps, Moments(None, d_mean, d_var)
 
 
 normalize.defvjp(_normalize_fwd, _normalize_bwd)

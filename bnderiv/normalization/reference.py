@@ -43,14 +43,17 @@ def batch_norm(
 
 
 def batch_norm_relu(
-    x, gamma, beta, *, channel_axis=-1, eps=1e-5, where=None, axis_name=None, axis_index_groups=None, assumed_mean=None
-):
-    """Batch norm, then relu; see `bnderiv.batch_norm_relu`."""
+    x, gamma, beta, residual=None, *, channel_axis=-1, eps=1e-5, where=None, axis_name=None, axis_index_groups=None,
+    assumed_mean=None,
+):  # fmt: skip
+    """Batch norm, plus the residual, then relu; see `bnderiv.batch_norm_relu`."""
     y, stats = batch_norm(
-        x, gamma, beta, channel_axis=channel_axis, eps=eps, where=where, axis_name=axis_name,
-        axis_index_groups=axis_index_groups,
+        x.astype(accumulator(x.dtype)), gamma, beta, channel_axis=channel_axis, eps=eps, where=where,
+        axis_name=axis_name, axis_index_groups=axis_index_groups,
     )  # fmt: skip
-    return jnp.where(y > 0, y, jnp.where(jnp.isnan(y), y, 0)), stats
+    if residual is not None:
+        y = y + residual.astype(y.dtype)
+    return jnp.where(y > 0, y, jnp.where(jnp.isnan(y), y, 0)).astype(x.dtype), stats
 
 
 def batch_norm_inference(x, gamma, beta, mean, var, *, channel_axis=-1, eps=1e-5):

@@ -143,11 +143,23 @@ _SUMMED: dict[str, tuple[Line, bool]] = {
 
 
 def of_batch_norm_relu(steps: Any) -> Iterator[Any]:
-    """As `of_batch_norm`, with the slips of the ReLU behind it."""
-    for name, array in (("x", steps.x), ("x̂", steps.x_hat), ("δ_a", steps.dy)):
-        sentence = f"the mask of the wrong array: [{name} > 0] in place of [y > 0]"
-        yield "d_y", sentence, np.where(array > 0, steps.dy, 0)
-    yield "d_y", "no mask: δ_a in place of δ_a [y > 0]", steps.dy
+    """As `of_batch_norm`, with the slips of the ReLU behind it, and of a residual z."""
+    y, z, dy = steps.y, steps.residual, steps.dy
+    total = "y" if z is None else "y + z"
+    others = {"x": steps.x, "x̂": steps.x_hat, "δ_a": dy} | ({} if z is None else {"y": y, "z": z})
+    masked = ("d_y",) if z is None else ("d_y", "d_residual")
+    for step in masked:
+        for name, array in others.items():
+            sentence = f"the mask of the wrong array: [{name} > 0] in place of [{total} > 0]"
+            yield step, sentence, np.where(array > 0, dy, 0)
+        yield step, f"no mask: δ_a in place of δ_a [{total} > 0]", dy
+    if z is not None:
+        after = np.where(y > 0, y, 0)
+        yield "total", "the residual is forgotten", y
+        yield "a", "the residual is forgotten: max(y, 0) in place of max(y + z, 0)", after
+        yield "a", "the residual is added after the ReLU: max(y, 0) + z in place of max(y + z, 0)", after + z
+        sentence = "the gradient of the sum goes to z unchanged: no γ/√(σ² + ε) belongs in it"
+        yield "d_residual", sentence, steps.dx_through_x_hat
     yield from of_batch_norm(steps)
 
 

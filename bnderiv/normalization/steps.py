@@ -1,4 +1,4 @@
-"""Batch normalization, step by step: the derivation (derivation.md, N1–N20, N22, N23) as arrays.
+"""Batch normalization, step by step: the derivation (derivation.md, N1–N20, N22, N23, N31) as arrays.
 
 Every sum is written out, as in the derivation. The layer in `batch_norm.py` computes the same in fewer passes, and
 stays accurate at means far above the deviation; these lines do not.
@@ -116,7 +116,10 @@ def batch_norm(x: Any, gamma: Any, beta: Any, dy: Any, *, channel_axis: int = -1
 
 @derivation
 class BatchNormRelu(NamedTuple):
-    """The steps of `batch_norm_relu`: those of `batch_norm` with δ_y in the place of δ (N22)."""
+    """The steps of `batch_norm_relu`: those of `batch_norm` with δ_y in the place of δ (N22).
+
+    `residual`, `total` and `d_residual` are None where there is no residual.
+    """
 
     x: Input
     gamma: Gamma
@@ -124,13 +127,16 @@ class BatchNormRelu(NamedTuple):
     dy: Annotated[jax.Array, "δ_a = ∂J/∂a", "as x", INPUT, "gradient from above"]
     eps: Epsilon
     channel_axis: ChannelAxis
+    residual: Annotated[jax.Array | None, "z", "as x", INPUT, "residual, added before the ReLU"]
     mu: Mean
     var: Variance
     inv_std: InverseDeviation
     x_hat: Normalized
     y: Annotated[jax.Array, "y = γ x̂ + β", "as x", "(N4)", "output of batch norm"]
-    a: Annotated[jax.Array, "a = max(y, 0)", "as x", "(N22)", "output"]
-    d_y: Annotated[jax.Array, "δ_y = δ_a [y > 0]", "as x", "(N22)", "gradient by y; 0 where y is 0"]
+    total: Annotated[jax.Array | None, "t = y + z", "as x", "(N31)", "what the ReLU sees, with a residual"]
+    a: Annotated[jax.Array, "a = max(t, 0)", "as x", "(N22), (N31)", "output; t = y without a residual"]
+    d_y: Annotated[jax.Array, "δ_y = δ_a [t > 0]", "as x", "(N22), (N31)", "gradient by y; 0 where t is 0"]
+    d_residual: Annotated[jax.Array | None, "∂J/∂z = δ_y", "as x", "(N31)", "gradient of the residual"]
     d_gamma: GradientOfGamma
     d_beta: GradientOfBeta
     d_x_hat: Annotated[jax.Array, "∂J/∂x̂ = γ δ_y", "as x", "(N7)", "gradient by the normalized input"]
@@ -143,9 +149,11 @@ class BatchNormRelu(NamedTuple):
 
 
 def batch_norm_relu(
-    x: Any, gamma: Any, beta: Any, dy: Any, *, channel_axis: int = -1, eps: Any = 1e-5
+    x: Any, gamma: Any, beta: Any, dy: Any, *, residual: Any = None, channel_axis: int = -1, eps: Any = 1e-5
 ) -> BatchNormRelu:
-    """`batch_norm`, then a ReLU (N22). Arguments and errors as there; `dy` is ∂J/∂a.
+    """`batch_norm`, then a ReLU (N22), before which a residual z may be added (N31): shape of x, floating dtype.
+
+    The other arguments and the errors are those of `batch_norm`; `dy` is ∂J/∂a.
 
     Example:
       >>> import bnderiv, jax.numpy as jnp
@@ -155,11 +163,17 @@ def batch_norm_relu(
       ([[0.0], [1.0]], [[0.0], [5.0]])
     """
     forward = batch_norm(x, gamma, beta, dy, channel_axis=channel_axis, eps=eps)
-    y, dy = forward.y, forward.dy
-    a = jnp.where(y > 0, y, 0)
-    d_y = jnp.where(y > 0, dy, 0)  # (N22)
+    t, dy, total = forward.y, forward.dy, None
+    if residual is not None:
+        residual = _checks.float_array("residual", residual).astype(t.dtype)
+        _checks.shape_is("residual", residual, t.shape, "that of x")
+        t = total = forward.y + residual  # (N31)
+    a = jnp.where(t > 0, t, 0)
+    d_y = jnp.where(t > 0, dy, 0)  # (N22), (N31)
+    d_residual = None if residual is None else d_y  # (N31)
     through = batch_norm(x, gamma, beta, d_y, channel_axis=channel_axis, eps=eps)  # δ_y in the place of δ
-    return gather(BatchNormRelu, {**through._asdict(), "dy": dy, "a": a, "d_y": d_y})
+    own = {"dy": dy, "residual": residual, "total": total, "a": a, "d_y": d_y, "d_residual": d_residual}
+    return gather(BatchNormRelu, {**through._asdict(), **own})
 
 
 # --- The index derivation (derivation.md, part B) ---

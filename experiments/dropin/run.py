@@ -39,7 +39,7 @@ SHIFTS = (0.0, 1e3, 1e4)
 
 
 class Layer(nn.Module):
-    """Batch norm and ReLU under one name whichever they are, so that one set of variables serves all variants."""
+    """Batch norm, the residual and ReLU under one name whichever they are, so that one set of variables serves all."""
 
     batch_norm: Any
     train: bool
@@ -48,11 +48,13 @@ class Layer(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, residual=None):
         options = {"use_running_average": not self.train, "momentum": 0.9, "dtype": self.dtype, "name": "norm"}
         if self.fused and self.relu:
-            return self.batch_norm(activation="relu", **options)(x)
+            return self.batch_norm(activation="relu", **options)(x, residual=residual)
         y = self.batch_norm(**options)(x)
+        if residual is not None:
+            y = residual + y
         return nn.relu(y) if self.relu else y
 
 
@@ -68,10 +70,10 @@ class Block(nn.Module):
     def __call__(self, x):
         conv = partial(nn.Conv, use_bias=False, dtype=self.dtype)
         y = self.layer()(conv(self.width, (3, 3), self.stride)(x))
-        y = self.layer(relu=False)(conv(self.width, (3, 3))(y))
+        y, last = conv(self.width, (3, 3))(y), self.layer()
         if x.shape != y.shape:
             x = self.layer(relu=False)(conv(self.width, (1, 1), self.stride)(x))
-        return nn.relu(x + y)
+        return last(y, x)
 
 
 class ResNet18(nn.Module):

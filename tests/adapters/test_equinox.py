@@ -1,6 +1,7 @@
 """`bnderiv.equinox.BatchNorm` against `equinox.nn.BatchNorm`, module against module."""
 
 import io
+from functools import partial
 from typing import Any
 
 import jax
@@ -161,6 +162,35 @@ def test_relu_within_the_rule(mode):
         results.append([y, still, *arrays(state)])
     plain, fused = results
     alike(fused, [jax.nn.relu(a) for a in plain[:2]] + plain[2:])
+
+
+@pytest.mark.parametrize("mode", ["batch", *(pytest.param(m, marks=pytest.mark.slow) for m in MODES if m != "batch")])
+def test_a_residual_within_the_rule(mode):
+    x, z, delta = (normal(seed, (8, 3, 4), jnp.float64) for seed in range(3))
+
+    def run(module, apply, **options):
+        model, state = eqx.nn.make_with_state(module)(3, "batch", mode=mode, dtype=jnp.float64, **options)
+
+        def mapped(model, x, z, state):
+            one = partial(apply, model)
+            return jax.vmap(one, axis_name="batch", in_axes=(0, 0, None), out_axes=(0, None))(x, z, state)
+
+        @fast_jit
+        def everything(x, z):
+            y, pull_back, after = jax.vjp(lambda x, z: mapped(model, x, z, state), x, z, has_aux=True)
+            still, _ = mapped(eqx.nn.inference_mode(model), x + 1, z, after)
+            return y, pull_back(delta), still, arrays(after)
+
+        return everything(x, z)
+
+    def composed(model, x, z, state):
+        y, state = model(x, state)
+        return jax.nn.relu(y + z), state
+
+    alike(run(OURS, lambda model, x, z, s: model(x, s, residual=z), activation="relu"), run(THEIRS, composed))
+    model, state = eqx.nn.make_with_state(OURS)(3, "batch", mode=mode)
+    with pytest.raises(ValueError, match='residual must come with activation="relu"'):
+        model(x[0], state, residual=z[0], inference=True)
 
 
 @pytest.mark.parametrize(("dtype", "momentum"), NEAR_1)

@@ -153,6 +153,30 @@ def test_scale_and_offset_from_outside(shape, activation):
     alike(*results)
 
 
+@pytest.mark.parametrize("shape", [None, pytest.param((6, 1, 3), marks=pytest.mark.slow)], ids=["own", "from-outside"])
+def test_a_residual_within_the_rule(shape):
+    x, z, delta = (normal(seed, (6, 4, 3), jnp.float64) for seed in range(3))
+    given = {} if shape is None else {"scale": normal(3, shape, jnp.float64), "offset": normal(4, shape, jnp.float64)}
+
+    def run(forward):
+        model = hk.without_apply_rng(hk.transform_with_state(forward))
+        params, state = model.init(KEY, x, z, True)
+
+        def everything(training):
+            y, pull_back, after = jax.vjp(lambda x, z: model.apply(params, state, x, z, training), x, z, has_aux=True)
+            return y, pull_back(delta), after
+
+        return fast_jit(lambda: (everything(True), everything(False)))()
+
+    def fused(x, z, training):
+        return OURS(not given, not given, 0.9, activation="relu")(x, training, **given, residual=z)
+
+    def composed(x, z, training):
+        return jax.nn.relu(THEIRS(not given, not given, 0.9)(x, training, **given) + z)
+
+    alike(run(fused), run(composed))
+
+
 @pytest.mark.slow
 def test_means_far_above_the_deviation():
     x, delta = normal(0, (32, 9, 3), mean=1e4, scale=1), normal(1, (32, 9, 3))
@@ -234,6 +258,10 @@ def test_errors():
 
     with pytest.raises(ValueError, match='activation must be None or "relu"'):
         run(jnp.ones((4, 3), jnp.float32), activation="tanh")
+    x = jnp.ones((4, 3), jnp.float32)
+    model = hk.transform_with_state(lambda x: OURS(True, True, 0.9)(x, True, residual=x))
+    with pytest.raises(ValueError, match='residual must come with activation="relu"'):
+        model.init(KEY, x)
     with pytest.raises(TypeError, match="inputs must be real, got complex64"):
         run(jnp.ones((4, 3), jnp.complex64))
     for dtype in (">f4", "object"):

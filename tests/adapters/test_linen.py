@@ -252,6 +252,32 @@ def test_relu_within_the_rule(average):
     alike(fused, separate)
 
 
+@pytest.mark.parametrize("axis", [-1, pytest.param((1, 2), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("average", [False, True])
+def test_a_residual_within_the_rule(average, axis):
+    x, z, delta = normal(0, (6, 4, 3), jnp.float64), normal(1, (6, 4, 3), jnp.float64), normal(2, (6, 4, 3))
+    options = {"axis": axis, "dtype": jnp.float64, "param_dtype": jnp.float64, **RANDOM}
+
+    def composed(params, x, z):
+        y, updated = THEIRS(average, **options).apply({**variables, "params": params}, x, mutable=["batch_stats"])
+        return nn.relu(y + z), updated
+
+    def fused(params, x, z):
+        model = OURS(average, **options, activation="relu")
+        return model.apply({**variables, "params": params}, x, residual=z, mutable=["batch_stats"])
+
+    def gradient(f):
+        def product(*args):
+            y, updated = f(*args)
+            return jnp.vdot(delta, y), (y, updated)
+
+        return fast_jit(jax.value_and_grad(product, (0, 1, 2), has_aux=True))(variables["params"], x, z)
+
+    with jax.numpy_dtype_promotion("standard"):
+        variables = wide(init(THEIRS(average, **options), x))
+        alike(gradient(fused), gradient(composed))
+
+
 @pytest.mark.parametrize(("dtype", "momentum"), NEAR_1)
 def test_a_momentum_near_1_leaves_the_batch_its_weight(dtype, momentum):
     old, new = averages(0, dtype)
@@ -458,6 +484,11 @@ def test_errors_at_the_call():
         OURS().init(KEY, x)
     with pytest.raises(ValueError, match=r"mask must broadcast to the shape of x, \(4, 3\), got shape \(4,\)"):
         OURS(False).init(KEY, x, mask=jnp.ones(4, bool))
+    for average in (False, True):
+        with pytest.raises(ValueError, match='residual must come with activation="relu", got None'):
+            OURS(average).init(KEY, x, residual=x)
+        with pytest.raises(ValueError, match=r"residual must have shape \(4, 3\) \(that of the input\), got .*\[3\]"):
+            OURS(average, activation="relu").init(KEY, x, residual=x[0])
 
 
 @pytest.mark.slow

@@ -171,6 +171,24 @@ def test_relu_within_the_rule():
         alike(fused(x, average), nnx.relu(separate(x, average)))
 
 
+def test_a_residual_within_the_rule():
+    x, z, delta = (normal(seed, (16, 4), jnp.float64) for seed in range(3))
+
+    def run(module, average, apply, **options):
+        def product(model, x, z):
+            return jnp.vdot(delta, apply(model, x, z, average))
+
+        model = wide(module(4, rngs=nnx.Rngs(0), **RANDOM, **FLOAT64, **options))
+        return nnx.value_and_grad(product, argnums=(0, 1, 2))(model, x, z), state(model)
+
+    for average in (False, True):
+        ours = run(OURS, average, lambda m, x, z, average: m(x, average, residual=z), activation="relu")
+        theirs = run(THEIRS, average, lambda m, x, z, average: nnx.relu(m(x, average) + z))
+        alike(jax.tree.leaves(ours), jax.tree.leaves(theirs))
+        with pytest.raises(ValueError, match='residual must come with activation="relu"'):
+            OURS(4, rngs=nnx.Rngs(0))(x, average, residual=z)
+
+
 # --- Transforms ---
 
 

@@ -42,8 +42,11 @@ def _():
     return f
 
 
-# JAX's own gradient is NaN at 1e-18, for a zero cotangent too. So is that of the plain quotient; alone it is a fault.
-@real("jax.numpy", "sinc", lambda x: jnp.sin(x) / x, ONE, misses=("float32 alone", "float64 alone"))
+# In jax 0.10 its gradient is no number at tiny arguments, as is that of the plain quotient; alone that is a fault.
+OLD_SINC = not np.isfinite(jax.grad(jnp.sinc)(np.float32(1e-30)))
+
+
+@real("jax.numpy", "sinc", lambda x: jnp.sin(x) / x, ONE, misses=("float32 alone", "float64 alone") if OLD_SINC else ())
 def _():
     return lambda x: jnp.sinc(x / jnp.pi)
 

@@ -26,6 +26,17 @@ def _far_from_the_kink(arrays):
     return shifted
 
 
+def _residual(arrays):
+    """A residual z besides. No sum comes near 0, so z is moved where one would."""
+
+    def with_z(rng):
+        x, gamma, beta = arrays(rng)
+        z = rng.standard_normal(x.shape)
+        return x, gamma / 4, beta / 4, z + np.sign(z) * 4
+
+    return with_z
+
+
 def _inference(*shape, channels, axis=-1):
     def arrays(rng):
         mean, var = rng.standard_normal(channels), 0.5 + rng.random(channels)
@@ -51,6 +62,8 @@ CASES = (
     Case("batch_norm_relu", "channels-first", random_input(3, 2, 4, channels=2, axis=1), {"channel_axis": 1}),
     Case("batch_norm_relu", "cut-off-channels", _far_from_the_kink(random_input(6, channels=4))),
     Case("batch_norm_relu", "masked-pixels", random_input(3, 2, 4, channels=2), {"where": _IMAGES}),
+    RESIDUAL := Case("batch_norm_relu", "residual", _residual(random_input(3, 2, 4, channels=3))),
+    Case("batch_norm_relu", "residual-masked", _residual(random_input(6, channels=3)), {"where": _EACH}),
     INFERENCE := Case("batch_norm_inference", "rows", _inference(5, channels=3)),
     Case("batch_norm_inference", "images", _inference(2, 2, 3, channels=2)),
     Case("batch_norm_inference", "channels-first", _inference(2, 2, 3, channels=2, axis=1), {"channel_axis": 1}),
@@ -109,6 +122,17 @@ def _unbiased(stats):
     return stats._replace(var=stats.var * 7 / 6)
 
 
+def _residual_without_mask(right, arguments, cotangent):
+    return *right[:3], cotangent[0]
+
+
+def _residual_forgotten_in_mask(right, arguments, cotangent):
+    """[γ x̂ + β > 0] in place of [γ x̂ + β + z > 0]."""
+    without = arguments[:3]
+    inner = jnp.where(bnderiv.batch_norm(*without)[0] > 0, cotangent[0], 0)
+    return *gradients(bnderiv.batch_norm, without, (inner, cotangent[1])), inner
+
+
 def _everything_passes(right, arguments, cotangent):
     return gradients(bnderiv.batch_norm, arguments, cotangent)
 
@@ -123,6 +147,8 @@ SLIPS = (
     Slip("returned-mean-ignored", ROWS, _from_cotangents(_mean_ignored)),
     Slip("returned-variance-unbiased", ROWS, _from_cotangents(_unbiased)),
     Slip("relu-ignored", RELU, _everything_passes),
+    Slip("residual-without-mask", RESIDUAL, _residual_without_mask),
+    Slip("residual-forgotten-in-mask", RESIDUAL, _residual_forgotten_in_mask),
     Slip("variance-gradient-sign", INFERENCE, scaled(1, 1, 1, 1, -1)),
     Slip("mean-gradient-dropped", INFERENCE, scaled(1, 1, 1, 0, 1)),
 )

@@ -125,6 +125,24 @@ def _equals_the_whole(compute, relu, masked, shared, groups=ALL):
     near(grads, grads_, 1e-9)
 
 
+@pytest.mark.parametrize("layers", [bnderiv, bnderiv.forward_mode], ids=["bnderiv", "forward_mode"])
+@pytest.mark.parametrize("mode", ["shard_map", pytest.param("vmap", marks=pytest.mark.slow)])
+def test_a_residual(mode, layers):
+    """relu(batch norm + z) with statistics of all devices, and z on each its own, as that of the whole batch."""
+    (x, gamma, beta, _), (dy, _) = _problem(False, True)
+    z = jnp.asarray(np.random.default_rng(1).standard_normal(x.shape))
+
+    def whole(x, gamma, beta, z):
+        y = bnderiv.reference.batch_norm_relu(
+            *(a.reshape(-1, CHANNELS) if a.ndim > 1 else a for a in (x, gamma, beta, z))
+        )
+        return y[0].reshape(x.shape)
+
+    sharded = _mapped(mode, lambda *a: layers.batch_norm_relu(*a, axis_name=AXIS)[0], SHARED)
+    compute = fast_jit(partial(_value_and_gradient, sharded))
+    near(compute(dy, x, gamma, beta, z), fast_jit(partial(_value_and_gradient, whole))(dy, x, gamma, beta, z), 1e-11)
+
+
 def _outside(f, mapped, checked, args, cotangents):
     """The gradient of the mapped function."""
     *args, where = args

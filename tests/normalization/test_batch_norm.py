@@ -118,6 +118,35 @@ def test_fused_relu_is_the_composition():
     assert not pull_back((delta, nothing))[2][0]
 
 
+def test_a_residual_is_added_before_the_relu_and_keeps_its_dtype():
+    x, gamma, beta = _draw((16, 5, 5, 4))
+    z = random_like(x, 6).at[0, 0, 0].set(jnp.nan)
+    delta = random_like(x, 4)
+    for dtype, z_dtype in ((jnp.float32, jnp.float32), (jnp.bfloat16, jnp.float32), (jnp.float32, jnp.bfloat16)):
+        a, b, d = x.astype(dtype), z.astype(z_dtype), delta.astype(dtype)
+        y, pull_back = jax.vjp(lambda a, b: bnderiv.batch_norm_relu(a, gamma, beta, b)[0], a, b)
+        total = bnderiv.batch_norm(a.astype(jnp.float32), gamma, beta)[0] + b.astype(jnp.float32)
+        d_z = pull_back(d)[1]
+        assert (y.dtype, d_z.dtype) == (dtype, z_dtype)
+        near(y, jnp.maximum(total, 0), 4e-3 if dtype == jnp.bfloat16 else 1e-6)
+        clear = jnp.abs(total) > 1e-5  # of the kink
+        np.testing.assert_array_equal(jnp.where(clear, d_z, 0), jnp.where(clear & (total > 0), d, 0).astype(z_dtype))
+
+
+@pytest.mark.parametrize(
+    ("residual", "error", "message"),
+    [
+        (jnp.ones(3, jnp.float32), ValueError, r"residual must have shape \(5, 3\) \(that of x\), got .*\[3\]"),
+        (jnp.ones((5, 1), jnp.float32), ValueError, r"residual must have shape \(5, 3\)"),
+        (jnp.ones((5, 3), jnp.int32), TypeError, "residual must have a floating dtype"),
+    ],
+)
+def test_errors_of_a_residual(residual, error, message):
+    x = jnp.ones((5, 3), jnp.float32)
+    with pytest.raises(error, match=message):
+        bnderiv.batch_norm_relu(x, x[0], x[0], residual)
+
+
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("value", [0.0, 1234.567, -1e8, 1e30])
 def test_a_constant_channel_is_beta(layer, value):

@@ -26,7 +26,8 @@ def _draw(*shape, seed=0):
 
 @pytest.mark.parametrize("case", [c for c in CASES if "where" not in c.options], ids=str)
 def test_equals_the_layer(case):
-    equals_its_layer(case, "a" if case.layer == "batch_norm_relu" else "y", GRADIENTS)
+    gradients = ("dx", "d_gamma", "d_beta", "d_residual") if "residual" in case.label else GRADIENTS
+    equals_its_layer(case, "a" if case.layer == "batch_norm_relu" else "y", gradients)
 
 
 def test_numbers_of_the_derivation():
@@ -154,6 +155,7 @@ def test_differentiable_and_mapped():
         (steps.batch_norm, {"dy": jnp.ones((3, 6))}, ValueError, r"dy must have shape \(6, 3\)"),
         (steps.batch_norm, {"gamma": jnp.ones(6)}, ValueError, r"gamma must have shape \(3,\)"),
         (steps.batch_norm_graph, {"x": jnp.ones((6, 3), jnp.int32)}, TypeError, "x must have a floating dtype"),
+        (steps.batch_norm_relu, {"residual": jnp.ones((6, 1))}, ValueError, r"residual must have shape \(6, 3\)"),
         (steps.batch_norm_relu, {"channel_axis": 2}, ValueError, "channel_axis must lie"),
         (steps.batch_norm, {"x": jnp.ones((0, 3))}, ValueError, "x must not be empty"),
         (steps.batch_norm, {"x": jnp.ones(3)}, ValueError, "x must have rank 2 or more"),
