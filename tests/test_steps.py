@@ -191,9 +191,9 @@ def test_the_slips_of_a_residual_are_recognized():
     for mine, step, words in (
         ({"a": np.maximum(y, 0) + z}, "a", "after the ReLU"),
         ({"total": y + z, "a": np.maximum(y, 0)}, "a", "residual is forgotten"),
-        ({"d_y": np.where(y > 0, dy, 0)}, "d_y", "forgotten in the mask"),
-        ({"d_y": dy}, "d_y", "the mask is missing"),
-        ({"d_y": right.d_y, "d_residual": dy}, "d_residual", "the mask is missing"),
+        ({"d_y": np.where(y > 0, dy, 0)}, "d_y", "[y > 0] in place of [y + z > 0]"),
+        ({"d_y": dy}, "d_y", "no mask"),
+        ({"d_y": right.d_y, "d_residual": dy}, "d_residual", "no mask"),
         ({"d_residual": right.dx}, "d_residual", None),
     ):
         found = differs(mine, right)
