@@ -141,10 +141,10 @@ def batch_norms(x: jax.ShapeDtypeStruct, relu: bool) -> dict[str, Program]:
     return found
 
 
-def normalized(package: Any, running: Any, x: Any, gamma: Any, beta: Any, relu: bool = True) -> Any:
+def normalized(package: Any, running: Any, x: Any, *args: Any, relu: bool = True) -> Any:
     """As models and adapters do it: about the running mean, which then is updated."""
     layer = package.batch_norm_relu if relu else package.batch_norm
-    y, batch = layer(x, gamma, beta, assumed_mean=running.mean)
+    y, batch = layer(x, *args, assumed_mean=running.mean)
     return y, package.update_running_stats(running, jax.lax.stop_gradient(batch))
 
 
@@ -207,8 +207,9 @@ def bottleneck(package: Any, running: Any, params: Any, x: jax.Array) -> Any:
     new, a = {}, x
     for name, (kernel, gamma, beta) in params.items():
         z = package.conv2d(a, kernel, padding="SAME")
-        a, new[name] = normalized(package, running[name], z, gamma, beta, relu=name != "3")
-    return package.relu(a + x), new
+        residual = (x,) if name == "3" else ()
+        a, new[name] = normalized(package, running[name], z, gamma, beta, *residual)
+    return a, new
 
 
 def packages() -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """What checkers of gradients catch and miss on the rules of `tests/check`: ours, JAX's check_grads, torch's gradcheck.
 
-    python experiments/checking/run.py             every rule: results/checking.json, and its tables checking.md
+    python experiments/checking/run.py             every rule: results/checking.json, tables, picture and report
     python experiments/checking/run.py --only log  rules whose name holds this, printed
+    python experiments/checking/run.py --redraw    tables, picture and report again, from checking.json
 
 All run in float64 (gradcheck asks for it), each with its default tolerances; ours with a reference and without.
 check_grads runs to second order in reverse mode. For torch, a JAX rule is wrapped in an autograd.Function whose
@@ -20,13 +21,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import jax.test_util
+import matplotlib.pyplot as plt
 import numpy as np
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # a script's own folder is all that Python looks in
 
 from bnderiv.check import compare
-from experiments import _command
+from experiments import _command, _report
 from tests.check.real_rules import REAL, REAL_WRONG
 from tests.check.right_rules import RIGHT
 from tests.check.rules import Case, run
@@ -46,16 +48,53 @@ CHECKERS = ("compare", "compare alone", "check_grads", "gradcheck")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="rules whose name holds this; printed, not written")
-    only = parser.parse_args().only
-    chosen = [i for i, (_, case) in enumerate(RULES) if only in case.name]
+    parser.add_argument("--redraw", action="store_true", help="from results/checking.json")
+    options = parser.parse_args()
+    if options.redraw:
+        write(json.loads((RESULTS / "checking.json").read_text()))
+        return
+    chosen = [i for i, (_, case) in enumerate(RULES) if options.only in case.name]
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         rows = list(tqdm(pool.imap(row, chosen), total=len(chosen)))
-    text = tables(rows)
-    print(text)
-    if not only:
+    print(tables(rows))
+    if not options.only:
         _command.make(RESULTS)
-        (RESULTS / "checking.json").write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
-        (RESULTS / "checking.md").write_text(text)
+        content = _report.as_json({"rows": rows}, "torch")
+        _report.write(RESULTS / "checking.json", content)
+        write(json.loads(content))
+
+
+def write(results: dict[str, Any]) -> None:
+    """Tables, picture and report."""
+    text, picture = tables(results["rows"]), draw(results["rows"])
+    _report.write(RESULTS / "checking.md", text.encode())
+    _report.write(RESULTS / "checking.png", picture)
+    summary = "What each checker of gradients misses of rules that are wrong, and fails of rules that are right."
+    caption = "In float64, each checker with its default tolerances. A good checker has no bars."
+    parts = (_report.Picture("At a glance", picture, caption), _report.Markdown(text))
+    about = {name: results[name] for name in ("date", "machine", "versions")}
+    command = "python experiments/checking/run.py"
+    page = _report.page("Checkers of gradients", summary, parts, command=command, configuration={}, facts=about)
+    _report.write(RESULTS / "checking.html", page)
+
+
+def draw(rows: list[dict[str, str]]) -> bytes:
+    """Bars: wrong rules missed and right rules failed, for each checker."""
+    kinds = (("wrong", "wrong rules that pass", "#c62828"), ("right", "right rules that fail", "#9e9e9e"))
+    figure, axes = plt.subplots(figsize=(7.5, 3), layout="constrained")
+    for place, (table, label, color) in enumerate(kinds):
+        some = [row for row in rows if row["table"] == table]
+        counts = [sum((row[c] == "passed") == (table == "wrong") for row in some) for c in CHECKERS]
+        bars = axes.barh(np.arange(len(CHECKERS)) + 0.38 * place, counts, 0.36, color=color)
+        axes.bar_label(bars, padding=3)
+        bars.set_label(f"{label}, of {len(some)}")
+    names = ("bnderiv.check", "bnderiv.check\nwithout a reference", "jax check_grads", "torch gradcheck")
+    axes.set_yticks(np.arange(len(CHECKERS)) + 0.19, names)
+    axes.invert_yaxis()
+    axes.set_xlabel("rules (fewer is better)")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    return _report.png(figure)
 
 
 def row(i: int) -> dict[str, str]:
