@@ -241,7 +241,7 @@ def test_a_second_read_of_x_is_seen(monkeypatch):
     assert (flax["masks"], flax["temporary MB"] > 200) == (1, True)
 
     def twice(package, running, x, gamma, beta, relu):
-        y, new = normalized(package, running, x, gamma, beta, relu)
+        y, new = normalized(package, running, x, gamma, beta, relu=relu)
         return y, (new, jnp.square(jax.lax.optimization_barrier(x)).sum())
 
     normalized = ahead_of_time.normalized

@@ -28,9 +28,19 @@ POOLS = [
 pools = pytest.mark.parametrize(("pool", "options"), POOLS, ids=str)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("platform", ["cuda", "tpu"])
-@pytest.mark.parametrize("case", CASES, ids=str)
+# The tiles and what overlaps with padding have the forms' differences; the others take minutes.
+ALWAYS = ("tiles", "overlap-padded")
+
+
+def _every_form():
+    for case in CASES:
+        for platform in ("cuda", "tpu"):
+            always = platform == "tpu" or str(case).endswith(ALWAYS)
+            marks = [pytest.mark.slow] if always else [pytest.mark.slow, pytest.mark.exhaustive]
+            yield pytest.param(platform, case, marks=marks, id=f"{case}-{platform}")
+
+
+@pytest.mark.parametrize(("platform", "case"), list(_every_form()))
 def test_every_form_keeps_the_contract(platform, case):
     with forms.of(platform):
         for promise in (*contract.PROMISES, *contract.TRANSFORMS):
