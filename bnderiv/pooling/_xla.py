@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 from jax.custom_batching import custom_vmap
 
-from bnderiv import _checks
+from bnderiv import _checks, _cpu
 from bnderiv._numbers import accumulator
 from bnderiv.pooling._windows import Windows
 
@@ -36,7 +36,12 @@ def hand_to_first_maxima(both: Both, x: jax.Array, delta: jax.Array) -> jax.Arra
     """The δ of each window to its first maximum in row-major order, NaN the largest; padding takes none (P10)."""
     wide = accumulator(delta.dtype)  # of x too: the conversions fuse
     x, delta, zero = _checks.same_varying(x.astype(wide), delta.astype(wide), jnp.zeros((), wide))
-    return _select_and_scatter(both, x, delta, zero)
+    if _cpu.on_one_device():
+        return _select_and_scatter(_is_first_maximum, both, x, delta, zero)
+    # XLA's partitioner shards what selects by one comparison; for anything else it gathers the whole batch. So NaN is
+    # made infinite, and infinity the largest number. That costs another array, so it is not done for one device.
+    x = jnp.where(x != x, jnp.inf, jnp.minimum(x, jnp.finfo(wide).max))
+    return _select_and_scatter(lax.ge, both, x, delta, zero)
 
 
 def sums(both: Both, x: jax.Array) -> jax.Array:
@@ -60,12 +65,12 @@ def _geometry(both: Both, ndim: int) -> dict[str, Any]:
     return {"window_dimensions": window, "window_strides": strides, "padding": padding}
 
 
-def _select_and_scatter(both: Both, x: jax.Array, delta: jax.Array, zero: jax.Array) -> jax.Array:
+def _select_and_scatter(stays: Any, both: Both, x: jax.Array, delta: jax.Array, zero: jax.Array) -> jax.Array:
     # Not `jax.vjp` of `lax.reduce_window`, which selects by a ≥ b alone and loses NaNs. This has no rule for vmap.
     @custom_vmap
     def scatter(x: jax.Array, delta: jax.Array, zero: jax.Array) -> jax.Array:
         geometry = {name: tuple(value) for name, value in _geometry(both, x.ndim).items()}
-        select, add = (jax.make_jaxpr(f)(zero, zero) for f in (_is_first_maximum, lax.add))
+        select, add = (jax.make_jaxpr(f)(zero, zero) for f in (stays, lax.add))
         return lax.select_and_scatter_p.bind(
             x,
             delta,
@@ -85,7 +90,7 @@ def _select_and_scatter(both: Both, x: jax.Array, delta: jax.Array, zero: jax.Ar
         )
         zero = zero[0] if batched[2] else zero
         both_after = tuple(w._replace(axis=w.axis + 1) for w in both)
-        return _select_and_scatter(both_after, x, delta, zero), True
+        return _select_and_scatter(stays, both_after, x, delta, zero), True
 
     return scatter(x, delta, zero)
 

@@ -36,6 +36,7 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "scale"
 PER_DEVICE = 8  # images; the messages do not depend on it
 SIZES = (8, 256, 4096)
+MESSAGES = 2  # of one batch norm about its running mean: forward and backward
 BYTES = 8  # of a channel in one message of the statistics
 
 
@@ -288,7 +289,7 @@ def draw(table: list[dict[str, Any]]) -> bytes:
     axes.set_xticks(SIZES, [f"{p:,}" for p in SIZES])
     axes.minorticks_off()
     axes.yaxis.set_major_formatter(lambda milliseconds, _: f"{milliseconds:g}")
-    what = "Statistics of all devices: 159 short messages, one after the other"
+    what = "Statistics of all devices: 106 short messages, one after the other"
     axes.set_title(f"Modeled from published latencies, not measured; lower is better.\n{what}")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=2, fontsize=9)
@@ -318,7 +319,7 @@ def run(settings: Settings) -> None:
             },
         }
     table = [
-        {"of": of, "network": name, "devices": p} | costs(sizes, 3, BYTES, network, p)
+        {"of": of, "network": name, "devices": p} | costs(sizes, MESSAGES, BYTES, network, p)
         for of, sizes in (("LeNet-5", LENET5), ("ResNet-50", RESNET50))
         for name, network in NETWORKS.items()
         for p in SIZES
@@ -334,7 +335,7 @@ def run(settings: Settings) -> None:
     columns = ("compiled for", "statistics of", "their messages", "bytes", "gradients' messages", "bytes ")
     report = _report.page(
         "What synchronized batch norm sends",
-        "Counted in compiled programs: for each batch norm two messages forward, one backward; one for all gradients.",
+        "Counted in compiled programs: for each batch norm one message forward, one backward; one for all gradients.",
         [
             _report.Table("A step of LeNet-5", columns, counts),
             _report.Table("Costs", tuple(table[0]), [list(row.values()) for row in table], "Microseconds in a step."),
