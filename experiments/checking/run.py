@@ -146,7 +146,7 @@ def _of_floats(case: Case) -> tuple[Callable, list[Any]]:
 
 
 def _gradcheck(f: Callable, floats: list[Any]) -> None:
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     def apply(f: Callable, *tensors: Any) -> Any:
         class Bridge(torch.autograd.Function):
