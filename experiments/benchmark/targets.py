@@ -27,7 +27,12 @@ class Absent(Exception):
 
 
 @functools.cache
-def _placed(target: str) -> SingleDeviceSharding:
+def devices(target: str) -> list[Any]:
+    """The target's devices, to compile for.
+
+    Raises:
+      Absent: the target's compiler is not installed.
+    """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
@@ -37,7 +42,7 @@ def _placed(target: str) -> SingleDeviceSharding:
             found = topologies.get_topology_desc(f"{target}:2x2" + "x1" * (target == "v5p"), "tpu")
     except Exception as error:  # of several kinds, by plugin and version
         raise Absent(f"no compiler for {target} ({INSTALL}): {str(error).splitlines()[0]}") from None
-    return SingleDeviceSharding(found.devices[0])
+    return list(found.devices)
 
 
 def compile_for(target: str, f: Callable[..., Any], *arguments: Any) -> Any:
@@ -46,6 +51,6 @@ def compile_for(target: str, f: Callable[..., Any], *arguments: Any) -> Any:
     Raises:
       Absent: the target's compiler is not installed.
     """
-    sharding = _placed(target)
+    sharding = SingleDeviceSharding(devices(target)[0])
     placed = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), arguments)
     return jax.jit(f).lower(*placed).compile()
