@@ -12,11 +12,6 @@ from bnderiv._numbers import accumulator
 from bnderiv._target import by_target
 
 
-def on_one_device() -> bool:
-    """Whether there is just one device in all, so that no axis can be sharded over several."""
-    return jax.device_count() == 1
-
-
 def quotient(a: jax.Array, by: int | jax.Array = 1) -> jax.Array:
     """a / by, with its producers computed once.
 

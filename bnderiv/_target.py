@@ -1,8 +1,9 @@
-"""Which form of a computation a program has: the choice of the platform that it is compiled for."""
+"""Which form of a computation a program has: by the platform that it is compiled for, and the number of devices."""
 
 from collections.abc import Callable
 from typing import Any
 
+import jax
 from jax import lax
 
 
@@ -13,3 +14,8 @@ def by_target(*args: Any, default: Callable[..., Any], **forms: Callable[..., An
     (`jax.default_backend()`) says nothing: a program may be compiled or exported there for another platform.
     """
     return lax.platform_dependent(*args, default=default, **forms)
+
+
+def on_one_device() -> bool:
+    """Whether there is just one device in all, so that no axis can be sharded over several."""
+    return jax.device_count() == 1

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 import jax
 import pytest
 
-from bnderiv import _cpu
+from bnderiv import _target
 
 
 @contextlib.contextmanager
 def traced_for(devices: int) -> Iterator[None]:
     """Within it, layers are traced as where there are so many; what was traced before and within is forgotten."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_cpu, "on_one_device", lambda: devices == 1)
+        patch.setattr(_target, "on_one_device", lambda: devices == 1)
         jax.clear_caches()
         try:
             yield

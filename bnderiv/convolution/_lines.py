@@ -5,7 +5,7 @@ import math
 import jax
 from jax import lax
 
-from bnderiv import _cpu
+from bnderiv import _target
 
 
 def lines(x: jax.Array, axis: int, start: int, limit: int, stride: int) -> jax.Array:
@@ -15,7 +15,7 @@ def lines(x: jax.Array, axis: int, start: int, limit: int, stride: int) -> jax.A
     never materialized, and the slice reads memory one element at a time. A slice of flattened axes it leaves alone.
     Axes that may be sharded must not be flattened.
     """
-    if stride > 1 or not _cpu.on_one_device():
+    if stride > 1 or not _target.on_one_device():
         return lax.slice_in_dim(x, start, limit, stride, axis)
     before, after = x.shape[:axis], x.shape[axis + 1 :]
     size = math.prod(after)

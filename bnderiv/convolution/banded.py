@@ -15,7 +15,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
-from bnderiv import _cpu
+from bnderiv import _target
 from bnderiv._checks import pad
 from bnderiv._cpu import quotient
 from bnderiv.convolution._lines import lines
@@ -125,7 +125,7 @@ def _product(of_a, a, of_b, b, of_result):
 def _matrix(letters, a, of_result):
     """`a`, as a matrix if there is one device only, and its summed axes."""
     summed = [i for i, c in enumerate(letters) if c not in of_result]
-    if not _cpu.on_one_device():
+    if not _target.on_one_device():
         return a, summed
     cut = len(summed) if summed[0] == 0 else summed[0]
     return a.reshape(math.prod(a.shape[:cut]), -1), [0 if summed[0] == 0 else 1]

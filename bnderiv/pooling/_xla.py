@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 from jax.custom_batching import custom_vmap
 
-from bnderiv import _checks, _cpu
+from bnderiv import _checks, _target
 from bnderiv._numbers import accumulator
 from bnderiv.pooling._windows import Windows
 
@@ -36,7 +36,7 @@ def hand_to_first_maxima(both: Both, x: jax.Array, delta: jax.Array) -> jax.Arra
     """The δ of each window to its first maximum in row-major order, NaN the largest; padding takes none (P10)."""
     wide = accumulator(delta.dtype)  # of x too: the conversions fuse
     x, delta, zero = _checks.same_varying(x.astype(wide), delta.astype(wide), jnp.zeros((), wide))
-    if _cpu.on_one_device():
+    if _target.on_one_device():
         return _select_and_scatter(_is_first_maximum, both, x, delta, zero)
     # XLA's partitioner shards what selects by one comparison; for anything else it gathers the whole batch. So NaN is
     # made infinite, and infinity the largest number. That costs another array, so it is not done for one device.
