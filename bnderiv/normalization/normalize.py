@@ -40,6 +40,7 @@ class Affine(NamedTuple):
 @platform_layout
 def statistics(groups, x, where, n, eps, assumed_mean):
     def mean_and_var(unit):
+        unit = groups.laid(unit)
         mean = groups.total(masked(where, unit.of(x))) / n  # (N1)
         # Of u half, as identical terms of two sums would be shared by XLA, and materialized.
         square = groups.total(masked(where, unit.of(x, 1 / 2)) ** 2) / (n / 4)
@@ -56,9 +57,10 @@ def _statistics_fwd(groups, x, where, n, eps, assumed_mean):
 
 @platform_layout
 def _statistics_bwd(groups, residuals, d):
-    x, where, n, unit, mean = residuals
+    x, where, n, *own = residuals
+    unit, mean, d_mean, d_var, n = groups.laid((*own, d.mean, d.var, n))
     deviation = masked(where, unit.of(x)) - mean
-    du = d.mean + 2 * d.var * deviation  # (N13); by (N9) the mean inside the variance adds nothing
+    du = d_mean + 2 * d_var * deviation  # (N13); by (N9) the mean inside the variance adds nothing
     dx = unit.back(masked(where, du / n))  # (N11) parts 2 and 3
     return dx.astype(x.dtype), None, None, None, None
 
@@ -71,7 +73,8 @@ statistics.defvjp(_statistics_fwd, _statistics_bwd)
 
 @closed_form(static=2)
 def normalize(groups, relu, x, where, affine, eps, moments):
-    return _normalize(relu, x, where, affine, moments, moments.unit.inverse_root(moments.var, eps))
+    r = moments.unit.inverse_root(moments.var, eps)
+    return _normalize(relu, x, where, affine, *groups.laid((moments, r)))
 
 
 def _normalize(relu, x, where, affine, moments, r):
@@ -90,12 +93,13 @@ def _plus(y, residual, times: Any = 1):
 
 def _normalize_fwd(groups, relu, x, where, affine, eps, moments):
     r = moments.unit.inverse_root(moments.var, eps)
-    return _normalize(relu, x, where, affine, moments, r), (x, where, affine, moments, r)
+    return _normalize(relu, x, where, affine, *groups.laid((moments, r))), (x, where, affine, moments, r)
 
 
 @platform_layout
 def _normalize_bwd(groups, relu, residuals, delta):
-    x, where, (gamma, beta, z), moments, r = residuals
+    x, where, (gamma, beta, z), own, own_r = residuals
+    moments, r = groups.laid((own, own_r))
     g = gamma * r
 
     def masked_delta(times):
@@ -115,11 +119,11 @@ def _normalize_bwd(groups, relu, residuals, delta):
     sum_delta_x_hat = 8 * groups.inner(delta_2.astype(r.dtype) * (eighth * r))
     d_beta = groups.to_parameters(sum_delta)  # (N6)
     d_gamma = groups.to_parameters(sum_delta_x_hat)  # (N5)
-    d_var = -0.5 * (r * (r * groups.to_statistics(gamma * sum_delta_x_hat)))  # (N8)
+    d_var = -0.5 * (own_r * (own_r * groups.to_statistics(gamma * sum_delta_x_hat)))  # (N8)
     d_mean = -groups.to_statistics(g * sum_delta)  # (N10)
     dx = moments.unit.back(g * delta.astype(r.dtype))  # (N11) part 1
     d_z = None if z is None else delta.astype(z.dtype)  # (N31)
-    d_eps = Epsilon(groups.over_all(d_var * moments.unit.scale**2), None)
+    d_eps = Epsilon(groups.over_all(d_var * own.unit.scale**2), None)
     return dx.astype(x.dtype), None, Affine(d_gamma, d_beta, d_z), d_eps, Moments(None, d_mean, d_var)
 
 

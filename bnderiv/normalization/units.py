@@ -97,7 +97,7 @@ def measured(
 
     def measure(unit: Unit, changed: Any) -> Any:
         mean, var = mean_and_var(unit)
-        good = _is_near(unit, mean, var, eps) & _fits(unit, var, eps)
+        good = _is_near(unit, mean, var, eps) & fits(unit, var, eps)
         return jnp.any(changed & ~good), good, (unit, mean, var)
 
     def measure_again(state: Any) -> Any:
@@ -120,7 +120,7 @@ def _is_near(unit: Unit, mean: jax.Array, var: jax.Array, eps: Epsilon) -> jax.A
     return (mean * mean <= var) | ((jnp.abs(mean) <= close) & (var == 0))
 
 
-def _fits(unit: Unit, var: jax.Array, eps: Epsilon) -> jax.Array:
+def fits(unit: Unit, var: jax.Array, eps: Epsilon) -> jax.Array:
     """Whether nothing over- or underflows in s on the way back: as `scale_for` makes it. Not so for NaN."""
     root, most = eps.root * unit.scale, 2 * _middle(jnp.finfo(var.dtype))
     return (var + root * root >= most**-2) & (var <= most**2)
@@ -140,13 +140,12 @@ def _better(unit: Unit, mean: jax.Array, var: jax.Array, eps: Epsilon) -> Unit:
 
 def _sample_mean(groups: Groups, x: jax.Array, where: jax.Array | None) -> jax.Array:
     """The mean of a small sample: one place of every example (a sharded batch stays so), or more of few examples."""
-    first, *others = groups.reduced
-    area = math.prod(x.shape[i] for i in others if isinstance(x.shape[i], int))
+    area = math.prod(x.shape[i] for i in groups.reduced[1:] if isinstance(x.shape[i], int))
     taken = 1
-    for i in (first, *others):
+    for i in groups.reduced:
         size = x.shape[i]
         if isinstance(size, int):
-            most = max(SAMPLE, size * area // 32) if i == first else -(-SAMPLE // taken)
+            most = max(SAMPLE, size * area // 32) if i == groups.reduced[0] else -(-SAMPLE // taken)
             stride = max(1, size // most)
             x, where = _thinned(x, i, stride), None if where is None else _thinned(where, i, stride)
             taken *= x.shape[i]
