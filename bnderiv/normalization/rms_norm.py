@@ -94,7 +94,8 @@ def _root_mean_square(axes, x, eps):
         return unit.scale, groups.total(unit.of(x) ** 2) / n
 
     def measure_again():
-        size = jnp.abs(lax.stop_gradient(x)).max(axes, keepdims=True).astype(n.dtype)
+        # The barrier keeps the branch: XLA may take one of few operations for cheap on a GPU, and make it a select.
+        size = jnp.abs(lax.optimization_barrier(lax.stop_gradient(x))).max(axes, keepdims=True).astype(n.dtype)
         return measure(Unit(zero, lax.select(good, one, scale_for(jnp.maximum(size, eps.root)))))
 
     zero = jnp.zeros_like(x, n.dtype, shape=tuple(1 if i in axes else size for i, size in enumerate(x.shape)))
