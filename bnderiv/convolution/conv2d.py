@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from bnderiv import _checks
-from bnderiv._checks import Padding, Pair
+from bnderiv._checks import Ints, Padding
 from bnderiv._numbers import accumulator
 from bnderiv._rule import closed_form
 from bnderiv.convolution.correlations import with_fastest
@@ -72,7 +72,7 @@ def conv2d(
     _checks.rank_is("kernel", kernel, 4, "(rows, columns, C_in / groups, C_out)")
     _checks.nonempty("x", x)
     _checks.nonempty("kernel", kernel)
-    batch, (rows, columns), channel = _checks.image_axes(channel_axis, batch_axis)
+    batch, (rows, columns), channel = _checks.image_axes(channel_axis, batch_axis, 4)
     groups = _checks.integer("groups", groups, at_least=1)
     kh, kw, _, c_out = kernel.shape
     c_in = x.shape[channel]
@@ -86,9 +86,9 @@ def conv2d(
     if bias is not None:
         bias = _checks.float_array("bias", bias)
         _checks.shape_is("bias", bias, (c_out,), "(C_out,), the last axis of kernel")
-    strides = _checks.pair("strides", strides)
-    dilation = _checks.pair("dilation", dilation)
-    padding = _checks.padding_pairs(padding, (x.shape[rows], x.shape[columns]), (kh, kw), strides, dilation)
+    strides = _checks.integers("strides", strides, 2)
+    dilation = _checks.integers("dilation", dilation, 2)
+    padding = _checks.paddings(padding, (x.shape[rows], x.shape[columns]), (kh, kw), strides, dilation)
     geometry = _Geometry(strides, padding, dilation, groups, (batch, channel, rows, columns))
     return _conv2d(geometry, x, kernel, bias)
 
@@ -96,9 +96,9 @@ def conv2d(
 class _Geometry(NamedTuple):
     """The options of a convolution. `layout`: the axes of (batch, channel, rows, columns) in x and z."""
 
-    strides: Pair
+    strides: Ints
     padding: Padding
-    dilation: Pair
+    dilation: Ints
     groups: int
     layout: tuple[int, int, int, int]
 

@@ -10,7 +10,7 @@ import jax
 from jax import lax
 
 from bnderiv import _checks
-from bnderiv._checks import Padding, Pair
+from bnderiv._checks import Ints, Padding
 from bnderiv.steps.table import INPUT, arrays, cotangent, derivation, gather
 
 
@@ -22,9 +22,9 @@ class Conv2d(NamedTuple):
     kernel: Annotated[jax.Array, "w", "(m, n, C/G, K)", INPUT, "weights"]
     bias: Annotated[jax.Array | None, "b", "(K,)", INPUT, "biases, or None"]
     dy: Annotated[jax.Array, "δ = ∂J/∂z", "as z", INPUT, "gradient from above"]
-    strides: Annotated[Pair, "from window to window, rows and columns"]
+    strides: Annotated[Ints, "from window to window, rows and columns"]
     padding: Annotated[Padding, "zeros at the top and bottom, left and right"]
-    dilation: Annotated[Pair, "from cell to cell of a window"]
+    dilation: Annotated[Ints, "from cell to cell of a window"]
     groups: Annotated[int, "G, how many parts the channels are in"]
     channel_axis: Annotated[int, "where the channels are"]
     batch_axis: Annotated[int, "where the examples are"]
@@ -82,10 +82,10 @@ def conv2d(
     x, kernel, dy = arrays(x=x, kernel=kernel, dy=dy)
     _checks.rank_is("x", x, 4, "batch, rows, columns, channels")
     _checks.rank_is("kernel", kernel, 4, "(rows, columns, C / groups, K)")
-    batch, spatial, channel = _checks.image_axes(channel_axis, batch_axis)
+    batch, spatial, channel = _checks.image_axes(channel_axis, batch_axis, 4)
     window, sizes = kernel.shape[:2], tuple(x.shape[a] for a in spatial)
-    strides, dilation = _checks.pair("strides", strides), _checks.pair("dilation", dilation)
-    padding = _checks.padding_pairs(padding, sizes, window, strides, dilation)
+    strides, dilation = _checks.integers("strides", strides, 2), _checks.integers("dilation", dilation, 2)
+    padding = _checks.paddings(padding, sizes, window, strides, dilation)
     groups = _checks.integer("groups", groups, at_least=1)
     C, K = x.shape[channel], kernel.shape[3]
     if C % groups or K % groups:
