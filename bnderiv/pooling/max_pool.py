@@ -255,10 +255,16 @@ def hand_to_winners(sides, winner, share):
         return _hand_at_once(sides, winner, share)
     # To the row that won, and there to the column. In all the windows over the same columns that a row won, it won with
     # the same cell (P11).
+    total = math.prod(w.window for w in sides)
     for i, w in enumerate(sides[:-1]):
-        cells = math.prod(later.window for later in sides[i + 1 :])
-        row, cell = winner // cells, winner % cells
-        winner = _hand_along(w, row, cell, _replaced)
+        cells, none = math.prod(later.window for later in sides[i + 1 :]), None
+        if cells < total:
+            row, cell = winner // cells, winner % cells
+            # Where a row won no window it has no cell. If a further axis reads the number, it must not take it for one.
+            none = cells if i < len(sides) - 2 else None
+        else:
+            row, cell = jnp.zeros_like(winner), winner  # the dtype of a number may not hold `cells`
+        winner = _hand_along(w, row, cell, functools.partial(_replaced, none=none))
         share = _hand_along(w, row, share, _added)
     return _hand_along(sides[-1], winner, share, _added)
 
@@ -305,5 +311,7 @@ def _added(total, wins, share):
     return share if total is None else total + share
 
 
-def _replaced(number, wins, other):
-    return other if number is None else jnp.where(wins, other, number)
+def _replaced(number, wins, other, none):
+    if number is None and none is None:
+        return other
+    return jnp.where(wins, other, jnp.asarray(none, other.dtype) if number is None else number)
