@@ -31,6 +31,11 @@ def float_array(name: str, value: Any) -> jax.Array:
     return value
 
 
+def is_float(value: Any) -> bool:
+    """Whether `value` is real, and no integer: of floating dtype."""
+    return jnp.issubdtype(jnp.result_type(value), jnp.floating)
+
+
 def integer_array(name: str, value: Any) -> Any:
     """`value`, an array of JAX or NumPy of integer dtype; a Python integer as an array of NumPy.
 

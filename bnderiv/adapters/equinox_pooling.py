@@ -17,6 +17,8 @@ from bnderiv.pooling.max_pool import max_pool
 class _Average(eqx.nn.Pool):
     def __call__(self, x: Any, *, key: Any = None) -> jax.Array:
         """The mean over each window of `x`, shape (channels, spatial axes...); `key` is ignored."""
+        if not _checks.is_float(x):
+            return super().__call__(x, key=key)
         every = math.prod(self.kernel_size)  # cells past the padding count too
         return _of_one(avg_pool, x, divisor_override=every, **_options(self))
 
@@ -24,6 +26,8 @@ class _Average(eqx.nn.Pool):
 class _Maximum(eqx.nn.Pool):
     def __call__(self, x: Any, *, key: Any = None) -> jax.Array:
         """The maximum of each window of `x`, shape (channels, spatial axes...); `key` is ignored."""
+        if not _checks.is_float(x):
+            return super().__call__(x, key=key)
         return _of_one(max_pool, x, **_options(self))
 
 
@@ -41,8 +45,8 @@ class AvgPool2d(_Average, eqx.nn.AvgPool2d):
     """`equinox.nn.AvgPool2d` computed by `bnderiv.avg_pool`: its arguments, defaults and fields.
 
     Half precision is accumulated in float32. Where Equinox refuses what `use_ceil` adds to the padding, the result is
-    that of `bnderiv.avg_pool`. Integers raise TypeError. Padding as large as a window and windows that do not fit raise
-    ValueError.
+    that of `bnderiv.avg_pool`. Padding as large as a window and windows that do not fit raise ValueError. Integers and
+    complex numbers are left to Equinox.
 
     Example:
       >>> import bnderiv.equinox, jax.numpy as jnp
@@ -96,12 +100,16 @@ class MaxPool3d(_Maximum, eqx.nn.MaxPool3d):
 class _AdaptiveAverage(eqx.nn.AdaptivePool):
     def __call__(self, x: Any, *, key: Any = None) -> jax.Array:
         """The means of `x`, shape (channels, spatial axes...), in `target_shape`; `key` is ignored."""
+        if not _checks.is_float(x):
+            return super().__call__(x, key=key)
         return _adaptive(avg_pool, x, self.target_shape)
 
 
 class _AdaptiveMaximum(eqx.nn.AdaptivePool):
     def __call__(self, x: Any, *, key: Any = None) -> jax.Array:
         """The maxima of `x`, shape (channels, spatial axes...), in `target_shape`; `key` is ignored."""
+        if not _checks.is_float(x):
+            return super().__call__(x, key=key)
         return _adaptive(max_pool, x, self.target_shape)
 
 

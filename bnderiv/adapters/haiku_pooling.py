@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import haiku as hk
@@ -24,10 +25,10 @@ def avg_pool(
 ) -> jax.Array:
     """The mean over each window: `haiku.avg_pool` computed by `bnderiv.avg_pool`.
 
-    Padding does not count. Half precision is accumulated in float32.
+    Padding does not count. Half precision is accumulated in float32. Integers and complex numbers are left to Haiku.
 
     Args:
-      value: array of floating dtype and any rank.
+      value: array of any rank.
       window_shape: the cells of a window along each axis of `value`, batch and channels included; a shorter sequence is
         of the last axes. An integer stands for all axes but the first and the channels.
       strides: steps between windows, likewise.
@@ -38,7 +39,7 @@ def avg_pool(
       Array of the rank and dtype of `value`.
 
     Raises:
-      TypeError: `value` has no floating dtype, or another argument has the wrong type.
+      TypeError: an argument has the wrong type.
       ValueError: an unknown padding, lengths or axes that do not fit, empty `value`, or a window larger than it.
 
     Example:
@@ -46,6 +47,9 @@ def avg_pool(
       >>> bnderiv.haiku.avg_pool(jnp.array([[[1.0], [3.0], [5.0]]]), (1, 2, 1), (1, 1, 1), "SAME").ravel().tolist()
       [2.0, 4.0, 5.0]
     """
+    value = jnp.asarray(value)
+    if not _checks.is_float(value):
+        return _theirs.avg_pool(value, window_shape, strides, padding, channel_axis)
     pool = _avg_pool.avg_pool if padding == "VALID" else _mean_without_padding
     return _pool(pool, value, window_shape, strides, padding, channel_axis)
 
@@ -66,6 +70,9 @@ def max_pool(
       >>> bnderiv.haiku.max_pool(jnp.array([[[1.0], [3.0], [2.0]]]), (1, 2, 1), (1, 1, 1), "VALID").ravel().tolist()
       [3.0, 3.0]
     """
+    value = jnp.asarray(value)
+    if not _checks.is_float(value):
+        return _theirs.max_pool(value, window_shape, strides, padding, channel_axis)
     return _pool(_max_pool.max_pool, value, window_shape, strides, padding, channel_axis)
 
 
@@ -97,6 +104,8 @@ class MaxPool(hk.MaxPool):
         return max_pool(value, self.window_shape, self.strides, self.padding, self.channel_axis)
 
 
+# Haiku's own, also where they are replaced by these.
+_theirs = SimpleNamespace(avg_pool=hk.avg_pool, max_pool=hk.max_pool)
 # Made once, so that eager calls find its compiled program.
 _mean_without_padding = partial(_avg_pool.avg_pool, count_include_pad=False)
 
@@ -104,7 +113,7 @@ _mean_without_padding = partial(_avg_pool.avg_pool, count_include_pad=False)
 def _pool(pool: Any, value: Any, window_shape: Any, strides: Any, padding: Any, channel_axis: Any) -> jax.Array:
     if padding not in ("SAME", "VALID"):
         raise ValueError(f'padding must be "SAME" or "VALID", got {padding!r}')
-    x = _checks.float_array("value", jnp.asarray(value))
+    x = _checks.float_array("value", value)
     _checks.nonempty("value", x)
     if any(isinstance(size, int) and size != 1 for size in (window_shape, strides)):
         # As Haiku warns: under vmap the batch axis is hidden, so an integer is taken for other axes.
