@@ -4,6 +4,7 @@ from bnderiv.activation.relu import relu
 from bnderiv.activation.sigmoid import sigmoid
 from bnderiv.activation.softmax import softmax
 from bnderiv.activation.tanh import tanh
+from bnderiv.convolution.conv import conv
 from bnderiv.convolution.conv2d import conv2d
 from bnderiv.linear.dense import dense
 from bnderiv.linear.flatten import flatten
@@ -19,6 +20,7 @@ from bnderiv.pooling.max_pool import max_pool
 
 __all__ = [
     "dense",
+    "conv",
     "conv2d",
     "avg_pool",
     "max_pool",

@@ -1,4 +1,4 @@
-"""Batch norm for Equinox, under its names: change the import, keep the model and its checkpoints."""
+"""Batch norm and pooling for Equinox, under its names: change the import, keep the model and its checkpoints."""
 
 from collections.abc import Hashable, Sequence
 from typing import Any, Literal
@@ -22,7 +22,36 @@ try:
 except ImportError as error:
     raise ImportError('bnderiv.equinox needs Equinox: pip install "bnderiv[equinox]"') from error
 
-__all__ = ["BatchNorm"]
+from bnderiv.adapters.equinox_pooling import (
+    AdaptiveAvgPool1d,
+    AdaptiveAvgPool2d,
+    AdaptiveAvgPool3d,
+    AdaptiveMaxPool1d,
+    AdaptiveMaxPool2d,
+    AdaptiveMaxPool3d,
+    AvgPool1d,
+    AvgPool2d,
+    AvgPool3d,
+    MaxPool1d,
+    MaxPool2d,
+    MaxPool3d,
+)
+
+__all__ = [
+    "AdaptiveAvgPool1d",
+    "AdaptiveAvgPool2d",
+    "AdaptiveAvgPool3d",
+    "AdaptiveMaxPool1d",
+    "AdaptiveMaxPool2d",
+    "AdaptiveMaxPool3d",
+    "AvgPool1d",
+    "AvgPool2d",
+    "AvgPool3d",
+    "BatchNorm",
+    "MaxPool1d",
+    "MaxPool2d",
+    "MaxPool3d",
+]
 
 
 class BatchNorm(eqx.nn.BatchNorm):

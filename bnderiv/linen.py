@@ -18,10 +18,11 @@ from bnderiv.adapters.flax_pooling import avg_pool, max_pool
 try:
     import flax.linen as nn
     from flax.linen.dtypes import canonicalize_dtype
+    from flax.linen.pooling import min_pool, pool
 except ImportError as error:
     raise ImportError('bnderiv.linen needs Flax: pip install "bnderiv[flax]"') from error
 
-__all__ = ["BatchNorm", "avg_pool", "max_pool"]
+__all__ = ["BatchNorm", "avg_pool", "max_pool", "min_pool", "pool"]  # the last two as they are in Flax
 
 
 class BatchNorm(nn.BatchNorm):

@@ -16,11 +16,12 @@ from bnderiv.adapters.flax_pooling import avg_pool, max_pool
 
 try:
     from flax import nnx
+    from flax.nnx import min_pool, pool
     from flax.nnx.nn import dtypes
 except ImportError as error:
     raise ImportError('bnderiv.nnx needs Flax: pip install "bnderiv[flax]"') from error
 
-__all__ = ["BatchNorm", "avg_pool", "max_pool"]
+__all__ = ["BatchNorm", "avg_pool", "max_pool", "min_pool", "pool"]  # the last two as they are in Flax
 
 
 class BatchNorm(nnx.BatchNorm):

@@ -95,7 +95,7 @@ def test_labels():
 @pytest.mark.parametrize("pool", ["avg_pool", "max_pool"])
 def test_pools_need_the_size_of_the_image(pool):
     symbolic = jax.ShapeDtypeStruct(jax.export.symbolic_shape("b, h, 8, 3"), jnp.float32)
-    with pytest.raises(ValueError, match="rows and columns of x must be known"):
+    with pytest.raises(ValueError, match="spatial axes of x must be known"):
         jax.export.export(jax.jit(lambda x: getattr(bnderiv, pool)(x, 2)))(symbolic)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import bnderiv
 from bnderiv.convolution import banded, correlations, direct, shifted
-from bnderiv.convolution.conv2d import _Geometry
+from bnderiv.convolution.conv import _Geometry
 from tests.devices import traced_for
 from tests.programs import writers
 
