@@ -151,6 +151,7 @@ def softmax_cross_entropy(
         mw = _weights(logits, class_weights, where)
         d_labels = jnp.where(mw == 0, 0, (1 - label_smoothing) * mw * d_labels)  # (S12)
     d_class_weights = _gradient_of_weights(labels, dy, log_s, label_smoothing, class_weights, where)
+    where = None if where is None else where.astype(logits.dtype)  # m, as numbers
     return gather(SoftmaxCrossEntropy, locals())
 
 
@@ -217,6 +218,7 @@ def softmax_cross_entropy_with_integer_labels(
     dy = _from_above(dy, loss)
     d_logits = dy[..., None] * ((s if targets is None else t.sum(-1, keepdims=True) * s) - t)  # (S10)
     d_class_weights = _gradient_of_weights(one_hot, dy, log_s, label_smoothing, class_weights, where)
+    where = None if where is None else where.astype(logits.dtype)  # m, as numbers
     return gather(SoftmaxCrossEntropyWithIntegerLabels, locals())
 
 
