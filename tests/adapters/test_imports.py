@@ -1,11 +1,14 @@
 """The core imports no framework; an adapter without its framework says which extra to install."""
 
 import re
+import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 EXTRAS = {"linen": "flax", "nnx": "flax", "equinox": "equinox", "haiku": "haiku"}
 
@@ -30,7 +33,15 @@ try:
 except ImportError as error:
     print(error)
 """
-    assert f'pip install "bnderiv[{extra}]"' in run(program)
+    error = run(program)
+    assert error.startswith(f"bnderiv.{adapter} needs ")
+    command = shlex.split(error.partition(": ")[2])
+    assert command[:4] == ["python", "-m", "pip", "install"]
+    requirement = Requirement(command[4])
+    assert (requirement.name, requirement.extras) == ("bnderiv", {extra})
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert extra in project["optional-dependencies"]
+    assert requirement.url == "git+https://github.com/bnderiv/bnderiv"
 
 
 def test_by_attribute():
