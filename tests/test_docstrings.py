@@ -19,8 +19,9 @@ PUBLIC = [
     *_layers.__all__,
     *running_stats.__all__,
     "check.compare",
+    "forward_mode.enabled",
     *(f"models.{model}.{name}" for model in ("lenet5", "mlp") for name in ("Config", "init", "apply")),
-    *(f"{adapter}.BatchNorm" for adapter in ("linen", "nnx", "equinox", "haiku")),
+    *(f"{adapter}.{n}" for adapter in ("linen", "nnx", "equinox", "haiku") for n in ("BatchNorm", "convert", "patch")),
     *(f"{adapter}.{pool}" for adapter in ("linen", "nnx") for pool in ("avg_pool", "max_pool")),
 ]
 

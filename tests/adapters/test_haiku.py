@@ -277,7 +277,6 @@ def test_a_policy_for_haikus_class_applies():
     jmp = pytest.importorskip("jmp")
     policy = jmp.get_policy("params=float32,compute=float32,output=float16")
     x = normal(0, (16, 3), jnp.float16, 3e2, 3e2)
-    results = []
 
     def run(module):
         model = hk.transform_with_state(lambda x, train: module(True, True, 0.9)(x, train))
@@ -287,11 +286,11 @@ def test_a_policy_for_haikus_class_applies():
 
     before = run(OURS)[2].dtype
     with hk.mixed_precision.push_policy(THEIRS, policy):
-        results = [run(module) for module in (OURS, THEIRS)]
-        alike(*results)
-        assert results[0][2].dtype == jnp.float16
-        assert results[0][1]["batch_norm/~/var_ema"]["average"].dtype == jnp.float32
-        assert np.isfinite(results[0][3]).all()
+        ours, theirs = run(OURS), run(THEIRS)
+        alike(ours, theirs)
+        assert ours[2].dtype == jnp.float16
+        assert ours[1]["batch_norm/~/var_ema"]["average"].dtype == jnp.float32
+        assert np.isfinite(ours[3]).all()
         with hk.mixed_precision.push_policy(OURS, jmp.get_policy("params=float32,compute=float32,output=float32")):
             assert run(OURS)[2].dtype == jnp.float32  # its own comes first
         assert run(OURS)[2].dtype == jnp.float16

@@ -1,6 +1,5 @@
 """The core imports no framework; an adapter without its framework says which extra to install."""
 
-import re
 import shlex
 import subprocess
 import sys
@@ -51,19 +50,3 @@ def test_by_attribute():
     assert bnderiv.linen.BatchNorm.__module__ == "bnderiv.linen"
     with pytest.raises(AttributeError, match="module 'bnderiv' has no attribute 'torch'"):
         _ = bnderiv.torch
-
-
-@pytest.mark.slow
-def test_the_lines_of_the_migration_page():
-    page = (Path(__file__).parents[2] / "docs" / "migration.md").read_text()
-    blocks = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 4
-    for block in blocks:
-        before, after = block.splitlines()
-        pytest.importorskip(before.split()[1].split(".")[0], reason="needs the frameworks")
-        theirs, ours = {}, {}
-        exec(before, theirs)
-        exec(after, ours)
-        assert theirs.keys() == ours.keys()
-        assert issubclass(ours["BatchNorm"], theirs["BatchNorm"])
-        assert ours["BatchNorm"] is not theirs["BatchNorm"]

@@ -111,7 +111,7 @@ def test_haikus_networks():
         for m in (model, converted):
             results.append(fast_jit(lambda p, s, m=m: m.apply(p, s, x))(params, state))
             assert len(calls) == (13 if m is converted else 0)
-    alike(*results, 1e-9)
+    alike(results[1], results[0], 1e-9)
     with pytest.raises(TypeError, match=r"model must be one of Transformed, .*got function"):
         bnderiv_haiku.convert(forward)
 
@@ -143,7 +143,7 @@ def test_convert_linen():
     x = normal(0, (4, 8, 8, 2), jnp.float64)
     variables = fast_jit(lambda: model.init(jax.random.key(0), x))()
     results = [fast_jit(lambda m=m: m.apply(variables, x, mutable=["batch_stats"]))() for m in (converted, model)]
-    alike(*results, 1e-7)  # statistics are float32
+    alike(results[0], results[1], 1e-7)  # statistics are float32
     alike(fast_jit(lambda: converted.init(jax.random.key(0), x))(), variables)
 
     class Hidden(nn.Module):
@@ -178,8 +178,9 @@ def test_convert_nnx():
     assert {type(norm) for norm in model.norms} == {nnx.BatchNorm}
     before = nnx.to_pure_dict(nnx.state(model))
     alike(nnx.to_pure_dict(nnx.state(converted)), before)
-    alike(*(nnx.jit(lambda m, x: m(x))(m, x) for m in (converted, model)), 1e-4)
-    alike(*(nnx.to_pure_dict(nnx.state(m)) for m in (converted, model)), 1e-4)
+    y, expected = (nnx.jit(lambda m, x: m(x))(m, x) for m in (converted, model))
+    alike(y, expected, 1e-4)
+    alike(nnx.to_pure_dict(nnx.state(converted)), nnx.to_pure_dict(nnx.state(model)), 1e-4)
     nnx.update(converted, nnx.state(model))  # the states fit each other
     with pytest.raises(ValueError, match=r"Linear has no layer of Flax that bnderiv.nnx has"):
         bnderiv_nnx.convert(model.first)
@@ -221,9 +222,9 @@ def test_convert_equinox(mode):
     assert type(converted.norm) is bnderiv_equinox.BatchNorm
     by_hand = eqx.tree_at(lambda m: m.norm, model, bnderiv_equinox.BatchNorm.like(model.norm))
     for m in (converted, by_hand):
-        alike(*([jnp.asarray(a) for a in jax.tree.leaves(step(n, state, x + 1))] for n in (m, model)))
-        evaluated, expected = (eqx.nn.inference_mode(n) for n in (m, model))
-        alike(*([jnp.asarray(a) for a in jax.tree.leaves(step(n, state, x)[0])] for n in (evaluated, expected)))
+        for change in (lambda m: m, eqx.nn.inference_mode):
+            ours, theirs = (jax.tree.leaves(step(change(n), state, x + 1)) for n in (m, model))
+            alike([jnp.asarray(a) for a in ours], [jnp.asarray(a) for a in theirs])
     with pytest.raises(ValueError, match=r"Linear has no layer of Equinox"):
         bnderiv_equinox.convert(model.layers[0])
     with pytest.raises(TypeError, match=r"old must be an equinox.nn.BatchNorm, got Linear"):
