@@ -1,13 +1,15 @@
 """Batch norm for Equinox, under its names: change the import, keep the model and its checkpoints."""
 
 import dataclasses
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Literal, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
 
+from bnderiv._types import Activation, AxisName
 from bnderiv.adapters import missing
 from bnderiv.adapters.batch_norm import (
     Batch,
@@ -65,21 +67,21 @@ class BatchNorm(_EquinoxBatchNorm):
       ([[-1.0, -1.0], [1.0, 1.0]], [1.0, 3.0])
     """
 
-    activation: str | None = eqx.field(static=True)
+    activation: Activation | None = eqx.field(static=True)
     forward_mode: bool = eqx.field(static=True)
 
     def __init__(
         self,
         input_size: int,
-        axis_name: Hashable | Sequence[Hashable],
+        axis_name: AxisName,
         eps: float = 1e-5,
         channelwise_affine: bool = True,
         momentum: float = 0.99,
         inference: bool = False,
-        dtype: Any = None,
+        dtype: DTypeLike | None = None,
         mode: Literal["ema", "batch", "legacy"] = "legacy",
         *,
-        activation: str | None = None,
+        activation: Activation | None = None,
         forward_mode: bool = False,
     ):
         check_activation(activation)
@@ -89,7 +91,7 @@ class BatchNorm(_EquinoxBatchNorm):
         self.forward_mode = forward_mode
 
     @classmethod
-    def like(cls, old: eqx.nn.BatchNorm, *, activation: str | None = None, forward_mode: bool = False) -> Self:
+    def like(cls, old: eqx.nn.BatchNorm, *, activation: Activation | None = None, forward_mode: bool = False) -> Self:
         """The layer `old` of Equinox as one of ours, with its weights and its place in the state.
 
         Args:
@@ -121,7 +123,13 @@ class BatchNorm(_EquinoxBatchNorm):
         return new
 
     def __call__(
-        self, x: Any, state: eqx.nn.State, *, key: Any = None, inference: bool | None = None, residual: Any = None
+        self,
+        x: ArrayLike,
+        state: eqx.nn.State,
+        *,
+        key: jax.Array | None = None,
+        inference: bool | None = None,
+        residual: ArrayLike | None = None,
     ) -> tuple[jax.Array, eqx.nn.State]:
         """Normalizes one example by the statistics of its batch, which also update the state, or by the state's.
 

@@ -8,7 +8,9 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
+from bnderiv._types import Activation
 from bnderiv.activation.relu import relu
 from bnderiv.adapters import missing
 from bnderiv.adapters.batch_norm import (
@@ -77,15 +79,15 @@ class BatchNorm(_HaikuBatchNorm):
         create_offset: bool,
         decay_rate: float,
         eps: float = 1e-5,
-        scale_init: Any = None,
-        offset_init: Any = None,
+        scale_init: hk.initializers.Initializer | None = None,
+        offset_init: hk.initializers.Initializer | None = None,
         axis: Sequence[int] | None = None,
         cross_replica_axis: str | Sequence[str] | None = None,
         cross_replica_axis_index_groups: Sequence[Sequence[int]] | None = None,
         data_format: str = "channels_last",
         name: str | None = None,
         *,
-        activation: str | None = None,
+        activation: Activation | None = None,
         forward_mode: bool = False,
     ):
         check_activation(activation)
@@ -114,13 +116,13 @@ class BatchNorm(_HaikuBatchNorm):
 
     def __call__(
         self,
-        inputs: Any,
+        inputs: ArrayLike,
         is_training: bool,
         test_local_stats: bool = False,
-        scale: Any = None,
-        offset: Any = None,
+        scale: ArrayLike | None = None,
+        offset: ArrayLike | None = None,
         *,
-        residual: Any = None,
+        residual: ArrayLike | None = None,
     ) -> jax.Array:
         """Normalizes `inputs` by its own statistics or by the averages.
 

@@ -7,7 +7,9 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
+from bnderiv._types import Activation
 from bnderiv.adapters import missing
 from bnderiv.adapters.batch_norm import (
     check_momentum,
@@ -62,12 +64,17 @@ class BatchNorm(nn.BatchNorm):
       ([[-1.0, -1.0], [1.0, 1.0]], [1.0, 3.0])
     """
 
-    activation: str | None = None
+    activation: Activation | None = None
     forward_mode: bool = False
 
     @nn.compact
     def __call__(
-        self, x: Any, use_running_average: bool | None = None, *, mask: Any = None, residual: Any = None
+        self,
+        x: ArrayLike,
+        use_running_average: bool | None = None,
+        *,
+        mask: ArrayLike | None = None,
+        residual: ArrayLike | None = None,
     ) -> jax.Array:
         """Normalizes `x` by its own statistics, which also update the running ones, or by the running ones.
 

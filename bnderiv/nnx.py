@@ -4,7 +4,9 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 import jax
+from jax.typing import ArrayLike
 
+from bnderiv._types import Activation
 from bnderiv.adapters import missing
 from bnderiv.adapters.batch_norm import (
     check_activation,
@@ -54,10 +56,12 @@ class BatchNorm(nnx.BatchNorm):
     """
 
     # A layer of Flax becomes one of ours by `layer.__class__ = bnderiv.nnx.BatchNorm`; it has no such fields.
-    activation: str | None = None
+    activation: Activation | None = None
     forward_mode: bool = False
 
-    def __init__(self, num_features: int, *, activation: str | None = None, forward_mode: bool = False, **others: Any):
+    def __init__(
+        self, num_features: int, *, activation: Activation | None = None, forward_mode: bool = False, **others: Any
+    ):
         check_activation(activation)
         super().__init__(num_features, **others)
         check_momentum("momentum", self.momentum)
@@ -65,7 +69,12 @@ class BatchNorm(nnx.BatchNorm):
         self.forward_mode = forward_mode
 
     def __call__(
-        self, x: Any, use_running_average: bool | None = None, *, mask: Any = None, residual: Any = None
+        self,
+        x: ArrayLike,
+        use_running_average: bool | None = None,
+        *,
+        mask: ArrayLike | None = None,
+        residual: ArrayLike | None = None,
     ) -> jax.Array:
         """Normalizes `x` by its own statistics, which also update the running ones, or by the running ones.
 

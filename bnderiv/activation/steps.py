@@ -1,10 +1,11 @@
 """The activations, step by step (derivation.md, A1–A12)."""
 
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from bnderiv import _checks
 from bnderiv.steps.table import INPUT, arrays, cotangent, derivation, gather
@@ -78,7 +79,7 @@ class LogSoftmax(NamedTuple):
     dx: Annotated[jax.Array, "δ_i = v_i − s_i Σ_j v_j", "as z", "(A12)", "gradient of the input"]
 
 
-def relu(x: Any, dy: Any) -> Relu:
+def relu(x: ArrayLike, dy: ArrayLike) -> Relu:
     """max(z, 0) and its gradient.
 
     Args:
@@ -106,7 +107,7 @@ def relu(x: Any, dy: Any) -> Relu:
     return gather(Relu, locals())
 
 
-def tanh(x: Any, dy: Any) -> Tanh:
+def tanh(x: ArrayLike, dy: ArrayLike) -> Tanh:
     """tanh z and its gradient. Arguments and errors as in `relu`.
 
     Example:
@@ -123,7 +124,7 @@ def tanh(x: Any, dy: Any) -> Tanh:
     return gather(Tanh, locals())
 
 
-def sigmoid(x: Any, dy: Any) -> Sigmoid:
+def sigmoid(x: ArrayLike, dy: ArrayLike) -> Sigmoid:
     """1/(1 + e^−z) and its gradient. Arguments and errors as in `relu`.
 
     Example:
@@ -140,7 +141,7 @@ def sigmoid(x: Any, dy: Any) -> Sigmoid:
     return gather(Sigmoid, locals())
 
 
-def softmax(x: Any, dy: Any, axis: int = -1) -> Softmax:
+def softmax(x: ArrayLike, dy: ArrayLike, axis: int = -1) -> Softmax:
     """Softmax along `axis` and its gradient.
 
     Args:
@@ -175,7 +176,7 @@ def softmax(x: Any, dy: Any, axis: int = -1) -> Softmax:
     return gather(Softmax, locals())
 
 
-def log_softmax(x: Any, dy: Any, axis: int = -1) -> LogSoftmax:
+def log_softmax(x: ArrayLike, dy: ArrayLike, axis: int = -1) -> LogSoftmax:
     """log softmax along `axis` and its gradient. Arguments and errors as in `softmax`.
 
     Example:
@@ -193,7 +194,7 @@ def log_softmax(x: Any, dy: Any, axis: int = -1) -> LogSoftmax:
     return gather(LogSoftmax, locals())
 
 
-def softmax_jacobian(z: Any) -> jax.Array:
+def softmax_jacobian(z: ArrayLike) -> jax.Array:
     """∂s_i/∂z_j = s_i (1{i = j} − s_j) along the last axis, shape (..., K, K) by [i, j] (A9).
 
     Args:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from bnderiv import _checks
 from bnderiv.loss.softmax_cross_entropy import checked_options, class_indices, one_hot
@@ -27,7 +28,7 @@ class SquaredError(NamedTuple):
     d_targets: Annotated[jax.Array, "∂J/∂y = y − a", "(..., K)", "(S2)", "gradient of the targets"]
 
 
-def squared_error(predictions: Any, targets: Any, dy: Any = None) -> SquaredError:
+def squared_error(predictions: ArrayLike, targets: ArrayLike, dy: ArrayLike | None = None) -> SquaredError:
     """Half the squared distance and its two gradients.
 
     Args:
@@ -106,13 +107,13 @@ class SoftmaxCrossEntropy(NamedTuple):
 
 
 def softmax_cross_entropy(
-    logits: Any,
-    labels: Any,
-    dy: Any = None,
+    logits: ArrayLike,
+    labels: ArrayLike,
+    dy: ArrayLike | None = None,
     *,
     label_smoothing: float = 0.0,
-    class_weights: Any = None,
-    where: Any = None,
+    class_weights: ArrayLike | None = None,
+    where: ArrayLike | None = None,
 ) -> SoftmaxCrossEntropy:
     """Cross entropy of a softmax, and the gradients of both arguments.
 
@@ -151,7 +152,7 @@ def softmax_cross_entropy(
         mw = _weights(logits, class_weights, where)
         d_labels = jnp.where(mw == 0, 0, (1 - label_smoothing) * mw * d_labels)  # (S12)
     d_class_weights = _gradient_of_weights(labels, dy, log_s, label_smoothing, class_weights, where)
-    where = None if where is None else where.astype(logits.dtype)  # m, as numbers
+    where = None if where is None else jnp.asarray(where, logits.dtype)  # m, as numbers
     return gather(SoftmaxCrossEntropy, locals())
 
 
@@ -177,13 +178,13 @@ class SoftmaxCrossEntropyWithIntegerLabels(NamedTuple):
 
 
 def softmax_cross_entropy_with_integer_labels(
-    logits: Any,
-    labels: Any,
-    dy: Any = None,
+    logits: ArrayLike,
+    labels: ArrayLike,
+    dy: ArrayLike | None = None,
     *,
     label_smoothing: float = 0.0,
-    class_weights: Any = None,
-    where: Any = None,
+    class_weights: ArrayLike | None = None,
+    where: ArrayLike | None = None,
 ) -> SoftmaxCrossEntropyWithIntegerLabels:
     """`softmax_cross_entropy` where each label is one class, an integer: the negative log-likelihood.
 
@@ -218,7 +219,7 @@ def softmax_cross_entropy_with_integer_labels(
     dy = _from_above(dy, loss)
     d_logits = dy[..., None] * ((s if targets is None else t.sum(-1, keepdims=True) * s) - t)  # (S10)
     d_class_weights = _gradient_of_weights(one_hot, dy, log_s, label_smoothing, class_weights, where)
-    where = None if where is None else where.astype(logits.dtype)  # m, as numbers
+    where = None if where is None else jnp.asarray(where, logits.dtype)  # m, as numbers
     return gather(SoftmaxCrossEntropyWithIntegerLabels, locals())
 
 
@@ -285,5 +286,5 @@ def _probabilities(z: jax.Array, where: Any = None) -> tuple[jax.Array, ...]:
     return shifted, total, exponentials / total, shifted - jnp.log(total)  # (S5)
 
 
-def _from_above(dy: Any, loss: jax.Array) -> jax.Array:
+def _from_above(dy: ArrayLike | None, loss: jax.Array) -> jax.Array:
     return jnp.ones_like(loss) if dy is None else cotangent(dy, loss)
