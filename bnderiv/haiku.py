@@ -1,7 +1,6 @@
 """Batch norm for Haiku, under its names: change the import, keep the model and its checkpoints."""
 
 import functools
-import threading
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, TypeVar
@@ -31,6 +30,8 @@ try:
     import haiku as hk
 except ImportError as error:
     raise missing("bnderiv.haiku", "Haiku", "haiku") from error
+
+from bnderiv.adapters.haiku_policy import follow_policy
 
 __all__ = ["BatchNorm", "convert", "patch"]
 
@@ -93,7 +94,7 @@ class BatchNorm(_HaikuBatchNorm):
         check_activation(activation)
         check_momentum("decay_rate", decay_rate)
         if type(self) is BatchNorm:
-            _follow_policy()
+            follow_policy(BatchNorm, _HaikuBatchNorm)
         super().__init__(
             create_scale,
             create_offset,
@@ -229,21 +230,6 @@ def _one_per_feature(shape: tuple[int, ...], features: Sequence[int]) -> bool:
     """Whether an array of this shape has at most one value for each feature."""
     padded = (1,) * (len(features) - len(shape)) + tuple(shape)
     return len(padded) == len(features) and all(n in (1, m) for n, m in zip(padded, features, strict=True))
-
-
-_followed = threading.local()  # policies are of a thread
-
-
-def _follow_policy() -> None:
-    """Give our class the policy of Haiku's: Haiku finds a policy by the exact class of a module."""
-    ours, theirs = (hk.mixed_precision.get_policy(cls) for cls in (BatchNorm, _HaikuBatchNorm))
-    if ours is not None and ours is not getattr(_followed, "policy", None):
-        return  # it has its own
-    if theirs is not None:
-        hk.mixed_precision.set_policy(BatchNorm, theirs)
-    elif ours is not None:
-        hk.mixed_precision.clear_policy(BatchNorm)
-    _followed.policy = theirs
 
 
 # What `patch` replaces: Haiku's, and ours.

@@ -155,7 +155,8 @@ def patch(*modules: ModuleType) -> Patch:
 
     Everything that asks `flax.linen` for them gets ours from then on, until the end of a `with` block or `undo()`. What
     was bound before, as by `from flax.linen import BatchNorm`, stays, unless its module is given. Models defined or
-    imported meanwhile keep what they have bound. Parameters and statistics need no change.
+    imported meanwhile keep what they have bound. The names are those of the whole process, other threads included.
+    Parameters and statistics need no change.
 
     Args:
       *modules: modules in which the names are replaced, too.

@@ -13,7 +13,14 @@ import bnderiv
 from bnderiv import _layers
 from bnderiv.normalization import running_stats
 
-FRAMEWORKS = {"linen": "flax", "nnx": "flax", "equinox": "equinox", "haiku": "haiku", "flax_pooling": "flax"}
+FRAMEWORKS = {
+    "linen": "flax",
+    "nnx": "flax",
+    "equinox": "equinox",
+    "haiku": "haiku",
+    "haiku_policy": "haiku",
+    "flax_pooling": "flax",
+}
 MODULES = [m.name for m in pkgutil.walk_packages(bnderiv.__path__, "bnderiv.") if not m.name.endswith("__main__")]
 PUBLIC = [
     *_layers.__all__,
