@@ -251,7 +251,7 @@ def convert(model: Model) -> Model:
     """A built model with our layers in the place of Equinox's, with its weights; its `State` goes on as it is.
 
     Args:
-      model: any pytree of modules, trained or not.
+      model: any pytree of modules, trained or not; an optimizer's state, too.
 
     Returns:
       A model of the same structure.

@@ -46,6 +46,7 @@ def results(framework: str, names: dict[str, Any]) -> list[jax.Array]:
     return [jnp.asarray(a) for a in jax.tree.leaves((out, variables)) if hasattr(a, "dtype")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("framework", PAIRS)
 def test_before_and_after(framework):
     pytest.importorskip(framework, reason="needs the frameworks") if framework != "nnx" else pytest.importorskip("flax")

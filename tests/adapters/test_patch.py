@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from tests.adapters.alike import alike, normal
@@ -84,6 +85,7 @@ def test_modules_that_have_bound_the_class_themselves(adapter, monkeypatch):
     assert framework.BatchNorm is theirs
 
 
+@pytest.mark.slow
 def test_haikus_networks():
     """They take their names from a class in their module. Parameters and state are those of either."""
     bnderiv_haiku, hk = both("haiku")
@@ -116,6 +118,7 @@ def test_haikus_networks():
         bnderiv_haiku.convert(forward)
 
 
+@pytest.mark.slow
 def test_convert_linen():
     bnderiv_linen, nn = both("linen")
 
@@ -225,6 +228,11 @@ def test_convert_equinox(mode):
         for change in (lambda m: m, eqx.nn.inference_mode):
             ours, theirs = (jax.tree.leaves(step(change(n), state, x + 1)) for n in (m, model))
             alike([jnp.asarray(a) for a in ours], [jnp.asarray(a) for a in theirs])
+    optimizer = optax.adam(0.1)  # whose state is a tree of the model's modules
+    started = optimizer.init(eqx.filter(model, eqx.is_inexact_array))
+    gradient = jax.tree.map(jnp.ones_like, eqx.filter(converted, eqx.is_inexact_array))
+    _, continued = optimizer.update(gradient, bnderiv_equinox.convert(started))
+    assert jax.tree.structure(continued) == jax.tree.structure(bnderiv_equinox.convert(started))
     with pytest.raises(ValueError, match=r"Linear has no layer of Equinox"):
         bnderiv_equinox.convert(model.layers[0])
     with pytest.raises(TypeError, match=r"old must be an equinox.nn.BatchNorm, got Linear"):
@@ -277,6 +285,7 @@ def _forward(adapter, train, **options):
     return lambda x: model.apply(*start, x, train)[0]
 
 
+@pytest.mark.slow
 @each
 def test_forward_mode(adapter):
     """By itself in evaluation; in training by an argument or within the context."""

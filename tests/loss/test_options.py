@@ -82,7 +82,11 @@ def test_equals_optax(where):
 
 
 @either
-@pytest.mark.parametrize("layers", [bnderiv, bnderiv.forward_mode], ids=["bnderiv", "forward_mode"])
+@pytest.mark.parametrize(
+    "layers",
+    [bnderiv, pytest.param(bnderiv.forward_mode, marks=pytest.mark.slow)],
+    ids=["bnderiv", "forward_mode"],
+)
 def test_every_combination_equals_the_reference(kind, layers):
     name, labels = LOSSES[kind][0].__name__, LOSSES[kind][1]
 
