@@ -1,5 +1,6 @@
 """The one list of layers: `bnderiv`, `reference`, `forward_mode` and `steps` have the names in `__all__`."""
 
+from bnderiv.activation.log_softmax import log_softmax
 from bnderiv.activation.relu import relu
 from bnderiv.activation.sigmoid import sigmoid
 from bnderiv.activation.softmax import softmax
@@ -35,6 +36,7 @@ __all__ = [
     "tanh",
     "sigmoid",
     "softmax",
+    "log_softmax",
     "flatten",
     "softmax_cross_entropy",
     "softmax_cross_entropy_with_integer_labels",

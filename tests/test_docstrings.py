@@ -13,15 +13,23 @@ import bnderiv
 from bnderiv import _layers
 from bnderiv.normalization import running_stats
 
-FRAMEWORKS = {"linen": "flax", "nnx": "flax", "equinox": "equinox", "haiku": "haiku", "flax_pooling": "flax"}
+FRAMEWORKS = {
+    "linen": "flax",
+    "nnx": "flax",
+    "equinox": "equinox",
+    "haiku": "haiku",
+    "haiku_policy": "haiku",
+    "flax_pooling": "flax",
+}
 FRAMEWORKS |= {f"{name}_pooling": name for name in ("equinox", "haiku")}
 MODULES = [m.name for m in pkgutil.walk_packages(bnderiv.__path__, "bnderiv.") if not m.name.endswith("__main__")]
 PUBLIC = [
     *_layers.__all__,
     *running_stats.__all__,
     "check.compare",
+    "forward_mode.enabled",
     *(f"models.{model}.{name}" for model in ("lenet5", "mlp") for name in ("Config", "init", "apply")),
-    *(f"{adapter}.BatchNorm" for adapter in ("linen", "nnx", "equinox", "haiku")),
+    *(f"{adapter}.{n}" for adapter in ("linen", "nnx", "equinox", "haiku") for n in ("BatchNorm", "convert", "patch")),
     *(f"{adapter}.{pool}" for adapter in ("linen", "nnx", "haiku") for pool in ("avg_pool", "max_pool")),
     *(f"haiku.{pool}" for pool in ("AvgPool", "MaxPool")),
     *(f"equinox.{a}{pool}{n}d" for a in ("", "Adaptive") for pool in ("AvgPool", "MaxPool") for n in (1, 2, 3)),

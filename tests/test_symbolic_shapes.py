@@ -44,8 +44,9 @@ CASES: list[tuple[str, tuple[str, ...], dict[str, Any]]] = [
         for shapes, options in ((("b, 9, 9, 3",), {"padding": 1}), (("8, 3, 8, b",), BATCH_LAST))
         for strides in (1, 2, 3)
     ),
-    *((activation, ("b, 10",), {}) for activation in ("relu", "tanh", "sigmoid", "softmax")),
+    *((activation, ("b, 10",), {}) for activation in ("relu", "tanh", "sigmoid", "softmax", "log_softmax")),
     ("softmax_cross_entropy", ("b, 10", "b, 10"), {}),
+    ("softmax_cross_entropy", ("b, c", "b, c"), {"label_smoothing": 0.1, "where": np.ones((1, 1), bool)}),
     ("squared_error", ("b, 10", "b, 10"), {}),
 ]
 

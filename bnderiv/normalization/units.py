@@ -162,7 +162,7 @@ def _sample_mean(groups: Groups, x: jax.Array, where: jax.Array | None) -> jax.A
 
 
 def _thinned(a: jax.Array, axis: int, wanted: int) -> jax.Array:
-    """About `wanted` places along this axis, evenly; along the innermost a stretch, as a part of a tile costs all of it.
+    """About `wanted` places along this axis, evenly; of the innermost a stretch, as a part of a tile costs as much.
 
     In a mask an axis of length 1 stays.
     """

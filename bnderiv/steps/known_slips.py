@@ -49,6 +49,7 @@ _ROOMS: dict[type, Callable[[Any], Iterable[Any]]] = {
     activation_steps.Tanh: activation.of_tanh,
     activation_steps.Sigmoid: activation.of_sigmoid,
     activation_steps.Softmax: activation.of_softmax,
+    activation_steps.LogSoftmax: activation.of_log_softmax,
     loss_steps.SquaredError: loss.of_squared_error,
     loss_steps.SoftmaxCrossEntropy: loss.of_cross_entropy,
     loss_steps.SoftmaxCrossEntropyWithIntegerLabels: loss.of_cross_entropy,
