@@ -42,6 +42,7 @@ def test_examples_print_what_they_say(name):
     assert not runner.failures, "".join(printed)
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("name", PUBLIC)
 def test_has_an_example(name):
     need_framework(name.partition(".")[0])

@@ -13,8 +13,25 @@ LAYERS = sorted({case.layer for case in CASES})
 FIRST = tuple(next(case for case in CASES if case.layer == layer) for layer in LAYERS)  # one case of each layer
 
 
-@pytest.mark.parametrize("promise", contract.PROMISES, ids=lambda p: p.__name__)
-@pytest.mark.parametrize("case", CASES, ids=str)
+def _marks(promise, case):
+    """Fast: the value and the gradient at every case. Each other promise at one case of a layer, the rest is slow."""
+    if promise is contract.vjp:
+        return [pytest.mark.fast]
+    return [] if case in FIRST or promise in CHEAP else [pytest.mark.slow]
+
+
+# They use what `vjp` at the same case has compiled.
+CHEAP = (contract.finite_differences, contract.gradient_of_gradient)
+
+
+@pytest.mark.parametrize(
+    ("case", "promise"),
+    [
+        pytest.param(case, promise, marks=_marks(promise, case), id=f"{case}-{promise.__name__}")
+        for case in CASES
+        for promise in contract.PROMISES
+    ],
+)
 def test_promise(promise, case):
     promise(bnderiv, case)
 

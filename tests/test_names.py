@@ -14,6 +14,8 @@ import bnderiv.reference
 from bnderiv import _layers, forward_mode, steps
 from bnderiv.normalization import running_stats
 
+pytestmark = pytest.mark.fast
+
 ROOT = Path(__file__).parents[1]
 ADAPTERS = {"linen", "nnx", "equinox", "haiku"}
 NAMES = [*_layers.__all__, *running_stats.__all__]

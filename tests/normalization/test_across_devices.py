@@ -21,7 +21,7 @@ from tests.programs import collectives
 
 DEVICES, CHANNELS = 8, 3
 AXIS = "devices"
-MODES = ("shard_map", "shard_map-unchecked", "pmap", "vmap")
+MODES = ("shard_map", "vmap", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("shard_map-unchecked", "pmap")))
 ALL = ((0, 1, 2, 3, 4, 5, 6, 7),)
 HALVES = ((0, 1, 2, 3), (4, 5, 6, 7))
 PAIRS = ((0, 4), (1, 5), (2, 6), (3, 7))
@@ -189,7 +189,7 @@ def test_equals_the_whole_batch(mode, gradient, relu, masked, shared):
 
 
 @pytest.mark.parametrize("gradient", [_outside, _inside], ids=["outside", "inside"])
-@pytest.mark.parametrize("mode", MODES[:2])
+@pytest.mark.parametrize("mode", ["shard_map", pytest.param("shard_map-unchecked", marks=pytest.mark.slow)])
 def test_both_modes_attachment(mode, gradient):
     _equals_the_whole(_taken(gradient, mode, bnderiv.forward_mode, True), True, True, ())
 
@@ -218,7 +218,9 @@ GRID = {"a": 2, "b": 4}
 @pytest.mark.parametrize(
     ("axis_name", "groups"), [(("a", "b"), ALL), ("b", HALVES), (("a",), PAIRS)], ids=["both", "rows", "columns"]
 )
-@pytest.mark.parametrize("mode", ["shard_map", "shard_map-unchecked", "vmap"])
+@pytest.mark.parametrize(
+    "mode", ["shard_map", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("shard_map-unchecked", "vmap"))]
+)
 def test_grid_of_devices(mode, axis_name, groups):
     f = partial(_with_where, bnderiv.batch_norm, axis_name=axis_name)
 
