@@ -15,6 +15,7 @@ from bnderiv.normalization import running_stats
 
 FRAMEWORKS = {"linen": "flax", "nnx": "flax", "equinox": "equinox", "haiku": "haiku", "flax_pooling": "flax"}
 MODULES = [m.name for m in pkgutil.walk_packages(bnderiv.__path__, "bnderiv.") if not m.name.endswith("__main__")]
+TAKE_SECONDS = ("bnderiv.equinox", "bnderiv.models.lenet5", "bnderiv.models.steps")
 PUBLIC = [
     *_layers.__all__,
     *running_stats.__all__,
@@ -30,7 +31,10 @@ def need_framework(module):
         pytest.importorskip(FRAMEWORKS[module], reason=f"needs the extra {FRAMEWORKS[module]}")
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name in TAKE_SECONDS else []) for name in MODULES],
+)
 def test_examples_print_what_they_say(name):
     need_framework(name.rpartition(".")[2])
     names = {"bnderiv": bnderiv, "jax": jax, "jnp": jnp}

@@ -264,7 +264,11 @@ def test_derivatives_about_any_guess(layers, guess, layer):
     np.testing.assert_array_equal(fast_jit(jax.grad(loss, 1), static_argnums=0)(layers, guess, x, gamma, beta), 0)
 
 
-@pytest.mark.parametrize("where", [None, np.arange(32)[:, None, None, None] % 3 > 0], ids=["all", "masked"])
+@pytest.mark.parametrize(
+    "where",
+    [pytest.param(None, marks=pytest.mark.slow), np.arange(32)[:, None, None, None] % 3 > 0],
+    ids=["all", "masked"],
+)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision(dtype, where):
     x, gamma, beta = (jnp.asarray(a) for a in _draw(10))
