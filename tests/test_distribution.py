@@ -89,7 +89,7 @@ def test_the_sdist_has_its_tests_and_pages(unpacked):
 def test_an_index_shows_the_readme_with_links_that_lead_somewhere(wheel):
     described = metadata(wheel)
     assert described["Description-Content-Type"] == "text/markdown"
-    readme = described.get_payload()
+    readme = str(described.get_payload())
     targets = re.findall(r"\]\(([^)\s]+)\)", readme)
     assert len(targets) > 20
     for target in targets:
@@ -101,7 +101,7 @@ def test_an_index_shows_the_readme_with_links_that_lead_somewhere(wheel):
 
 
 def test_it_says_where_it_comes_from(wheel):
-    urls = dict(url.split(", ") for url in metadata(wheel).get_all("Project-URL"))
+    urls = dict(url.split(", ") for url in metadata(wheel).get_all("Project-URL", []))
     assert {"Homepage", "Documentation", "Changelog", "Issues"} == set(urls)
     assert all(url.startswith(URL) for url in urls.values())
     versions = re.findall(r"^## (\d+\.\d+\.\d+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
