@@ -30,6 +30,7 @@ QUICK = {
     *(TESTS / "adapters").glob("test_*.py"),
     *(TESTS / "check").glob("test_*.py"),
     *(TESTS / "models").glob("test_*.py"),
+    TESTS / "activation" / "test_softmax.py",
     *(TESTS / "convolution" / name for name in ("test_conv2d.py", "test_correlations.py")),
     *(TESTS / "experiments" / name for name in ("test_training.py",)),
     *(TESTS / "loss" / name for name in ("test_softmax_cross_entropy.py", "test_squared_error.py")),

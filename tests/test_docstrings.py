@@ -15,7 +15,7 @@ from bnderiv.normalization import running_stats
 
 FRAMEWORKS = {"linen": "flax", "nnx": "flax", "equinox": "equinox", "haiku": "haiku", "flax_pooling": "flax"}
 MODULES = [m.name for m in pkgutil.walk_packages(bnderiv.__path__, "bnderiv.") if not m.name.endswith("__main__")]
-TAKE_SECONDS = ("bnderiv.equinox", "bnderiv.models.lenet5", "bnderiv.models.steps")
+TAKE_SECONDS = ("bnderiv.equinox", "bnderiv.models.lenet5", "bnderiv.models.mlp", "bnderiv.models.steps")
 PUBLIC = [
     *_layers.__all__,
     *running_stats.__all__,

@@ -14,14 +14,10 @@ FIRST = tuple(next(case for case in CASES if case.layer == layer) for layer in L
 
 
 def _marks(promise, case):
-    """Fast: the value and the gradient at every case. Each other promise at one case of a layer, the rest is slow."""
+    """Fast: value and gradient at every case. Of the rest, all but the first case of each layer is slow."""
     if promise is contract.vjp:
         return [pytest.mark.fast]
-    return [] if case in FIRST or promise in CHEAP else [pytest.mark.slow]
-
-
-# They use what `vjp` at the same case has compiled.
-CHEAP = (contract.finite_differences, contract.gradient_of_gradient)
+    return [] if case in FIRST else [pytest.mark.slow]
 
 
 @pytest.mark.parametrize(

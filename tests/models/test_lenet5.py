@@ -180,7 +180,7 @@ def test_which_gradients_are_attached(gradients, by_hand):
     assert ("custom_vjp_call" in str(run(params, _images(config)))) == by_hand
 
 
-@pytest.mark.parametrize("activation", ["relu", "tanh"])
+@pytest.mark.parametrize("activation", [pytest.param("relu", marks=pytest.mark.slow), "tanh"])
 def test_evaluation_is_the_network_with_batch_norm_folded_into_the_kernels(activation):
     config, params, state = _network(activation=activation, pool="avg", eps=1e-3)
     x = _images(config)
@@ -196,7 +196,7 @@ def test_evaluation_is_the_network_with_batch_norm_folded_into_the_kernels(activ
     chex.assert_trees_all_equal(same, state)
 
 
-@pytest.mark.parametrize("activation", ["relu", "tanh"])
+@pytest.mark.parametrize("activation", ["relu", pytest.param("tanh", marks=pytest.mark.slow)])
 def test_training_renews_the_running_statistics(activation):
     config, params, state = _network(momentum=0.7, activation=activation, image_shape=(32, 32, 1))
     x = _images(config)

@@ -125,7 +125,9 @@ def _equals_the_whole(compute, relu, masked, shared, groups=ALL):
     near(grads, grads_, 1e-9)
 
 
-@pytest.mark.parametrize("layers", [bnderiv, bnderiv.forward_mode], ids=["bnderiv", "forward_mode"])
+@pytest.mark.parametrize(
+    "layers", [bnderiv, pytest.param(bnderiv.forward_mode, marks=pytest.mark.slow)], ids=["bnderiv", "forward_mode"]
+)
 @pytest.mark.parametrize("mode", ["shard_map", pytest.param("vmap", marks=pytest.mark.slow)])
 def test_a_residual(mode, layers):
     """relu(batch norm + z) with statistics of all devices, and z on each its own, as that of the whole batch."""
@@ -394,7 +396,7 @@ def _compiled(f, cotangents, args, where):
     ("mode", "masked", "layers"),
     [
         ("shard_map", False, bnderiv),
-        ("shard_map-unchecked", True, bnderiv),
+        pytest.param("shard_map-unchecked", True, bnderiv, marks=pytest.mark.slow),
         ("shard_map", True, bnderiv.forward_mode),
     ],
     ids=["all", "masked-unchecked", "masked-forward_mode"],

@@ -34,7 +34,9 @@ CONSTANT = [
     [None, pytest.param(0.0, marks=pytest.mark.slow), pytest.param(1.0, marks=pytest.mark.slow)],
     ids=["sample", "nothing", "itself"],
 )
-@pytest.mark.parametrize("shape", [(6, 3, 3, 2), (1, 2)], ids=["images", "one-element"])
+@pytest.mark.parametrize(
+    "shape", [(6, 3, 3, 2), pytest.param((1, 2), marks=pytest.mark.slow)], ids=["images", "one-element"]
+)
 @pytest.mark.parametrize("layer", LAYERS, ids=lambda f: f.__name__)
 @pytest.mark.parametrize(("dtype", "value", "eps"), CONSTANT, ids=str)
 def test_a_constant_channel(layer, dtype, value, eps, shape, assumed):
