@@ -23,6 +23,7 @@ FRAMEWORKS = {
 }
 FRAMEWORKS |= {f"{name}_pooling": name for name in ("equinox", "haiku")}
 MODULES = [m.name for m in pkgutil.walk_packages(bnderiv.__path__, "bnderiv.") if not m.name.endswith("__main__")]
+TAKE_SECONDS = ("bnderiv.equinox", "bnderiv.models.lenet5", "bnderiv.models.mlp", "bnderiv.models.steps")
 PUBLIC = [
     *_layers.__all__,
     *running_stats.__all__,
@@ -41,7 +42,10 @@ def need_framework(module):
         pytest.importorskip(FRAMEWORKS[module], reason=f"needs the extra {FRAMEWORKS[module]}")
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name in TAKE_SECONDS else []) for name in MODULES],
+)
 def test_examples_print_what_they_say(name):
     need_framework(name.rpartition(".")[2])
     names = {"bnderiv": bnderiv, "jax": jax, "jnp": jnp}
@@ -53,6 +57,7 @@ def test_examples_print_what_they_say(name):
     assert not runner.failures, "".join(printed)
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("name", PUBLIC)
 def test_has_an_example(name):
     need_framework(name.partition(".")[0])
