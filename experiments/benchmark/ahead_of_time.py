@@ -1,10 +1,10 @@
 """What the compilers for TPU and GPU make of bnderiv, Flax and plain autodiff. No device is needed, none is measured.
 
-    python experiments/benchmark/ahead_of_time.py                       every case for v5e, v6e, v5p and h100
-    python experiments/benchmark/ahead_of_time.py --targets h100        one target; the others keep their numbers
-    python experiments/benchmark/ahead_of_time.py --only "max pool"     the cases whose names have this in them
-    python experiments/benchmark/ahead_of_time.py --resume              what a run that was interrupted has left
-    python experiments/benchmark/ahead_of_time.py --redraw              tables, picture and page again
+    python -m experiments.benchmark.ahead_of_time                       every case for v5e, v6e, v5p and h100
+    python -m experiments.benchmark.ahead_of_time --targets h100        one target; the others keep their numbers
+    python -m experiments.benchmark.ahead_of_time --only "max pool"     the cases whose names have this in them
+    python -m experiments.benchmark.ahead_of_time --resume              what a run that was interrupted has left
+    python -m experiments.benchmark.ahead_of_time --redraw              tables, picture and page again
 
 Needs `pip install "bnderiv[experiments,flax,accelerators]"`. Each case is a forward and a backward pass as in training,
 compiled for one device, and its program counted: kernels, bytes, cycles (the TPU compiler's own estimate), temporary
@@ -13,10 +13,14 @@ Of the norms there is batch norm alone. A target takes a few minutes on two core
 minutes more.
 """
 
+from experiments import _command
+
+if __name__ == "__main__":
+    _command.start("experiments.benchmark.ahead_of_time", extras="experiments,flax,accelerators")
+
 import dataclasses
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -31,10 +35,8 @@ import jax.numpy as jnp
 import tyro
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # a script's own folder is all that Python looks in
-
 import bnderiv
-from experiments import _command, _programs, _report
+from experiments import _programs, _report
 from experiments.benchmark import compiled_tables, peers, steps, targets
 from experiments.benchmark.layers import by
 
@@ -53,7 +55,7 @@ POOLS = (  # kind, window, stride, padding, shape
 BLOCK = (256, 56, 56, 256)
 LARGE = 0.2  # of x: from this part of it, booleans that are written are a stored mask
 PACKAGES = ("flax", "libtpu", "jax-cuda13-plugin")
-OUT = Path(__file__).parent / "results" / "ahead_of_time"
+OUT = _command.folder(__file__).with_name("ahead_of_time")
 STEM = "ahead_of_time"
 
 
@@ -77,15 +79,15 @@ class Options:
     """Which cases, for which targets, and where to."""
 
     targets: tuple[Literal["v5e", "v6e", "v5p", "h100"], ...] = targets.TARGETS
-    """Devices to compile for."""
+    """It compiles for these devices."""
     only: tuple[str, ...] = ()
-    """Parts of the names of the cases to compile; by default all."""
+    """Only the cases with one of these in their names are compiled."""
     resume: bool = False
-    """Leave out what the file of results has."""
+    """What the file of results has is left out."""
     redraw: bool = False
-    """Compile nothing: the rest from the numbers there."""
+    """Nothing is compiled: the rest is made again from the numbers there."""
     out: Path = OUT
-    """Folder of the results."""
+    """The folder of the results."""
 
 
 def in_training(layer: Callable[..., Any]) -> Callable[..., Any]:
@@ -278,28 +280,14 @@ def compile_all(options: Options, numbers: Path) -> None:
                 bar.update()
 
 
+@_command.command
 def main(arguments: list[str] | None = None) -> None:
     options = tyro.cli(Options, description=__doc__, args=arguments)
-    _command.make(options.out)
-    numbers = options.out / f"{STEM}.json"
-    if options.redraw:
-        if not numbers.exists():
-            raise SystemExit(f"--redraw needs the numbers of a run, there is no {numbers}")
-    else:
+    numbers = _command.make(options.out) / f"{STEM}.json"
+    if not options.redraw:
         compile_all(options, numbers)
-    content = json.loads(numbers.read_text())
+    content = _report.numbers(numbers)
     text, picture = compiled_tables.markdown(content), _report.png(compiled_tables.draw(content))
-    files = {
-        "tables": (".md", text.encode()),
-        "picture": (".png", picture),
-        "report": (".html", compiled_tables.report(content, text, picture)),
-    }
     print(compiled_tables.summary(content))
-    print(f"numbers  {numbers}")
-    for what, (suffix, data) in files.items():
-        _report.write(numbers.with_suffix(suffix), data)
-        print(f"{what:<8} {numbers.with_suffix(suffix)}")
-
-
-if __name__ == "__main__":
-    _command.run(main)
+    page = compiled_tables.report(content, text, picture)
+    _report.leave(options.out, {f"{STEM}.md": text.encode(), f"{STEM}.png": picture, f"{STEM}.html": page})

@@ -1,18 +1,22 @@
 """A ResNet-18-shaped Flax model with Flax's batch norm and with ours: step time, memory, loss, inputs far from 0.
 
-    python experiments/dropin/run.py                        everything: numbers, picture, the tables of the README
-    python experiments/dropin/run.py --parts time-float32   one part; the numbers of the others stay
-    python experiments/dropin/run.py --parts                only picture, tables and report again, from the numbers
+    python -m experiments.dropin.run                        everything: numbers, picture, the tables of the README
+    python -m experiments.dropin.run --parts time-float32   one part; the numbers of the others stay
+    python -m experiments.dropin.run --parts                only picture, tables and report again, from the numbers
 
 The network is ResNet-18 for small images (3×3 stem, no first pooling), narrower by default; the images are
 scikit-learn's digits, each pixel enlarged to 4×4. The stem takes no padding, so that a constant added to the images is
 a constant added to what its batch norm sees. Needs `pip install "bnderiv[experiments,flax]"`.
 """
 
+from experiments import _command
+
+if __name__ == "__main__":
+    _command.start("experiments.dropin.run", extras="experiments,flax")
+
 import argparse
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -25,15 +29,11 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # a script's own folder is all that Python looks in
-
 import bnderiv.linen
-from experiments import _command, _report
+from experiments import _report
 from experiments._data import load
 
-HERE = Path(__file__).parent
-RESULTS = HERE / "results"
-README = HERE / "README.md"
+RESULTS, README = (Path(__file__).with_name(name) for name in ("results", "README.md"))
 PARTS = ("time-float32", "time-bfloat16", "loss-float32", "loss-bfloat16")
 SHIFTS = (0.0, 1e3, 1e4)
 
@@ -171,7 +171,7 @@ def batches(options: argparse.Namespace, count: int) -> tuple[jax.Array, jax.Arr
     rng = np.random.default_rng(0)
     order = np.concatenate([rng.permutation(len(data.train_labels)) for _ in range(1 + count * options.batch // 1000)])
     chosen = order[: count * options.batch].reshape(count, options.batch)
-    return jnp.asarray(data.train_images[chosen]), jnp.asarray(data.train_labels[chosen], jnp.int32)
+    return jnp.asarray(data.standardized(data.train_images[chosen])), jnp.asarray(data.train_labels[chosen], jnp.int32)
 
 
 # What is left of it: the picture and the tables.
@@ -213,7 +213,7 @@ def report(numbers: dict[str, Any], picture: bytes) -> bytes:
             _report.Markdown(f"## Time and memory\n\nMedian of a step (quartiles).\n\n{time_table(numbers)}"),
             _report.Markdown(f"## Loss\n\nMean of the last ten steps.\n\n{loss_table(numbers)}"),
         ],
-        command="python experiments/dropin/run.py",
+        command=_command.line("experiments.dropin.run"),
         configuration={
             part: ", ".join(f"{name} {value}" for name, value in asked.items())
             for part, asked in numbers["options"].items()
@@ -265,6 +265,7 @@ def write_tables(numbers: dict[str, Any], path: Path) -> None:
     path.write_text(text)
 
 
+@_command.command
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument(
@@ -274,8 +275,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=32, help="images in a batch")
     parser.add_argument("--steps", type=int, default=40, help="steps of each training")
     parser.add_argument("--rounds", type=int, default=20, help="timed steps of each variant")
-    where = "results, or with other numbers than the default ones a folder of runs that bears them"
-    parser.add_argument("--out", type=Path, help=f"folder of the results (default: beside this script, {where})")
+    parser.add_argument("--out", type=Path, help=_command.OUT)
     options = parser.parse_args(arguments)
     asked = {name: getattr(options, name) for name in ("width", "batch", "steps", "rounds")}
     for name, value in asked.items():
@@ -283,15 +283,16 @@ def main(arguments: list[str] | None = None) -> None:
             parser.error(f"--{name} must be at least {least}, got {value}")
 
     chosen = {name: value for name, value in asked.items() if value != parser.get_default(name)}
-    out = options.out or _command.folder(HERE, chosen)
+    out = options.out or _command.folder(__file__, chosen)
     file = out / "dropin.json"
     numbers = json.loads(file.read_text()) if file.exists() else {}
     if not options.parts and not numbers:
-        parser.error(f"--parts without a part needs the numbers of a run, there is no {file}")
+        parser.error(f"--parts without a part needs the numbers of a run, there is no {file}; name it by --out")
     _command.make(out)
     for part in options.parts:
         kind, dtype = part.split("-")
         begin = time.perf_counter()
+        _command.say(f"{part} …")
         if kind == "time":
             numbers[part] = measure_time(options, jnp.dtype(dtype))
         else:
@@ -302,13 +303,7 @@ def main(arguments: list[str] | None = None) -> None:
     numbers = json.loads(file.read_text())
     picture = draw(numbers)
     print(time_table(numbers), loss_table(numbers), sep="\n\n")
-    if out == RESULTS:
+    if out.resolve() == RESULTS:
         write_tables(numbers, README)
-    print(f"numbers  {file}")
-    for what, name, data in (("picture", "dropin.png", picture), ("report", "report.html", report(numbers, picture))):
-        _report.write(out / name, data)
-        print(f"{what:<8} {out / name}")
-
-
-if __name__ == "__main__":
-    _command.run(main)
+    print(file)
+    _report.leave(out, {"dropin.png": picture, "report.html": report(numbers, picture)})

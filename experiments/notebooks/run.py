@@ -1,12 +1,17 @@
-"""Runs the notebooks, each in a kernel of its own, and writes them back stripped.
+"""Runs the notebooks, each in a kernel of its own, and writes them stripped.
 
-    python experiments/notebooks/run.py                    all of them
-    python experiments/notebooks/run.py naive_variance     one
-    python experiments/notebooks/run.py --out FOLDER       leave these alone, write there
+    python -m experiments.notebooks.run                              all, into runs/default
+    python -m experiments.notebooks.run naive_variance               one
+    python -m experiments.notebooks.run --out experiments/notebooks  the committed ones, anew
 
 What is stored: sources, text outputs, pictures in a palette of 128 colors; nothing of the
 machine or the moment. `ruff format` lays out the code in them.
 """
+
+from experiments import _command
+
+if __name__ == "__main__":
+    _command.start("experiments.notebooks.run", extras="notebooks")
 
 import argparse
 import base64
@@ -17,6 +22,8 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 from PIL import Image
+
+from experiments import _report
 
 FOLDER = Path(__file__).parent
 NAMES = (
@@ -86,27 +93,22 @@ def with_a_palette(png: str) -> str:
     return base64.b64encode(small.getvalue()).decode()
 
 
-def main(argv: list[str] | None = None) -> None:
+@_command.command
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)} (default: all)"
     )
-    parser.add_argument(
-        "--out", type=Path, default=FOLDER, help="folder to write to (default: where they are)"
-    )
-    options = parser.parse_args(argv)
+    parser.add_argument("--out", type=Path, help=_command.OUT)
+    options = parser.parse_args(arguments)
     if unknown := set(options.names) - set(NAMES):
         parser.error(
             f"no notebook is named {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}"
         )
-    options.out.mkdir(parents=True, exist_ok=True)
+    out = _command.make(options.out or _command.folder(__file__))
     for name in options.names or NAMES:
-        target = options.out / f"{name}.ipynb"
-        nbformat.write(execute(FOLDER / target.name), target)
-        print(f"{target}  {target.stat().st_size / 1000:.0f} kB")
-
-
-if __name__ == "__main__":
-    main()
+        _command.say(f"{name} …")
+        notebook = nbformat.writes(execute(FOLDER / f"{name}.ipynb")) + "\n"
+        _report.leave(out, {f"{name}.ipynb": notebook.encode()})

@@ -15,6 +15,7 @@ EVERY_OTHER: dict[str, Any] = {  # a value that is not the default, for every op
     "data": "somewhere",
     "classes": 27,
     "validation": True,
+    "memory": 2.5,
     "model": "mlp",
     "pool": "avg",
     "activation": "sigmoid",
@@ -44,7 +45,7 @@ def test_every_option_by_every_way(tmp_path):
     defaults = dataclasses.asdict(Configuration())
     assert EVERY_OTHER.keys() == defaults.keys()
     assert all(EVERY_OTHER[name] != defaults[name] for name in defaults)
-    command = run._parse(["train", *chosen.arguments().split()])
+    command = run._parse(["train", *chosen.arguments()])
     assert isinstance(command, run.Train)
     assert command.configuration == chosen
     toml, by_hand, resolved = tmp_path / "a.toml", tmp_path / "b.json", tmp_path / "configuration.json"
@@ -54,7 +55,7 @@ def test_every_option_by_every_way(tmp_path):
     for file in (toml, by_hand, resolved):
         assert configuration.read(file) == chosen
         assert run._parse(["train", "--config", str(file)]).configuration == chosen  # type: ignore[union-attr]
-    assert Configuration().arguments() == ""
+    assert Configuration().arguments() == []
 
 
 def test_the_command_line_comes_before_the_file(tmp_path):

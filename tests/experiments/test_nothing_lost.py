@@ -41,7 +41,7 @@ def start(*words: object) -> subprocess.Popen:
     """The command as a user starts it, away from the tests' settings."""
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     return subprocess.Popen(
-        [sys.executable, "experiments/lenet/run.py", *map(str, words)],
+        [sys.executable, "-m", "experiments.lenet.run", *map(str, words)],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
@@ -83,7 +83,7 @@ def parameters(run: Path) -> dict[str, np.ndarray]:
 @pytest.mark.slow
 def test_killed_at_three_points_it_ends_with_the_same_bits(folder, tmp_path):
     """Between two checkpoints in an epoch's middle; while one is written; after the last, before the results."""
-    options = [*CHOSEN.arguments().split(), "--data", folder, "--checkpoint-every", 4]
+    options = [*CHOSEN.arguments(), "--data", folder, "--checkpoint-every", 4]
     whole, run = tmp_path / "whole", tmp_path / "killed"
     finish(start("train", *options, "--out", whole))
     kept = run / "checkpoints"
@@ -122,6 +122,7 @@ def saved(tmp_path):
         jax.random.key_data(jax.random.key(5)),
         {"dense1": jnp.float32(0.5)},
         jnp.int32(1),
+        jnp.int32(0),
     )
     progress = training.Progress({"seconds": [1.5], "test_loss": [float("nan")]}, 0.25)
     kept = Checkpoints(tmp_path / "run")
@@ -217,7 +218,7 @@ def test_a_failed_save_removes_what_it_left(saved, monkeypatch):
 
     monkeypatch.setattr(checkpoints.ocp.CheckpointManager, "save", fails)
     with pytest.raises(
-        CheckpointError, match=r"step 9 cannot be written; the last one is of step 2, complete.*No space"
+        CheckpointError, match=r"step 9 cannot be written \(No space left on device\); that of step 2 is complete"
     ):
         kept.save(state._replace(step=jnp.int32(9)), progress, CHOSEN, "abc")
     assert sorted(path.name for path in kept.folder.iterdir()) == ["1", "2"]
@@ -231,7 +232,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(saved):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
-        with pytest.raises(CheckpointError, match="the last one is of step 2, complete"):
+        with pytest.raises(CheckpointError, match="that of step 2 is complete"):
             kept.save(large, progress, CHOSEN, "abc")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

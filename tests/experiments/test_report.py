@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import _report
+from experiments import _command, _report
 
 FOLDER = Path(_report.__file__).parent
 EXPERIMENTS = sorted(path.parent for path in FOLDER.glob("*/results"))
@@ -51,7 +51,9 @@ def test_a_file_is_whole_or_as_it_was(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", fails)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(
+        _command.Refused, match=r"a.txt cannot be written \(No space left on device\); what was there is"
+    ):
         _report.write(file, b"second")
     assert [path.name for path in file.parent.iterdir()] == ["a.txt"]
     assert file.read_bytes() == b"first"

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from bnderiv.models import lenet5
-from experiments import _data
+from experiments import _command, _data
 from experiments.lenet import compare, configuration, plots, run
 from experiments.lenet.configuration import Configuration
 
@@ -26,7 +26,7 @@ PICTURES = ("curves", "kernels", "confusion", "mistakes", "gradients")
 def trained(tmp_path_factory):
     """Two epochs of the README's command: its output, and its folder."""
     out = tmp_path_factory.mktemp("run")
-    command = [sys.executable, "experiments/lenet/run.py", "--epochs", "2", "--out", str(out)]
+    command = [sys.executable, "-m", "experiments.lenet.run", "--epochs", "2", "--out", str(out)]
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -44,7 +44,7 @@ def test_the_command_learns_and_says_where_its_files_are(trained):
     assert accuracy.startswith(f"test accuracy {metrics['test_accuracy']:.2%} ({metrics['wrong']} of 360 images wrong)")
     assert metrics["test_accuracy"] > 0.85
     assert "loss 0." in done.stderr  # the progress bar
-    assert f"run.py resume {out}" in done.stderr
+    assert f"-m experiments.lenet.run resume {out}" in done.stderr
     assert all((out / f"{name}.png").read_bytes().startswith(b"\x89PNG") for name in PICTURES)
     norms = metrics["history"].pop("gradient_norms")
     assert norms.keys() == {"conv1", "conv2", "dense3", "dense4", "output"}
@@ -75,7 +75,7 @@ def test_the_report_needs_nothing_beside_it(trained):
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     visible = text.split("base64,")
     rest = " ".join([visible[0], *(part.split('"', 1)[1] for part in visible[1:])])
-    assert "python experiments/lenet/run.py train --epochs 2" in rest
+    assert "python -m experiments.lenet.run train --epochs 2" in rest
     for absent in ("http", "<script", str(out), str(ROOT)):
         assert absent not in rest
     for name, value in json.loads((out / "configuration.json").read_text()).items():
@@ -134,7 +134,7 @@ def test_folders_that_are_no_run(tmp_path):
         with pytest.raises(SystemExit, match=r"mine: no run's folder \(configuration.json is not in it\)"):
             run.main([command, str(mine)])
     (mine / "configuration.json").write_bytes(configuration.as_json(Configuration(model="mlp")))
-    with pytest.raises(SystemExit, match=r"mine: no checkpoint to go on from; train again, with --out"):
+    with pytest.raises(SystemExit, match=r"mine: no checkpoint to go on from; train again: .* train --model mlp --out"):
         run.main(["resume", str(mine)])
     with pytest.raises(SystemExit, match="checkpoints: no checkpoint"):
         run.main(["test", str(mine)])
@@ -168,11 +168,11 @@ def test_a_run_without_a_folder_gets_a_new_one(monkeypatch, tmp_path):
 
 def test_a_disk_that_is_full_at_the_end(monkeypatch, tmp_path):
     def fails(*_):
-        raise OSError(28, "No space left on device")
+        raise _command.Refused("curves.png cannot be written (No space left on device)")
 
     monkeypatch.setattr(run.results, "save", fails)
     with pytest.raises(
-        run.Refused, match=r"cannot be written \(No space left on device\); the checkpoints are complete"
+        _command.Refused, match=r"No space left on device\)\. The checkpoints are complete: make room, then"
     ):
         run._finish(tmp_path, None, None, None, None)  # type: ignore[arg-type]
 
