@@ -245,7 +245,7 @@ def alone(folder: Path) -> Iterator[None]:
             ) from None
         except OSError:  # a file system without locks
             pass
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+        with contextlib.suppress(OSError):  # a full disk: held all the same
+            file.truncate(0)
+            os.write(file.fileno(), str(os.getpid()).encode())
         yield

@@ -159,7 +159,7 @@ def write(path: Path, content: bytes) -> None:
                 unfinished.unlink()
     except OSError as error:
         raise _command.Refused(
-            f"{path} cannot be written ({_command.why(error, path)}); what was there is as it was"
+            f"{path} cannot be written ({_command.why(error, path)}); what was there is unchanged"
         ) from error
 
 

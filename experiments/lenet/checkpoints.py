@@ -5,8 +5,10 @@ of the images, the history and a checksum of the arrays. What does not fit is re
 """
 
 import contextlib
+import errno
 import json
 import logging
+import os
 import shutil
 import sys
 import threading
@@ -182,6 +184,7 @@ def _silent() -> Iterator[None]:
 def _short(error: Exception) -> str:
     """The error in a few words: the system's own where they are in it."""
     text = " ".join(str(error).split())
-    if "No space left on device" in text:
-        return "No space left on device"
+    for known in map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)):
+        if known in text:
+            return known
     return f"{type(error).__name__}: {text[:200]}"

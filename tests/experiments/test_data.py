@@ -1,8 +1,6 @@
 """The images of the experiments: what a good folder of IDX files gives, and what is said about a bad one."""
 
-import contextlib
 import gzip
-import os
 import struct
 import tracemalloc
 
@@ -20,19 +18,6 @@ def idx(array: np.ndarray, magic: int | None = None) -> bytes:
     """The array in the IDX format, written as the format's page describes it."""
     magic = {3: 0x0803, 1: 0x0801}[array.ndim] if magic is None else magic
     return b"".join(n.to_bytes(4, "big") for n in (magic, *array.shape)) + array.astype(np.uint8).tobytes()
-
-
-@contextlib.contextmanager
-def another_user(folder):
-    """Who must not look into the folder; root may, wherever it lies."""
-    folder.chmod(0)
-    if os.geteuid() == 0:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(os.getuid())
-        folder.chmod(0o700)
 
 
 @pytest.fixture
@@ -208,7 +193,7 @@ def test_not_a_folder(folder, arrays):
             _data.load(folder / place)
 
 
-def test_a_folder_that_must_not_be_read(folder):
+def test_a_folder_that_must_not_be_read(folder, another_user):
     with another_user(folder), pytest.raises(_command.Refused, match=r"cannot be read \(Permission denied\)"):
         _data.load(folder)
     _data.load(folder)

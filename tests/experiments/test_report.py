@@ -52,7 +52,7 @@ def test_a_file_is_whole_or_as_it_was(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "write_bytes", fails)
     with pytest.raises(
-        _command.Refused, match=r"a.txt cannot be written \(No space left on device\); what was there is"
+        _command.Refused, match=r"a.txt cannot be written \(No space left on device\); what was there is unchanged"
     ):
         _report.write(file, b"second")
     assert [path.name for path in file.parent.iterdir()] == ["a.txt"]

@@ -157,6 +157,48 @@ def test_refused_before_anything_is_written(words, message, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_folders_that_cannot_be_used(tmp_path, another_user):
+    """`checkpoints` is a file; the folder is another user's; a link leads nowhere. Nothing is written."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").write_text("mine")
+    (tmp_path / "link").symlink_to("gone")
+    for place, message in (("run", "checkpoints is a file"), ("link", "link is a link to gone, which does not exist")):
+        with pytest.raises(SystemExit, match=message):
+            run.main(["--out", str(tmp_path / place)])
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoints"]
+    assert not (tmp_path / "gone").exists()
+    for words in (["--out", str(tmp_path)], ["resume", str(tmp_path)], ["test", str(tmp_path)]):
+        with another_user(tmp_path), pytest.raises(SystemExit, match=r"cannot be read \(Permission denied\)"):
+            run.main(words)
+
+
+def test_a_second_run_in_one_folder_is_refused(tmp_path):
+    with (
+        _command.alone(tmp_path / "run" / "checkpoints"),
+        pytest.raises(SystemExit, match=f"training here, pid {os.getpid()};"),
+    ):
+        run.main(["--model", "mlp", "--out", str(tmp_path / "run")])
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoints"]
+
+
+@pytest.mark.parametrize("kept", [0, 3])
+def test_ctrl_c_says_how_to_go_on(kept, tmp_path, monkeypatch, capsys):
+    def interrupted(*_, **__):
+        (out / "checkpoints" / "3").mkdir() if kept else None
+        raise KeyboardInterrupt
+
+    out = tmp_path / "my runs"
+    monkeypatch.setattr(run.training, "train", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        run.main(["--model", "mlp", "--out", str(out)])
+    assert ended.value.code == 130
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("interrupted. ")
+    assert (
+        last.endswith(f" resume '{out}'") if kept else last == "interrupted. There is no checkpoint yet to go on from"
+    )
+
+
 def test_a_run_without_a_folder_gets_a_new_one(monkeypatch, tmp_path):
     """Never the results that are committed; one run's folder after the other."""
     folders = []
