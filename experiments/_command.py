@@ -183,16 +183,15 @@ def _make_printable(*streams: Any) -> None:
 
 # Folders.
 
-OUT = "folder of the results (default: one in runs/ beside the script; what is committed lies in results/)"
-
 
 def folder(script: str, chosen: Mapping[str, Any] | None = None) -> Path:
     """Where the results go if no folder is named: into `runs`, which git ignores, by the options that are not defaults.
 
     What is committed, in `results`, is written where `--out` says so.
     """
-    words = [f"{name}-{value}" for name, value in (chosen or {}).items()] or ["default"]
-    return Path(script).parent / "runs" / re.sub(r"[^\w.,+-]+", "-", "_".join(words))[:200]
+    words = [Path(script).stem] * (Path(script).stem != "run")
+    words += [f"{name}-{value}" for name, value in (chosen or {}).items()]
+    return Path(script).parent / "runs" / (re.sub(r"[^\w.,+-]+", "-", "_".join(words))[:200] or "default")
 
 
 def make(folder: Path) -> Path:

@@ -13,14 +13,13 @@ from experiments import _command
 if __name__ == "__main__":
     _command.start("experiments.accuracy.run", extras="peers")
 
-import argparse
+import dataclasses
 import importlib
 import json
 import math
 import os
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -29,7 +28,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import bnderiv
-from experiments import _report
+from experiments import _options, _report
 
 SHAPES = [(32, 28, 28, 6), (64, 84), (256, 32, 32, 8)]  # the first also serves every case that is not drawn in all
 SEEDS = range(5)
@@ -49,6 +48,16 @@ class Cannot(Exception):
 
 
 # The inputs.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(_options.Results):
+    """How much is measured."""
+
+    quick: bool = False
+    """Only one shape and one seed are measured."""
+    redraw: bool = False
+    """Nothing is measured: all else is made again from the numbers that are there."""
 
 
 class Case(NamedTuple):
@@ -536,16 +545,14 @@ def as_json(content: dict[str, Any]) -> str:
 
 @_command.command
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one shape, one seed")
-    parser.add_argument("--redraw", action="store_true", help="all but the numbers, from the numbers that are there")
-    parser.add_argument("--out", type=Path, help=_command.OUT)
-    options = parser.parse_args(arguments)
+    options = _options.parse(Settings, arguments, __doc__)
     libraries, absent = ({}, []) if options.redraw else installed_libraries()
-    out = options.out or _command.folder(__file__, {"quick": True} if options.quick else {})
+    out = options.folder(__file__)
     if not options.redraw:
         if np.finfo(np.longdouble).eps > 1e-18:
-            parser.error("the truth needs a long double wider than float64, which this machine's NumPy has not")
+            raise _command.Refused(
+                "the truth needs a long double wider than float64, which this machine's NumPy has not"
+            )
         _command.make(out)
         for name in absent:
             print(f"{name} is not installed: left out")

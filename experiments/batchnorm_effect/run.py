@@ -22,57 +22,46 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
-from experiments import _data, _report
+from experiments import _data, _options, _report
+from experiments._options import AtLeastOne, Positive, Seed
 from experiments.batchnorm_effect import network, pictures
 
-OUT = _command.folder(__file__)
 NUMBERS = "results.json"
 KINDS = {True: "with batch norm", False: "without batch norm"}
 PROBES = 1000
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(_options.WithData):
     """What is trained."""
 
-    data: Path | None = None
-    """A folder of IDX files (see experiments/data.md); None takes the digits of scikit-learn."""
-    memory: float = _data.MEMORY
-    """The most memory that a file of images may take, in GB."""
-    steps: int = 50_000
+    steps: AtLeastOne = 50_000
     """The steps of the first figure; the paper's number."""
-    rate: float = 0.1
+    rate: Positive = 0.1
     """The learning rate of the first figure."""
-    seeds: int = 5
+    seeds: AtLeastOne = 5
     """The networks of each kind in the first figure."""
-    sweep_rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+    sweep_rates: tuple[Positive, ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
     """The learning rates of the second figure."""
-    sweep_steps: int = 5_000
+    sweep_steps: AtLeastOne = 5_000
     """The steps of the second figure."""
-    sweep_seeds: int = 3
+    sweep_seeds: AtLeastOne = 3
     """The networks of each kind and rate in the second figure."""
-    every: int = 500
+    every: AtLeastOne = 500
     """The steps between two measurements; this divides both numbers of steps."""
-    deviation: float = 0.1
+    deviation: Positive = 0.1
     """The standard deviation of the Gaussian that kernels are drawn from."""
-    seed: int = 0
+    seed: Seed = 0
     """The seed of all kernels and orders of images."""
-    out: Path = OUT
-    """The folder of the results."""
     redraw: bool = False
     """Only the pictures and the report are made again, from the numbers in that folder."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "seeds", "sweep_steps", "sweep_seeds", "every"):
-            if getattr(self, name) < 1:
-                raise _command.Refused(f"{name} must be at least 1, got {getattr(self, name)}")
+        super().__post_init__()
         for name in ("steps", "sweep_steps"):
             if getattr(self, name) % self.every:
                 raise _command.Refused(f"{name} must be a multiple of every = {self.every}, got {getattr(self, name)}")
-        if not self.sweep_rates or min(*self.sweep_rates, self.rate, self.deviation) <= 0:
-            raise _command.Refused("rate, sweep_rates and deviation must be positive")
 
 
 def load_task(source: Path | None, memory: float = _data.MEMORY) -> network.Task:
@@ -250,11 +239,12 @@ def present(content: dict[str, Any], out: Path) -> None:
 
 @_command.command
 def main(arguments: list[str] | None = None) -> None:
-    settings = tyro.cli(Settings, description=__doc__, args=arguments)
+    settings = _options.parse(Settings, arguments, __doc__)
+    out = settings.folder(__file__)
     if not settings.redraw:
-        _command.make(settings.out)
+        _command.make(out)
         content = measure(settings)
-        _report.write(settings.out / NUMBERS, (json.dumps(content, allow_nan=False) + "\n").encode())
-    content = _report.numbers(settings.out / NUMBERS)
+        _report.write(out / NUMBERS, (json.dumps(content, allow_nan=False) + "\n").encode())
+    content = _report.numbers(out / NUMBERS)
     _command.say("drawing …")
-    present(content, settings.out)
+    present(content, out)

@@ -13,36 +13,24 @@ if __name__ == "__main__":
 import dataclasses
 import time
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import tyro
 
-from experiments import _report
+from experiments import _options, _report
+from experiments._options import AtLeastOne
 from experiments.batchnorm_effect import network, run
 
-OUT = _command.folder(__file__)
 
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(_options.WithData):
     """What is timed."""
 
-    data: Path | None = None
-    """A folder of IDX files (see experiments/data.md); None takes the digits of scikit-learn."""
-    steps: int = 200
+    steps: AtLeastOne = 200
     """The steps of each run."""
-    repeats: int = 3
+    repeats: AtLeastOne = 3
     """Each is timed so often, and the least time counts."""
-    out: Path = OUT
-    """The folder of the results."""
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "repeats"):
-            if getattr(self, name) < 1:
-                raise _command.Refused(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
 def seconds(f: Any, repeats: int) -> float:
@@ -88,9 +76,9 @@ def saving(task: network.Task, seeds: int, rates: tuple[float, ...], settings: S
 
 @_command.command
 def main(arguments: list[str] | None = None) -> None:
-    settings = tyro.cli(Settings, description=__doc__, args=arguments)
-    task = run.load_task(settings.data)
-    _command.make(settings.out)
+    settings = _options.parse(Settings, arguments, __doc__)
+    task = run.load_task(settings.data, settings.memory)
+    out = _command.make(settings.folder(__file__))
     # Few images to measure by, so that steps are what is timed.
     task = task._replace(test_images=task.probes[:100], test_labels=task.test_labels[:100], probes=task.probes[:100])
     rates = run.Settings.sweep_rates
@@ -102,4 +90,4 @@ def main(arguments: list[str] | None = None) -> None:
     }
     for row in content["measured"]:
         print(row)
-    _report.leave(settings.out, {"vmap_saving.json": _report.as_json(content)})
+    _report.leave(out, {"vmap_saving.json": _report.as_json(content)})

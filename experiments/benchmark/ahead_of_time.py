@@ -32,11 +32,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import jax
 import jax.numpy as jnp
-import tyro
 from tqdm import tqdm
 
 import bnderiv
-from experiments import _programs, _report
+from experiments import _options, _programs, _report
 from experiments.benchmark import compiled_tables, peers, steps, targets
 from experiments.benchmark.layers import by
 
@@ -55,7 +54,6 @@ POOLS = (  # kind, window, stride, padding, shape
 BLOCK = (256, 56, 56, 256)
 LARGE = 0.2  # of x: from this part of it, booleans that are written are a stored mask
 PACKAGES = ("flax", "libtpu", "jax-cuda13-plugin")
-OUT = _command.folder(__file__).with_name("ahead_of_time")
 STEM = "ahead_of_time"
 
 
@@ -74,9 +72,11 @@ class Case(NamedTuple):
     programs: Callable[[], dict[str, Program]]  # by library
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(_options.Results):
     """Which cases, for which targets, and where to."""
+
+    OTHERWISE_THE_SAME = (*_options.Results.OTHERWISE_THE_SAME, "targets", "only", "resume")
 
     targets: tuple[Literal["v5e", "v6e", "v5p", "h100"], ...] = targets.TARGETS
     """It compiles for these devices."""
@@ -86,8 +86,6 @@ class Options:
     """What the file of results has is left out."""
     redraw: bool = False
     """Nothing is compiled: the rest is made again from the numbers there."""
-    out: Path = OUT
-    """The folder of the results."""
 
 
 def in_training(layer: Callable[..., Any]) -> Callable[..., Any]:
@@ -282,12 +280,12 @@ def compile_all(options: Options, numbers: Path) -> None:
 
 @_command.command
 def main(arguments: list[str] | None = None) -> None:
-    options = tyro.cli(Options, description=__doc__, args=arguments)
-    numbers = _command.make(options.out) / f"{STEM}.json"
+    options = _options.parse(Options, arguments, __doc__)
+    numbers = _command.make(out := options.folder(__file__)) / f"{STEM}.json"
     if not options.redraw:
         compile_all(options, numbers)
     content = _report.numbers(numbers)
     text, picture = compiled_tables.markdown(content), _report.png(compiled_tables.draw(content))
     print(compiled_tables.summary(content))
     page = compiled_tables.report(content, text, picture)
-    _report.leave(options.out, {f"{STEM}.md": text.encode(), f"{STEM}.png": picture, f"{STEM}.html": page})
+    _report.leave(out, {f"{STEM}.md": text.encode(), f"{STEM}.png": picture, f"{STEM}.html": page})

@@ -14,7 +14,7 @@ from experiments import _command
 if __name__ == "__main__":
     _command.start("experiments.benchmark.run", extras="peers")
 
-import argparse
+import dataclasses
 import json
 import os
 import re
@@ -28,7 +28,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # on a GPU PyTo
 
 import jax
 
-from experiments import _report
+from experiments import _options, _report
 from experiments.benchmark import (
     allocator,
     convolutions,
@@ -60,6 +60,27 @@ SECTIONS: dict[str, Callable[[Effort, Torch], dict[str, Any]]] = {
     "gpu": layers.batch_norms_of_resnet,
 }
 LAYERS = ["max_pool", "avg_pool", "batch_norm", "batch_norm_relu"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(_options.Results):
+    """What is measured."""
+
+    OTHERWISE_THE_SAME = (*_options.Results.OTHERWISE_THE_SAME, "only", "fresh_memory")
+
+    quick: bool = False
+    """There are fewer cases and runs, and PyTorch is not compiled."""
+    only: tuple[str, ...] = ()
+    """These sections are measured; without one, all."""
+    fresh_memory: bool = False
+    """Memory is the allocator's default; only the layers are measured."""
+    redraw: bool = False
+    """Nothing is measured: all else is made again from the numbers that are there."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if unknown := set(self.only) - SECTIONS.keys():
+            raise _command.Refused(f"only: no section {', '.join(unknown)}; there are {', '.join(SECTIONS)}")
 
 
 def processor() -> str:
@@ -123,18 +144,11 @@ def report(content: dict[str, Any], text: str, drawn: bytes | None) -> bytes:
 
 @_command.command
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer cases and runs, PyTorch not compiled")
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, help="these sections; default all")
-    parser.add_argument("--fresh-memory", action="store_true", help="the allocator's default; the layers, by default")
-    parser.add_argument("--out", type=Path, help=_command.OUT)
-    parser.add_argument("--redraw", action="store_true", help="no measuring: the rest from the numbers there")
-    options = parser.parse_args(arguments)
+    options = _options.parse(Settings, arguments, __doc__)
     allocator.start_again(keeping=not options.fresh_memory)
-    names = options.only or (LAYERS if options.fresh_memory else list(SECTIONS))
+    names = list(options.only) or (LAYERS if options.fresh_memory else list(SECTIONS))
 
-    out = options.out or _command.folder(__file__, {"quick": True} if options.quick else {})
-    numbers = _command.make(out) / f"{stem(options.fresh_memory)}.json"
+    numbers = _command.make(out := options.folder(__file__)) / f"{stem(options.fresh_memory)}.json"
     if not options.redraw:
         run(names, QUICK if options.quick else FULL, numbers)
 

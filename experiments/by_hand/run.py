@@ -12,13 +12,11 @@ from experiments import _command
 if __name__ == "__main__":
     _command.start("experiments.by_hand.run")
 
-import argparse
 import dataclasses
 import functools
 import re
 import time
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import matplotlib.pyplot as plt
@@ -28,8 +26,9 @@ import bnderiv
 from bnderiv import steps
 from bnderiv.check.problem import equations
 from bnderiv.models import lenet5
-from experiments import _report
+from experiments import _options, _report
 from experiments._data import Data, load
+from experiments._options import AtLeastOne, Seed
 
 DEFAULT = lenet5.Config(image_shape=(32, 32, 1))
 BATCH_SIZE = 32
@@ -37,6 +36,22 @@ LEARNING_RATE = 0.1
 LOSSES = {"cross_entropy": "cross entropy", "squared_error": "half the squared error"}
 ROUNDING = 2.0**-24  # relative, of one float32 operation
 SUSPICIOUS = 1e-5  # a difference above it is taken again in float64, where rounding is no excuse
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(_options.Results):
+    """Which network learns, and how long."""
+
+    epochs: AtLeastOne = 3
+    """The passes over the training images."""
+    seed: Seed = 0
+    """The seed of the parameters and of the order of the images."""
+    loss: Literal["cross_entropy", "squared_error"] = "cross_entropy"
+    """The loss is the cross entropy of a softmax, or half the squared error of a tanh."""
+    pool: Literal["avg", "max"] = "avg"
+    """LeNet-5 pools by the average or by the maximum."""
+    activation: Literal["tanh", "relu", "sigmoid"] = "tanh"
+    """The activation of every hidden layer."""
 
 
 class Step(NamedTuple):
@@ -270,23 +285,9 @@ def summarize(result: Result) -> None:
 
 @_command.command
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--seed", type=int, default=0, help="draws the parameters and the order of the images")
-    parser.add_argument("--loss", choices=tuple(LOSSES), default="cross_entropy")
-    parser.add_argument("--pool", choices=("avg", "max"), default="avg")
-    parser.add_argument("--activation", choices=("tanh", "relu", "sigmoid"), default="tanh")
-    parser.add_argument("--out", type=Path, help=_command.OUT)
-    options = parser.parse_args(arguments)
-    if options.epochs < 1:
-        parser.error("--epochs must be at least 1")
-    if options.seed < 0:
-        parser.error("--seed must be at least 0")
-
+    options = _options.parse(Settings, arguments, __doc__)
     config = dataclasses.replace(DEFAULT, pool=options.pool, activation=options.activation)
-    named = {name: getattr(options, name) for name in ("epochs", "seed", "loss", "pool", "activation")}
-    chosen = {name: value for name, value in named.items() if value != parser.get_default(name)}
-    out = _command.make(options.out or _command.folder(__file__, chosen))
+    out = _command.make(options.folder(__file__))
     result = train(config, options.loss, options.epochs, options.seed, load())
     summarize(result)
     worst = result.worst()
@@ -297,7 +298,7 @@ def main(arguments: list[str] | None = None) -> None:
         "suspicious_steps_in_float64": {str(step + 1): value for step, value in result.in_float64.items()},
         "test_accuracy": result.accuracies,
         "path": result.checked,
-        "arguments": "".join(f" --{name} {value}" for name, value in chosen.items()),
+        "arguments": " ".join(options.arguments()),
         "seconds": round(result.seconds, 1),
         "seed": options.seed,
         "epochs": options.epochs,

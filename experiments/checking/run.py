@@ -14,11 +14,10 @@ from experiments import _command
 if __name__ == "__main__":
     _command.start("experiments.checking.run", extras="test,peers")
 
-import argparse
+import dataclasses
 import multiprocessing
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -28,7 +27,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from bnderiv.check import compare
-from experiments import _report
+from experiments import _options, _report
 from tests.check.real_rules import REAL, REAL_WRONG
 from tests.check.right_rules import RIGHT
 from tests.check.rules import Case, run
@@ -44,14 +43,20 @@ RULES = [
 CHECKERS = ("compare", "compare alone", "check_grads", "gradcheck")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(_options.Results):
+    """Which rules are checked."""
+
+    only: str = ""
+    """Only the rules whose names hold this are checked; they are printed, not written."""
+    redraw: bool = False
+    """Nothing is checked: all else is made again from the numbers that are there."""
+
+
 @_command.command
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="rules whose name holds this; printed, not written")
-    parser.add_argument("--redraw", action="store_true", help="all but the numbers, from the numbers that are there")
-    parser.add_argument("--out", type=Path, help=_command.OUT)
-    options = parser.parse_args(arguments)
-    out = options.out or _command.folder(__file__)
+    options = _options.parse(Settings, arguments, __doc__)
+    out = options.folder(__file__)
     if not options.redraw:
         chosen = [i for i, (_, case) in enumerate(RULES) if options.only in case.name]
         if not options.only:

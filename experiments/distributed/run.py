@@ -16,23 +16,23 @@ import dataclasses
 import json
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
-import tyro
 
 from bnderiv.models import lenet5
-from experiments import _data, _report
+from experiments import _data, _options, _report
+from experiments._options import AtLeastOne, Positive, Seed
 from experiments.distributed import training
 
-OUT = _command.folder(__file__)
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(_options.WithData):
+    """What is trained, and over which processes. The first process writes the results."""
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What is trained, and over which processes."""
+    OTHERWISE_THE_SAME = (*_options.Results.OTHERWISE_THE_SAME, "compare", "coordinator_address", "process_id")
 
     cluster: bool = False
     """This is one of many processes, and JAX finds the others by itself: Slurm, Open MPI, a TPU pod."""
@@ -42,35 +42,23 @@ class Settings:
     """The number of processes."""
     process_id: int | None = None
     """The number of this process, from 0."""
-    group: int = 0
+    group: Annotated[int, ">= 0"] = 0
     """So many devices share the statistics of batch norm; 0 for all (synchronized), 1 for none (ghost batches)."""
-    data: Path | None = None
-    """A folder of IDX files (see experiments/data.md); None takes the digits of scikit-learn."""
-    memory: float = _data.MEMORY
-    """The most memory that a file of images may take, in GB."""
-    batch_size: int = 64
+    batch_size: AtLeastOne = 64
     """The images of a step, over all devices."""
-    epochs: int = 3
+    epochs: AtLeastOne = 3
     """The passes over the training images."""
-    rate: float = 0.03
+    rate: Positive = 0.03
     """The learning rate is constant; the momentum is 0.9, without Nesterov's look ahead."""
     dtype: Literal["float32", "float64"] = "float32"
     """The dtype of everything."""
-    seed: int = 0
+    seed: Seed = 0
     """The seed of the parameters and of the order of the images."""
     compare: Path | None = None
     """The run.json of another run: both losses and their difference are drawn."""
-    out: Path = OUT
-    """The folder of the results, which the first process writes."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "epochs"):
-            if getattr(self, name) < 1:
-                raise _command.Refused(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.rate > 0:
-            raise _command.Refused(f"rate must be positive, got {self.rate}")
-        if self.group < 0:
-            raise _command.Refused(f"group must be at least 0, got {self.group}")
+        super().__post_init__()
         by_hand = (self.coordinator_address, self.num_processes, self.process_id)
         if any(a is None for a in by_hand) and any(a is not None for a in by_hand):
             raise _command.Refused("coordinator_address, num_processes and process_id come together")
@@ -197,19 +185,11 @@ def write(settings: Settings, result: dict[str, Any], data: _data.Data) -> None:
             f" Losses against {other['name']}: {apart[0]:.1e} apart at the first step, {np.median(apart):.1e} in the "
             f"median, {apart.max():.1e} at most."
         )
-    configuration = dataclasses.asdict(settings) | {"data": "IDX files" if settings.data else None}
-    for elsewhere in ("out", "compare", "coordinator_address", "process_id", "memory"):
-        del configuration[elsewhere]
-    words = (
-        f" --{field.name.replace('_', '-')}" + (f" {configuration[field.name]}" if field.type is not bool else "")
-        for field in dataclasses.fields(settings)
-        if field.name in configuration and getattr(settings, field.name) != field.default
-    )
+    configuration = {
+        name: value for name, value in vars(settings).items() if name not in settings.OTHERWISE_THE_SAME
+    } | {"data": "IDX files" if settings.data else None}
     content = {
         "name": name,
-        "date": _report.today(),
-        "machine": _report.machine(),
-        "versions": _report.versions(),
         "images": f"{len(data.train_labels)} training images, {len(data.test_labels)} test images",
         "processes": processes,
         "devices": devices,
@@ -222,25 +202,24 @@ def write(settings: Settings, result: dict[str, Any], data: _data.Data) -> None:
         f"LeNet-5 on {name}",
         summary,
         [_report.Picture("Loss", picture, "The loss of every step, and the relative difference of two runs.")],
-        command="python -m experiments.distributed.run"
-        + "".join(words).replace("IDX files", "FOLDER")
+        command=_command.line("experiments.distributed.run", *settings.arguments(data="FOLDER"))
         + (", in each process its own --process-id" if settings.coordinator_address else ""),
         configuration=configuration,
         facts={"seconds": result["seconds"]},
     )
-    files = {"run.json": (json.dumps(content) + "\n").encode(), "losses.png": picture, "report.html": report}
+    files = {"run.json": _report.as_json(content), "losses.png": picture, "report.html": report}
     print(summary)
-    _report.leave(settings.out, files)
+    _report.leave(settings.folder(__file__), files)
 
 
 @_command.command
 def main(arguments: list[str] | None = None) -> None:
-    settings = tyro.cli(Settings, description=__doc__, args=arguments)
+    settings = _options.parse(Settings, arguments, __doc__)
     jax.config.update("jax_enable_x64", settings.dtype == "float64")
     join(settings)
     first = jax.process_index() == 0
     if first:
-        _command.make(settings.out)
+        _command.make(settings.folder(__file__))
     data = _data.load(settings.data, memory=settings.memory)
     result = train(settings, data, jax.devices())
     if first:

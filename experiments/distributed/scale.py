@@ -18,23 +18,21 @@ import math
 import os
 import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-import tyro
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import bnderiv
 from bnderiv.models import lenet5
-from experiments import _programs, _report
+from experiments import _options, _programs, _report
+from experiments._options import AtLeastOne
 from experiments.distributed import training
 
-OUT = _command.folder(__file__).with_name("scale")
 PER_DEVICE = 8  # images; the messages do not depend on it
 SIZES = (8, 256, 4096)
 MESSAGES = 2  # of one batch norm about its running mean: forward and backward
@@ -247,20 +245,17 @@ def by_name_bytes(p: int, channels: float) -> float:
 # The run.
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(_options.Results):
     """What to compile for."""
 
-    devices: tuple[int, ...] = (8, 256)
+    devices: tuple[AtLeastOne, ...] = (8, 256)
     """It compiles for these numbers of CPU devices."""
     tpu: tuple[str, ...] = ()
     """It compiles for these TPU topologies, such as v4:4x8x8. No TPU is needed, but `pip install libtpu` is."""
-    out: Path = OUT
-    """The folder of the results."""
 
     def __post_init__(self) -> None:
-        if min(self.devices, default=1) < 1:
-            raise _command.Refused(f"devices must be at least 1 each, got {self.devices}")
+        super().__post_init__()
         if self.tpu and importlib.util.find_spec("libtpu") is None:
             raise _command.Refused("tpu needs the compiler of TPUs: pip install libtpu")
 
@@ -298,7 +293,7 @@ def draw(table: list[dict[str, Any]]) -> bytes:
 
 
 def run(settings: Settings) -> None:
-    _command.make(settings.out)
+    out = _command.make(settings.folder(__file__))
     machines: dict[str, Callable[[], list[Any]]] = {
         f"{p} CPU devices": lambda p=p: jax.devices()[:p] for p in settings.devices
     } | {f"TPU {topology}": lambda topology=topology: tpu_devices(topology) for topology in settings.tpu}
@@ -341,7 +336,7 @@ def run(settings: Settings) -> None:
             _report.Table("Costs", tuple(table[0]), [list(row.values()) for row in table], "Microseconds in a step."),
             _report.Picture("ResNet-50", picture, "Milliseconds of a step, against the number of devices."),
         ],
-        command=_command.line("experiments.distributed.scale", *(["--tpu", *settings.tpu] if settings.tpu else [])),
+        command=_command.line("experiments.distributed.scale", *settings.arguments()),
         configuration={"devices": settings.devices, "tpu": settings.tpu},
     )
     files = {"scale.json": (json.dumps(content) + "\n").encode(), "scale.png": picture, "report.html": report}
@@ -349,12 +344,12 @@ def run(settings: Settings) -> None:
         print("{}, statistics of {}: {} messages, {} bytes; gradients {} and {}".format(*row))
     for row in table:
         print("{of}, {network}, {devices} devices: statistics {statistics} µs, gradients {gradients} µs".format(**row))
-    _report.leave(settings.out, files)
+    _report.leave(out, files)
 
 
 @_command.command
 def main(arguments: list[str] | None = None) -> None:
-    settings = tyro.cli(Settings, description=__doc__, args=arguments)
+    settings = _options.parse(Settings, arguments, __doc__)
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", max(settings.devices, default=1))
     run(settings)

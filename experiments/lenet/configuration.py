@@ -3,15 +3,13 @@
 import dataclasses
 import difflib
 import json
-import math
 import tomllib
-import types
-import typing
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from bnderiv.models import lenet5, mlp
-from experiments import _command, _data
+from experiments import _command, _data, _options
+from experiments._options import AtLeastOne, Positive, Seed
 
 PAIRINGS = {
     ("cross_entropy", "softmax"): "(S9)–(S10)",
@@ -24,17 +22,17 @@ ELSEWHERE = ("data", "memory")  # options that do not change what a run computes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Configuration:
+class Configuration(_options.Options):
     """A run's options. Frozen and hashable: a static argument of `jax.jit`."""
 
     data: str | None = None
     """A folder of IDX files, such as MNIST's, plain or .gz; folder/set where it holds several (experiments/data.md).
     None takes the digits of scikit-learn."""
-    classes: Annotated[int, ">= 1"] = 10
+    classes: AtLeastOne = 10
     """The labels lie in [0, classes): 10, or 27 for EMNIST's letters."""
     validation: bool = False
     """The test images stay unseen, and a fifth of the training images is tested on: for choosing a recipe."""
-    memory: Annotated[float, "> 0"] = _data.MEMORY
+    memory: Positive = _data.MEMORY
     """The most memory that a file of images may take, in GB."""
 
     model: Literal["lenet5", "mlp"] = "lenet5"
@@ -66,7 +64,7 @@ class Configuration:
         "sgd", "momentum", "nesterov", "adam", "adamw", "nadam", "rmsprop", "adagrad", "lamb", "lion"
     ] = "nesterov"
     """The optimizer is optax's of that name; sgd is plain gradient descent."""
-    learning_rate: Annotated[float, "> 0"] = 0.03
+    learning_rate: Positive = 0.03
     """The highest learning rate of the schedule."""
     schedule: Literal["constant", "cosine", "linear", "steps", "one_cycle"] = "cosine"
     """The schedule of the learning rate. "cosine" and "linear" fall to 0; "steps" falls to a tenth at half and again at
@@ -79,24 +77,23 @@ class Configuration:
     """The weight decay of the kernels, not of γ, β and biases: ½ decay ‖w‖² joins the loss (decoupled in adamw, lamb
     and lion)."""
 
-    batch_size: Annotated[int, ">= 1"] = 64
+    batch_size: AtLeastOne = 64
     """The images of a step. The last batch of an epoch has what is left."""
-    epochs: Annotated[int, ">= 1"] = 30
+    epochs: AtLeastOne = 30
     """The passes over the training images, each in a new order."""
     shift: Annotated[int, ">= 0"] = 3
     """Each training image is moved by up to so many pixels, anew each time."""
-    seed: Annotated[int, "in [0, 2**32)"] = 0
+    seed: Seed = 0
     """The seed of parameters, order and shifts."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """The dtype of the computation. Parameters, statistics and the loss are float32 in either."""
     attachment: Literal["closed_form", "forward_mode", "autodiff"] = "closed_form"
     """The gradients are derived by hand, derived by hand in both modes, or JAX's own of a plain forward."""
-    devices: Annotated[int, ">= 1"] = 1
+    devices: AtLeastOne = 1
     """Each batch is sharded over so many devices; statistics are those of the whole batch."""
 
     def __post_init__(self) -> None:
-        for name, hint in typing.get_type_hints(type(self), include_extras=True).items():
-            object.__setattr__(self, name, _checked(name, getattr(self, name), hint))
+        super().__post_init__()
         if (self.loss, self.output) not in PAIRINGS:
             derived = ", ".join(f"{loss} with {output}" for loss, output in PAIRINGS)
             raise _command.Refused(
@@ -123,19 +120,6 @@ class Configuration:
         """The options that make another run of `other`, both values; where the data lie does not."""
         pairs = ((f.name, getattr(self, f.name), getattr(other, f.name)) for f in dataclasses.fields(self))
         return [f"{name} {a!r}, not {b!r}" for name, a, b in pairs if a != b and name not in ELSEWHERE]
-
-    def arguments(self) -> list[str]:
-        """The words of the command line that stand for this configuration."""
-        words: list[str] = []
-        for field in dataclasses.fields(self):
-            value, option = getattr(self, field.name), field.name.replace("_", "-")
-            if value == field.default:
-                continue
-            if isinstance(value, bool):
-                words.append(f"--{option}" if value else f"--no-{option}")
-            else:
-                words += [f"--{option}", str(value)]
-        return words
 
 
 def read(path: Path) -> Configuration:
@@ -182,33 +166,3 @@ def from_options(options: dict[str, Any], where: str) -> Configuration:
 def as_json(configuration: Configuration) -> bytes:
     """All options, resolved: what `read` reads."""
     return (json.dumps(dataclasses.asdict(configuration), indent=1) + "\n").encode()
-
-
-def _checked(name: str, value: Any, hint: Any) -> Any:
-    """The value in the type of its option. Files and programs give any type; the command line is checked by tyro."""
-    condition = ""
-    if typing.get_origin(hint) is Annotated:
-        hint, condition, *_ = typing.get_args(hint)
-    if typing.get_origin(hint) is Literal:
-        allowed = typing.get_args(hint)
-        if value not in allowed:
-            raise _command.Refused(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
-        return value
-    if hint is float and type(value) is int:
-        value = float(value)
-    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if type(value) not in kinds:
-        wanted = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
-        raise _command.Refused(f"{name} must be {wanted}, got {value!r}")
-    if condition and not _CONDITIONS[condition](value):
-        raise _command.Refused(f"{name} must be {condition}, got {value!r}")
-    return value
-
-
-_CONDITIONS = {
-    ">= 0": lambda n: 0 <= n < math.inf,
-    ">= 1": lambda n: n >= 1,
-    "> 0": lambda n: 0 < n < math.inf,
-    "in [0, 1)": lambda n: 0 <= n < 1,
-    "in [0, 2**32)": lambda n: 0 <= n < 2**32,
-}

@@ -13,8 +13,8 @@ from experiments import _command
 if __name__ == "__main__":
     _command.start("experiments.notebooks.run", extras="notebooks")
 
-import argparse
 import base64
+import dataclasses
 import io
 import os
 from pathlib import Path
@@ -22,8 +22,9 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 from PIL import Image
+from tyro.conf import Positional
 
-from experiments import _report
+from experiments import _options, _report
 
 FOLDER = Path(__file__).parent
 NAMES = (
@@ -37,6 +38,23 @@ METADATA = {
     "language_info": {"name": "python"},
 }
 SECONDS = 300  # the most a cell may take
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(_options.Results):
+    """Which notebooks are run."""
+
+    OTHERWISE_THE_SAME = (*_options.Results.OTHERWISE_THE_SAME, "names")
+
+    names: Positional[tuple[str, ...]] = NAMES
+    """The names of the notebooks; without one, all."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if unknown := set(self.names) - set(NAMES):
+            raise _command.Refused(
+                f"no notebook is named {', '.join(unknown)}; there are {', '.join(NAMES)}"
+            )
 
 
 def execute(source: Path) -> nbformat.NotebookNode:
@@ -95,20 +113,9 @@ def with_a_palette(png: str) -> str:
 
 @_command.command
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)} (default: all)"
-    )
-    parser.add_argument("--out", type=Path, help=_command.OUT)
-    options = parser.parse_args(arguments)
-    if unknown := set(options.names) - set(NAMES):
-        parser.error(
-            f"no notebook is named {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}"
-        )
-    out = _command.make(options.out or _command.folder(__file__))
-    for name in options.names or NAMES:
+    options = _options.parse(Settings, arguments, __doc__)
+    out = _command.make(options.folder(__file__))
+    for name in options.names:
         _command.say(f"{name} …")
         notebook = nbformat.writes(execute(FOLDER / f"{name}.ipynb")) + "\n"
         _report.leave(out, {f"{name}.ipynb": notebook.encode()})

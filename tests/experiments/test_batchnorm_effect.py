@@ -214,10 +214,10 @@ def test_the_command(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"steps": 0}, "steps must be >= 1, got 0"),
         ({"sweep_steps": 700}, "sweep_steps must be a multiple of every = 500, got 700"),
-        ({"sweep_rates": (0.1, -1.0)}, "must be positive"),
-        ({"deviation": 0.0}, "must be positive"),
+        ({"sweep_rates": (0.1, -1.0)}, "sweep_rates must be > 0, got -1.0"),
+        ({"deviation": 0.0}, "deviation must be > 0, got 0.0"),
     ],
 )
 def test_settings_that_make_no_sense(changed, message):

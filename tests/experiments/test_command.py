@@ -156,13 +156,14 @@ def test_without_a_folder_results_go_where_git_ignores_them(name):
         assert place.parent == script.parent / "runs"
         assert subprocess.run(["git", "check-ignore", "-q", place / "a.json"], cwd=ROOT).returncode == 0
     text = script.read_text()
-    assert "_command.folder(__file__" in text or "RUNS" in text
+    assert ".folder(__file__)" in text or "RUNS" in text
     assert '/ "results"' not in text
 
 
 def test_the_folder_is_named_by_the_options():
     assert _command.folder("by_hand/run.py") == Path("by_hand/runs/default")
     assert _command.folder("by_hand/run.py", {"pool": "max", "seed": 3}) == Path("by_hand/runs/pool-max_seed-3")
+    assert _command.folder("distributed/scale.py") == Path("distributed/runs/scale")
 
 
 def test_a_folder_that_cannot_be_is_refused_before_the_work(tmp_path):

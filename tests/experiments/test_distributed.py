@@ -154,8 +154,8 @@ def test_two_processes_have_the_loss_curve_of_one_device(tmp_path):
 
 
 def nine_images():
-    parts = (np.zeros(s, t) for s, t in (((9, 28, 28, 1), np.uint8), (9, np.int32)) * 2)
-    return _data.Data(*parts, np.arange(256, dtype=np.float32))
+    images, labels = np.zeros((9, 28, 28, 1), np.uint8), np.zeros(9, np.int32)
+    return _data.Data(images, labels, images, labels, np.arange(256, dtype=np.float32))
 
 
 @pytest.mark.slow
@@ -201,10 +201,10 @@ def test_how_far_two_curves_are_apart():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"batch_size": 0}, "batch_size must be at least 1"),
-        ({"group": -1}, "group must be at least 0"),
+        ({"batch_size": 0}, "batch_size must be >= 1, got 0"),
+        ({"group": -1}, "group must be >= 0, got -1"),
         ({"num_processes": 2}, "come together"),
-        ({"rate": -1.0}, "rate must be positive, got -1.0"),
+        ({"rate": -1.0}, "rate must be > 0, got -1.0"),
         ({"compare": pathlib.Path("nowhere")}, "compare must be the run.json of another run, got nowhere"),
         ({"cluster": True, "coordinator_address": "a:1", "num_processes": 2, "process_id": 0}, "by itself"),
     ],
