@@ -30,7 +30,7 @@ class Refused(ValueError):
 
 # Starting.
 
-_started = ["-m", "experiments"]  # how Python was told what to run
+_started: dict[str, list[str]] = {}  # the script that was started, and how Python was told to
 
 
 def start(module: str, *, extras: str = "experiments") -> NoReturn:
@@ -41,7 +41,7 @@ def start(module: str, *, extras: str = "experiments") -> NoReturn:
       extras: what to install where a package is missing, as in `pip install -e ".[extras]"`.
     """
     spec = sys.modules["__main__"].__spec__
-    _started[:] = ["-m", spec.name] if spec else [sys.argv[0]]
+    _started[module] = ["-m", spec.name] if spec else [sys.argv[0]]
     _make_printable(sys.stdout, sys.stderr)
     # Not by an exception: extension modules that are being imported turn one into an error of their own.
     signal.signal(signal.SIGINT, _stop_at_once)
@@ -78,10 +78,10 @@ def command(main: Callable[[list[str] | None], None]) -> Callable[..., None]:
     return ends_in_a_line
 
 
-def again(*words: object) -> str:
-    """The line that runs this script with other words, to be pasted into a shell."""
+def again(module: str, *words: object) -> str:
+    """The line that runs a script as this one was run, to be pasted into a shell."""
     python = "python" if shutil.which("python") == sys.executable else sys.executable
-    return shlex.join([python, *_started, *map(str, words)])
+    return shlex.join([python, *_started.get(module, ["-m", module]), *map(str, words)])
 
 
 def line(module: str, *words: object) -> str:

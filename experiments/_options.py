@@ -88,7 +88,7 @@ Kind = TypeVar("Kind", bound=Options)
 
 def parse(kind: type[Kind], arguments: list[str] | None, description: str | None) -> Kind:
     """The options on the command line; a script's docstring says what it is."""
-    return tyro.cli(kind, args=arguments, description=description)
+    return tyro.cli(kind, args=arguments, prog=f"python -m {kind.__module__}", description=description)
 
 
 def _short(value: Any) -> Any:

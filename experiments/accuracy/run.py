@@ -5,7 +5,7 @@
     python -m experiments.accuracy.run --redraw   all but the numbers again, from the numbers
 
 The errors are relative L2 distances to a truth computed in long double from the same rounded inputs. A library that is
-not installed (`pip install "bnderiv[peers]"` has them all) is left out and named.
+not installed (`pip install -e ".[peers]"` has them all) is left out and named.
 """
 
 from experiments import _command

@@ -6,7 +6,7 @@
     python -m experiments.benchmark.ahead_of_time --resume              what a run that was interrupted has left
     python -m experiments.benchmark.ahead_of_time --redraw              tables, picture and page again
 
-Needs `pip install "bnderiv[experiments,flax,accelerators]"`. Each case is a forward and a backward pass as in training,
+Needs `pip install -e ".[experiments,flax,accelerators]"`. Each case is a forward and a backward pass as in training,
 compiled for one device, and its program counted: kernels, bytes, cycles (the TPU compiler's own estimate), temporary
 memory, stored masks, float32 convolutions. Caches, autotuning and cuDNN's choice of algorithm are not in the counts.
 Of the norms there is batch norm alone. A target takes a few minutes on two cores; LeNet-5 takes a TPU's compiler some
@@ -32,7 +32,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import jax
 import jax.numpy as jnp
-from tqdm import tqdm
 
 import bnderiv
 from experiments import _options, _programs, _report
@@ -256,7 +255,7 @@ def compile_all(options: Options, numbers: Path) -> None:
     chosen = [case for case in cases() if not options.only or any(part in case.name for part in options.only)]
     if not chosen:
         raise SystemExit(f"no case has any of {options.only} in its name")
-    with tqdm(total=len(options.targets) * len(chosen), unit="case", dynamic_ncols=True) as bar:
+    with _command.bar(total=len(options.targets) * len(chosen), unit="case") as bar:
         for target in options.targets:
             for case in chosen:
                 bar.set_postfix_str(f"{target}: {case.name}")

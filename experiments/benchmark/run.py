@@ -6,7 +6,7 @@
     python -m experiments.benchmark.run --redraw            tables and picture again, from the numbers
     python -m experiments.benchmark.run --fresh-memory      large arrays in memory new to the process (`allocator.py`)
 
-A peer that is not installed (`pip install "bnderiv[peers]"` has them all) is left out and named.
+A peer that is not installed (`pip install -e ".[peers]"` has them all) is left out and named.
 """
 
 from experiments import _command

@@ -6,7 +6,7 @@
 
 The network is ResNet-18 for small images (3×3 stem, no first pooling), narrower by default; the images are
 scikit-learn's digits, each pixel enlarged to 4×4. The stem takes no padding, so that a constant added to the images is
-a constant added to what its batch norm sees. Needs `pip install "bnderiv[experiments,flax]"`.
+a constant added to what its batch norm sees. Needs `pip install -e ".[experiments,flax]"`.
 """
 
 from experiments import _command

@@ -75,7 +75,11 @@ class Checkpoints:
             self._remove_unfinished()
             kept = self.steps()
             last = f"that of step {kept[-1]} is complete" if kept else "there is none before it"
-            then = f"{_command.again('resume', self.folder.parent)}" if kept else "start the run again"
+            then = (
+                f"{_command.again('experiments.lenet.run', 'resume', self.folder.parent)}"
+                if kept
+                else "start the run again"
+            )
             raise CheckpointError(
                 f"{self.folder}: the checkpoint of step {step} cannot be written ({_short(error)}); {last}. "
                 f"Make room on the disk, then {then}"

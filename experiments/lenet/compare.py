@@ -45,7 +45,7 @@ class Compare:
 
 @_command.command
 def main(arguments: list[str] | None = None) -> None:
-    command = tyro.cli(Compare, args=arguments, prog="compare.py", description=__doc__)
+    command = tyro.cli(Compare, args=arguments, prog=f"python -m {__name__}", description=__doc__)
     out = command.out or run.RUNS / command.settings.stem
     settings, beside = read(command.settings, command.data)
     if command.seconds is not None:

@@ -92,7 +92,7 @@ def main(arguments: list[str] | None = None) -> None:
         case Resume():
             chosen = _configuration_of(command.run, command.data)
             if not checkpoints.Checkpoints(command.run).steps():
-                train_again = _command.again("train", *chosen.arguments(), "--out", command.run)
+                train_again = _command.again(__name__, "train", *chosen.arguments(), "--out", command.run)
                 raise _command.Refused(f"{command.run}: no checkpoint to go on from; train again: {train_again}")
             train(chosen, command.run, every=command.checkpoint_every)
         case Test():
@@ -116,9 +116,9 @@ def train(
         state, progress = _state(chosen, data, kept)
         steps = training.steps_per_epoch(len(data.train_labels), chosen) * chosen.epochs
         if int(state.step) == steps and (out / "report.html").exists():
-            _command.say(f"{out} is finished; to draw it again: {_command.again('plot', out)}")
+            _command.say(f"{out} is finished; to draw it again: {_command.again(__name__, 'plot', out)}")
             return progress.history
-        resume = f"to go on: {_command.again('resume', out)}"
+        resume = f"to go on: {_command.again(__name__, 'resume', out)}"
         _command.say(f"goes on from step {int(state.step)} in {out}" if kept.steps() else f"run {out}; {resume}")
         fingerprint = data.fingerprint()
 
@@ -136,6 +136,8 @@ def train(
                 title=title or results.MODELS[chosen.model],
                 to_the_end=to_the_end,
             )
+            if at := int(state.diverged):
+                _command.say(f"{title}: the loss diverged at step {at}")
             _finish(out, state, progress, data, chosen)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(resume if kept.steps() else "There is no checkpoint yet to go on from") from None
@@ -182,7 +184,7 @@ def _parse(words: list[str]) -> Train | Resume | Test | Plot:
         | Annotated[Test, subcommand("test")]
         | Annotated[Plot, subcommand("plot")],
         args=words,
-        prog="run.py",
+        prog=f"python -m {__name__}",
         description=__doc__,
     )
 
@@ -260,7 +262,7 @@ def _finish(
         files = results.save(out, state, progress, data, chosen)
     except _command.Refused as error:
         raise _command.Refused(
-            f"{error}. The checkpoints are complete: make room, then {_command.again('resume', out)}"
+            f"{error}. The checkpoints are complete: make room, then {_command.again(__name__, 'resume', out)}"
         ) from error
     history = progress.history
     images = len(data.test_labels)

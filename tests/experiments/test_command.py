@@ -85,6 +85,7 @@ def test_ctrl_c_while_a_module_is_imported(tmp_path):
         "import time\nfor _ in range(600):\n    try:\n        time.sleep(0.1)\n    except BaseException:\n        pass"
     )
     process = run_script(tmp_path, "a", text)
+    assert process.stderr is not None
     assert process.stderr.readline() == "importing …\n"
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=60) == ("", "\ninterrupted\n")
@@ -99,9 +100,10 @@ def test_a_locale_of_ascii_gets_ascii(tmp_path):
 
 
 def test_lines_are_to_be_pasted(monkeypatch):
-    monkeypatch.setattr(_command, "_started", ["my experiments/run.py"])
-    line = _command.again("resume", Path("a folder/it's"))
+    monkeypatch.setattr(_command, "_started", {"experiments.lenet.run": ["my experiments/run.py"]})
+    line = _command.again("experiments.lenet.run", "resume", Path("a folder/it's"))
     assert shlex.split(line)[-3:] == ["my experiments/run.py", "resume", "a folder/it's"]
+    assert _command.again("experiments.lenet.compare", "a").endswith(" -m experiments.lenet.compare a")
     assert shlex.split(line)[0] in ("python", sys.executable)
     assert _command.line("experiments.a.run", "--data", "a b") == "python -m experiments.a.run --data 'a b'"
 

@@ -89,7 +89,8 @@ def test_more_classes(folder):
 
 
 def test_the_fingerprint_is_of_all_images_and_labels():
-    data = _data.Data(*(np.zeros((3, 2, 2, 1), np.uint8), np.zeros(3, np.int32)) * 2, np.zeros(256, np.float32))
+    images, labels = np.zeros((3, 2, 2, 1), np.uint8), np.zeros(3, np.int32)
+    data = _data.Data(images, labels, images, labels, np.zeros(256, np.float32))
     found = {data.fingerprint(), data._replace().fingerprint()}
     assert len(found) == 1
     for name, array in data._asdict().items():
