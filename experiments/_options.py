@@ -74,6 +74,14 @@ class Results(Options):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Measured(Results):
+    """And whose tables and pictures can be made again from its numbers."""
+
+    redraw: bool = False
+    """Nothing is measured: all else is made again from the numbers that are there."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class WithData(Results):
     """And that takes images."""
 

@@ -51,13 +51,11 @@ class Cannot(Exception):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(_options.Results):
+class Settings(_options.Measured):
     """How much is measured."""
 
     quick: bool = False
     """Only one shape and one seed are measured."""
-    redraw: bool = False
-    """Nothing is measured: all else is made again from the numbers that are there."""
 
 
 class Case(NamedTuple):

@@ -129,10 +129,12 @@ def measure(settings: Settings) -> dict[str, Any]:
     keys = jax.random.split(jax.random.key(settings.seed), max(settings.seeds, settings.sweep_seeds))
     rates = list(settings.sweep_rates)
 
-    print(f"{images}\nrate {settings.rate:g}: {settings.seeds} seeds with and without, {settings.steps:,} steps …")
+    _command.say(
+        f"{images}\nrate {settings.rate:g}: {settings.seeds} seeds with and without, {settings.steps:,} steps …"
+    )
     curves, seconds = timed_sweep(keys[: settings.seeds], [settings.rate], task, steps=settings.steps, **options)
     curves = {kind: jax.tree.map(lambda a: a[:, 0], of_kind) for kind, of_kind in curves.items()}  # one rate
-    print(f"{len(rates)} rates: {settings.sweep_seeds} seeds with and without, {settings.sweep_steps:,} steps …")
+    _command.say(f"{len(rates)} rates: {settings.sweep_seeds} seeds with and without, {settings.sweep_steps:,} steps …")
     swept, sweep_seconds = timed_sweep(keys[: settings.sweep_seeds], rates, task, steps=settings.sweep_steps, **options)
 
     steps = np.arange(settings.steps // settings.every + 1) * settings.every

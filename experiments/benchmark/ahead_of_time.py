@@ -72,10 +72,10 @@ class Case(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(_options.Results):
+class Options(_options.Measured):
     """Which cases, for which targets, and where to."""
 
-    OTHERWISE_THE_SAME = (*_options.Results.OTHERWISE_THE_SAME, "targets", "only", "resume")
+    OTHERWISE_THE_SAME = (*_options.Measured.OTHERWISE_THE_SAME, "targets", "only", "resume")
 
     targets: tuple[Literal["v5e", "v6e", "v5p", "h100"], ...] = targets.TARGETS
     """It compiles for these devices."""
@@ -83,8 +83,6 @@ class Options(_options.Results):
     """Only the cases with one of these in their names are compiled."""
     resume: bool = False
     """What the file of results has is left out."""
-    redraw: bool = False
-    """Nothing is compiled: the rest is made again from the numbers there."""
 
 
 def in_training(layer: Callable[..., Any]) -> Callable[..., Any]:

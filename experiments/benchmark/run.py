@@ -63,10 +63,10 @@ LAYERS = ["max_pool", "avg_pool", "batch_norm", "batch_norm_relu"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(_options.Results):
+class Settings(_options.Measured):
     """What is measured."""
 
-    OTHERWISE_THE_SAME = (*_options.Results.OTHERWISE_THE_SAME, "only", "fresh_memory")
+    OTHERWISE_THE_SAME = (*_options.Measured.OTHERWISE_THE_SAME, "only", "fresh_memory")
 
     quick: bool = False
     """There are fewer cases and runs, and PyTorch is not compiled."""
@@ -74,8 +74,6 @@ class Settings(_options.Results):
     """These sections are measured; without one, all."""
     fresh_memory: bool = False
     """Memory is the allocator's default; only the layers are measured."""
-    redraw: bool = False
-    """Nothing is measured: all else is made again from the numbers that are there."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -44,13 +44,11 @@ CHECKERS = ("compare", "compare alone", "check_grads", "gradcheck")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(_options.Results):
+class Settings(_options.Measured):
     """Which rules are checked."""
 
     only: str = ""
     """Only the rules whose names hold this are checked; they are printed, not written."""
-    redraw: bool = False
-    """Nothing is checked: all else is made again from the numbers that are there."""
 
 
 @_command.command

@@ -49,35 +49,27 @@ class Train:
 
 
 @dataclasses.dataclass(frozen=True)
-class Resume:
-    """Goes on with a run from its last checkpoint, to the bits it would have ended with."""
-
+class OfRun:
     run: Positional[Path]
     """The folder of the run."""
     data: str | None = None
-    """The folder of the run's images, if they were moved."""
+    """The folder of the run's images, if they were moved; test takes other images, too."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Resume(OfRun):
+    """Goes on with a run from its last checkpoint, to the bits it would have ended with."""
+
     checkpoint_every: int = 0
     """A checkpoint is written after every so many steps, besides that after every epoch; 0 for none besides."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Test:
+class Test(OfRun):
     """Prints loss and accuracy of a run's last checkpoint."""
 
-    run: Positional[Path]
-    """The folder of the run."""
-    data: str | None = None
-    """A folder of other images than the run's, or of the same if they were moved."""
 
-
-@dataclasses.dataclass(frozen=True)
-class Plot:
+class Plot(OfRun):
     """Draws a run's pictures and its report from its last checkpoint, trained to the end or not."""
-
-    run: Positional[Path]
-    """The folder of the run."""
-    data: str | None = None
-    """The folder of the run's images, if they were moved."""
 
 
 @_command.command
