@@ -58,7 +58,15 @@ def start(module: str, *, extras: str = "experiments") -> NoReturn:
             f"or run: {python} -m pip install -e '.[{extras}]'"
         )
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    main()
+    try:
+        main()
+    except SystemExit as ending:
+        if (
+            ending.code == INTERRUPTED
+        ):  # JAX's threads may still compile, and the interpreter's end under them is a crash
+            sys.stdout.flush()
+            os._exit(INTERRUPTED)
+        raise
     sys.exit()
 
 

@@ -238,6 +238,7 @@ def _state(
     any_images: bool = False,
 ) -> tuple[training.State, training.Progress]:
     """The last checkpoint's state, or a new one."""
+    _command.say("making the first state …")
     steps = training.steps_per_epoch(len(data.train_labels), chosen) * chosen.epochs
     state = training.start(data.image_shape, steps, chosen)
     if kept.steps() or must_exist:

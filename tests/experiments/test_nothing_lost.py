@@ -132,7 +132,7 @@ def test_what_goes_wrong_with_a_checkpoint_is_one_line(folder, tmp_path):
     finish(start("train", *options, run))
     (run / "checkpoints" / "18" / "about" / "metadata").write_bytes(b"{")
     *words, line = finish(start("test", run), 1).splitlines()
-    assert words == ["importing …", "reading the images …"]
+    assert words == ["importing …", "reading the images …", "making the first state …"]
     assert "18: damaged, or not a checkpoint of this experiment; delete that folder to go on from step 12 (" in line
 
 

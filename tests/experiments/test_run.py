@@ -97,7 +97,7 @@ def test_the_files_are_enough_to_use_the_network(trained):
     assert state["bn1"].count == 2 * 23  # 1437 images in batches of 64, the last one short
     chex.assert_trees_all_equal_shapes(params, shapes[0])
     data = _data.load()
-    logits, _ = lenet5.apply(params, state, jnp.asarray(data.test_images), config, train=False)
+    logits, _ = lenet5.apply(params, state, jnp.asarray(data.standardized(data.test_images)), config, train=False)
     assert (np.asarray(logits).argmax(-1) == data.test_labels).mean() == pytest.approx(metrics["test_accuracy"])
 
 
