@@ -75,7 +75,7 @@ class Results(Options):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Measured(Results):
-    """And whose tables and pictures can be made again from its numbers."""
+    """The options of a script whose tables and pictures can be made again from its numbers."""
 
     redraw: bool = False
     """Nothing is measured: all else is made again from the numbers that are there."""
@@ -83,7 +83,7 @@ class Measured(Results):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WithData(Results):
-    """And that takes images."""
+    """The options of a script that takes images."""
 
     data: Path | None = None
     """A folder of IDX files (see experiments/data.md). None takes the digits of scikit-learn."""

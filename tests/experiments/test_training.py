@@ -189,7 +189,7 @@ def test_a_step_is_gradient_descent_on_the_loss(pairing, attachment):
     new = step(state, data, rows, chosen, 6)
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(new.params), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6, err_msg=str(path))
-    assert int(new.step) == 1
+    assert (int(new.step), int(new.diverged)) == (1, 0)
     undecayed = gradient["dense2"]["kernel"] - jnp.float32(0.01) * state.params["dense2"]["kernel"]
     np.testing.assert_allclose(new.norms["dense2"], jnp.linalg.norm(undecayed), rtol=1e-4)
 
@@ -293,22 +293,17 @@ def test_answers_are_those_of_the_images_whatever_the_chunk(monkeypatch):
     assert found.accuracy(data.test_labels) == np.mean(np.asarray(z).argmax(1) == data.test_labels)
 
 
-@pytest.mark.parametrize("rate", [1e30, 0.1])
-def test_a_run_that_diverges_says_at_which_step_and_saves_nothing_of_it(rate, monkeypatch):
+def test_a_run_that_diverges_says_at_which_step_and_saves_nothing_of_it(monkeypatch):
     """The first step's loss is still a loss; the kernels it leaves are 1e29. In a comparison it goes on."""
     monkeypatch.setattr(jax, "jit", fast_jit)
     training._compiled_step.cache_clear()
-    chosen, data, saved = dataclasses.replace(PLAIN, learning_rate=rate, epochs=1), make_data(), []
+    chosen, data, saved = dataclasses.replace(PLAIN, learning_rate=1e30, epochs=1), make_data(), []
 
     def train(**how):
         state = training.start(SHAPE, 3, chosen)
         progress = training.Progress(training.new_history(state), 0.0)
         return training.train(state, progress, data, chosen, lambda state, _: saved.append(int(state.step)), **how)
 
-    if rate < 1:
-        state, _ = train()
-        assert (int(state.diverged), saved) == (0, [3])
-        return
     with pytest.raises(
         training.Diverged, match=r"diverged: from step 2 on, in epoch 1, .* --learning-rate than 1e\+30"
     ):
