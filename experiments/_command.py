@@ -43,8 +43,10 @@ def start(module: str, *, extras: str = "experiments") -> NoReturn:
     spec = sys.modules["__main__"].__spec__
     _started[module] = ["-m", spec.name] if spec else [sys.argv[0]]
     _make_printable(sys.stdout, sys.stderr)
-    # Not by an exception: extension modules that are being imported turn one into an error of their own.
-    signal.signal(signal.SIGINT, _stop_at_once)
+    interrupt = signal.getsignal(signal.SIGINT)
+    if interrupt is not signal.SIG_IGN:  # as it is for what a script has sent to the background
+        # Not by an exception: extension modules that are being imported turn one into an error of their own.
+        signal.signal(signal.SIGINT, _stop_at_once)
     say("importing …")
     try:
         main = importlib.import_module(module).main
@@ -57,13 +59,12 @@ def start(module: str, *, extras: str = "experiments") -> NoReturn:
             f"{missing} is not installed for {python}: activate the environment that has it, "
             f"or run: {python} -m pip install -e '.[{extras}]'"
         )
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, interrupt)
     try:
         main()
     except SystemExit as ending:
-        if (
-            ending.code == INTERRUPTED
-        ):  # JAX's threads may still compile, and the interpreter's end under them is a crash
+        if ending.code == INTERRUPTED:
+            # JAX's threads may still compile; an interpreter that ends under them crashes.
             sys.stdout.flush()
             os._exit(INTERRUPTED)
         raise
@@ -105,7 +106,8 @@ def _stop_at_once(*_: Any) -> None:
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
     """Ctrl-C waits until the block is done; a second one ends the process at once."""
-    if threading.current_thread() is not threading.main_thread():
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    if ignored or threading.current_thread() is not threading.main_thread():
         yield
         return
     asked = False

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 
 import pytest
 
@@ -22,3 +23,11 @@ def another_user():
             folder.chmod(0o700)
 
     return locked_out
+
+
+@pytest.fixture
+def interruptible():
+    """Ctrl-C as a terminal has it, also where the tests run in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -9,6 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,7 @@ def test_what_is_not_installed_is_named_with_what_to_do(tmp_path):
     assert line.endswith(" -m pip install -e '.[experiments]'")
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_while_a_module_is_imported(tmp_path):
     """It swallows exceptions, as extension modules do."""
     text = (
@@ -108,6 +110,7 @@ def test_lines_are_to_be_pasted(monkeypatch):
     assert _command.line("experiments.a.run", "--data", "a b") == "python -m experiments.a.run --data 'a b'"
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_ctrl_c_does_not_wait():
     program = (
         "import os, signal; from experiments import _command\n"
@@ -119,6 +122,7 @@ def test_a_second_ctrl_c_does_not_wait():
     assert (done.returncode, done.stdout, done.stderr) == (130, "goes on\n", "\ninterrupted\n")
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_waits_for_what_must_be_whole():
     done = []
 
@@ -220,10 +224,18 @@ def test_why_says_more_than_the_system(tmp_path):
 
 
 def test_every_script_has_a_main_that_ends_in_a_line():
+    """And names extras that there are: what `dropin` and the notebooks need beyond the others' is in them."""
     assert len(SCRIPTS) == 13
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    advice = {}
     for name in SCRIPTS:
         text = (ROOT / (name.replace(".", "/") + ".py")).read_text()
-        assert f'_command.start("{name}"' in text
+        called = re.search(rf'_command\.start\("{re.escape(name)}"(?:, extras="(.*)")?\)', text)
+        assert called, name
+        advice[name] = (called[1] or "experiments").split(",")
+        assert set(advice[name]) <= extras.keys()
         assert "@_command.command\ndef main(arguments: list[str] | None = None) -> None:" in text
         assert "sys.path" not in text
+    assert "flax" in advice["experiments.dropin.run"]
+    assert advice["experiments.notebooks.run"] == ["notebooks"]
     assert importlib.import_module("experiments.lenet.run").main.__wrapped__

@@ -267,6 +267,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(saved):
     np.testing.assert_array_equal(found.params["dense1"]["kernel"], noise)
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_while_a_checkpoint_is_written(saved, monkeypatch, capfd):
     """It waits; the checkpoint is whole."""
     kept, state, progress = saved
