@@ -13,7 +13,8 @@ import bnderiv
 from bnderiv import _layers
 from bnderiv.normalization import running_stats
 
-FRAMEWORKS = {"linen": "flax", "nnx": "flax", "equinox": "equinox", "haiku": "haiku", "flax_pooling": "flax"}
+FRAMEWORKS = {"linen": "flax", "nnx": "flax", "equinox": "equinox", "haiku": "haiku"}
+FRAMEWORKS |= {"flax_pooling": "flax", **{f"{adapter}_norms": framework for adapter, framework in FRAMEWORKS.items()}}
 MODULES = [m.name for m in pkgutil.walk_packages(bnderiv.__path__, "bnderiv.") if not m.name.endswith("__main__")]
 PUBLIC = [
     *_layers.__all__,
@@ -21,6 +22,7 @@ PUBLIC = [
     "check.compare",
     *(f"models.{model}.{name}" for model in ("lenet5", "mlp") for name in ("Config", "init", "apply")),
     *(f"{adapter}.BatchNorm" for adapter in ("linen", "nnx", "equinox", "haiku")),
+    *(f"linen.{norm}" for norm in ("LayerNorm", "RMSNorm", "GroupNorm", "InstanceNorm")),
     *(f"{adapter}.{pool}" for adapter in ("linen", "nnx") for pool in ("avg_pool", "max_pool")),
 ]
 

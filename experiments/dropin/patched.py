@@ -26,14 +26,21 @@ def _replace(places, name, ours):
         setattr(importlib.import_module(place), name, ours)
 
 
+def _replace_layers(places, ours):
+    """All norms that `ours` has, each counted."""
+    for name in ("BatchNorm", "LayerNorm", "RMSNorm", "GroupNorm", "InstanceNorm"):
+        layer = getattr(ours, name, None)
+        if layer is not None:
+            layer.__call__ = _counted(f"{ours.__name__}.{name}", layer.__call__)
+            _replace([place for place in places if hasattr(importlib.import_module(place), name)], name, layer)
+
+
 def _flax() -> None:
     import bnderiv.linen
     import bnderiv.nnx
 
-    for module in (bnderiv.linen, bnderiv.nnx):
-        module.BatchNorm.__call__ = _counted(f"{module.__name__}.BatchNorm", module.BatchNorm.__call__)
-    _replace(("flax.linen", "flax.linen.normalization"), "BatchNorm", bnderiv.linen.BatchNorm)
-    _replace(("flax.nnx", "flax.nnx.nn.normalization"), "BatchNorm", bnderiv.nnx.BatchNorm)
+    _replace_layers(("flax.linen", "flax.linen.normalization"), bnderiv.linen)
+    _replace_layers(("flax.nnx", "flax.nnx.nn.normalization"), bnderiv.nnx)
     for name in ("avg_pool", "max_pool"):
         ours = _counted(f"bnderiv.linen.{name}", getattr(bnderiv.linen, name))
         _replace(("flax.linen", "flax.linen.pooling", "flax.nnx"), name, ours)
@@ -42,15 +49,14 @@ def _flax() -> None:
 def _equinox() -> None:
     import bnderiv.equinox
 
-    bnderiv.equinox.BatchNorm.__call__ = _counted("bnderiv.equinox.BatchNorm", bnderiv.equinox.BatchNorm.__call__)
-    _replace(("equinox.nn", "equinox.nn._batch_norm"), "BatchNorm", bnderiv.equinox.BatchNorm)
+    _replace_layers(("equinox.nn", "equinox.nn._batch_norm", "equinox.nn._normalisation"), bnderiv.equinox)
 
 
 def _haiku() -> None:
     import bnderiv.haiku
 
-    bnderiv.haiku.BatchNorm.__call__ = _counted("bnderiv.haiku.BatchNorm", bnderiv.haiku.BatchNorm.__call__)
-    _replace(("haiku", "haiku._src.batch_norm"), "BatchNorm", bnderiv.haiku.BatchNorm)
+    modules = (f"haiku._src.{kind}_norm" for kind in ("batch", "layer", "group", "rms"))
+    _replace_layers(("haiku", *modules), bnderiv.haiku)
 
 
 def pytest_configure() -> None:
