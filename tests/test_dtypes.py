@@ -31,6 +31,10 @@ FLOATS = {
         lambda layers, a: layers.batch_norm_inference(X, VECTOR, VECTOR, VECTOR, a),
         VECTOR,
     ),
+    "layer_norm": ("beta", lambda layers, a: layers.layer_norm(X, VECTOR, a), VECTOR),
+    "group_norm": ("gamma", lambda layers, a: layers.group_norm(X, a, None, 3), VECTOR),
+    "instance_norm": ("x", lambda layers, a: layers.instance_norm(a, VECTOR, None), IMAGE),
+    "rms_norm": ("x", lambda layers, a: layers.rms_norm(a, None), X),
     "softmax_cross_entropy": ("labels", lambda layers, a: layers.softmax_cross_entropy(X, a), X),
     "squared_error": ("targets", lambda layers, a: layers.squared_error(X, a), X),
 }

@@ -84,6 +84,15 @@ LAYERS = {
         *[((4,), P())] * 2,
         ((8, 4), P(None, "model")),  # unlike x: y is sharded like x, the gradient like z
     ),
+    "layer_norm-features": ("layer_norm", {}, ((8, 2, 4), P("data", None, "model")), *[((4,), P("model"))] * 2),
+    "group_norm-channels": (
+        "group_norm",
+        {"groups": 2},
+        ((4, 3, 3, 4), P("data", None, None, "model")),
+        *[((4,), P("model"))] * 2,
+    ),
+    "instance_norm-rows": ("instance_norm", {}, ((4, 4, 3, 2), P("data", "model")), *[((2,), P())] * 2),
+    "rms_norm-features": ("rms_norm", {}, ((8, 4), P("data", "model")), ((4,), P())),
     "flatten-rows": ("flatten", {}, ((8, 4, 3), P("data", "model"))),
     "softmax-classes": ("softmax", {}, ((8, 4), P("data", "model"))),
     "softmax_cross_entropy-classes": ("softmax_cross_entropy", {}, *[((8, 4), P("data", "model"))] * 2),

@@ -32,8 +32,9 @@ NOISE = 16
 LEAST_ROOT = 2.0**-50
 # Reads of x for one measurement: a bound of the loop. Two are the rule; a guess of 1e228 for numbers around 1 took 16.
 MOST_READS = 24
-# Elements a sample has at least: its mean is off by about σ/4 then, and σ is near enough.
-SAMPLE = 16
+# Elements a sample of n has at least, or this times √n: its mean is off by about σ/4 then, and σ is near enough. One
+# huge element, which σ ≥ |x|/√n is due to, moves the sample's mean by σ/2 at most.
+SAMPLE, TIMES_ROOT = 16, 2
 
 
 class Unit(NamedTuple):
@@ -140,13 +141,13 @@ def _better(unit: Unit, mean: jax.Array, var: jax.Array, eps: Epsilon) -> Unit:
 
 def _sample_mean(groups: Groups, x: jax.Array, where: jax.Array | None) -> jax.Array:
     """The mean of a small sample: one place of every example (a sharded batch stays so), or more of few examples."""
-    area = math.prod(x.shape[i] for i in groups.reduced[1:] if isinstance(x.shape[i], int))
-    taken = 1
+    most = math.prod(x.shape[i] for i in groups.reduced if isinstance(x.shape[i], int))
+    sample, taken = max(SAMPLE, TIMES_ROOT * math.isqrt(most)), 1
     for i in groups.reduced:
         size = x.shape[i]
         if isinstance(size, int):
-            most = max(SAMPLE, size * area // 32) if i == groups.reduced[0] else -(-SAMPLE // taken)
-            stride = max(1, size // most)
+            wanted = max(sample, most // 32) if i == groups.reduced[0] else -(-sample // taken)
+            stride = max(1, size // wanted)
             x, where = _thinned(x, i, stride), None if where is None else _thinned(where, i, stride)
             taken *= x.shape[i]
     n = groups.count(x, where)
