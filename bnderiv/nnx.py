@@ -1,4 +1,4 @@
-"""Batch norm and pooling for Flax NNX, under Flax's names: change the import, keep the model and its checkpoints."""
+"""Norms and pooling for Flax NNX, under Flax's names: change the import, keep the model and its checkpoints."""
 
 from typing import Any
 
@@ -20,7 +20,9 @@ try:
 except ImportError as error:
     raise ImportError('bnderiv.nnx needs Flax: pip install "bnderiv[flax]"') from error
 
-__all__ = ["BatchNorm", "avg_pool", "max_pool"]
+from bnderiv.adapters.nnx_norms import GroupNorm, InstanceNorm, LayerNorm, RMSNorm
+
+__all__ = ["BatchNorm", "LayerNorm", "RMSNorm", "GroupNorm", "InstanceNorm", "avg_pool", "max_pool"]
 
 
 class BatchNorm(nnx.BatchNorm):

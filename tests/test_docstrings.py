@@ -22,7 +22,11 @@ PUBLIC = [
     "check.compare",
     *(f"models.{model}.{name}" for model in ("lenet5", "mlp") for name in ("Config", "init", "apply")),
     *(f"{adapter}.BatchNorm" for adapter in ("linen", "nnx", "equinox", "haiku")),
-    *(f"linen.{norm}" for norm in ("LayerNorm", "RMSNorm", "GroupNorm", "InstanceNorm")),
+    *(
+        f"{adapter}.{norm}"
+        for adapter in ("linen", "nnx")
+        for norm in ("LayerNorm", "RMSNorm", "GroupNorm", "InstanceNorm")
+    ),
     *(f"{adapter}.{pool}" for adapter in ("linen", "nnx") for pool in ("avg_pool", "max_pool")),
 ]
 

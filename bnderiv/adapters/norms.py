@@ -90,7 +90,7 @@ def along(name: str, parameter: jax.Array | None, x: jax.Array, axes: tuple[int,
         return parameter.reshape(shape)
     except TypeError as error:
         lengths = tuple(x.shape[i] for i in axes)
-        raise ValueError(f"{name} must fit the features of x, {lengths}, got shape {parameter.shape}") from error
+        raise ValueError(f"{name} must fit the features of x, of shape {lengths}, got {parameter.shape}") from error
 
 
 def normalize(
