@@ -1,4 +1,4 @@
-"""Batch norm for Haiku, under its names: change the import, keep the model and its checkpoints."""
+"""Norms for Haiku, under its names: change the import, keep the model and its checkpoints."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -24,7 +24,9 @@ try:
 except ImportError as error:
     raise ImportError('bnderiv.haiku needs Haiku: pip install "bnderiv[haiku]"') from error
 
-__all__ = ["BatchNorm"]
+from bnderiv.adapters.haiku_norms import GroupNorm, InstanceNorm, LayerNorm, RMSNorm
+
+__all__ = ["BatchNorm", "LayerNorm", "InstanceNorm", "GroupNorm", "RMSNorm"]
 
 
 class BatchNorm(hk.BatchNorm):

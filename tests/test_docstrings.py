@@ -24,7 +24,7 @@ PUBLIC = [
     *(f"{adapter}.BatchNorm" for adapter in ("linen", "nnx", "equinox", "haiku")),
     *(
         f"{adapter}.{norm}"
-        for adapter in ("linen", "nnx")
+        for adapter in ("linen", "nnx", "haiku")
         for norm in ("LayerNorm", "RMSNorm", "GroupNorm", "InstanceNorm")
     ),
     *(f"{adapter}.{pool}" for adapter in ("linen", "nnx") for pool in ("avg_pool", "max_pool")),

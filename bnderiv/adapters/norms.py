@@ -109,7 +109,7 @@ def normalize(
 
     Args:
       scale, bias: broadcast to x. None stands for 1 and 0.
-      reduced: axes in order, counted from the front. Without any, each element has statistics of its own.
+      reduced: axes in order, counted from the front. Without any, each element has its own statistics, masked or not.
       eps: ε, added to the variance or the mean square.
       dtype: that of y.
       mask: broadcasts to x; elements where it is False do not count, but are normalized.
@@ -136,7 +136,8 @@ def normalize(
         if size in (1, x.shape[axis]):
             group = None
     if not reduced:  # the core needs an axis
-        x, where, *affine = jax.tree.map(lambda a: a[..., None], (x, where, *affine))
+        x, *affine = jax.tree.map(lambda a: a[..., None], (x, *affine))
+        where = None
         reduced = (x.ndim - 1,)
     groups = _groups(x.ndim, reduced, group, affine)
     gamma, beta = (_spread(groups, x, a, neutral) for a, neutral in zip(affine, (1, 0), strict=True))

@@ -99,7 +99,7 @@ def test_every_dtype_is_flax_s(name):
             with as_flax_needs():
                 variables = theirs.init(KEY, x)
                 alike(ours.init(KEY, x), variables, 0)
-                alike(ours.apply(variables, x), theirs.apply(variables, x), 0.02)
+                alike(fast_jit(ours.apply)(variables, x), fast_jit(theirs.apply)(variables, x), 0.02)
 
 
 class Network(nn.Module):

@@ -81,7 +81,7 @@ def test_every_dtype_is_flax_s(name):
         x = normal(0, (4, 5, 6), scale=4).astype(x_dtype)
         for dtypes in ({}, {"dtype": jnp.float16}, {"param_dtype": jnp.bfloat16}):
             ours, theirs = pair(name, 6, **options, **dtypes)
-            alike(ours(x), theirs(x), 0.02)
+            alike(fast_jit(ours)(x), fast_jit(theirs)(x), 0.02)
 
 
 @pytest.mark.slow
