@@ -1,4 +1,4 @@
-"""Batch norm for Equinox, under its names: change the import, keep the model and its checkpoints."""
+"""Norms for Equinox, under its names: change the import, keep the model and its checkpoints."""
 
 from collections.abc import Hashable, Sequence
 from typing import Any, Literal
@@ -22,7 +22,9 @@ try:
 except ImportError as error:
     raise ImportError('bnderiv.equinox needs Equinox: pip install "bnderiv[equinox]"') from error
 
-__all__ = ["BatchNorm"]
+from bnderiv.adapters.equinox_norms import GroupNorm, LayerNorm, RMSNorm
+
+__all__ = ["BatchNorm", "LayerNorm", "GroupNorm", "RMSNorm"]
 
 
 class BatchNorm(eqx.nn.BatchNorm):

@@ -27,6 +27,7 @@ PUBLIC = [
         for adapter in ("linen", "nnx", "haiku")
         for norm in ("LayerNorm", "RMSNorm", "GroupNorm", "InstanceNorm")
     ),
+    *(f"equinox.{norm}" for norm in ("LayerNorm", "RMSNorm", "GroupNorm")),
     *(f"{adapter}.{pool}" for adapter in ("linen", "nnx") for pool in ("avg_pool", "max_pool")),
 ]
 

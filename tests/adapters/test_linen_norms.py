@@ -86,7 +86,6 @@ def test_parameters_values_and_gradients(name, shape, options, masked):
             alike(with_gradient(ours, variables, x, mask), with_gradient(theirs, variables, x, mask))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", NORMS)
 def test_every_dtype_is_flax_s(name):
     options = {"num_groups": 2} if name == "GroupNorm" else {}
@@ -97,9 +96,8 @@ def test_every_dtype_is_flax_s(name):
                 continue  # Flax's statistics would be integers
             ours, theirs = pair(name, **options, **dtypes)
             with as_flax_needs():
-                variables = theirs.init(KEY, x)
-                alike(ours.init(KEY, x), variables, 0)
-                alike(fast_jit(ours.apply)(variables, x), fast_jit(theirs.apply)(variables, x), 0.02)
+                y, variables = jax.eval_shape(theirs.init_with_output, KEY, x)
+                assert jax.eval_shape(ours.init_with_output, KEY, x) == (y, variables)
 
 
 class Network(nn.Module):

@@ -73,7 +73,6 @@ def test_variables_values_and_gradients(name, shape, features, options, masked):
         alike(with_gradient(ours, x, m), with_gradient(theirs, x, m))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", NORMS)
 def test_every_dtype_is_flax_s(name):
     options = {"num_groups": 2} if name == "GroupNorm" else {}
@@ -81,7 +80,7 @@ def test_every_dtype_is_flax_s(name):
         x = normal(0, (4, 5, 6), scale=4).astype(x_dtype)
         for dtypes in ({}, {"dtype": jnp.float16}, {"param_dtype": jnp.bfloat16}):
             ours, theirs = pair(name, 6, **options, **dtypes)
-            alike(fast_jit(ours)(x), fast_jit(theirs)(x), 0.02)
+            assert jax.eval_shape(ours, x) == jax.eval_shape(theirs, x)
 
 
 @pytest.mark.slow
