@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from bnderiv._checks import longer
 from bnderiv._numbers import accumulator
@@ -33,7 +34,9 @@ class Groups:
 
     def inner(self, a: jax.Array) -> jax.Array:
         """Σ over the elements that share everything."""
-        return a.sum(self.both, keepdims=True)
+        inner = a.sum(self.both, keepdims=True)
+        # XLA would make one sum over `a` of a sum of these, and so read `a` once more.
+        return lax.optimization_barrier(inner) if self.both and self.parameters else inner
 
     def to_statistics(self, inner: jax.Array) -> jax.Array:
         """Inner sums to sums over the elements that share statistics."""

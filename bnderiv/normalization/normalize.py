@@ -39,12 +39,15 @@ class Affine(NamedTuple):
 @closed_form(static=1)
 @platform_layout
 def statistics(groups, x, where, n, eps, assumed_mean):
+    quarter = n / 4
+
     def mean_and_var(unit):
         unit = groups.laid(unit)
         mean = groups.total(masked(where, unit.of(x))) / n  # (N1)
         # Of u half, as identical terms of two sums would be shared by XLA, and materialized.
-        square = groups.total(masked(where, unit.of(x, 1 / 2)) ** 2) / (n / 4)
-        return mean, above_noise(square - mean**2, mean**2)  # (N2)
+        mean_square = groups.total(masked(where, unit.of(x, 1 / 2)) ** 2) / quarter
+        square = mean**2
+        return mean, above_noise(mean_square - square, square)  # (N2)
 
     return Moments(*measured(groups, x, where, eps, assumed_mean, mean_and_var))
 
@@ -109,14 +112,16 @@ def _normalize_bwd(groups, relu, residuals, delta):
         y = _plus((moments.unit.of(x) - moments.mean) * (g * times) + beta * times, z, times)
         return jnp.where(y > 0, delta, 0)  # (N22)
 
-    # The sums have masks and an x̂ of their own, as XLA would share and materialize what dx and the forward have, too.
+    # The sums have masks and a u of their own, as XLA would share and materialize what dx and the forward have, too.
     # But where δ_y is the gradient of z, it is materialized in any case.
-    eighth = moments.unit.of(x, 1 / 8) - moments.mean / 8
+    unit, to_x_hat = moments.unit.near_one(r)
+    u = unit.of(x)
     if where is not None:  # 0 · NaN is to be 0 in every sum
-        eighth = masked(where | jnp.isfinite(eighth * r), eighth)
+        u = masked(where | jnp.isfinite(u), u)
     delta_1, delta_2, delta = (masked_delta(times if z is None else 1 / 2) for times in (1 / 4, 1 / 8, 1 / 2))
     sum_delta = groups.inner(delta_1.astype(r.dtype))
-    sum_delta_x_hat = 8 * groups.inner(delta_2.astype(r.dtype) * (eighth * r))
+    # Of x̂ = r (u − m), r and m stand outside of the sum: m is what K left.
+    sum_delta_x_hat = to_x_hat * groups.inner(delta_2.astype(r.dtype) * u) - r * moments.mean * sum_delta
     d_beta = groups.to_parameters(sum_delta)  # (N6)
     d_gamma = groups.to_parameters(sum_delta_x_hat)  # (N5)
     d_var = -0.5 * (own_r * (own_r * groups.to_statistics(gamma * sum_delta_x_hat)))  # (N8)

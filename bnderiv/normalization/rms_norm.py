@@ -114,7 +114,9 @@ def _root_mean_square(groups, x, where, n, eps):
         return unit.scale, groups.total(masked(where, unit.of(x)) ** 2) / n
 
     def measure_again():
-        size = jnp.abs(lax.stop_gradient(masked(where, x))).max(groups.reduced, keepdims=True).astype(dtype)
+        # The barrier keeps the branch: XLA may take one of few operations for cheap on a GPU, and make it a select.
+        counted = lax.optimization_barrier(lax.stop_gradient(masked(where, x)))
+        size = jnp.abs(counted).max(groups.reduced, keepdims=True).astype(dtype)
         return measure(Unit(zero, lax.select(good, one, scale_for(jnp.maximum(size, eps.root)))))
 
     dtype = accumulator(x.dtype)

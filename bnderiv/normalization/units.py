@@ -52,6 +52,11 @@ class Unit(NamedTuple):
         """The gradient by x of what has the gradient `du` by u."""
         return du * self.scale
 
+    def near_one(self, r: jax.Array) -> tuple["Unit", jax.Array]:
+        """The unit whose power of two makes r u of about 1, so that no sum overflows for it; and r by its own power."""
+        scale = jnp.maximum(self.scale * power_of_two(r), jnp.finfo(r.dtype).tiny)
+        return Unit(self.shift, scale), r * (self.scale / scale)
+
     def inverse_root(self, var: jax.Array, eps: "Epsilon") -> jax.Array:
         """r = 1/√(v + ε s²)."""
         return 1 / jnp.sqrt(var + (eps.root * self.scale) ** 2)
@@ -96,22 +101,24 @@ def measured(
     plausible = jnp.abs(shift) < float(jnp.finfo(shift.dtype).max) ** 0.75
     _, shift, one = same_varying(x, lax.select(plausible, shift, jnp.zeros_like(shift)), jnp.ones_like(shift))
 
-    def measure(unit: Unit, changed: Any) -> Any:
+    def measure(unit: Unit) -> Any:
         mean, var = mean_and_var(unit)
-        good = _is_near(unit, mean, var, eps) & fits(unit, var, eps)
-        return jnp.any(changed & ~good), good, (unit, mean, var)
+        return _is_near(unit, mean, var, eps) & fits(unit, var, eps), (unit, mean, var)
 
     def measure_again(state: Any) -> Any:
         reads, _, good, (old, mean, var) = state
         better = _better(old, mean, var, eps)
         unit = Unit(lax.select(good, old.shift, better.shift), lax.select(good, old.scale, better.scale))
-        return reads + 1, *measure(unit, (unit.shift != old.shift) | (unit.scale != old.scale))
+        changed = (unit.shift != old.shift) | (unit.scale != old.scale)
+        good, found = measure(unit)
+        return reads + 1, jnp.any(changed & ~good), good, found
 
     def until_good() -> Any:
-        return lax.while_loop(lambda state: state[1] & (state[0] < MOST_READS), measure_again, (1, *first))[-1]
+        start = 1, True, good, first
+        return lax.while_loop(lambda state: state[1] & (state[0] < MOST_READS), measure_again, start)[-1]
 
-    first = measure(Unit(shift, one), True)
-    unit, mean, var = lax.cond(first[0], until_good, lambda: first[-1])
+    good, first = measure(Unit(shift, one))
+    unit, mean, var = lax.cond(jnp.all(good), lambda: first, until_good)
     return *about_the_mean(unit, mean), var
 
 
@@ -147,17 +154,23 @@ def _sample_mean(groups: Groups, x: jax.Array, where: jax.Array | None) -> jax.A
         size = x.shape[i]
         if isinstance(size, int):
             wanted = max(sample, most // 32) if i == groups.reduced[0] else -(-sample // taken)
-            stride = max(1, size // wanted)
-            x, where = _thinned(x, i, stride), None if where is None else _thinned(where, i, stride)
+            x, where = _thinned(x, i, wanted), None if where is None else _thinned(where, i, wanted)
             taken *= x.shape[i]
     n = groups.count(x, where)
     return groups.total(masked(where, x.astype(n.dtype))) / (n if where is None else jnp.maximum(n, 1))
 
 
-def _thinned(a: jax.Array, axis: int, stride: int) -> jax.Array:
-    """Every `stride`-th place along this axis, in the middle of its stretch. In a mask an axis of length 1 stays."""
-    if a.shape[axis] == 1 or stride == 1:
+def _thinned(a: jax.Array, axis: int, wanted: int) -> jax.Array:
+    """About `wanted` places along this axis, evenly; along the innermost a stretch, as a part of a tile costs all of it.
+
+    In a mask an axis of length 1 stays.
+    """
+    size = a.shape[axis]
+    stride = max(1, size // wanted)
+    if stride == 1:
         return a
+    if axis == a.ndim - 1:
+        return lax.slice_in_dim(a, (size - wanted) // 2, (size + wanted) // 2, axis=axis)
     return lax.slice_in_dim(a, stride // 2, None, stride, axis)
 
 

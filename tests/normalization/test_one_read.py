@@ -19,29 +19,6 @@ SHAPE = (32, 14, 14, 6)
 EPS = np.float64(np.float32(1e-5))
 
 
-@pytest.fixture
-def measured_again(monkeypatch):
-    """How often x was read again, and the result."""
-    measured = []
-    better = units._better
-
-    def counted(*args):
-        jax.debug.callback(lambda: measured.append(1))
-        return better(*args)
-
-    monkeypatch.setattr(units, "_better", counted)
-    jax.clear_caches()
-
-    def count(f, *args):
-        measured.clear()
-        result = jax.block_until_ready(f(*args))
-        jax.effects_barrier()
-        return len(measured), result
-
-    yield count
-    jax.clear_caches()
-
-
 def _draw(seed=0, shape=SHAPE):
     rng = np.random.default_rng(seed)
     return rng.standard_normal(shape), 1 + rng.standard_normal(shape[-1]), rng.standard_normal(shape[-1])
