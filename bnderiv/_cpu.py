@@ -63,7 +63,9 @@ def platform_layout(body: Callable[..., Any]) -> Callable[..., Any]:
 def _few_channels(groups: Any, arrays: Any) -> bool:
     x, *others = jax.tree.leaves(arrays)
     last = x.ndim - 1
-    if any(a.dtype == bool for a in others) or last < 2 or groups.both != tuple(range(last)) or groups.statistics:
+    if any(a.dtype == bool for a in others) or last < 2 or groups.both != tuple(range(last)):
+        return False
+    if groups.statistics or groups.parameters:
         return False
     *rows, columns, channels = x.shape
     known = isinstance(columns, int) and isinstance(channels, int)

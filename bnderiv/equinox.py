@@ -1,4 +1,4 @@
-"""Batch norm and pooling for Equinox, under its names: change the import, keep the model and its checkpoints."""
+"""Norms and pooling for Equinox, under its names: change the import, keep the model and its checkpoints."""
 
 import dataclasses
 from collections.abc import Callable
@@ -29,6 +29,7 @@ try:
 except ImportError as error:
     raise missing("bnderiv.equinox", "Equinox", "equinox") from error
 
+from bnderiv.adapters.equinox_norms import GroupNorm, LayerNorm, RMSNorm
 from bnderiv.adapters.equinox_pooling import (
     AdaptiveAvgPool1d,
     AdaptiveAvgPool2d,
@@ -55,9 +56,12 @@ __all__ = [
     "AvgPool2d",
     "AvgPool3d",
     "BatchNorm",
+    "GroupNorm",
+    "LayerNorm",
     "MaxPool1d",
     "MaxPool2d",
     "MaxPool3d",
+    "RMSNorm",
     "convert",
     "patch",
 ]

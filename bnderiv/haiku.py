@@ -1,4 +1,4 @@
-"""Batch norm and pooling for Haiku, under its names: change the import, keep the model and its checkpoints."""
+"""Norms and pooling for Haiku, under its names: change the import, keep the model and its checkpoints."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -31,10 +31,23 @@ try:
 except ImportError as error:
     raise missing("bnderiv.haiku", "Haiku", "haiku") from error
 
+from bnderiv.adapters.haiku_norms import GroupNorm, InstanceNorm, LayerNorm, RMSNorm
 from bnderiv.adapters.haiku_policy import follow_policy
 from bnderiv.adapters.haiku_pooling import AvgPool, MaxPool, avg_pool, max_pool
 
-__all__ = ["AvgPool", "BatchNorm", "MaxPool", "avg_pool", "convert", "max_pool", "patch"]
+__all__ = [
+    "AvgPool",
+    "BatchNorm",
+    "GroupNorm",
+    "InstanceNorm",
+    "LayerNorm",
+    "MaxPool",
+    "RMSNorm",
+    "avg_pool",
+    "convert",
+    "max_pool",
+    "patch",
+]
 
 
 _HaikuBatchNorm = hk.BatchNorm  # what Haiku has; `patch` puts ours at that name

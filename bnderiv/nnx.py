@@ -1,4 +1,4 @@
-"""Batch norm and pooling for Flax NNX, under Flax's names: change the import, keep the model and its checkpoints."""
+"""Norms and pooling for Flax NNX, under Flax's names: change the import, keep the model and its checkpoints."""
 
 from types import ModuleType
 from typing import Any, TypeVar
@@ -27,8 +27,22 @@ try:
 except ImportError as error:
     raise missing("bnderiv.nnx", "Flax", "flax") from error
 
+from bnderiv.adapters.nnx_norms import GroupNorm, InstanceNorm, LayerNorm, RMSNorm
+
 # `min_pool` and `pool` are Flax's own.
-__all__ = ["BatchNorm", "avg_pool", "convert", "max_pool", "min_pool", "patch", "pool"]
+__all__ = [
+    "BatchNorm",
+    "GroupNorm",
+    "InstanceNorm",
+    "LayerNorm",
+    "RMSNorm",
+    "avg_pool",
+    "convert",
+    "max_pool",
+    "min_pool",
+    "patch",
+    "pool",
+]
 
 
 class BatchNorm(nnx.BatchNorm):

@@ -22,6 +22,7 @@ FRAMEWORKS = {
     "flax_pooling": "flax",
 }
 FRAMEWORKS |= {f"{name}_pooling": name for name in ("equinox", "haiku")}
+FRAMEWORKS |= {f"{adapter}_norms": FRAMEWORKS[adapter] for adapter in ("linen", "nnx", "equinox", "haiku")}
 MODULES = [m.name for m in pkgutil.walk_packages(bnderiv.__path__, "bnderiv.") if not m.name.endswith("__main__")]
 TAKE_SECONDS = ("bnderiv.equinox", "bnderiv.models.lenet5", "bnderiv.models.mlp", "bnderiv.models.steps")
 PUBLIC = [
@@ -34,6 +35,12 @@ PUBLIC = [
     *(f"{adapter}.{pool}" for adapter in ("linen", "nnx", "haiku") for pool in ("avg_pool", "max_pool")),
     *(f"haiku.{pool}" for pool in ("AvgPool", "MaxPool")),
     *(f"equinox.{a}{pool}{n}d" for a in ("", "Adaptive") for pool in ("AvgPool", "MaxPool") for n in (1, 2, 3)),
+    *(
+        f"{adapter}.{norm}"
+        for adapter in ("linen", "nnx", "haiku")
+        for norm in ("LayerNorm", "RMSNorm", "GroupNorm", "InstanceNorm")
+    ),
+    *(f"equinox.{norm}" for norm in ("LayerNorm", "RMSNorm", "GroupNorm")),
 ]
 
 

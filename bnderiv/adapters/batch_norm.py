@@ -74,15 +74,15 @@ def checked_residual(residual: Any, activation: str | None, x: jax.Array) -> jax
     return residual if jnp.issubdtype(residual.dtype, jnp.floating) else residual.astype(jnp.float32)
 
 
-def feature_axes(axis: Any, ndim: int) -> tuple[int, ...]:
-    """`axis`, an integer or several, as sorted axes counted from the front, each once.
+def feature_axes(axis: Any, ndim: int, name: str = "axis") -> tuple[int, ...]:
+    """`axis`, an integer or several, as sorted axes counted from the front, each once. `name` is for the errors.
 
     Raises:
       TypeError: `axis` is not an integer or a sequence of integers.
       ValueError: an axis is out of range.
     """
     several = axis if isinstance(axis, Sequence) else (axis,)
-    return tuple(sorted({_checks.axis("axis", a, ndim) for a in several}))
+    return tuple(sorted({_checks.axis(name, a, ndim) for a in several}))
 
 
 def promote(*dtypes: Any) -> Any:

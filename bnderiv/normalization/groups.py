@@ -90,6 +90,7 @@ class ChannelGroups(Groups):
     size: int = 1
 
     def to_statistics(self, inner: jax.Array) -> jax.Array:
+        inner = super().to_statistics(inner)
         before, after = inner.shape[: self.axis], inner.shape[self.axis + 1 :]
         return inner.reshape(*before, -1, self.size, *after).sum(self.axis + 1)
 

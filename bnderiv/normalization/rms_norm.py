@@ -8,10 +8,11 @@ from jax import lax
 
 from bnderiv import _checks
 from bnderiv._checks import same_varying
-from bnderiv._rule import closed_form
+from bnderiv._numbers import accumulator
+from bnderiv._rule import closed_form, layer
 from bnderiv.normalization.arguments import epsilon, laid, normalized_axes, parameter
 from bnderiv.normalization.groups import Groups
-from bnderiv.normalization.units import Epsilon, Unit, fits, scale_for
+from bnderiv.normalization.units import Epsilon, Unit, fits, masked, scale_for
 
 
 def rms_norm(
@@ -55,50 +56,71 @@ def rms_norm(
     return _rms_norm(axes, x, parameter("gamma", gamma, x, axes, 1), *epsilon(eps, x))
 
 
-@closed_form(static=1, result=lambda axes, x, *_: x)
+@layer(static=1, result=lambda axes, x, *_: x)
 def _rms_norm(axes, x, gamma, eps, root):
-    return _forward(axes, x, gamma, eps, root)[0]
+    groups = Groups(both=(), statistics=axes, parameters=tuple(i for i in range(x.ndim) if i not in axes))
+    return by_root_mean_square(groups, x, None, groups.count(x, None), laid(x, axes, gamma), None, Epsilon(eps, root))
 
 
-def _forward(axes, x, gamma, eps, root):
-    unit, r = _root_mean_square(axes, x, Epsilon(eps, root))
-    return (unit.of(x) * r * laid(x, axes, gamma)).astype(x.dtype), unit, r  # (N35)
+@closed_form(static=1)
+def by_root_mean_square(groups, x, where, n, gamma, beta, eps):
+    """y = γ x̂ + β (or without β), of the rank of x like γ and β; `n`, at least 1, counts what shares a mean."""
+    return _forward(groups, x, where, n, gamma, beta, eps)[0]
 
 
-def _rms_norm_fwd(axes, x, gamma, eps, root):
-    y, unit, r = _forward(axes, x, gamma, eps, root)
-    return y, (x, gamma, unit, r)
+def _forward(groups, x, where, n, gamma, beta, eps):
+    unit, r = _root_mean_square(groups, x, where, n, eps)
+
+    def of(u):
+        y = u * r * gamma  # (N35)
+        return y if beta is None else y + beta
+
+    u = unit.of(x)
+    y = of(u)
+    if where is not None:  # the same map, but apart: 0 · NaN is to be 0 in derivatives
+        usable = where | jnp.isfinite(u)
+        y = jnp.where(usable, of(masked(usable, u)), lax.stop_gradient(y))
+    return y.astype(x.dtype), unit, r
 
 
-def _rms_norm_bwd(axes, residuals, delta):
-    x, gamma, unit, r = residuals
+def _by_root_mean_square_fwd(groups, x, where, n, gamma, beta, eps):
+    y, unit, r = _forward(groups, x, where, n, gamma, beta, eps)
+    return y, (x, where, n, gamma, beta, unit, r)
+
+
+def _by_root_mean_square_bwd(groups, residuals, delta):
+    x, where, n, gamma, beta, unit, r = residuals
     delta = delta.astype(r.dtype)
-    x_hat = unit.of(x) * r
-    d_x_hat = laid(x, axes, gamma) * delta
-    along_axes = (d_x_hat * x_hat).sum(axes, keepdims=True)
-    dx = unit.back(r * (d_x_hat - x_hat * along_axes / Groups((), axes).count(x, None)))  # (N36)
-    d_gamma = (delta * x_hat).sum([i for i in range(x.ndim) if i not in axes])  # (N5)
-    d_eps = -0.5 * ((r * unit.scale) ** 2 * along_axes).sum()
-    return dx.astype(x.dtype), d_gamma.astype(gamma.dtype), d_eps, None
+    u = unit.of(x)
+    if where is not None:  # 0 · NaN is to be 0 in every sum
+        u = masked(where | jnp.isfinite(u), u)
+    x_hat = u * r
+    sum_delta_x_hat = groups.inner(delta * x_hat)
+    d_gamma = groups.to_parameters(sum_delta_x_hat)  # (N5)
+    d_beta = None if beta is None else groups.to_parameters(groups.inner(delta))  # (N6)
+    along = groups.to_statistics(gamma * sum_delta_x_hat)
+    dx = unit.back(r * (gamma * delta - masked(where, x_hat) * (along / n)))  # (N36)
+    d_eps = groups.over_all(-0.5 * ((r * unit.scale) ** 2 * along))
+    return dx.astype(x.dtype), None, None, d_gamma, d_beta, Epsilon(d_eps, None)
 
 
-_rms_norm.defvjp(_rms_norm_fwd, _rms_norm_bwd)
+by_root_mean_square.defvjp(_by_root_mean_square_fwd, _by_root_mean_square_bwd)
 
 
-def _root_mean_square(axes, x, eps):
+def _root_mean_square(groups, x, where, n, eps):
     """A unit about zero, u = x s, and r = 1/√(mean u² + ε s²) in it: in one read of x where s = 1 will do."""
-    groups = Groups((), axes)
-    n = groups.count(x, None)
 
     def measure(unit):
-        return unit.scale, groups.total(unit.of(x) ** 2) / n
+        return unit.scale, groups.total(masked(where, unit.of(x)) ** 2) / n
 
     def measure_again():
         # The barrier keeps the branch: XLA may take one of few operations for cheap on a GPU, and make it a select.
-        size = jnp.abs(lax.optimization_barrier(lax.stop_gradient(x))).max(axes, keepdims=True).astype(n.dtype)
+        counted = lax.optimization_barrier(lax.stop_gradient(masked(where, x)))
+        size = jnp.abs(counted).max(groups.reduced, keepdims=True).astype(dtype)
         return measure(Unit(zero, lax.select(good, one, scale_for(jnp.maximum(size, eps.root)))))
 
-    zero = jnp.zeros_like(x, n.dtype, shape=tuple(1 if i in axes else size for i, size in enumerate(x.shape)))
+    dtype = accumulator(x.dtype)
+    zero = jnp.zeros_like(x, dtype, shape=tuple(1 if i in groups.reduced else size for i, size in enumerate(x.shape)))
     _, zero, one = same_varying(x, zero, jnp.ones_like(zero))
     first = measure(Unit(zero, one))
     good = fits(Unit(zero, one), first[1], eps)
