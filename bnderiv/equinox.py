@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from types import ModuleType
 from typing import Any, Literal, Self, TypeVar
 
@@ -151,11 +152,7 @@ class BatchNorm(_EquinoxBatchNorm):
             raise TypeError(f"old must be an equinox.nn.BatchNorm, got {type(old).__name__}")
         check_activation(activation)
         check_momentum("momentum", old.momentum)
-        new = object.__new__(cls)
-        fields = {field.name: getattr(old, field.name) for field in dataclasses.fields(_EquinoxBatchNorm)}
-        for name, value in {**fields, "activation": activation, "forward_mode": forward_mode}.items():
-            object.__setattr__(new, name, value)  # modules are frozen after their __init__
-        return new
+        return _of_class(cls, old, activation=activation, forward_mode=forward_mode)
 
     def __call__(
         self,
@@ -261,15 +258,44 @@ class BatchNorm(_EquinoxBatchNorm):
         return dtype if jnp.issubdtype(dtype, jnp.floating) else promote(dtype, jnp.float32)
 
 
+def _of_class(ours: Any, old: Any, **added: Any) -> Any:
+    """A layer with the fields of `old`, of the class of Equinox's that `ours` is made of, and those added."""
+    new = object.__new__(ours)
+    fields = {field.name: getattr(old, field.name) for field in dataclasses.fields(old) if field.name not in added}
+    for name, value in {**fields, **added}.items():
+        object.__setattr__(new, name, value)  # modules are frozen after their __init__
+    return new
+
+
 # What `patch` replaces: Equinox's, and ours.
-_REPLACED: dict[Any, Any] = {_EquinoxBatchNorm: BatchNorm}
+_REPLACED: dict[Any, Any] = {
+    _EquinoxBatchNorm: BatchNorm,
+    eqx.nn.LayerNorm: LayerNorm,
+    eqx.nn.GroupNorm: GroupNorm,
+    eqx.nn.RMSNorm: RMSNorm,
+    eqx.nn.AvgPool1d: AvgPool1d,
+    eqx.nn.AvgPool2d: AvgPool2d,
+    eqx.nn.AvgPool3d: AvgPool3d,
+    eqx.nn.MaxPool1d: MaxPool1d,
+    eqx.nn.MaxPool2d: MaxPool2d,
+    eqx.nn.MaxPool3d: MaxPool3d,
+    eqx.nn.AdaptiveAvgPool1d: AdaptiveAvgPool1d,
+    eqx.nn.AdaptiveAvgPool2d: AdaptiveAvgPool2d,
+    eqx.nn.AdaptiveAvgPool3d: AdaptiveAvgPool3d,
+    eqx.nn.AdaptiveMaxPool1d: AdaptiveMaxPool1d,
+    eqx.nn.AdaptiveMaxPool2d: AdaptiveMaxPool2d,
+    eqx.nn.AdaptiveMaxPool3d: AdaptiveMaxPool3d,
+}
 # How `convert` makes a layer of ours from one of Equinox's.
-_CONVERTED: dict[type, Callable[[Any], Any]] = {_EquinoxBatchNorm: BatchNorm.like}
+_CONVERTED: dict[type, Callable[[Any], Any]] = {
+    **{theirs: partial(_of_class, ours) for theirs, ours in _REPLACED.items()},
+    _EquinoxBatchNorm: BatchNorm.like,
+}
 Model = TypeVar("Model")
 
 
 def patch(*modules: ModuleType) -> Patch:
-    """Put `BatchNorm` in the place of Equinox's, for models that cannot be edited.
+    """Put our norms and pools in the place of Equinox's, for models that cannot be edited.
 
     As `bnderiv.linen.patch`, for `equinox.nn`. Build the model within: a layer keeps the class it was made of.
 
@@ -292,7 +318,7 @@ def convert(model: Model) -> Model:
       A model of the same structure.
 
     Raises:
-      ValueError: the model has no batch norm of Equinox.
+      ValueError: the model has no norm or pool of Equinox.
 
     Example:
       >>> import bnderiv.equinox, equinox

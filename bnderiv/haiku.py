@@ -247,12 +247,22 @@ def _one_per_feature(shape: tuple[int, ...], features: Sequence[int]) -> bool:
 
 
 # What `patch` replaces: Haiku's, and ours.
-_REPLACED: dict[Any, Any] = {_HaikuBatchNorm: BatchNorm}
+_REPLACED: dict[Any, Any] = {
+    _HaikuBatchNorm: BatchNorm,
+    hk.LayerNorm: LayerNorm,
+    hk.GroupNorm: GroupNorm,
+    hk.InstanceNorm: InstanceNorm,
+    hk.RMSNorm: RMSNorm,
+    hk.AvgPool: AvgPool,
+    hk.MaxPool: MaxPool,
+    hk.avg_pool: avg_pool,
+    hk.max_pool: max_pool,
+}
 Model = TypeVar("Model", hk.Transformed, hk.TransformedWithState, hk.MultiTransformed, hk.MultiTransformedWithState)
 
 
 def patch(*modules: ModuleType) -> Patch:
-    """Put `BatchNorm` in the place of Haiku's, for models that cannot be edited, such as those of `haiku.nets`.
+    """Put our norms and pools in the place of Haiku's, for models that cannot be edited, such as those of `haiku.nets`.
 
     As `bnderiv.linen.patch`, for `haiku`. Haiku makes its modules anew in every `init` and `apply`, so both must be
     called, or traced, within; or use `convert`.

@@ -162,12 +162,20 @@ class BatchNorm(nn.BatchNorm):
 
 
 # What `patch` replaces: Flax's, and ours.
-_REPLACED: dict[Any, Any] = {nn.BatchNorm: BatchNorm, nn.avg_pool: avg_pool, nn.max_pool: max_pool}
+_REPLACED: dict[Any, Any] = {
+    nn.BatchNorm: BatchNorm,
+    nn.LayerNorm: LayerNorm,
+    nn.GroupNorm: GroupNorm,
+    nn.InstanceNorm: InstanceNorm,
+    nn.RMSNorm: RMSNorm,
+    nn.avg_pool: avg_pool,
+    nn.max_pool: max_pool,
+}
 Model = TypeVar("Model")
 
 
 def patch(*modules: ModuleType) -> Patch:
-    """Put `BatchNorm`, `avg_pool` and `max_pool` in the place of Flax's, for models that cannot be edited.
+    """Put our norms, `avg_pool` and `max_pool` in the place of Flax's, for models that cannot be edited.
 
     Everything that asks `flax.linen` for them gets ours from then on, until the end of a `with` block or `undo()`. What
     was bound before, as by `from flax.linen import BatchNorm`, stays, unless its module is given. Models defined or
@@ -206,7 +214,7 @@ def convert(model: Model) -> Model:
       A copy; modules without anything to replace are shared.
 
     Raises:
-      ValueError: nothing in the fields is Flax's batch norm or pool.
+      ValueError: nothing in the fields is one of Flax's norms or pools.
 
     Example:
       >>> import bnderiv.linen, flax.linen

@@ -160,14 +160,22 @@ class BatchNorm(nnx.BatchNorm):
 
 
 # What `patch` replaces: Flax's, and ours.
-_REPLACED: dict[Any, Any] = {nnx.BatchNorm: BatchNorm, nnx.avg_pool: avg_pool, nnx.max_pool: max_pool}
+_REPLACED: dict[Any, Any] = {
+    nnx.BatchNorm: BatchNorm,
+    nnx.LayerNorm: LayerNorm,
+    nnx.GroupNorm: GroupNorm,
+    nnx.InstanceNorm: InstanceNorm,
+    nnx.RMSNorm: RMSNorm,
+    nnx.avg_pool: avg_pool,
+    nnx.max_pool: max_pool,
+}
 # Of these, the modules, whose instances `convert` replaces.
 _MODULES = {theirs: ours for theirs, ours in _REPLACED.items() if isinstance(theirs, type)}
 Model = TypeVar("Model")
 
 
 def patch(*modules: ModuleType) -> Patch:
-    """Put `BatchNorm`, `avg_pool` and `max_pool` in the place of Flax's, for models that cannot be edited.
+    """Put our norms, `avg_pool` and `max_pool` in the place of Flax's, for models that cannot be edited.
 
     As `bnderiv.linen.patch`, for `flax.nnx`.
 
@@ -190,7 +198,7 @@ def convert(model: Model) -> Model:
       The copy. Its state fits the model's, and that of an optimizer fits both.
 
     Raises:
-      ValueError: the model has no batch norm of Flax.
+      ValueError: the model has no norm of Flax.
 
     Example:
       >>> import bnderiv.nnx, flax.nnx
