@@ -52,8 +52,8 @@ def integer_array(name: str, value: Any) -> Any:
     return value
 
 
-def mask(name: str, value: Any, shape: tuple[int, ...]) -> jax.Array:
-    """`value` as booleans of the rank of `shape`, the shape of x, that broadcast to it.
+def mask(name: str, value: Any, shape: tuple[int, ...], of: str = "x") -> jax.Array:
+    """`value` as booleans of the rank of `shape`, the shape of the argument `of`, that broadcast to it.
 
     Raises:
       TypeError: not boolean.
@@ -68,7 +68,7 @@ def mask(name: str, value: Any, shape: tuple[int, ...]) -> jax.Array:
     except ValueError:
         fits = False
     if not fits:
-        raise ValueError(f"{name} must broadcast to the shape of x, {shape}, got shape {value.shape}")
+        raise ValueError(f"{name} must broadcast to the shape of {of}, {shape}, got shape {value.shape}")
     return value.reshape((1,) * (len(shape) - value.ndim) + value.shape)
 
 

@@ -63,7 +63,9 @@ def platform_layout(body: Callable[..., Any]) -> Callable[..., Any]:
 def _few_channels(groups: Any, arrays: Any) -> bool:
     x, *others = jax.tree.leaves(arrays)
     last = x.ndim - 1
-    if any(a.dtype == bool for a in others) or last < 2 or groups.reduced != tuple(range(last)) or groups.statistics:
+    if any(a.dtype == bool for a in others) or last < 2 or groups.both != tuple(range(last)):
+        return False
+    if groups.statistics or groups.parameters:
         return False
     *rows, columns, channels = x.shape
     known = isinstance(columns, int) and isinstance(channels, int)
@@ -97,7 +99,7 @@ class _Rows(NamedTuple):
     def to_statistics(self, a: jax.Array) -> jax.Array:
         return a
 
-    to_parameters = to_statistics
+    to_parameters = laid = to_statistics
 
     def over_all(self, shared: jax.Array) -> jax.Array:
         return shared[..., : self.channels].sum()

@@ -1,5 +1,6 @@
 """The one list of layers: `bnderiv`, `reference`, `forward_mode` and `steps` have the names in `__all__`."""
 
+from bnderiv.activation.log_softmax import log_softmax
 from bnderiv.activation.relu import relu
 from bnderiv.activation.sigmoid import sigmoid
 from bnderiv.activation.softmax import softmax
@@ -11,7 +12,10 @@ from bnderiv.linear.flatten import flatten
 from bnderiv.loss.softmax_cross_entropy import softmax_cross_entropy, softmax_cross_entropy_with_integer_labels
 from bnderiv.loss.squared_error import squared_error
 from bnderiv.normalization.batch_norm import batch_norm, batch_norm_relu
+from bnderiv.normalization.group_norm import group_norm, instance_norm
 from bnderiv.normalization.inference import batch_norm_inference
+from bnderiv.normalization.layer_norm import layer_norm
+from bnderiv.normalization.rms_norm import rms_norm
 from bnderiv.pooling.avg_pool import avg_pool
 from bnderiv.pooling.max_pool import max_pool
 
@@ -24,10 +28,15 @@ __all__ = [
     "batch_norm",
     "batch_norm_relu",
     "batch_norm_inference",
+    "layer_norm",
+    "group_norm",
+    "instance_norm",
+    "rms_norm",
     "relu",
     "tanh",
     "sigmoid",
     "softmax",
+    "log_softmax",
     "flatten",
     "softmax_cross_entropy",
     "softmax_cross_entropy_with_integer_labels",

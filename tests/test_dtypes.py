@@ -11,6 +11,8 @@ import pytest
 import bnderiv
 from bnderiv import forward_mode
 
+pytestmark = pytest.mark.fast
+
 OURS: Any = bnderiv  # whose annotations say jax.Array
 X, IMAGE, VECTOR = np.ones((4, 3), np.float32), np.ones((2, 4, 4, 3), np.float32), np.ones(3, np.float32)
 
@@ -31,6 +33,10 @@ FLOATS = {
         lambda layers, a: layers.batch_norm_inference(X, VECTOR, VECTOR, VECTOR, a),
         VECTOR,
     ),
+    "layer_norm": ("beta", lambda layers, a: layers.layer_norm(X, VECTOR, a), VECTOR),
+    "group_norm": ("gamma", lambda layers, a: layers.group_norm(X, a, None, 3), VECTOR),
+    "instance_norm": ("x", lambda layers, a: layers.instance_norm(a, VECTOR, None), IMAGE),
+    "rms_norm": ("x", lambda layers, a: layers.rms_norm(a, None), X),
     "softmax_cross_entropy": ("labels", lambda layers, a: layers.softmax_cross_entropy(X, a), X),
     "squared_error": ("targets", lambda layers, a: layers.squared_error(X, a), X),
 }

@@ -19,6 +19,7 @@ from tests.contract import HALF, near
 # are vectors of gamma and beta. Its gradient calls `statistics`, `normalize` and `_batch_stats`; back through these
 # three, two sums of cotangents, and gamma and beta again.
 PROGRAMS = {"batch_norm": (3, 5, 7), "batch_norm_relu": (3, 5, 7), "batch_norm_inference": (3, 5, 7)}
+PROGRAMS |= dict.fromkeys(("layer_norm", "group_norm", "instance_norm"), (2, 3, 7))
 
 
 def calls(n):
@@ -38,10 +39,15 @@ def calls(n):
         "batch_norm": ((x, vector(), vector()), {}),
         "batch_norm_relu": ((x, vector(), vector()), {}),
         "batch_norm_inference": ((x, vector(), vector(), vector(), positive), {}),
+        "layer_norm": ((h, normal(9), normal(9)), {}),
+        "group_norm": ((normal(n, 4, 6), normal(6), normal(6)), {"groups": np.int64(2)}),
+        "instance_norm": ((x, vector(), vector()), {}),
+        "rms_norm": ((h, normal(9)), {"axis": np.int8(-1)}),
         "relu": ((x,), {}),
         "tanh": ((x,), {}),
         "sigmoid": ((x,), {}),
         "softmax": ((h,), {"axis": np.int8(0)}),
+        "log_softmax": ((h,), {"axis": np.int8(0)}),
         "flatten": ((x,), {}),
         "softmax_cross_entropy": ((h, jax.nn.softmax(normal(n, 9))), {}),
         "softmax_cross_entropy_with_integer_labels": ((h,), {"labels": jnp.asarray(rng.integers(0, 9, n), jnp.int32)}),
@@ -49,8 +55,12 @@ def calls(n):
     }
 
 
+# The rules of these are layer norm's.
+ALIKE = {"group_norm", "instance_norm"}
 EVERY = sorted(calls(1))
-every_layer = pytest.mark.parametrize("layer", EVERY)
+every_layer = pytest.mark.parametrize(
+    "layer", [pytest.param(name, marks=[pytest.mark.exhaustive] if name in ALIKE else []) for name in EVERY]
+)
 
 
 def bind(layers, layer, n):

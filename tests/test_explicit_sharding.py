@@ -84,8 +84,23 @@ LAYERS = {
         *[((4,), P())] * 2,
         ((8, 4), P(None, "model")),  # unlike x: y is sharded like x, the gradient like z
     ),
+    "layer_norm-features": ("layer_norm", {}, ((8, 2, 4), P("data", None, "model")), *[((4,), P("model"))] * 2),
+    "group_norm-channels": (
+        "group_norm",
+        {"groups": 2},
+        ((4, 3, 3, 4), P("data", None, None, "model")),
+        *[((4,), P("model"))] * 2,
+    ),
+    "instance_norm-rows": ("instance_norm", {}, ((4, 4, 3, 2), P("data", "model")), *[((2,), P())] * 2),
+    "rms_norm-features": ("rms_norm", {}, ((8, 4), P("data", "model")), ((4,), P())),
     "flatten-rows": ("flatten", {}, ((8, 4, 3), P("data", "model"))),
     "softmax-classes": ("softmax", {}, ((8, 4), P("data", "model"))),
+    "log_softmax-classes": ("log_softmax", {}, ((8, 4), P("data", "model"))),
+    "softmax_cross_entropy-options": (
+        "softmax_cross_entropy",
+        {"label_smoothing": 0.1, "class_weights": np.arange(1.0, 5), "where": np.arange(8) % 3 > 0},
+        *[((8, 4), P("data", "model"))] * 2,
+    ),
     "softmax_cross_entropy-classes": ("softmax_cross_entropy", {}, *[((8, 4), P("data", "model"))] * 2),
     "squared_error-classes": ("squared_error", {}, *[((8, 4), P("data", "model"))] * 2),
 }
@@ -269,6 +284,7 @@ def test_beside_a_mapped_axis():
     assert _spec(actual) == P("data", None, None, "model")
 
 
+@pytest.mark.slow
 def test_a_step_of_lenet5():
     """As on a mesh whose axes are left to XLA, message for message."""
     config = lenet5.Config(dtype=jnp.float64)

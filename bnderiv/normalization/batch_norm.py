@@ -6,16 +6,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
-from jax.core import Tracer
 from jax.sharding import PartitionSpec as P
 
 from bnderiv import _checks
-from bnderiv._checks import along
-from bnderiv._numbers import accumulator
 from bnderiv._rule import layer
 from bnderiv.normalization.across_devices import merge
+from bnderiv.normalization.arguments import epsilon, laid
 from bnderiv.normalization.groups import Groups
 from bnderiv.normalization.normalize import Affine, Moments, normalize, statistics
 from bnderiv.normalization.running_stats import BatchStats
@@ -130,7 +127,7 @@ def _public(relu, x, gamma, beta, residual, channel_axis, eps, where, axis_name,
     if residual is not None:
         residual = _checks.float_array("residual", residual)
         _checks.shape_is("residual", residual, x.shape, "that of x")
-    eps = Epsilon.of(nonnegative("eps", eps, accumulator(x.dtype)), accumulator(x.dtype))
+    eps = epsilon(eps, x)
     if where is not None:
         where = _checks.mask("where", where, x.shape)
     if groups is not None and axis_name is None:
@@ -150,7 +147,7 @@ def _result(relu, axis, axis_name, groups, x, *_):
 @layer(static=4, result=_result)
 def _batch_norm(relu, axis, axis_name, index_groups, x, where, gamma, beta, assumed_mean, residual, eps, root):
     groups = Groups(tuple(i for i in range(x.ndim) if i != axis))
-    lay = partial(_laid, axis, x)
+    lay = partial(laid, x, (axis,))
     affine, eps = Affine(lay(gamma), lay(beta), residual), Epsilon(eps, root)
     n = groups.count(x, where)
     if assumed_mean is not None:
@@ -181,25 +178,3 @@ def _batch_stats(n: jax.Array, moments: Moments) -> BatchStats:
     if not _checks.varying_axes(var):
         count = lax.select(var == var, count, count)
     return jax.tree.map(jnp.ravel, BatchStats(shift + mean * back, var * back * back, count))
-
-
-def _laid(axis: int, x: jax.Array, vector: jax.Array) -> jax.Array:
-    """(C,) in the accumulator's dtype, of the rank of x."""
-    return along(vector.astype(accumulator(x.dtype)), axis, x.ndim)
-
-
-def nonnegative(name: str, value: Any, dtype: Any) -> Any:
-    """`value`, a real scalar of at least 0 that the dtype holds (a traced one is taken at its word)."""
-    if not isinstance(value, (float, int, np.number, np.ndarray, jax.Array)) or jnp.ndim(value):
-        raise TypeError(f"{name} must be a real number, got {value!r}")
-    kinds = (jnp.floating, jnp.integer)
-    if not isinstance(value, (float, int)) and not any(jnp.issubdtype(value.dtype, kind) for kind in kinds):
-        raise TypeError(f"{name} must be a real number, got {value!r}")
-    if not isinstance(value, Tracer):
-        try:
-            fits = 0 <= float(value) <= float(jnp.finfo(dtype).max)
-        except OverflowError:
-            fits = False
-        if not fits:
-            raise ValueError(f"{name} must be finite and at least 0 in {jnp.dtype(dtype).name}, got {value}")
-    return value

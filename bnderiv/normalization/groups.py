@@ -5,21 +5,24 @@
 | batch norm           | N, H, W |              |              |
 | instance norm        | H, W    |              | N            |
 | layer norm           |         | C            | N, H, W      |
-| group norm of (N, H, W, G, C/G) | H, W | C/G  | N            |
+| group norm           | H, W    | parts of C   | N            |
 """
 
 import math
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from bnderiv._checks import longer
 from bnderiv._numbers import accumulator
 
 
-class Groups(NamedTuple):
+@dataclass(frozen=True)
+class Groups:
     """Axes along which elements share gamma, beta and statistics; the statistics alone; gamma and beta alone.
 
     What is shared is an array of the rank of x, of length 1 along these axes, so that it broadcasts against x.
@@ -31,7 +34,9 @@ class Groups(NamedTuple):
 
     def inner(self, a: jax.Array) -> jax.Array:
         """Σ over the elements that share everything."""
-        return a.sum(self.both, keepdims=True)
+        inner = a.sum(self.both, keepdims=True)
+        # XLA would make one sum over `a` of a sum of these, and so read `a` once more.
+        return lax.optimization_barrier(inner) if self.both and self.parameters else inner
 
     def to_statistics(self, inner: jax.Array) -> jax.Array:
         """Inner sums to sums over the elements that share statistics."""
@@ -45,6 +50,10 @@ class Groups(NamedTuple):
         """Σ over the elements that share statistics."""
         return a.sum(self.reduced, keepdims=True)
 
+    def laid(self, statistics: Any) -> Any:
+        """Statistics (a tree) as they broadcast against x."""
+        return statistics
+
     def over_all(self, shared: jax.Array) -> jax.Array:
         """Σ over all that have statistics of their own."""
         return shared.sum()
@@ -54,13 +63,42 @@ class Groups(NamedTuple):
         """The axes of `total`, in order."""
         return tuple(sorted(self.both + self.statistics))
 
+    def size_in(self, x: jax.Array) -> Any:
+        """The elements of x that share statistics."""
+        return math.prod(x.shape[i] for i in self.reduced)
+
     def count(self, x: jax.Array, where: jax.Array | None) -> Any:
         """n, the elements that share statistics: a number, or with a mask the True ones of each group."""
         dtype = accumulator(x.dtype)
-        most: Any = math.prod(x.shape[i] for i in self.reduced)
+        most = self.size_in(x)
         if where is None:
             return np.asarray(most, dtype) if isinstance(most, int) else jnp.asarray(most, dtype)
         # In floats while these hold every integer: over a sharded batch, sums of one dtype are one all-reduce.
         exact = not longer(most, 2 ** (jnp.finfo(dtype).nmant + 1))
         ones = jnp.broadcast_to(where, x.shape).astype(dtype if exact else jnp.int32)
         return self.total(ones).astype(dtype)
+
+
+@dataclass(frozen=True)
+class ChannelGroups(Groups):
+    """Groups of `size` neighbouring channels along `axis`. Statistics have one element for each group there.
+
+    x keeps its shape: with one of (N, H, W, G, C/G), the innermost loops would be as short as C/G.
+    """
+
+    axis: int = -1
+    size: int = 1
+
+    def to_statistics(self, inner: jax.Array) -> jax.Array:
+        inner = super().to_statistics(inner)
+        before, after = inner.shape[: self.axis], inner.shape[self.axis + 1 :]
+        return inner.reshape(*before, -1, self.size, *after).sum(self.axis + 1)
+
+    def total(self, a: jax.Array) -> jax.Array:
+        return self.to_statistics(self.inner(a))
+
+    def laid(self, statistics: Any) -> Any:
+        return jax.tree.map(lambda a: jnp.repeat(a, self.size, self.axis) if jnp.ndim(a) else a, statistics)
+
+    def size_in(self, x: jax.Array) -> Any:
+        return super().size_in(x) * self.size

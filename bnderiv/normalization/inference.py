@@ -5,10 +5,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from bnderiv import _checks
-from bnderiv._checks import along
-from bnderiv._numbers import accumulator
 from bnderiv._rule import layer
-from bnderiv.normalization.batch_norm import nonnegative
+from bnderiv.normalization.arguments import epsilon, laid
 from bnderiv.normalization.groups import Groups
 from bnderiv.normalization.normalize import Affine, Moments, normalize
 from bnderiv.normalization.units import Epsilon, Unit, scale_for
@@ -54,14 +52,13 @@ def batch_norm_inference(
     for name, value in vectors.items():
         vectors[name] = _checks.float_array(name, value)
         _checks.shape_is(name, vectors[name], (x.shape[axis],), "one per channel of x")
-    epsilon = Epsilon.of(nonnegative("eps", eps, accumulator(x.dtype)), accumulator(x.dtype))
-    return _inference(axis, x, *vectors.values(), *epsilon)
+    return _inference(axis, x, *vectors.values(), *epsilon(eps, x))
 
 
 @layer(static=1, result=lambda axis, x, *_: x)
 def _inference(axis, x, gamma, beta, mean, var, eps, root):
     groups = Groups(tuple(i for i in range(x.ndim) if i != axis))
-    gamma, beta, mean, var = (along(a.astype(eps.dtype), axis, x.ndim) for a in (gamma, beta, mean, var))
+    gamma, beta, mean, var = (laid(x, (axis,), a) for a in (gamma, beta, mean, var))
     moments = _given(mean, var, root)
     return normalize(groups, False, x, None, Affine(gamma, beta), Epsilon(eps, root), moments)
 

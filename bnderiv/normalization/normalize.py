@@ -39,11 +39,15 @@ class Affine(NamedTuple):
 @closed_form(static=1)
 @platform_layout
 def statistics(groups, x, where, n, eps, assumed_mean):
+    quarter = n / 4
+
     def mean_and_var(unit):
+        unit = groups.laid(unit)
         mean = groups.total(masked(where, unit.of(x))) / n  # (N1)
         # Of u half, as identical terms of two sums would be shared by XLA, and materialized.
-        square = groups.total(masked(where, unit.of(x, 1 / 2)) ** 2) / (n / 4)
-        return mean, above_noise(square - mean**2, mean**2)  # (N2)
+        mean_square = groups.total(masked(where, unit.of(x, 1 / 2)) ** 2) / quarter
+        square = mean**2
+        return mean, above_noise(mean_square - square, square)  # (N2)
 
     return Moments(*measured(groups, x, where, eps, assumed_mean, mean_and_var))
 
@@ -56,9 +60,10 @@ def _statistics_fwd(groups, x, where, n, eps, assumed_mean):
 
 @platform_layout
 def _statistics_bwd(groups, residuals, d):
-    x, where, n, unit, mean = residuals
+    x, where, n, *own = residuals
+    unit, mean, d_mean, d_var, n = groups.laid((*own, d.mean, d.var, n))
     deviation = masked(where, unit.of(x)) - mean
-    du = d.mean + 2 * d.var * deviation  # (N13); by (N9) the mean inside the variance adds nothing
+    du = d_mean + 2 * d_var * deviation  # (N13); by (N9) the mean inside the variance adds nothing
     dx = unit.back(masked(where, du / n))  # (N11) parts 2 and 3
     return dx.astype(x.dtype), None, None, None, None
 
@@ -71,7 +76,8 @@ statistics.defvjp(_statistics_fwd, _statistics_bwd)
 
 @closed_form(static=2)
 def normalize(groups, relu, x, where, affine, eps, moments):
-    return _normalize(relu, x, where, affine, moments, moments.unit.inverse_root(moments.var, eps))
+    r = moments.unit.inverse_root(moments.var, eps)
+    return _normalize(relu, x, where, affine, *groups.laid((moments, r)))
 
 
 def _normalize(relu, x, where, affine, moments, r):
@@ -90,12 +96,13 @@ def _plus(y, residual, times: Any = 1):
 
 def _normalize_fwd(groups, relu, x, where, affine, eps, moments):
     r = moments.unit.inverse_root(moments.var, eps)
-    return _normalize(relu, x, where, affine, moments, r), (x, where, affine, moments, r)
+    return _normalize(relu, x, where, affine, *groups.laid((moments, r))), (x, where, affine, moments, r)
 
 
 @platform_layout
 def _normalize_bwd(groups, relu, residuals, delta):
-    x, where, (gamma, beta, z), moments, r = residuals
+    x, where, (gamma, beta, z), own, own_r = residuals
+    moments, r = groups.laid((own, own_r))
     g = gamma * r
 
     def masked_delta(times):
@@ -105,21 +112,23 @@ def _normalize_bwd(groups, relu, residuals, delta):
         y = _plus((moments.unit.of(x) - moments.mean) * (g * times) + beta * times, z, times)
         return jnp.where(y > 0, delta, 0)  # (N22)
 
-    # The sums have masks and an x̂ of their own, as XLA would share and materialize what dx and the forward have, too.
+    # The sums have masks and a u of their own, as XLA would share and materialize what dx and the forward have, too.
     # But where δ_y is the gradient of z, it is materialized in any case.
-    eighth = moments.unit.of(x, 1 / 8) - moments.mean / 8
+    unit, to_x_hat = moments.unit.near_one(r)
+    u = unit.of(x)
     if where is not None:  # 0 · NaN is to be 0 in every sum
-        eighth = masked(where | jnp.isfinite(eighth * r), eighth)
+        u = masked(where | jnp.isfinite(u), u)
     delta_1, delta_2, delta = (masked_delta(times if z is None else 1 / 2) for times in (1 / 4, 1 / 8, 1 / 2))
     sum_delta = groups.inner(delta_1.astype(r.dtype))
-    sum_delta_x_hat = 8 * groups.inner(delta_2.astype(r.dtype) * (eighth * r))
+    # Of x̂ = r (u − m), r and m stand outside of the sum: m is what K left.
+    sum_delta_x_hat = to_x_hat * groups.inner(delta_2.astype(r.dtype) * u) - r * moments.mean * sum_delta
     d_beta = groups.to_parameters(sum_delta)  # (N6)
     d_gamma = groups.to_parameters(sum_delta_x_hat)  # (N5)
-    d_var = -0.5 * (r * (r * groups.to_statistics(gamma * sum_delta_x_hat)))  # (N8)
+    d_var = -0.5 * (own_r * (own_r * groups.to_statistics(gamma * sum_delta_x_hat)))  # (N8)
     d_mean = -groups.to_statistics(g * sum_delta)  # (N10)
     dx = moments.unit.back(g * delta.astype(r.dtype))  # (N11) part 1
     d_z = None if z is None else delta.astype(z.dtype)  # (N31)
-    d_eps = Epsilon(groups.over_all(d_var * moments.unit.scale**2), None)
+    d_eps = Epsilon(groups.over_all(d_var * own.unit.scale**2), None)
     return dx.astype(x.dtype), None, Affine(d_gamma, d_beta, d_z), d_eps, Moments(None, d_mean, d_var)
 
 

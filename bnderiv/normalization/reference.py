@@ -11,6 +11,10 @@ __all__ = [
     "batch_norm",
     "batch_norm_relu",
     "batch_norm_inference",
+    "layer_norm",
+    "group_norm",
+    "instance_norm",
+    "rms_norm",
     "BatchStats",
     "RunningStats",
     "init_running_stats",
@@ -62,6 +66,54 @@ def batch_norm_inference(x, gamma, beta, mean, var, *, channel_axis=-1, eps=1e-5
     channels_last = jnp.moveaxis(x.astype(dtype), channel_axis, -1)
     y = _scale_and_shift(channels_last, gamma, beta, mean.astype(dtype), var.astype(dtype), eps)
     return jnp.moveaxis(y, -1, channel_axis).astype(x.dtype)
+
+
+def layer_norm(x, gamma, beta, *, axis=-1, eps=1e-5, where=None):
+    """Two-pass layer norm, as one would write it; see `bnderiv.layer_norm`."""
+    axes = tuple(sorted(a % x.ndim for a in ((axis,) if isinstance(axis, int) else axis)))
+    y = _standardized(x, axes, eps, where)
+    return _affine(y, axes, gamma, beta).astype(x.dtype)
+
+
+def group_norm(x, gamma, beta, groups, *, channel_axis=-1, eps=1e-5, where=None):
+    """Two-pass group norm, of x with an axis for the groups; see `bnderiv.group_norm`."""
+    axis = channel_axis % x.ndim
+    grouped = (*x.shape[:axis], groups, x.shape[axis] // groups, *x.shape[axis + 1 :])
+    mask = None if where is None else jnp.broadcast_to(where, x.shape).reshape(grouped)
+    axes = tuple(a for a in range(1, x.ndim + 1) if a != axis)
+    y = _standardized(x.reshape(grouped), axes, eps, mask).reshape(x.shape)
+    return _affine(y, (axis,), gamma, beta).astype(x.dtype)
+
+
+def instance_norm(x, gamma, beta, *, channel_axis=-1, eps=1e-5, where=None):
+    """Two-pass instance norm; see `bnderiv.instance_norm`."""
+    axis = channel_axis % x.ndim
+    y = _standardized(x, tuple(a for a in range(1, x.ndim) if a != axis), eps, where)
+    return _affine(y, (axis,), gamma, beta).astype(x.dtype)
+
+
+def rms_norm(x, gamma, *, axis=-1, eps=1e-6):
+    """x over its root mean square; see `bnderiv.rms_norm`."""
+    wide = x.astype(accumulator(x.dtype))
+    axes = tuple(sorted(a % x.ndim for a in ((axis,) if isinstance(axis, int) else axis)))
+    y = wide / jnp.sqrt(jnp.mean(wide**2, axes, keepdims=True) + eps)
+    return _affine(y, axes, gamma, None).astype(x.dtype)
+
+
+def _standardized(x, axes, eps, where):
+    wide = x.astype(accumulator(x.dtype))
+    included = jnp.broadcast_to(True if where is None else where, x.shape)
+    count = jnp.maximum(included.sum(axes, keepdims=True), 1).astype(wide.dtype)
+    mean = jnp.where(included, wide, 0).sum(axes, keepdims=True) / count
+    var = jnp.where(included, (wide - mean) ** 2, 0).sum(axes, keepdims=True) / count
+    return (wide - mean) / jnp.sqrt(var + eps)
+
+
+def _affine(y, axes, gamma, beta):
+    others = tuple(a for a in range(y.ndim) if a not in axes)
+    gamma, beta = (None if a is None else jnp.expand_dims(a.astype(y.dtype), others) for a in (gamma, beta))
+    y = y if gamma is None else y * gamma
+    return y if beta is None else y + beta
 
 
 def init_running_stats(channels, dtype=jnp.float32):

@@ -14,7 +14,8 @@ import numpy as np
 
 Line = Callable[[Any], Any]
 
-# v.sum() sums over a channel of v.M elements, v.N is the number of examples; vectors broadcast along the channel axis.
+# v.sum() sums over the v.M elements that share statistics, v.to_parameters() over those that share γ and β, which in
+# batch norm are the same. v.N is the number of examples.
 RIGHT: dict[str, Line] = {
     "m": lambda v: v.M,  # divisor of the statistics
     "m_back": lambda v: v.m,  # divisor of the second and third part
@@ -23,8 +24,8 @@ RIGHT: dict[str, Line] = {
     "inv_std": lambda v: 1 / np.sqrt(v.var + v.eps),
     "x_hat": lambda v: (v.x - v.mu) * v.inv_std,
     "y": lambda v: v.gamma * v.x_hat + v.beta,
-    "d_gamma": lambda v: v.sum(v.dy * v.x_hat),
-    "d_beta": lambda v: v.sum(v.dy),
+    "d_gamma": lambda v: v.to_parameters(v.dy * v.x_hat),
+    "d_beta": lambda v: v.to_parameters(v.dy),
     "d_x_hat": lambda v: v.gamma * v.dy,
     "d_var": lambda v: -0.5 * v.inv_std**3 * v.sum(v.d_x_hat * (v.x - v.mu)),
     "d_mu": lambda v: -v.inv_std * v.sum(v.d_x_hat),
@@ -45,7 +46,7 @@ SLIPS: list[tuple[str, dict[str, Line]]] = [
     ("wrong m: σ² is divided by N = {N}, must be N·H·W = {M}", {"var": lambda v: v.sum((v.x - v.mu) ** 2) / v.N}),
     ("wrong m: everything is divided by N = {N}, must be N·H·W = {M}", {"m": lambda v: v.N}),
     (
-        "the unbiased variance, divided by m − 1 = {less}; batch norm normalizes by the biased one, m = {M}",
+        "the unbiased variance, divided by m − 1 = {less}; a norm divides by the biased one, m = {M}",
         {"var": lambda v: v.sum((v.x - v.mu) ** 2) / (v.M - 1)},
     ),
     ("the standard deviation in place of the variance", {"var": lambda v: np.sqrt(v.sum((v.x - v.mu) ** 2) / v.m)}),
@@ -67,15 +68,15 @@ SLIPS: list[tuple[str, dict[str, Line]]] = [
     ("x̂ is centered, but not divided by √(σ² + ε)", {"x_hat": lambda v: v.x - v.mu}),
     ("a missing γ: y = x̂ + β", {"y": lambda v: v.x_hat + v.beta}),
     ("a missing β: y = γ x̂", {"y": lambda v: v.gamma * v.x_hat}),
-    ("x for x̂: Σ δ x in place of Σ δ x̂", {"d_gamma": lambda v: v.sum(v.dy * v.x)}),
-    ("x − μ for x̂: a missing 1/√(σ² + ε)", {"d_gamma": lambda v: v.sum(v.dy * (v.x - v.mu))}),
-    ("y for x̂: Σ δ y in place of Σ δ x̂", {"d_gamma": lambda v: v.sum(v.dy * v.y)}),
-    ("exchanged: Σ δ is ∂J/∂β, ∂J/∂γ is Σ δ x̂", {"d_gamma": lambda v: v.sum(v.dy)}),
-    ("exchanged: Σ δ x̂ is ∂J/∂γ, ∂J/∂β is Σ δ", {"d_beta": lambda v: v.sum(v.dy * v.x_hat)}),
-    ("γ δ for δ: ∂J/∂γ has no γ in it", {"d_gamma": lambda v: v.sum(v.gamma * v.dy * v.x_hat)}),
-    ("γ δ for δ: ∂J/∂β has no γ in it", {"d_beta": lambda v: v.sum(v.gamma * v.dy)}),
-    ("a mean where a sum belongs: divided by m = {M}", {"d_gamma": lambda v: v.sum(v.dy * v.x_hat) / v.M}),
-    ("a mean where a sum belongs: divided by m = {M}", {"d_beta": lambda v: v.sum(v.dy) / v.M}),
+    ("x for x̂: Σ δ x in place of Σ δ x̂", {"d_gamma": lambda v: v.to_parameters(v.dy * v.x)}),
+    ("x − μ for x̂: a missing 1/√(σ² + ε)", {"d_gamma": lambda v: v.to_parameters(v.dy * (v.x - v.mu))}),
+    ("y for x̂: Σ δ y in place of Σ δ x̂", {"d_gamma": lambda v: v.to_parameters(v.dy * v.y)}),
+    ("exchanged: Σ δ is ∂J/∂β, ∂J/∂γ is Σ δ x̂", {"d_gamma": lambda v: v.to_parameters(v.dy)}),
+    ("exchanged: Σ δ x̂ is ∂J/∂γ, ∂J/∂β is Σ δ", {"d_beta": lambda v: v.to_parameters(v.dy * v.x_hat)}),
+    ("γ δ for δ: ∂J/∂γ has no γ in it", {"d_gamma": lambda v: v.to_parameters(v.gamma * v.dy * v.x_hat)}),
+    ("γ δ for δ: ∂J/∂β has no γ in it", {"d_beta": lambda v: v.to_parameters(v.gamma * v.dy)}),
+    ("a mean where a sum belongs: divided by m = {M}", {"d_gamma": lambda v: v.to_parameters(v.dy * v.x_hat) / v.M}),
+    ("a mean where a sum belongs: divided by m = {M}", {"d_beta": lambda v: v.to_parameters(v.dy) / v.M}),
     ("a missing γ: ∂J/∂x̂ is γ δ, not δ", {"d_x_hat": lambda v: v.dy}),
     ("the sign of ∂J/∂σ²: the power −1/2 gives a minus", {"d_var": lambda v: -RIGHT["d_var"](v)}),
     ("a missing 1/2 in ∂J/∂σ²", {"d_var": lambda v: 2 * RIGHT["d_var"](v)}),
@@ -194,22 +195,37 @@ def of_batch_norm(steps: Any) -> Iterator[Any]:
         M=M,
         N=N,
         sum=lambda a: a.sum(others, keepdims=True),
+        to_parameters=lambda a: a.sum(others, keepdims=True),
     )
-    right = _run(inputs, {})
+    right = run(RIGHT, inputs)
     for step, (term, mean) in _SUMMED.items():
         yield from _other_axes(step, term(right), others, mean)
+    slips = [(spoken(sentence, inputs), lines) for sentence, lines in SLIPS if N != M or "wrong m" not in sentence]
+    yield from followed(RIGHT, slips, inputs, lambda _, a: a if a.shape == x.shape else a.reshape(-1))
+
+
+def spoken(sentence: str, inputs: SimpleNamespace) -> str:
+    """The sentence of a slip with the numbers of this problem."""
+    return sentence.format(M=inputs.M, N=inputs.N, less=inputs.M - 1, eps=float(np.max(inputs.eps)))
+
+
+def followed(
+    right_lines: dict[str, Line],
+    slips: list[tuple[str, dict[str, Line]]],
+    inputs: SimpleNamespace,
+    shaped: Callable[[str, np.ndarray], np.ndarray],
+) -> Iterator[Any]:
+    """Each slip, in the steps where it is made and in those that follow; `shaped` gives a value its step's shape."""
+    right = run(right_lines, inputs)
     later = []  # a slip made in the step itself is likelier than one made before
-    for sentence, lines in SLIPS:
-        if "wrong m" in sentence and N == M:
-            continue
-        spoken = sentence.format(M=M, N=N, less=M - 1, eps=float(np.max(steps.eps)))
-        wrong, made_in = _run(inputs, lines), _made_in(lines)
-        for step in itertools.dropwhile(lambda name, lines=lines: name not in lines, RIGHT):
+    for sentence, lines in slips:
+        wrong, made_in = run({**right_lines, **lines}, inputs), _made_in(lines)
+        for step in itertools.dropwhile(lambda name, lines=lines: name not in lines, right_lines):
             if step not in ("m", "m_back"):
                 value, truth = getattr(wrong, step), getattr(right, step)
                 if np.array_equal(value, truth, equal_nan=True):
                     continue  # the slip does not change this step
-                found = step, spoken, value.reshape(-1) if np.shape(truth) != x.shape else value
+                found = step, sentence, shaped(step, value)
                 if step in lines:
                     yield found
                 else:
@@ -223,10 +239,11 @@ def _made_in(lines: dict[str, Line]) -> tuple[str, ...]:
     return tuple(step for line in lines for step in spoiled.get(line, (line,)))
 
 
-def _run(inputs: SimpleNamespace, lines: dict[str, Line]) -> Any:
+def run(lines: dict[str, Line], inputs: SimpleNamespace) -> Any:
+    """The inputs, and the value of each line after them."""
     v = SimpleNamespace(**vars(inputs))
-    for name, line in RIGHT.items():
-        setattr(v, name, lines.get(name, line)(v))
+    for name, line in lines.items():
+        setattr(v, name, line(v))
     return v
 
 

@@ -92,7 +92,7 @@ def batch_norm(x: Any, gamma: Any, beta: Any, dy: Any, *, channel_axis: int = -1
     """
     x, gamma, beta, dy = arrays(x=x, gamma=gamma, beta=beta, dy=dy)
     others, lay = _channels(x, channel_axis, gamma=gamma, beta=beta)
-    eps = _number(eps, x)
+    eps = number(eps, x)
     dy = cotangent(dy, x)
     M = math.prod(x.shape[a] for a in others)  # m·p·q elements in a channel
 
@@ -312,7 +312,7 @@ def batch_norm_graph(
     """
     x, gamma, beta, dy = arrays(x=x, gamma=gamma, beta=beta, dy=dy)
     others, lay = _channels(x, channel_axis, gamma=gamma, beta=beta)
-    eps = _number(eps, x)
+    eps = number(eps, x)
     dy = cotangent(dy, x)
     M = math.prod(x.shape[a] for a in others)
 
@@ -381,7 +381,7 @@ def batch_norm_inference(
     """
     x, gamma, beta, mean, var, dy = arrays(x=x, gamma=gamma, beta=beta, mean=mean, var=var, dy=dy)
     others, lay = _channels(x, channel_axis, gamma=gamma, beta=beta, mean=mean, var=var)
-    eps = _number(eps, x)
+    eps = number(eps, x)
     dy = cotangent(dy, x)
 
     inv_std = 1 / jnp.sqrt(var + eps)
@@ -397,7 +397,7 @@ def batch_norm_inference(
     return gather(BatchNormInference, locals())
 
 
-def _number(eps: Any, x: jax.Array) -> jax.Array:
+def number(eps: Any, x: jax.Array) -> jax.Array:
     eps = jnp.asarray(eps, x.dtype)
     _checks.shape_is("eps", eps, (), "one number")
     return eps

@@ -32,8 +32,9 @@ NOISE = 16
 LEAST_ROOT = 2.0**-50
 # Reads of x for one measurement: a bound of the loop. Two are the rule; a guess of 1e228 for numbers around 1 took 16.
 MOST_READS = 24
-# Elements a sample has at least: its mean is off by about σ/4 then, and σ is near enough.
-SAMPLE = 16
+# Elements a sample of n has at least, or this times √n: its mean is off by about σ/4 then, and σ is near enough. One
+# huge element, which σ ≥ |x|/√n is due to, moves the sample's mean by σ/2 at most.
+SAMPLE, TIMES_ROOT = 16, 2
 
 
 class Unit(NamedTuple):
@@ -50,6 +51,11 @@ class Unit(NamedTuple):
     def back(self, du: jax.Array) -> jax.Array:
         """The gradient by x of what has the gradient `du` by u."""
         return du * self.scale
+
+    def near_one(self, r: jax.Array) -> tuple["Unit", jax.Array]:
+        """The unit whose power of two makes r u of about 1, so that no sum overflows for it; and r by its own power."""
+        scale = jnp.maximum(self.scale * power_of_two(r), jnp.finfo(r.dtype).tiny)
+        return Unit(self.shift, scale), r * (self.scale / scale)
 
     def inverse_root(self, var: jax.Array, eps: "Epsilon") -> jax.Array:
         """r = 1/√(v + ε s²)."""
@@ -95,22 +101,25 @@ def measured(
     plausible = jnp.abs(shift) < float(jnp.finfo(shift.dtype).max) ** 0.75
     _, shift, one = same_varying(x, lax.select(plausible, shift, jnp.zeros_like(shift)), jnp.ones_like(shift))
 
-    def measure(unit: Unit, changed: Any) -> Any:
+    def measure(unit: Unit) -> Any:
         mean, var = mean_and_var(unit)
-        good = _is_near(unit, mean, var, eps) & _fits(unit, var, eps)
-        return jnp.any(changed & ~good), good, (unit, mean, var)
+        return _is_near(unit, mean, var, eps) & fits(unit, var, eps), (unit, mean, var)
 
     def measure_again(state: Any) -> Any:
         reads, _, good, (old, mean, var) = state
         better = _better(old, mean, var, eps)
         unit = Unit(lax.select(good, old.shift, better.shift), lax.select(good, old.scale, better.scale))
-        return reads + 1, *measure(unit, (unit.shift != old.shift) | (unit.scale != old.scale))
+        changed = (unit.shift != old.shift) | (unit.scale != old.scale)
+        good, found = measure(unit)
+        return reads + 1, jnp.any(changed & ~good), good, found
 
     def until_good() -> Any:
-        return lax.while_loop(lambda state: state[1] & (state[0] < MOST_READS), measure_again, (1, *first))[-1]
+        start = 1, bad, good, first
+        return lax.while_loop(lambda state: state[1] & (state[0] < MOST_READS), measure_again, start)[-1]
 
-    first = measure(Unit(shift, one), True)
-    unit, mean, var = lax.cond(first[0], until_good, lambda: first[-1])
+    good, first = measure(Unit(shift, one))
+    bad = jnp.any(~good)
+    unit, mean, var = lax.cond(bad, until_good, lambda: first)
     return *about_the_mean(unit, mean), var
 
 
@@ -120,7 +129,7 @@ def _is_near(unit: Unit, mean: jax.Array, var: jax.Array, eps: Epsilon) -> jax.A
     return (mean * mean <= var) | ((jnp.abs(mean) <= close) & (var == 0))
 
 
-def _fits(unit: Unit, var: jax.Array, eps: Epsilon) -> jax.Array:
+def fits(unit: Unit, var: jax.Array, eps: Epsilon) -> jax.Array:
     """Whether nothing over- or underflows in s on the way back: as `scale_for` makes it. Not so for NaN."""
     root, most = eps.root * unit.scale, 2 * _middle(jnp.finfo(var.dtype))
     return (var + root * root >= most**-2) & (var <= most**2)
@@ -140,24 +149,29 @@ def _better(unit: Unit, mean: jax.Array, var: jax.Array, eps: Epsilon) -> Unit:
 
 def _sample_mean(groups: Groups, x: jax.Array, where: jax.Array | None) -> jax.Array:
     """The mean of a small sample: one place of every example (a sharded batch stays so), or more of few examples."""
-    first, *others = groups.reduced
-    area = math.prod(x.shape[i] for i in others if isinstance(x.shape[i], int))
-    taken = 1
-    for i in (first, *others):
+    most = math.prod(x.shape[i] for i in groups.reduced if isinstance(x.shape[i], int))
+    sample, taken = max(SAMPLE, TIMES_ROOT * math.isqrt(most)), 1
+    for i in groups.reduced:
         size = x.shape[i]
         if isinstance(size, int):
-            most = max(SAMPLE, size * area // 32) if i == first else -(-SAMPLE // taken)
-            stride = max(1, size // most)
-            x, where = _thinned(x, i, stride), None if where is None else _thinned(where, i, stride)
+            wanted = max(sample, most // 32) if i == groups.reduced[0] else -(-sample // taken)
+            x, where = _thinned(x, i, wanted), None if where is None else _thinned(where, i, wanted)
             taken *= x.shape[i]
     n = groups.count(x, where)
     return groups.total(masked(where, x.astype(n.dtype))) / (n if where is None else jnp.maximum(n, 1))
 
 
-def _thinned(a: jax.Array, axis: int, stride: int) -> jax.Array:
-    """Every `stride`-th place along this axis, in the middle of its stretch. In a mask an axis of length 1 stays."""
-    if a.shape[axis] == 1 or stride == 1:
+def _thinned(a: jax.Array, axis: int, wanted: int) -> jax.Array:
+    """About `wanted` places along this axis, evenly; of the innermost a stretch, as a part of a tile costs as much.
+
+    In a mask an axis of length 1 stays.
+    """
+    size = a.shape[axis]
+    stride = max(1, size // wanted)
+    if stride == 1:
         return a
+    if axis == a.ndim - 1:
+        return lax.slice_in_dim(a, (size - wanted) // 2, (size + wanted) // 2, axis=axis)
     return lax.slice_in_dim(a, stride // 2, None, stride, axis)
 
 

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 from bnderiv import _layers
 
 if TYPE_CHECKING:
-    from bnderiv.activation.steps import relu, sigmoid, softmax, softmax_jacobian, tanh  # noqa: F401
+    from bnderiv.activation.steps import log_softmax, relu, sigmoid, softmax, softmax_jacobian, tanh  # noqa: F401
     from bnderiv.convolution.steps import conv, conv2d  # noqa: F401
     from bnderiv.linear.steps import dense, flatten  # noqa: F401
     from bnderiv.loss.steps import softmax_cross_entropy, softmax_cross_entropy_with_integer_labels, squared_error  # noqa: F401
     from bnderiv.models.steps import lenet5
+    from bnderiv.normalization.layer_norm_steps import group_norm, instance_norm, layer_norm, rms_norm  # noqa: F401
     from bnderiv.normalization.steps import (  # noqa: F401
         batch_norm,
         batch_norm_graph,
@@ -47,7 +48,11 @@ __all__ += _layers.__all__
 
 # The modules that define the names, imported at first use: they import this package's table themselves.
 _ROOMS = ("linear", "convolution", "pooling", "normalization", "activation", "loss", "models")
-_MODULES = (*(f"bnderiv.{room}.steps" for room in _ROOMS), "bnderiv.steps.difference")
+_MODULES = (
+    *(f"bnderiv.{room}.steps" for room in _ROOMS),
+    "bnderiv.normalization.layer_norm_steps",
+    "bnderiv.steps.difference",
+)
 
 
 def __getattr__(name: str) -> Any:

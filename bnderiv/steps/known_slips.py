@@ -18,6 +18,7 @@ from bnderiv.loss import slips as loss
 from bnderiv.loss import steps as loss_steps
 from bnderiv.models.slips import of_lenet5
 from bnderiv.models.steps import LeNet5
+from bnderiv.normalization import layer_norm_slips, layer_norm_steps
 from bnderiv.normalization.slips import of_batch_norm, of_batch_norm_graph, of_batch_norm_relu
 from bnderiv.normalization.steps import BatchNorm, BatchNormGraph, BatchNormRelu
 from bnderiv.pooling.slips import of_avg_pool, of_max_pool
@@ -35,6 +36,10 @@ _ROOMS: dict[type, Callable[[Any], Iterable[Any]]] = {
     BatchNorm: of_batch_norm,
     BatchNormRelu: of_batch_norm_relu,
     BatchNormGraph: of_batch_norm_graph,
+    layer_norm_steps.LayerNorm: layer_norm_slips.of_layer_norm,
+    layer_norm_steps.GroupNorm: layer_norm_slips.of_group_norm,
+    layer_norm_steps.InstanceNorm: layer_norm_slips.of_instance_norm,
+    layer_norm_steps.RmsNorm: layer_norm_slips.of_rms_norm,
     Dense: of_dense,
     Flatten: of_flatten,
     Conv: of_conv,
@@ -44,6 +49,7 @@ _ROOMS: dict[type, Callable[[Any], Iterable[Any]]] = {
     activation_steps.Tanh: activation.of_tanh,
     activation_steps.Sigmoid: activation.of_sigmoid,
     activation_steps.Softmax: activation.of_softmax,
+    activation_steps.LogSoftmax: activation.of_log_softmax,
     loss_steps.SquaredError: loss.of_squared_error,
     loss_steps.SoftmaxCrossEntropy: loss.of_cross_entropy,
     loss_steps.SoftmaxCrossEntropyWithIntegerLabels: loss.of_cross_entropy,

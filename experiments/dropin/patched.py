@@ -8,6 +8,7 @@ It says at the end how often each layer was called, so that nothing passes witho
 import functools
 import importlib
 from collections import Counter
+from typing import Any
 
 calls: Counter[str] = Counter()
 
@@ -21,41 +22,18 @@ def _counted(name, function):
     return call
 
 
-def _replace(places, name, ours):
-    for place in places:
-        setattr(importlib.import_module(place), name, ours)
-
-
-def _flax() -> None:
-    import bnderiv.linen
-    import bnderiv.nnx
-
-    for module in (bnderiv.linen, bnderiv.nnx):
-        module.BatchNorm.__call__ = _counted(f"{module.__name__}.BatchNorm", module.BatchNorm.__call__)
-    _replace(("flax.linen", "flax.linen.normalization"), "BatchNorm", bnderiv.linen.BatchNorm)
-    _replace(("flax.nnx", "flax.nnx.nn.normalization"), "BatchNorm", bnderiv.nnx.BatchNorm)
-    for name in ("avg_pool", "max_pool"):
-        ours = _counted(f"bnderiv.linen.{name}", getattr(bnderiv.linen, name))
-        _replace(("flax.linen", "flax.linen.pooling", "flax.nnx"), name, ours)
-
-
-def _equinox() -> None:
-    import bnderiv.equinox
-
-    bnderiv.equinox.BatchNorm.__call__ = _counted("bnderiv.equinox.BatchNorm", bnderiv.equinox.BatchNorm.__call__)
-    _replace(("equinox.nn", "equinox.nn._batch_norm"), "BatchNorm", bnderiv.equinox.BatchNorm)
-
-
-def _haiku() -> None:
-    import bnderiv.haiku
-
-    bnderiv.haiku.BatchNorm.__call__ = _counted("bnderiv.haiku.BatchNorm", bnderiv.haiku.BatchNorm.__call__)
-    _replace(("haiku", "haiku._src.batch_norm"), "BatchNorm", bnderiv.haiku.BatchNorm)
-
-
 def pytest_configure() -> None:
-    for patch in (_flax, _equinox, _haiku):
-        patch()
+    classes: set[Any] = set()
+    for framework in ("linen", "nnx", "equinox", "haiku"):
+        adapter = importlib.import_module(f"bnderiv.{framework}")
+        for place, name in adapter.patch().places:
+            ours = getattr(place, name)
+            if isinstance(ours, type):
+                classes.add(ours)
+            else:
+                setattr(place, name, _counted(f"bnderiv.linen.{name}", ours))
+    for ours in classes:
+        ours.__call__ = _counted(f"{ours.__module__}.{ours.__name__}", ours.__call__)
 
 
 def pytest_terminal_summary(terminalreporter) -> None:

@@ -37,6 +37,20 @@ def _residual(arrays):
     return with_z
 
 
+def _features(*shape, axes=(-1,)):
+    """x with γ and β of its shape along these axes."""
+
+    def arrays(rng):
+        own = [shape[a] for a in axes]
+        return 2 + 3 * rng.standard_normal(shape), 1 + rng.standard_normal(own), rng.standard_normal(own)
+
+    return arrays
+
+
+def _without_beta(arrays):
+    return lambda rng: arrays(rng)[:2]
+
+
 def _inference(*shape, channels, axis=-1):
     def arrays(rng):
         mean, var = rng.standard_normal(channels), 0.5 + rng.random(channels)
@@ -48,6 +62,9 @@ def _inference(*shape, channels, axis=-1):
 _ROWS = np.array([True, False, True, True, False])[:, None]
 _IMAGES = np.random.default_rng(7).random((3, 2, 4, 1)) < 0.6
 _EACH = np.random.default_rng(8).random((6, 3)) < 0.6
+_TOKENS = np.random.default_rng(9).random((6, 3, 4)) < 0.7
+_ENTRIES = np.random.default_rng(10).random((5, 12)) < 0.8
+_PLACES = np.random.default_rng(11).random((3, 1, 8)) < 0.6
 
 CASES = (
     ROWS := Case("batch_norm", "rows", random_input(7, channels=3)),
@@ -64,6 +81,17 @@ CASES = (
     Case("batch_norm_relu", "masked-pixels", random_input(3, 2, 4, channels=2), {"where": _IMAGES}),
     RESIDUAL := Case("batch_norm_relu", "residual", _residual(random_input(3, 2, 4, channels=3))),
     Case("batch_norm_relu", "residual-masked", _residual(random_input(6, channels=3)), {"where": _EACH}),
+    LAYER := Case("layer_norm", "tokens", _features(3, 4, 5)),
+    Case("layer_norm", "images", _features(3, 2, 4, axes=(1, 2)), {"axis": (-1, 1)}),
+    Case("layer_norm", "masked", _features(6, 3, 4, axes=(1,)), {"axis": 1, "where": _TOKENS}),
+    Case("layer_norm", "one-example", _features(7), {"eps": 1e-3}),
+    GROUP := Case("group_norm", "images", random_input(3, 2, 4, channels=6), {"groups": 2}),
+    Case("group_norm", "channels-first", random_input(2, 5, channels=6, axis=1), {"groups": 3, "channel_axis": 1}),
+    Case("group_norm", "rows", random_input(5, channels=12), {"groups": 2, "where": _ENTRIES}),
+    INSTANCE := Case("instance_norm", "images", random_input(3, 2, 4, channels=3)),
+    Case("instance_norm", "masked", random_input(3, 8, channels=2, axis=1), {"channel_axis": 1, "where": _PLACES}),
+    RMS := Case("rms_norm", "tokens", _without_beta(_features(3, 4, 5))),
+    Case("rms_norm", "images", _without_beta(_features(3, 2, 4, axes=(0, 2))), {"axis": (0, 2)}),
     INFERENCE := Case("batch_norm_inference", "rows", _inference(5, channels=3)),
     Case("batch_norm_inference", "images", _inference(2, 2, 3, channels=2)),
     Case("batch_norm_inference", "channels-first", _inference(2, 2, 3, channels=2, axis=1), {"channel_axis": 1}),
@@ -137,7 +165,40 @@ def _everything_passes(right, arguments, cotangent):
     return gradients(bnderiv.batch_norm, arguments, cotangent)
 
 
+def _gamma_outside_of_the_means(layer, axes):
+    """γ r (δ − mean δ − x̂ mean(δ x̂)): the gradient of batch norm, where γ is the same for all."""
+
+    def change(right, arguments, cotangent):
+        steps = getattr(bnderiv.steps, layer)(*arguments, dy=cotangent)
+        r, delta = jnp.expand_dims(steps.inv_std, axes), steps.dy
+        means = delta.mean(axes, keepdims=True) + steps.x_hat * (delta * steps.x_hat).mean(axes, keepdims=True)
+        return steps.gamma[None, None] * r * (delta - means), *right[1:]
+
+    return change
+
+
+def _dropped(layer, part, **options):
+    def change(right, arguments, cotangent):
+        steps = getattr(bnderiv.steps, layer)(*arguments, dy=cotangent, **options)
+        return right[0] - getattr(steps, part), *right[1:]
+
+    return change
+
+
+def _channel_for_group(right, arguments, cotangent):
+    """Part 2 of each channel by itself, as in instance norm."""
+    steps = bnderiv.steps.group_norm(*arguments, groups=2, dy=cotangent)
+    own = -(steps.dx_through_x_hat.mean((1, 2), keepdims=True))
+    return right[0] - steps.dx_through_mu + own, *right[1:]
+
+
 SLIPS = (
+    Slip("gamma-outside-of-the-means", LAYER, _gamma_outside_of_the_means("layer_norm", (2,))),
+    Slip("layer-mean-part-dropped", LAYER, _dropped("layer_norm", "dx_through_mu")),
+    Slip("group-variance-part-dropped", GROUP, _dropped("group_norm", "dx_through_var", groups=2)),
+    Slip("channel-for-group", GROUP, _channel_for_group),
+    Slip("instance-mean-part-dropped", INSTANCE, _dropped("instance_norm", "dx_through_mu")),
+    Slip("rms-part-dropped", RMS, _dropped("rms_norm", "dx_through_mean_square")),
     Slip("mean-part-dropped", ROWS, _with_part(lambda s: -s.dx_through_mu)),
     Slip("variance-part-dropped", ROWS, _with_part(lambda s: -s.dx_through_var)),
     Slip("batch-size-for-count", IMAGES, _with_part(_batch_size_for_count)),

@@ -21,6 +21,23 @@ def batch_norm(x, gamma, beta, delta, eps=1e-5):
     return gamma * x_hat + beta, dx, d_gamma, d_beta
 
 
+def over_other_axes(x, gamma, beta, delta, over, rest, eps=1e-5, centred=True):
+    """y, dx, dγ, dβ with statistics over the axes `over`, and γ and β, which broadcast against x, shared over `rest`.
+
+    Not centred: RMS norm.
+    """
+    x, gamma, beta, delta = (np.asarray(a, np.float64).astype(np.longdouble) for a in (x, gamma, beta, delta))
+    size = np.exp2(np.floor(np.log2(max(float(np.abs(x).max()), 1e-300)))).astype(np.longdouble)
+    x = x / size
+    deviation = x - x.mean(over, keepdims=True) if centred else x
+    r = 1 / np.sqrt((deviation**2).mean(over, keepdims=True) + np.longdouble(eps) / size**2)
+    x_hat = deviation * r
+    d_x_hat = gamma * delta
+    mean = d_x_hat.mean(over, keepdims=True) if centred else 0
+    dx = r / size * (d_x_hat - mean - x_hat * (d_x_hat * x_hat).mean(over, keepdims=True))
+    return gamma * x_hat + beta, dx, (delta * x_hat).sum(rest), delta.sum(rest)
+
+
 def relative_error(actual, expected):
     """‖actual − expected‖ / ‖expected‖, without overflow; NaN where the actual value has one."""
     actual = np.asarray(actual, np.float64).astype(np.longdouble)

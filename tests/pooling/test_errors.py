@@ -6,6 +6,8 @@ import pytest
 
 import bnderiv
 
+pytestmark = pytest.mark.fast
+
 IMAGES = jnp.ones((2, 5, 4, 3))
 POOLS = [bnderiv.avg_pool, bnderiv.max_pool]
 

@@ -1,0 +1,184 @@
+"""What the layer, group, instance and RMS norms of the adapters share: the core of `bnderiv.layer_norm` over any axes.
+
+A framework chooses the reduced axes and those of its scale and bias apart from each other, and an output dtype unlike
+its input's. The library's functions fix both sets of axes; their core does not. Names, shapes and dtypes of parameters
+are up to each adapter.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bnderiv import _checks
+from bnderiv._numbers import accumulator
+from bnderiv._rule import layer
+from bnderiv.adapters.batch_norm import feature_axes, promote
+from bnderiv.normalization.arguments import epsilon
+from bnderiv.normalization.groups import ChannelGroups, Groups
+from bnderiv.normalization.layer_norm import by_own_statistics
+from bnderiv.normalization.normalize import Affine
+from bnderiv.normalization.rms_norm import by_root_mean_square
+from bnderiv.normalization.units import Epsilon
+
+ChannelGroup = tuple[int, int]  # an axis, and how many neighbouring channels along it share statistics
+
+
+def refuse_axis_name(axis_name: Any) -> None:
+    """Raises NotImplementedError where statistics over a mapped axis are asked for."""
+    if axis_name is not None:
+        raise NotImplementedError(
+            f"axis_name must be None: only BatchNorm takes statistics over mapped axes, got {axis_name!r}"
+        )
+
+
+def group_axes(reduction_axes: Any, ndim: int) -> tuple[int, ...]:
+    """The reduced axes of Flax's GroupNorm: by default all but the first.
+
+    Raises:
+      ValueError: an axis out of range, or the last, which has the channels, is left out.
+    """
+    if reduction_axes is None:
+        return tuple(range(min(1, ndim - 1), ndim))
+    axes = feature_axes(reduction_axes, ndim, "reduction_axes")
+    if ndim - 1 not in axes:
+        raise ValueError(f"reduction_axes must include the last axis, which has the channels, got {reduction_axes}")
+    return axes
+
+
+def instance_axes(axes: Any, ndim: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The reduced axes and the feature axes of Flax's InstanceNorm.
+
+    Raises:
+      ValueError: an axis out of range, or the first is a feature axis.
+    """
+    features = feature_axes(axes, ndim, "feature_axes")
+    if 0 in features:
+        raise ValueError(
+            "The channel axes cannot include the leading dimension as this is assumed to be the batch axis. "
+            f"feature_axes: {axes}"
+        )
+    return tuple(i for i in range(1, ndim) if i not in features), features
+
+
+def channel_group(axis: int, channels: int, groups: Any, size: Any) -> ChannelGroup:
+    """The channels of a group, of which either the number or the size is given.
+
+    Raises:
+      TypeError: it is not an integer.
+      ValueError: both are given or neither, or it is no divisor of `channels`.
+    """
+    if (groups is None) == (size is None):
+        raise ValueError(f"either num_groups or group_size must be given, got {groups} and {size}")
+    name, given = ("num_groups", groups) if size is None else ("group_size", size)
+    divisor = _checks.integer(name, given, at_least=1)
+    if channels % divisor:
+        raise ValueError(f"{name} must divide the {channels} channels, got {divisor}")
+    return axis, channels // divisor if size is None else divisor
+
+
+def along(name: str, parameter: jax.Array | None, x: jax.Array, axes: tuple[int, ...]) -> jax.Array | None:
+    """A parameter with an element for each place along these axes of `x`, reshaped to broadcast against it.
+
+    Raises:
+      ValueError: it has another number of elements.
+    """
+    if parameter is None:
+        return None
+    shape = tuple(n if i in axes else 1 for i, n in enumerate(x.shape))
+    try:
+        return parameter.reshape(shape)
+    except TypeError as error:
+        lengths = tuple(x.shape[i] for i in axes)
+        raise ValueError(f"{name} must fit the features of x, of shape {lengths}, got {parameter.shape}") from error
+
+
+def normalize(
+    x: jax.Array,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+    reduced: tuple[int, ...],
+    *,
+    eps: Any,
+    dtype: Any,
+    mask: Any = None,
+    group: ChannelGroup | None = None,
+    centered: bool = True,
+) -> jax.Array:
+    """Normalizes x by its own statistics over the axes `reduced`.
+
+    Args:
+      scale, bias: broadcast to x. None stands for 1 and 0.
+      reduced: axes in order, counted from the front. Without any, each element has its own statistics, masked or not.
+      eps: ε, added to the variance or the mean square.
+      dtype: that of y.
+      mask: broadcasts to x; elements where it is False do not count, but are normalized.
+      group: the channels that share statistics; its axis is one of `reduced`. By default all.
+      centered: whether by mean and variance, or by the mean square alone.
+
+    Returns:
+      y, in the shape of `x`.
+
+    Raises:
+      ValueError: `scale`, `bias` or `mask` does not broadcast to `x`.
+    """
+    shape = x.shape
+    affine = [_of_rank(name, a, shape) for name, a in (("scale", scale), ("bias", bias))]
+    where = None if mask is None else _checks.mask("mask", jnp.asarray(mask, bool), shape)  # Flax allows 0 and 1, too
+    if not x.size:
+        return x.astype(dtype)
+    x = x.astype(promote(x.dtype, dtype))
+    value, root = epsilon(eps, x)
+    if group is not None:
+        axis, size = group
+        if size == 1:
+            reduced = tuple(i for i in reduced if i != axis)
+        if size in (1, x.shape[axis]):
+            group = None
+    if not reduced:  # the core needs an axis
+        x, *affine = jax.tree.map(lambda a: a[..., None], (x, *affine))
+        where = None
+        reduced = (x.ndim - 1,)
+    groups = _groups(x.ndim, reduced, group, affine)
+    gamma, beta = (_spread(groups, x, a, neutral) for a, neutral in zip(affine, (1, 0), strict=True))
+    return _by_groups(centered, groups, x, where, gamma, beta, value, root).reshape(shape).astype(dtype)
+
+
+def _of_rank(name: str, a: Any, shape: tuple[int, ...]) -> jax.Array | None:
+    if a is None:
+        return None
+    a = jnp.asarray(a)
+    padded = (1,) * (len(shape) - a.ndim) + a.shape
+    if len(padded) != len(shape) or any(n not in (1, m) for n, m in zip(padded, shape, strict=True)):
+        raise ValueError(f"{name} must broadcast to the shape of the input, {shape}, got shape {a.shape}")
+    return a.reshape(padded)
+
+
+def _groups(rank: int, reduced: tuple[int, ...], group: ChannelGroup | None, affine: list[Any]) -> Groups:
+    """Who shares statistics, and who shares scale and bias: along the axes where both of these have length 1."""
+    given = [a.shape for a in affine if a is not None]
+    own = [i for i in range(rank) if i not in reduced or (group is not None and i == group[0])]
+    features = [i for i in range(rank) if any(shape[i] != 1 for shape in given)] if given else own
+    both = tuple(i for i in range(rank) if i not in features and i not in own)
+    statistics = tuple(i for i in range(rank) if i in features and i not in own)
+    parameters = tuple(i for i in own if i not in features)
+    return (
+        Groups(both, statistics, parameters) if group is None else ChannelGroups(both, statistics, parameters, *group)
+    )
+
+
+def _spread(groups: Groups, x: jax.Array, a: jax.Array | None, neutral: float) -> jax.Array:
+    """Scale or bias in the one shape of both."""
+    shared = groups.both + groups.parameters
+    shape, dtype = tuple(1 if i in shared else n for i, n in enumerate(x.shape)), accumulator(x.dtype)
+    return jnp.full(shape, neutral, dtype) if a is None else jnp.broadcast_to(a.astype(dtype), shape)
+
+
+@layer(static=2, result=lambda centered, groups, x, *_: x)
+def _by_groups(centered, groups, x, where, gamma, beta, eps, root):
+    if centered:
+        return by_own_statistics(groups, x, where, Affine(gamma, beta), Epsilon(eps, root))
+    n = groups.count(x, where)
+    return by_root_mean_square(
+        groups, x, where, n if where is None else jnp.maximum(n, 1), gamma, beta, Epsilon(eps, root)
+    )

@@ -1,0 +1,77 @@
+"""What the norms ask of their arguments, and how gamma and beta are laid to broadcast against x."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.core import Tracer
+
+from bnderiv import _checks
+from bnderiv._numbers import accumulator
+from bnderiv.normalization.units import Epsilon
+
+
+def normalized_axes(axis: int | Sequence[int], ndim: int) -> tuple[int, ...]:
+    """`axis`, an integer or several, counted from the front, in order.
+
+    Raises:
+      TypeError: no integer, nor a sequence of some.
+      ValueError: out of range, none, or one twice.
+    """
+    axes = [_checks.axis("axis", a, ndim) for a in (axis if isinstance(axis, (tuple, list)) else (axis,))]
+    if not axes or len(set(axes)) < len(axes):
+        raise ValueError(f"axis must name at least one axis, and none twice, got {axis!r}")
+    return tuple(sorted(axes))
+
+
+def parameter(name: str, value: Any, x: jax.Array, axes: tuple[int, ...], neutral: float) -> jax.Array:
+    """Gamma or beta, of the shape of x along `axes`. None stands for what changes nothing, 1 or 0.
+
+    Raises:
+      TypeError: no floating dtype.
+      ValueError: another shape.
+    """
+    shape = tuple(x.shape[a] for a in axes)
+    if value is None:
+        return jnp.full(shape, neutral, accumulator(x.dtype))
+    value = _checks.float_array(name, value)
+    _checks.shape_is(
+        name, value, shape, f"that of x along {'axis' if len(axes) == 1 else 'axes'} {str(axes)[1:-1].rstrip(',')}"
+    )
+    return value
+
+
+def laid(x: jax.Array, axes: tuple[int, ...], a: jax.Array) -> jax.Array:
+    """What has the shape of x along `axes`, in the accumulator's dtype and of the rank of x."""
+    return lax.expand_dims(a.astype(accumulator(x.dtype)), [i for i in range(x.ndim) if i not in axes])
+
+
+def epsilon(eps: Any, x: jax.Array) -> Epsilon:
+    """ε for this x.
+
+    Raises:
+      TypeError: no real number.
+      ValueError: negative, or above what the accumulator's dtype holds. (A traced one is taken at its word.)
+    """
+    dtype = accumulator(x.dtype)
+    return Epsilon.of(nonnegative("eps", eps, dtype), dtype)
+
+
+def nonnegative(name: str, value: Any, dtype: Any) -> Any:
+    """`value`, a real scalar of at least 0 that the dtype holds (a traced one is taken at its word)."""
+    if not isinstance(value, (float, int, np.number, np.ndarray, jax.Array)) or jnp.ndim(value):
+        raise TypeError(f"{name} must be a real number, got {value!r}")
+    kinds = (jnp.floating, jnp.integer)
+    if not isinstance(value, (float, int)) and not any(jnp.issubdtype(value.dtype, kind) for kind in kinds):
+        raise TypeError(f"{name} must be a real number, got {value!r}")
+    if not isinstance(value, Tracer):
+        try:
+            fits = 0 <= float(value) <= float(jnp.finfo(dtype).max)
+        except OverflowError:
+            fits = False
+        if not fits:
+            raise ValueError(f"{name} must be finite and at least 0 in {jnp.dtype(dtype).name}, got {value}")
+    return value

@@ -1,0 +1,291 @@
+"""Layer, group, instance and RMS norm, step by step (derivation.md, N32–N36): batch norm's lines over other axes."""
+
+import math
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bnderiv import _checks
+from bnderiv.normalization.arguments import normalized_axes
+from bnderiv.normalization.steps import ChannelAxis, Epsilon, FromAbove, Input, number
+from bnderiv.steps.table import INPUT, arrays, cotangent, derivation, gather
+
+# The arguments and steps that several functions here share. S is the shape of x without the axes of the statistics.
+Gamma = Annotated[jax.Array, "γ", "(C,)", INPUT, "gamma"]
+Beta = Annotated[jax.Array, "β", "(C,)", INPUT, "beta"]
+FeatureAxes = Annotated[tuple[int, ...], "the axes of the statistics, of gamma and of beta"]
+Mean = Annotated[jax.Array, "μ", "S", "(N32)", "mean of each group"]
+Variance = Annotated[jax.Array, "σ²", "S", "(N32)", "biased variance of each group, divided by n"]
+InverseDeviation = Annotated[jax.Array, "r = (σ²+ε)^−½", "S", "(N33)", "inverse deviation"]
+Normalized = Annotated[jax.Array, "x̂ = r (x−μ)", "as x", "(N33)", "normalized input"]
+Output = Annotated[jax.Array, "y = γ x̂ + β", "as x", "(N33)", "output"]
+GradientOfGamma = Annotated[jax.Array, "∂J/∂γ", "as γ", "(N34)", "gradient of gamma: a sum over other axes than μ's"]
+GradientOfBeta = Annotated[jax.Array, "∂J/∂β", "as β", "(N34)", "gradient of beta"]
+AtXHat = Annotated[jax.Array, "ĝ = ∂J/∂x̂ = γ δ", "as x", "(N7)", "gradient by the normalized input"]
+AtTheVariance = Annotated[jax.Array, "∂J/∂σ²", "S", "(N8)", "gradient by the variance"]
+AtTheMean = Annotated[jax.Array, "∂J/∂μ", "S", "(N10)", "gradient by the mean; the path through σ² is 0 (N9)"]
+ThroughXHat = Annotated[jax.Array, "∂J/∂x̂ · ∂x̂/∂x", "as x", "(N11), 1", "first part of the gradient"]
+ThroughMu = Annotated[jax.Array, "∂J/∂μ · ∂μ/∂x", "as x", "(N11), 2", "second part, one number for each group"]
+ThroughVar = Annotated[jax.Array, "∂J/∂σ² · ∂σ²/∂x", "as x", "(N11), 3", "third part"]
+GradientOfX = Annotated[jax.Array, "∂J/∂x", "as x", "(N34)", "gradient of the input, the sum of the parts"]
+
+
+@derivation
+class LayerNorm(NamedTuple):
+    """The steps of `layer_norm`."""
+
+    x: Annotated[jax.Array, "x", "(..., C)", INPUT, "input"]
+    gamma: Gamma
+    beta: Beta
+    dy: FromAbove
+    eps: Epsilon
+    axis: FeatureAxes
+    mu: Mean
+    var: Variance
+    inv_std: InverseDeviation
+    x_hat: Normalized
+    y: Output
+    d_gamma: GradientOfGamma
+    d_beta: GradientOfBeta
+    d_x_hat: AtXHat
+    d_var: AtTheVariance
+    d_mu: AtTheMean
+    dx_through_x_hat: ThroughXHat
+    dx_through_mu: ThroughMu
+    dx_through_var: ThroughVar
+    dx: GradientOfX
+
+
+def layer_norm(x: Any, gamma: Any, beta: Any, dy: Any, *, axis: Any = -1, eps: Any = 1e-5) -> LayerNorm:
+    """Layer norm and its gradient, one line for each line of the derivation (part D).
+
+    Args:
+      x: floating dtype (half precision is computed in float32).
+      gamma, beta: γ and β, the shape of x along `axis`. None stands for 1 and 0.
+      dy: δ = ∂J/∂y, the gradient from above, shape of x.
+      axis: the axis of the features, or several.
+      eps: ε, added to the variance.
+
+    Returns:
+      `LayerNorm`, fields in the order of the derivation.
+
+    Raises:
+      TypeError: an argument without floating dtype.
+      ValueError: shapes that do not fit, an axis out of range, an empty `x`.
+
+    Example:
+      >>> import bnderiv, jax.numpy as jnp
+      >>> x, dy = jnp.array([[1.0, 3.0]]), jnp.array([[1.0, 0.0]])
+      >>> s = bnderiv.steps.layer_norm(x, jnp.array([2.0, 1.0]), jnp.zeros(2), dy, eps=3.0)
+      >>> s.inv_std.tolist(), s.d_var.tolist(), s.dx.tolist()
+      ([0.5], [0.125], [[0.375, -0.375]])
+    """
+    (x,) = arrays(x=x)
+    axes = normalized_axes(axis, x.ndim)
+    rest = tuple(i for i in range(x.ndim) if i not in axes)
+    x, gamma, beta, dy = _arguments(x, gamma, beta, dy, axes)
+    computed = _by_own_statistics(x, gamma, beta, dy, number(eps, x), axes, rest)
+    return gather(LayerNorm, {**computed, "axis": axes})
+
+
+@derivation
+class GroupNorm(NamedTuple):
+    """The steps of `group_norm`: S is (N, groups)."""
+
+    x: Input
+    gamma: Gamma
+    beta: Beta
+    dy: FromAbove
+    eps: Epsilon
+    groups: Annotated[int, "groups of channels"]
+    channel_axis: ChannelAxis
+    mu: Mean
+    var: Variance
+    inv_std: InverseDeviation
+    x_hat: Normalized
+    y: Output
+    d_gamma: GradientOfGamma
+    d_beta: GradientOfBeta
+    d_x_hat: AtXHat
+    d_var: AtTheVariance
+    d_mu: AtTheMean
+    dx_through_x_hat: ThroughXHat
+    dx_through_mu: ThroughMu
+    dx_through_var: ThroughVar
+    dx: GradientOfX
+
+
+def group_norm(
+    x: Any, gamma: Any, beta: Any, groups: int, dy: Any, *, channel_axis: int = -1, eps: Any = 1e-5
+) -> GroupNorm:
+    """Group norm and its gradient: x gets an axis for the groups. Other arguments and errors as in `layer_norm`.
+
+    Args:
+      groups: the number of groups, a divisor of C.
+
+    Example:
+      >>> import bnderiv, jax.numpy as jnp
+      >>> x, dy = jnp.array([[1.0, 3.0, 5.0, 5.0]]), jnp.array([[1.0, 0.0, 0.0, 0.0]])
+      >>> s = bnderiv.steps.group_norm(x, jnp.array([2.0, 1.0, 1.0, 1.0]), jnp.zeros(4), 2, dy, eps=3.0)
+      >>> s.mu.tolist(), s.dx.tolist()
+      ([[2.0, 5.0]], [[0.375, -0.375, 0.0, 0.0]])
+    """
+    (x,) = arrays(x=x)
+    _checks.rank_at_least("x", x, 2, "batch and channels")
+    axis = _checks.axis("channel_axis", channel_axis, x.ndim)
+    groups = _checks.integer("groups", groups, at_least=1)
+    if axis == 0 or x.shape[axis] % groups:
+        raise ValueError(f"groups must divide the channels of x, along another axis than the first, got {groups}")
+    x, gamma, beta, dy = _arguments(x, gamma, beta, dy, (axis,))
+
+    def grouped(a: jax.Array) -> jax.Array:
+        return a.reshape(*a.shape[:axis], groups, -1, *a.shape[axis + 1 :])
+
+    over = tuple(i for i in range(1, x.ndim + 1) if i != axis)
+    rest = tuple(i for i in range(x.ndim + 1) if i not in (axis, axis + 1))
+    of_groups = gamma.reshape(groups, -1), beta.reshape(groups, -1)
+    s = _by_own_statistics(grouped(x), *of_groups, grouped(dy), number(eps, x), over, rest)
+    s |= {name: s[name].reshape(gamma.shape) for name in ("gamma", "beta", "d_gamma", "d_beta")}
+    s |= {name: a.reshape(x.shape) for name, a in s.items() if name in GroupNorm._fields and jnp.ndim(a) == x.ndim + 1}
+    return gather(GroupNorm, {**s, "groups": groups, "channel_axis": channel_axis})
+
+
+@derivation
+class InstanceNorm(NamedTuple):
+    """The steps of `instance_norm`: S is (N, C)."""
+
+    x: Input
+    gamma: Gamma
+    beta: Beta
+    dy: FromAbove
+    eps: Epsilon
+    channel_axis: ChannelAxis
+    mu: Mean
+    var: Variance
+    inv_std: InverseDeviation
+    x_hat: Normalized
+    y: Output
+    d_gamma: GradientOfGamma
+    d_beta: GradientOfBeta
+    d_x_hat: AtXHat
+    d_var: AtTheVariance
+    d_mu: AtTheMean
+    dx_through_x_hat: ThroughXHat
+    dx_through_mu: ThroughMu
+    dx_through_var: ThroughVar
+    dx: GradientOfX
+
+
+def instance_norm(x: Any, gamma: Any, beta: Any, dy: Any, *, channel_axis: int = -1, eps: Any = 1e-5) -> InstanceNorm:
+    """Instance norm and its gradient. Arguments and errors as in `layer_norm`.
+
+    Example:
+      >>> import bnderiv, jax.numpy as jnp
+      >>> x, dy = jnp.array([[[1.0], [3.0]]]), jnp.array([[[1.0], [0.0]]])
+      >>> s = bnderiv.steps.instance_norm(x, jnp.array([2.0]), jnp.zeros(1), dy, eps=3.0)
+      >>> s.mu.tolist(), s.dx.tolist()
+      ([[2.0]], [[[0.375], [-0.375]]])
+    """
+    (x,) = arrays(x=x)
+    _checks.rank_at_least("x", x, 3, "batch, space and channels")
+    axis = _checks.axis("channel_axis", channel_axis, x.ndim)
+    over = tuple(i for i in range(1, x.ndim) if i != axis)
+    x, gamma, beta, dy = _arguments(x, gamma, beta, dy, (axis,))
+    computed = _by_own_statistics(x, gamma, beta, dy, number(eps, x), over, (0, *over))
+    return gather(InstanceNorm, {**computed, "channel_axis": channel_axis})
+
+
+def _by_own_statistics(x, gamma, beta, dy, eps, over, rest):
+    """The derivation: μ and σ² over the axes `over`; γ and β along all axes but `rest`."""
+    n = math.prod(x.shape[i] for i in over)
+
+    def lay(statistic: jax.Array) -> jax.Array:
+        return jnp.expand_dims(statistic, over)
+
+    g, b = (jnp.expand_dims(a, rest) for a in (gamma, beta))
+
+    mu = x.sum(over) / n  # (N32)
+    var = ((x - lay(mu)) ** 2).sum(over) / n  # (N32)
+    inv_std = 1 / jnp.sqrt(var + eps)
+    x_hat = (x - lay(mu)) * lay(inv_std)  # (N33)
+    y = g * x_hat + b  # (N33)
+
+    d_gamma = (dy * x_hat).sum(rest)  # (N34)
+    d_beta = dy.sum(rest)  # (N34)
+    d_x_hat = g * dy  # (N7)
+    d_var = -0.5 * inv_std**3 * (d_x_hat * (x - lay(mu))).sum(over)  # (N8)
+    d_mu = -inv_std * d_x_hat.sum(over)  # (N10)
+    dx_through_x_hat = lay(inv_std) * d_x_hat  # (N11), part 1
+    dx_through_mu = jnp.broadcast_to(lay(d_mu / n), x.shape)  # (N11), part 2
+    dx_through_var = lay(d_var) * 2 / n * (x - lay(mu))  # (N11), part 3
+    dx = dx_through_x_hat + dx_through_mu + dx_through_var  # (N34)
+    return locals()
+
+
+@derivation
+class RmsNorm(NamedTuple):
+    """The steps of `rms_norm`."""
+
+    x: Annotated[jax.Array, "x", "(..., C)", INPUT, "input"]
+    gamma: Gamma
+    dy: FromAbove
+    eps: Epsilon
+    axis: FeatureAxes
+    mean_square: Annotated[jax.Array, "q = 1/n Σ x²", "S", "(N35)", "mean square of each group"]
+    inv_rms: Annotated[jax.Array, "r = (q+ε)^−½", "S", "(N35)", "inverse root mean square"]
+    x_hat: Annotated[jax.Array, "x̂ = r x", "as x", "(N35)", "normalized input"]
+    y: Annotated[jax.Array, "y = γ x̂", "as x", "(N35)", "output"]
+    d_gamma: Annotated[jax.Array, "∂J/∂γ", "as γ", "(N36)", "gradient of gamma: a sum over other axes than q's"]
+    d_x_hat: AtXHat
+    d_mean_square: Annotated[jax.Array, "∂J/∂q", "S", "(N36)", "gradient by the mean square"]
+    dx_through_x_hat: Annotated[jax.Array, "∂J/∂x̂ · ∂x̂/∂x", "as x", "(N36), 1", "first part of the gradient"]
+    dx_through_mean_square: Annotated[jax.Array, "∂J/∂q · ∂q/∂x", "as x", "(N36), 2", "second part"]
+    dx: Annotated[jax.Array, "∂J/∂x", "as x", "(N36)", "gradient of the input, the sum of the two parts"]
+
+
+def rms_norm(x: Any, gamma: Any, dy: Any, *, axis: Any = -1, eps: Any = 1e-6) -> RmsNorm:
+    """RMS norm and its gradient. Arguments and errors as in `layer_norm`.
+
+    Example:
+      >>> import bnderiv, jax.numpy as jnp
+      >>> x, dy = jnp.array([[1.0, -1.0]]), jnp.array([[4.0, 0.0]])
+      >>> s = bnderiv.steps.rms_norm(x, jnp.ones(2), dy, eps=3.0)
+      >>> s.inv_rms.tolist(), s.d_mean_square.tolist(), s.dx.tolist()
+      ([0.5], [-0.25], [[1.75, 0.25]])
+    """
+    (x,) = arrays(x=x)
+    axes = normalized_axes(axis, x.ndim)
+    rest = tuple(i for i in range(x.ndim) if i not in axes)
+    x, gamma, _, dy = _arguments(x, gamma, None, dy, axes)
+    axis, eps = axes, number(eps, x)
+    n = math.prod(x.shape[i] for i in axes)
+
+    def lay(statistic: jax.Array) -> jax.Array:
+        return jnp.expand_dims(statistic, axes)
+
+    g = jnp.expand_dims(gamma, rest)
+
+    mean_square = (x**2).sum(axes) / n  # (N35)
+    inv_rms = 1 / jnp.sqrt(mean_square + eps)
+    x_hat = x * lay(inv_rms)  # (N35)
+    y = g * x_hat  # (N35)
+
+    d_gamma = (dy * x_hat).sum(rest)  # (N36)
+    d_x_hat = g * dy  # (N7)
+    d_mean_square = -0.5 * inv_rms**3 * (d_x_hat * x).sum(axes)  # (N36)
+    dx_through_x_hat = lay(inv_rms) * d_x_hat  # (N36), part 1
+    dx_through_mean_square = lay(d_mean_square) * 2 / n * x  # (N36), part 2
+    dx = dx_through_x_hat + dx_through_mean_square  # (N36)
+    return gather(RmsNorm, locals())
+
+
+def _arguments(x: jax.Array, gamma: Any, beta: Any, dy: Any, axes: tuple[int, ...]) -> list[jax.Array]:
+    """x, γ, β and δ in one dtype; γ and β of the shape of x along `axes`."""
+    shape = tuple(x.shape[a] for a in axes)
+    gamma = jnp.ones(shape, x.dtype) if gamma is None else gamma
+    beta = jnp.zeros(shape, x.dtype) if beta is None else beta
+    x, gamma, beta, dy = arrays(x=x, gamma=gamma, beta=beta, dy=dy)
+    for name, value in (("gamma", gamma), ("beta", beta)):
+        _checks.shape_is(name, value, shape, "that of x along the axes of gamma and beta")
+    return [x, gamma, beta, cotangent(dy, x)]

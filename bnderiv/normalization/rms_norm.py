@@ -1,0 +1,129 @@
+"""Root mean square normalization, which takes no mean away, and its gradient (derivation.md, N35, N36)."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from bnderiv import _checks
+from bnderiv._checks import same_varying
+from bnderiv._numbers import accumulator
+from bnderiv._rule import closed_form, layer
+from bnderiv.normalization.arguments import epsilon, laid, normalized_axes, parameter
+from bnderiv.normalization.groups import Groups
+from bnderiv.normalization.units import Epsilon, Unit, fits, masked, scale_for
+
+
+def rms_norm(
+    x: jax.Array,
+    gamma: jax.Array | None,
+    *,
+    axis: int | Sequence[int] = -1,
+    eps: float | jax.Array = 1e-6,
+) -> jax.Array:
+    """Divides each example by the root mean square of its features: y = γ x/√(q + ε), q = mean x².
+
+    The mean is over `axis`, separately at every place of the other axes. With ĝ = γ δ, δ = ∂J/∂y, and x̂ = x/√(q + ε),
+
+        ∂J/∂x = 1/√(q+ε) · (ĝ − x̂ · mean(ĝ x̂)),   ∂J/∂γ = Σ δ x̂
+
+    (derivation.md, N36): layer norm's without the mean, and without what comes back through it. In float32, y and
+    ∂J/∂x are right to 2e-7 at any scale that the dtype holds. NaN and infinity stay in their example.
+
+    Args:
+      x: rank 1 or more, floating dtype. Half precision is computed in float32.
+      gamma: γ, the shape of x along `axis`: (C,) for one axis. None stands for 1.
+      axis: the axis of the features, or several.
+      eps: ε, added to the mean square; at least 0.
+
+    Returns:
+      y, in the shape and dtype of `x`.
+
+    Raises:
+      TypeError: a dtype that is not floating.
+      ValueError: shapes that do not fit, an axis out of range or named twice, an empty `x`, a negative `eps`.
+
+    Example:
+      >>> x = jnp.array([[2e30, -2e30], [4.0, 4.0]])
+      >>> bnderiv.rms_norm(x, None, eps=0).round(4).tolist()
+      [[1.0, -1.0], [1.0, 1.0]]
+    """
+    x = _checks.float_array("x", x)
+    _checks.rank_at_least("x", x, 1, "features")
+    _checks.nonempty("x", x)
+    axes = normalized_axes(axis, x.ndim)
+    return _rms_norm(axes, x, parameter("gamma", gamma, x, axes, 1), *epsilon(eps, x))
+
+
+@layer(static=1, result=lambda axes, x, *_: x)
+def _rms_norm(axes, x, gamma, eps, root):
+    groups = Groups(both=(), statistics=axes, parameters=tuple(i for i in range(x.ndim) if i not in axes))
+    return by_root_mean_square(groups, x, None, groups.count(x, None), laid(x, axes, gamma), None, Epsilon(eps, root))
+
+
+@closed_form(static=1)
+def by_root_mean_square(groups, x, where, n, gamma, beta, eps):
+    """y = γ x̂ + β (or without β), of the rank of x like γ and β; `n`, at least 1, counts what shares a mean."""
+    return _forward(groups, x, where, n, gamma, beta, eps)[0]
+
+
+def _forward(groups, x, where, n, gamma, beta, eps):
+    unit, r = _root_mean_square(groups, x, where, n, eps)
+
+    def of(u):
+        y = u * r * gamma  # (N35)
+        return y if beta is None else y + beta
+
+    u = unit.of(x)
+    y = of(u)
+    if where is not None:  # the same map, but apart: 0 · NaN is to be 0 in derivatives
+        usable = where | jnp.isfinite(u)
+        y = jnp.where(usable, of(masked(usable, u)), lax.stop_gradient(y))
+    return y.astype(x.dtype), unit, r
+
+
+def _by_root_mean_square_fwd(groups, x, where, n, gamma, beta, eps):
+    y, unit, r = _forward(groups, x, where, n, gamma, beta, eps)
+    return y, (x, where, n, gamma, beta, unit, r)
+
+
+def _by_root_mean_square_bwd(groups, residuals, delta):
+    x, where, n, gamma, beta, unit, r = residuals
+    delta = delta.astype(r.dtype)
+    u = unit.of(x)
+    if where is not None:  # 0 · NaN is to be 0 in every sum
+        u = masked(where | jnp.isfinite(u), u)
+    x_hat = u * r
+    sum_delta_x_hat = groups.inner(delta * x_hat)
+    d_gamma = groups.to_parameters(sum_delta_x_hat)  # (N5)
+    d_beta = None if beta is None else groups.to_parameters(groups.inner(delta))  # (N6)
+    along = groups.to_statistics(gamma * sum_delta_x_hat)
+    dx = unit.back(r * (gamma * delta - masked(where, x_hat) * (along / n)))  # (N36)
+    d_eps = groups.over_all(-0.5 * ((r * unit.scale) ** 2 * along))
+    return dx.astype(x.dtype), None, None, d_gamma, d_beta, Epsilon(d_eps, None)
+
+
+by_root_mean_square.defvjp(_by_root_mean_square_fwd, _by_root_mean_square_bwd)
+
+
+def _root_mean_square(groups, x, where, n, eps):
+    """A unit about zero, u = x s, and r = 1/√(mean u² + ε s²) in it: in one read of x where s = 1 will do."""
+
+    def measure(unit):
+        return unit.scale, groups.total(masked(where, unit.of(x)) ** 2) / n
+
+    def measure_again():
+        # The barrier keeps the branch: XLA may take one of few operations for cheap on a GPU, and make it a select.
+        counted = lax.optimization_barrier(lax.stop_gradient(masked(where, x)))
+        size = jnp.abs(counted).max(groups.reduced, keepdims=True).astype(dtype)
+        return measure(Unit(zero, lax.select(good, one, scale_for(jnp.maximum(size, eps.root)))))
+
+    dtype = accumulator(x.dtype)
+    zero = jnp.zeros_like(x, dtype, shape=tuple(1 if i in groups.reduced else size for i, size in enumerate(x.shape)))
+    _, zero, one = same_varying(x, zero, jnp.ones_like(zero))
+    first = measure(Unit(zero, one))
+    good = fits(Unit(zero, one), first[1], eps)
+    scale, square = lax.cond(jnp.all(good), lambda: first, measure_again)
+    unit = Unit(zero, scale)
+    return unit, unit.inverse_root(square, eps)

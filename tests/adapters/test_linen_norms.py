@@ -1,0 +1,242 @@
+"""Layer, RMS, group and instance norm of `bnderiv.linen` against those of `flax.linen`, module against module."""
+
+import contextlib
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+nn = pytest.importorskip("flax.linen", reason="needs the extra flax")
+
+from flax import serialization
+
+import bnderiv.linen
+from tests.adapters.alike import alike, normal, sgd
+from tests.adapters.norm_truth import errors
+from tests.compiling import fast_jit
+
+NORMS = ["LayerNorm", "RMSNorm", "GroupNorm", "InstanceNorm"]
+BIASED = [name for name in NORMS if name != "RMSNorm"]
+FLOAT64 = {"dtype": jnp.float64, "param_dtype": jnp.float64}
+KEY = jax.random.key(0)
+
+
+def pair(name: str, **options: Any) -> tuple[Any, Any]:
+    """Our module and Flax's, with parameters drawn at random."""
+    random = {"scale_init": nn.initializers.normal(1.0), "bias_init": nn.initializers.normal(1.0)}
+    if name == "RMSNorm":
+        del random["bias_init"]
+    return tuple(getattr(module, name)(**{**random, **options}) for module in (bnderiv.linen, nn))
+
+
+@contextlib.contextmanager
+def as_flax_needs():
+    """Flax promotes dtypes and ranks; ours does not, as the tests without this show."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def mask_of(shape):
+    """One that counts the first two places of the last axis, of each group of two or three."""
+    mask = np.random.default_rng(2).random(shape) < 0.7
+    mask[..., ::3] = mask[..., 1::3] = True
+    return jnp.asarray(mask)
+
+
+def with_gradient(model, variables, x, mask=None):
+    """y, and the gradients of ⟨delta, y⟩ by parameters and x."""
+
+    def product(params, x):
+        y = model.apply({"params": params}, x, mask=mask)
+        return jnp.vdot(normal(1, x.shape, y.dtype), y), y
+
+    (_, y), gradient = fast_jit(jax.value_and_grad(product, (0, 1), has_aux=True))(variables.get("params", {}), x)
+    return y, gradient
+
+
+CASES = [
+    ("LayerNorm", (4, 3, 6), {}, True),
+    ("LayerNorm", (3, 4, 5, 6), {"reduction_axes": (1, 2, 3), "use_bias": False, "use_fast_variance": False}, False),
+    ("LayerNorm", (3, 4, 6), {"reduction_axes": (-2, 0), "feature_axes": (1, 2), "epsilon": 0.1}, True),
+    ("LayerNorm", (3, 4), {"reduction_axes": (), "use_scale": False}, False),
+    ("RMSNorm", (4, 3, 6), {}, True),
+    ("RMSNorm", (3, 4, 6), {"reduction_axes": (1, 2), "epsilon": 0.1}, False),
+    ("GroupNorm", (3, 4, 5, 6), {"num_groups": 2}, True),
+    ("GroupNorm", (3, 4, 6), {"num_groups": None, "group_size": 3, "reduction_axes": -1, "use_scale": False}, False),
+    ("InstanceNorm", (3, 4, 5, 6), {}, True),
+    ("InstanceNorm", (3, 4, 5, 6), {"feature_axes": (1, -1), "use_bias": False}, False),
+]
+QUICK = {0, 4, 6}
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "options", "masked"),
+    [pytest.param(*case, marks=[] if i in QUICK else pytest.mark.slow) for i, case in enumerate(CASES)],
+)
+def test_parameters_values_and_gradients(name, shape, options, masked):
+    x = normal(0, shape, jnp.float64)
+    ours, theirs = pair(name, **options, **FLOAT64)
+    with as_flax_needs():
+        variables = theirs.init(KEY, x)
+        alike(ours.init(KEY, x), variables, 0)
+        for mask in (None, mask_of(shape)) if masked else (None,):
+            alike(with_gradient(ours, variables, x, mask), with_gradient(theirs, variables, x, mask))
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_every_dtype_is_flax_s(name):
+    options = {"num_groups": 2} if name == "GroupNorm" else {}
+    for x_dtype in (jnp.float32, jnp.bfloat16, jnp.int32):
+        x = normal(0, (4, 5, 6), scale=4).astype(x_dtype)
+        for dtypes in ({}, {"dtype": jnp.float16}, {"param_dtype": jnp.bfloat16, "force_float32_reductions": False}):
+            if x_dtype == jnp.int32 and not dtypes.get("force_float32_reductions", True):
+                continue  # Flax's statistics would be integers
+            ours, theirs = pair(name, **options, **dtypes)
+            with as_flax_needs():
+                y, variables = jax.eval_shape(theirs.init_with_output, KEY, x)
+                assert jax.eval_shape(ours.init_with_output, KEY, x) == (y, variables)
+
+
+class Network(nn.Module):
+    """All four, between dense layers."""
+
+    library: Any
+
+    @nn.compact
+    def __call__(self, x):
+        for name in NORMS:
+            options = {"num_groups": 2} if name == "GroupNorm" else {}
+            x = nn.Dense(6, use_bias=False, **FLOAT64)(x)
+            x = nn.tanh(getattr(self.library, name)(**options, **FLOAT64)(x))
+        return x
+
+
+@pytest.mark.slow
+def test_checkpoints_of_each_continue_in_the_other():
+    x, target = normal(0, (4, 5, 3), jnp.float64), normal(1, (4, 5, 6), jnp.float64)
+    ours, theirs = Network(bnderiv.linen), Network(nn)
+
+    def train(model, params):
+        @fast_jit
+        def step(params):
+            return sgd(params, jax.grad(lambda p: jnp.square(model.apply({"params": p}, x) - target).mean())(params))
+
+        return step(step(params))
+
+    with as_flax_needs():
+        start = theirs.init(KEY, x)["params"]
+        expected = train(theirs, train(theirs, start))
+        for first, second in ((ours, theirs), (theirs, ours)):
+            halfway = serialization.to_bytes(train(first, start))
+            alike(train(second, serialization.from_bytes(start, halfway)), expected)
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) for name in BIASED])
+def test_means_far_above_the_deviation(name):
+    x, delta = normal(0, (8, 6, 6, 32), mean=1e4, scale=1), normal(1, (8, 6, 6, 32))
+    options, axes, groups = {
+        "LayerNorm": ({}, -1, None),
+        "GroupNorm": ({"num_groups": 4}, (1, 2, 4), 4),
+        "InstanceNorm": ({}, (1, 2), None),
+    }[name]
+
+    def measured(library):
+        model = getattr(library, name)(**options)
+
+        @jax.jit
+        def both(x):
+            y, pull_back = jax.vjp(partial(model.apply, model.init(KEY, x)), x)
+            return y, *pull_back(delta)
+
+        return errors(both(x), x, delta, axes, groups=groups)
+
+    with as_flax_needs():
+        assert max(measured(bnderiv.linen)) < 4e-7
+        assert min(measured(nn)) > 1e-2  # what the tests above would not see
+
+
+@pytest.mark.parametrize("name", ["LayerNorm", "RMSNorm"])
+def test_nothing_behind_a_mask_reaches_anything(name):
+    ours, _ = pair(name)
+    mask = jnp.arange(6) < 4
+    x, delta = jnp.where(mask, normal(0, (3, 6)), jnp.nan), jnp.where(mask, normal(1, (3, 6)), 0)
+    variables = ours.init(KEY, x)
+
+    @fast_jit
+    def both(params, x):
+        y, pull_back = jax.vjp(lambda params, x: ours.apply({"params": params}, x, mask=mask), params, x)
+        return y, pull_back(delta)
+
+    y, gradient = both(variables["params"], x)
+    expected, expected_gradient = both(variables["params"], jnp.where(mask, x, 0.0))
+    np.testing.assert_array_equal(y[:, :4], expected[:, :4])
+    assert np.isnan(y[:, 4:]).all()  # normalized, as any other
+    alike(gradient, expected_gradient, 0)
+    nothing = ours.apply(variables, x, mask=jnp.zeros(6, bool))
+    assert np.isfinite(nothing[:, :4]).all()
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_saves_x_alone(name):
+    x = normal(0, (4, 8, 8, 64))
+    model, _ = pair(name)
+    params = model.init(KEY, x)["params"]
+    saved = jax.eval_shape(lambda p, x: jax.vjp(lambda p, x: model.apply({"params": p}, x), p, x)[1], params, x)
+    sizes = sorted(a.size for a in jax.tree.leaves(saved))
+    assert sizes[-1] == x.size
+    assert sum(sizes[:-1]) < x.size / 10
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_the_class_is_flax_s(name):
+    ours, theirs = getattr(bnderiv.linen, name), getattr(nn, name)
+    assert issubclass(ours, theirs)
+    assert [f for f in ours.__dataclass_fields__ if f not in ("parent", "name")] == [
+        f for f in theirs.__dataclass_fields__ if f not in ("parent", "name")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "error", "message"),
+    [
+        *(
+            (name, {"axis_name": "batch"}, NotImplementedError, "axis_name must be None: .* got 'batch'")
+            for name in NORMS
+        ),
+        ("LayerNorm", {"reduction_axes": 3}, ValueError, r"reduction_axes must lie in \[-3, 3\)"),
+        ("RMSNorm", {"feature_axes": 3}, ValueError, r"feature_axes must lie in \[-3, 3\)"),
+        ("GroupNorm", {"num_groups": 4}, ValueError, "num_groups must divide the 6 channels, got 4"),
+        (
+            "GroupNorm",
+            {"num_groups": None, "group_size": 4},
+            ValueError,
+            "group_size must divide the 6 channels, got 4",
+        ),
+        (
+            "GroupNorm",
+            {"num_groups": None},
+            ValueError,
+            "either num_groups or group_size must be given, got None and No",
+        ),
+        ("GroupNorm", {"num_groups": 2, "reduction_axes": 1}, ValueError, "reduction_axes must include the last axis"),
+        ("InstanceNorm", {"feature_axes": (0, 2)}, ValueError, r"batch axis. feature_axes: \(0, 2\)"),
+    ],
+)
+def test_errors(name, options, error, message):
+    if name == "GroupNorm" and "axis_name" in options:
+        options = {"num_groups": 2, **options}
+    with pytest.raises(error, match=message):
+        getattr(bnderiv.linen, name)(**options).init(KEY, normal(0, (2, 3, 6)))
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_errors_at_the_call(name):
+    model, _ = pair(name, **({"num_groups": 2} if name == "GroupNorm" else {}))
+    with pytest.raises(TypeError, match="x must be real, got complex64"):
+        model.init(KEY, jnp.ones((2, 3, 6), jnp.complex64))
+    with pytest.raises(ValueError, match=r"mask must broadcast to the shape of x, \(2, 3, 6\), got shape \(4,\)"):
+        model.init(KEY, normal(0, (2, 3, 6)), mask=jnp.ones(4, bool))
+    assert model.init_with_output(KEY, jnp.zeros((0, 3, 6), jnp.float32))[0].shape == (0, 3, 6)

@@ -1,0 +1,29 @@
+"""What several files of this room need."""
+
+import jax
+import pytest
+
+from bnderiv.normalization import units
+
+
+@pytest.fixture
+def measured_again(monkeypatch):
+    """How often x was read again, and the result."""
+    measured = []
+    better = units._better
+
+    def counted(*args):
+        jax.debug.callback(lambda: measured.append(1))
+        return better(*args)
+
+    monkeypatch.setattr(units, "_better", counted)
+    jax.clear_caches()
+
+    def count(f, *args):
+        measured.clear()
+        result = jax.block_until_ready(f(*args))
+        jax.effects_barrier()
+        return len(measured), result
+
+    yield count
+    jax.clear_caches()
