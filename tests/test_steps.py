@@ -410,7 +410,7 @@ def test_the_inputs_are_the_first_rows():
     lines = str(steps.avg_pool(x, 2, jnp.ones((1, 2, 2, 1)), padding=((0, 1), (0, 0)))).splitlines()
     assert re.fullmatch(r"x +a +\(1, 4, 4, 1\) +4 +input", lines[2])
     assert re.fullmatch(r"padding +\(\(0, 1\), \(0, 0\)\) +option", lines[6])
-    assert re.fullmatch(r"channel_axis +-1 +option", lines[10])
+    assert re.fullmatch(r"channel_axis +-1 +option", lines[9])
     assert re.search(r"\nbias +b", str(steps.dense(x, x[0, :1, 0], jnp.ones(1), x)))
     assert not re.search(r"\nbias +b", str(steps.dense(x, x[0, :1, 0], None, x)))
 
