@@ -252,7 +252,7 @@ def compile_all(options: Options, numbers: Path) -> None:
     every = [case.name for case in cases()]
     chosen = [case for case in cases() if not options.only or any(part in case.name for part in options.only)]
     if not chosen:
-        raise SystemExit(f"no case has any of {options.only} in its name")
+        raise _command.Refused(f"no case has any of {options.only} in its name")
     with _command.bar(total=len(options.targets) * len(chosen), unit="case") as bar:
         for target in options.targets:
             for case in chosen:
@@ -265,7 +265,7 @@ def compile_all(options: Options, numbers: Path) -> None:
                     try:
                         found[who] = count(target, program, case.x)
                     except targets.Absent as error:
-                        raise SystemExit(str(error)) from None
+                        raise _command.Refused(str(error)) from None
                     except jax.errors.JaxRuntimeError as error:  # as where it needs more memory than there is
                         found[who] = {"absent": str(error).splitlines()[0][:200]}
                     found[who] |= {"seconds": round(time.perf_counter() - start, 1), "by": compiler(target)}
