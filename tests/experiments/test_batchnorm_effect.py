@@ -156,6 +156,7 @@ def test_the_sweep_is_every_run_by_itself(task, quickly):
         assert len(np.unique(last)) == 4  # no two the same
 
 
+@pytest.mark.slow
 def test_the_kernels_are_gaussian_and_small():
     params, state = network.init(jax.random.key(0), 784, 0.1, True)
     assert [layer["kernel"].shape for layer in params] == [(784, 100), (100, 100), (100, 100), (100, 10)]

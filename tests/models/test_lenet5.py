@@ -252,6 +252,7 @@ def test_a_training_step_compiles_once_and_learns():
     assert int(state["bn4"].count) == 8
 
 
+@pytest.mark.slow
 def test_a_batch_spread_over_a_mapped_axis_shares_its_statistics():
     config, params, state = _network()
     x = _images(config, 6)

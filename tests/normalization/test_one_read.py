@@ -106,7 +106,7 @@ def test_how_often_a_guess_is_made_better(measured_again, dtype, guesses, most):
         np.testing.assert_allclose(mean, np.asarray(x, np.float64).mean((0, 1, 2)), 1e-6)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("value", [np.nan, np.inf, pytest.param(-np.inf, marks=pytest.mark.slow)])
 def test_what_is_not_finite_is_given_up(measured_again, value):
     """One more read for another s, one for nothing new. The other channels are what they are without it."""
     x = jnp.asarray(_draw(14)[0], jnp.float32)
