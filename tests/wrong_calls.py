@@ -28,6 +28,22 @@ def wrong(state: eqx.nn.State, norm: bnderiv.haiku.BatchNorm) -> None:
     bnderiv.softmax(rows, "rows")  # pyright: ignore[reportArgumentType]
     bnderiv.log_softmax(rows, axis=1.5)  # pyright: ignore[reportArgumentType]
     bnderiv.dense(x, None)  # pyright: ignore[reportArgumentType]
+    bnderiv.conv(x, x, padding="FULL")  # pyright: ignore[reportArgumentType]
+    bnderiv.conv2d(x, x, strides="2")  # pyright: ignore[reportArgumentType]
+    bnderiv.conv2d(x, x, dilation=(1.0, 1.0))  # pyright: ignore[reportArgumentType]
+    bnderiv.conv2d(x, x, padding=(1, 1))  # pyright: ignore[reportArgumentType]
+    bnderiv.avg_pool(x, 2, padding="FULL")  # pyright: ignore[reportArgumentType]
+    bnderiv.avg_pool(x, 2, divisor_override=4.0)  # pyright: ignore[reportArgumentType]
+    bnderiv.avg_pool(x, 2, 2)  # pyright: ignore[reportCallIssue]
+    bnderiv.max_pool(x, "two")  # pyright: ignore[reportArgumentType]
+    bnderiv.max_pool(x, (2, 2), strides=1.5)  # pyright: ignore[reportArgumentType]
+    bnderiv.max_pool(x, 2, dilation=None)  # pyright: ignore[reportArgumentType]
+    bnderiv.layer_norm(x, x, x, axis="last")  # pyright: ignore[reportArgumentType]
+    bnderiv.group_norm(x, vector, vector)  # pyright: ignore[reportCallIssue]
+    bnderiv.group_norm(x, vector, vector, "3")  # pyright: ignore[reportArgumentType]
+    bnderiv.instance_norm(x, vector, vector, where="all")  # pyright: ignore[reportArgumentType]
+    bnderiv.rms_norm(x, vector, axis=(1.0,))  # pyright: ignore[reportArgumentType]
+    bnderiv.batch_norm(x, vector, vector, axis_name={"data"})  # pyright: ignore[reportArgumentType]
     bnderiv.batch_norm(x, vector, vector, channel_axis="C")  # pyright: ignore[reportArgumentType]
     bnderiv.batch_norm(x, vector)  # pyright: ignore[reportCallIssue]
     bnderiv.batch_norm(x, vector, vector, -1)  # pyright: ignore[reportCallIssue]
@@ -37,6 +53,11 @@ def wrong(state: eqx.nn.State, norm: bnderiv.haiku.BatchNorm) -> None:
     bnderiv.softmax_cross_entropy(rows, rows, 0.1)  # pyright: ignore[reportCallIssue]
     bnderiv.softmax_cross_entropy_with_integer_labels(rows, labels, where="all")  # pyright: ignore[reportArgumentType]
     bnderiv.update_running_stats(bnderiv.init_running_stats(3), rows)  # pyright: ignore[reportArgumentType]
+    steps.conv2d(x, x, None, x, strides="2")  # pyright: ignore[reportArgumentType]
+    steps.max_pool(x, "two", x)  # pyright: ignore[reportArgumentType]
+    steps.avg_pool(x, 2, None)  # pyright: ignore[reportArgumentType]
+    steps.layer_norm(x, None, None, "dy")  # pyright: ignore[reportArgumentType]
+    steps.batch_norm(x, None, vector, x)  # pyright: ignore[reportArgumentType]
     steps.tanh("x", rows)  # pyright: ignore[reportArgumentType]
     steps.softmax_cross_entropy(rows, rows, class_weights="w")  # pyright: ignore[reportArgumentType]
     models.lenet5.Config(pool="min")  # pyright: ignore[reportArgumentType]
@@ -60,6 +81,16 @@ def right(state: eqx.nn.State, model: hk.TransformedWithState) -> None:
     bnderiv.softmax(bnderiv.relu(rows), axis=0)
     bnderiv.dense(x, rows, None)
     bnderiv.batch_norm(x, vector, vector, axis_name=("a", "b"), axis_index_groups=[[0, 1]], eps=jnp.asarray(1e-3))
+    bnderiv.batch_norm(x, vector, vector, axis_name="data", assumed_mean=vector)
+    bnderiv.layer_norm(x, None, vector, axis=(-2, -1))
+    bnderiv.instance_norm(bnderiv.group_norm(x, vector, None, 3), None, vector, where=x > 0, channel_axis=1)
+    bnderiv.rms_norm(x, None, axis=[1, 2], eps=jnp.asarray(1e-6))
+    bnderiv.conv(x, x, padding=((1, 0), (0, 1)), strides=(1, 2), dilation=[1, 1])
+    bnderiv.conv2d(x, x, vector, padding="SAME", groups=3)
+    bnderiv.avg_pool(x, [2, 2], strides=None, padding=1, divisor_override=3)
+    bnderiv.max_pool(x, 2, strides=(1, 2), padding=[(0, 1), (1, 0)], dilation=2, ceil_mode=True)
+    steps.max_pool(np.ones((1, 4, 4, 1)), (2, 2), np.ones((1, 2, 2, 1)), padding="VALID")
+    steps.layer_norm(np.ones((2, 3)), None, vector, rows, axis=[-1])
     options = {"label_smoothing": 0.1}
     bnderiv.softmax_cross_entropy(rows, rows, class_weights=vector, where=np.ones(2, bool), **options)
     bnderiv.softmax_cross_entropy_with_integer_labels(rows, 0, label_smoothing=1, where=labels >= 0)
