@@ -67,12 +67,21 @@ def wrong(state: eqx.nn.State, norm: bnderiv.haiku.BatchNorm) -> None:
     bnderiv.linen.BatchNorm()(x, residual="x")  # pyright: ignore[reportArgumentType]
     bnderiv.linen.patch("flax")  # pyright: ignore[reportArgumentType]
     bnderiv.linen.max_pool(x, 2)  # pyright: ignore[reportArgumentType]
+    bnderiv.linen.LayerNorm()("x")  # pyright: ignore[reportArgumentType]
+    bnderiv.linen.GroupNorm(groups=2)  # pyright: ignore[reportCallIssue]
+    bnderiv.nnx.InstanceNorm(3, rngs=nnx.Rngs(0))(x, mask="all")  # pyright: ignore[reportArgumentType]
     bnderiv.nnx.BatchNorm("3", rngs=nnx.Rngs(0))  # pyright: ignore[reportArgumentType]
     bnderiv.nnx.BatchNorm(3, activation="elu", rngs=nnx.Rngs(0))  # pyright: ignore[reportArgumentType]
     bnderiv.equinox.BatchNorm(3, "batch", mode="mean")  # pyright: ignore[reportArgumentType]
     bnderiv.equinox.BatchNorm(3, "batch", activation="elu")  # pyright: ignore[reportArgumentType]
     bnderiv.equinox.BatchNorm(3, "batch")("x", state)  # pyright: ignore[reportArgumentType]
     bnderiv.equinox.BatchNorm.like(vector)  # pyright: ignore[reportArgumentType]
+    bnderiv.equinox.RMSNorm("3")  # pyright: ignore[reportArgumentType]
+    bnderiv.equinox.LayerNorm(3)("x")  # pyright: ignore[reportArgumentType]
+    bnderiv.equinox.MaxPool2d("two")  # pyright: ignore[reportArgumentType]
+    bnderiv.equinox.AdaptiveAvgPool2d(2)("x")  # pyright: ignore[reportArgumentType]
+    bnderiv.haiku.avg_pool(x, "two", 1, "SAME")  # pyright: ignore[reportArgumentType]
+    bnderiv.haiku.max_pool(x, 2, 2, 0)  # pyright: ignore[reportArgumentType]
     norm("x", True)  # pyright: ignore[reportArgumentType]
     bnderiv.haiku.convert(wrong)  # pyright: ignore[reportArgumentType]
 
@@ -103,6 +112,11 @@ def right(state: eqx.nn.State, model: hk.TransformedWithState) -> None:
     bnderiv.nnx.BatchNorm(3, activation="relu", axis=-1, rngs=nnx.Rngs(0))(x, residual=np.ones(3))
     layer = bnderiv.equinox.BatchNorm(3, ["a", "b"], mode="batch", dtype="float32", activation=None)
     layer(np.ones(3), state, key=jax.random.key(0))
+    bnderiv.linen.RMSNorm(epsilon=1e-3)(np.ones((2, 3)), mask=labels > 0)
+    bnderiv.nnx.GroupNorm(3, num_groups=3, rngs=nnx.Rngs(0))(x)
+    bnderiv.equinox.AvgPool2d(2, stride=(1, 1))(bnderiv.equinox.GroupNorm(3, 3)(np.ones((3, 4, 4))))
+    bnderiv.haiku.max_pool(np.ones((2, 4, 4, 3)), (2, 2, 1), (1, 1, 1), "VALID", channel_axis=None)
+    bnderiv.haiku.LayerNorm(-1, True, False)(x, offset=vector)
     bnderiv.equinox.BatchNorm.like(layer, activation="relu")
     bnderiv.haiku.BatchNorm(True, True, 0.9, axis=[0, 1], scale_init=hk.initializers.Constant(1))(x, True)
     bnderiv.haiku.convert(model).init(None, x)
