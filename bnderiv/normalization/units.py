@@ -114,11 +114,12 @@ def measured(
         return reads + 1, jnp.any(changed & ~good), good, found
 
     def until_good() -> Any:
-        start = 1, True, good, first
+        start = 1, bad, good, first
         return lax.while_loop(lambda state: state[1] & (state[0] < MOST_READS), measure_again, start)[-1]
 
     good, first = measure(Unit(shift, one))
-    unit, mean, var = lax.cond(jnp.all(good), lambda: first, until_good)
+    bad = jnp.any(~good)
+    unit, mean, var = lax.cond(bad, until_good, lambda: first)
     return *about_the_mean(unit, mean), var
 
 
