@@ -14,7 +14,11 @@ from bnderiv import _layers
 from bnderiv.normalization import running_stats
 
 FRAMEWORKS = {"linen": "flax", "nnx": "flax", "equinox": "equinox", "haiku": "haiku"}
-FRAMEWORKS |= {"flax_pooling": "flax", **{f"{adapter}_norms": framework for adapter, framework in FRAMEWORKS.items()}}
+FRAMEWORKS |= {
+    "flax_pooling": "flax",
+    "haiku_policy": "haiku",
+    **{f"{adapter}_norms": framework for adapter, framework in FRAMEWORKS.items()},
+}
 MODULES = [m.name for m in pkgutil.walk_packages(bnderiv.__path__, "bnderiv.") if not m.name.endswith("__main__")]
 PUBLIC = [
     *_layers.__all__,

@@ -1,7 +1,6 @@
 """Layer, instance, group and RMS norm for Haiku: `bnderiv.haiku` has them."""
 
 import sys
-import threading
 from typing import Any
 
 import haiku as hk
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 
 from bnderiv import _checks
 from bnderiv.adapters.batch_norm import feature_axes, promote, real_array
+from bnderiv.adapters.haiku_policy import follow_policy
 from bnderiv.adapters.norms import normalize
 
 
@@ -177,23 +177,6 @@ class RMSNorm(_Follower, hk.RMSNorm):
 
 
 _THEIRS = {LayerNorm: hk.LayerNorm, InstanceNorm: hk.InstanceNorm, GroupNorm: hk.GroupNorm, RMSNorm: hk.RMSNorm}
-_followed = threading.local()  # policies are of a thread
-
-
-def follow_policy(ours: Any, theirs: Any) -> None:
-    """Gives our class the policy of Haiku's, if it has none of its own: Haiku finds a policy by a module's exact class.
-
-    A policy that our class has from an earlier call goes when Haiku's goes.
-    """
-    given = _followed.__dict__
-    policy, wanted = (hk.mixed_precision.get_policy(cls) for cls in (ours, theirs))
-    if policy is not None and policy is not given.get(ours):
-        return  # its own
-    if wanted is not None:
-        hk.mixed_precision.set_policy(ours, wanted)
-    elif policy is not None:
-        hk.mixed_precision.clear_policy(ours)
-    given[ours] = wanted
 
 
 def _check_at_most_once(module: Any, scale: Any, offset: Any) -> None:
