@@ -11,7 +11,8 @@ from jax import lax
 from jax.core import Tracer
 
 Pair = tuple[int, int]
-Padding = tuple[Pair, Pair]
+Ints = tuple[int, ...]
+Padding = tuple[Pair, ...]  # (before, after) for each spatial axis
 
 
 def float_array(name: str, value: Any) -> jax.Array:
@@ -30,6 +31,11 @@ def float_array(name: str, value: Any) -> jax.Array:
     return value
 
 
+def is_float(value: Any) -> bool:
+    """Whether `value` is real, and no integer: of floating dtype."""
+    return jnp.issubdtype(jnp.result_type(value), jnp.floating)
+
+
 def integer_array(name: str, value: Any) -> Any:
     """`value`, an array of JAX or NumPy of integer dtype; a Python integer as an array of NumPy.
 
@@ -46,8 +52,8 @@ def integer_array(name: str, value: Any) -> Any:
     return value
 
 
-def mask(name: str, value: Any, shape: tuple[int, ...]) -> jax.Array:
-    """`value` as booleans of the rank of `shape`, the shape of x, that broadcast to it.
+def mask(name: str, value: Any, shape: tuple[int, ...], of: str = "x") -> jax.Array:
+    """`value` as booleans of the rank of `shape`, the shape of the argument `of`, that broadcast to it.
 
     Raises:
       TypeError: not boolean.
@@ -62,7 +68,7 @@ def mask(name: str, value: Any, shape: tuple[int, ...]) -> jax.Array:
     except ValueError:
         fits = False
     if not fits:
-        raise ValueError(f"{name} must broadcast to the shape of x, {shape}, got shape {value.shape}")
+        raise ValueError(f"{name} must broadcast to the shape of {of}, {shape}, got shape {value.shape}")
     return value.reshape((1,) * (len(shape) - value.ndim) + value.shape)
 
 
@@ -123,6 +129,12 @@ def integer(name: str, value: Any, *, at_least: int | None = None) -> int:
     return number
 
 
+def boolean(name: str, value: Any) -> None:
+    """Raises TypeError unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be a boolean, got {value!r}")
+
+
 def axis(name: str, value: Any, ndim: int) -> int:
     """The axis `value` counted from the front.
 
@@ -136,70 +148,75 @@ def axis(name: str, value: Any, ndim: int) -> int:
     return number % ndim
 
 
-def image_axes(channel_axis: Any, batch_axis: Any) -> tuple[int, Pair, int]:
-    """The batch axis, the two spatial axes and the channel axis of a rank-4 array, counted from the front.
+def image_axes(channel_axis: Any, batch_axis: Any, ndim: int) -> tuple[int, tuple[int, ...], int]:
+    """The batch axis, the spatial axes and the channel axis of an array of rank `ndim`, counted from the front.
 
     Raises:
       ValueError: an axis out of range, or the two equal.
     """
-    channel = axis("channel_axis", channel_axis, 4)
-    batch = axis("batch_axis", batch_axis, 4)
+    channel = axis("channel_axis", channel_axis, ndim)
+    batch = axis("batch_axis", batch_axis, ndim)
     if channel == batch:
         raise ValueError(f"channel_axis and batch_axis must differ, got {channel_axis} and {batch_axis}")
-    rows, columns = (a for a in range(4) if a not in (batch, channel))
-    return batch, (rows, columns), channel
+    return batch, tuple(a for a in range(ndim) if a not in (batch, channel)), channel
 
 
-def pair(name: str, value: Any, *, at_least: int = 1) -> Pair:
-    """An int, or a pair of ints (vertical, horizontal), as a pair.
+def integers(name: str, value: Any, count: int, *, at_least: int = 1) -> tuple[int, ...]:
+    """An int, or a sequence of `count` ints, one for each spatial axis, as a tuple.
 
     Raises:
       TypeError: any other type.
-      ValueError: an entry below `at_least`, or not two of them.
+      ValueError: an entry below `at_least`, or another number of them.
     """
     if not isinstance(value, Sequence) or isinstance(value, str):
-        number = integer(name, value, at_least=at_least)
-        return number, number
-    if len(value) != 2:
-        raise ValueError(f"{name} must be an integer or a pair of integers, got {value!r}")
-    first, second = (integer(f"{name}[{i}]", v, at_least=at_least) for i, v in enumerate(value))
-    return first, second
+        return (integer(name, value, at_least=at_least),) * count
+    if len(value) != count:
+        raise ValueError(f"{name} must be an integer, or one for each of the {count} spatial axes, got {value!r}")
+    return tuple(integer(f"{name}[{i}]", v, at_least=at_least) for i, v in enumerate(value))
 
 
-def padding_pairs(padding: Any, sizes: Pair, window: Pair, strides: Pair, dilation: Pair) -> Padding:
-    """`padding` as ((top, bottom), (left, right)).
+def paddings(
+    padding: Any, sizes: Ints, window: Ints, strides: Ints, dilation: Ints, *, ceil_mode: bool = False
+) -> Padding:
+    """`padding` as a pair (before, after) for each spatial axis.
 
-    "VALID" pads nothing; "SAME" pads so that ⌈size/stride⌉ outputs fit, the odd cell at the bottom and right; an int
-    pads all four sides.
+    "VALID" pads nothing; "SAME" pads so that ⌈size/stride⌉ outputs fit, the odd cell after; an int pads all sides.
 
     Raises:
       TypeError: any other type.
-      ValueError: another string, negative padding, or a dilated window larger than the padded input.
+      ValueError: another string, another number of pairs, negative padding, or a dilated window larger than the padded
+        input; with `ceil_mode` it may extend past that by less than a stride.
     """
     reach = tuple((w - 1) * d + 1 for w, d in zip(window, dilation, strict=True))
     if isinstance(padding, str):
         name = padding.upper()
         if name not in ("SAME", "VALID"):
-            raise ValueError(f'padding must be "SAME", "VALID", an integer or two pairs, got {padding!r}')
+            raise ValueError(f'padding must be "SAME", "VALID", an integer or pairs of integers, got {padding!r}')
         totals = (
             max((-(-size // stride) - 1) * stride + r - size, 0) if name == "SAME" else 0
             for size, stride, r in zip(sizes, strides, reach, strict=True)
         )
-        first, second = ((total // 2, total - total // 2) for total in totals)
+        pads = tuple((total // 2, total - total // 2) for total in totals)
     elif isinstance(padding, Sequence):
-        if len(padding) != 2 or not all(isinstance(p, Sequence) and not isinstance(p, str) for p in padding):
-            raise ValueError(f"padding must be ((top, bottom), (left, right)), got {padding!r}")
-        first, second = (pair(f"padding[{i}]", p, at_least=0) for i, p in enumerate(padding))
+        pairs = all(isinstance(p, Sequence) and not isinstance(p, str) and len(p) == 2 for p in padding)
+        if len(padding) != len(sizes) or not pairs:
+            raise ValueError(
+                f"padding must be a (low, high) pair for each of the {len(sizes)} spatial axes, got {padding!r}"
+            )
+        low_high = [
+            [integer(f"padding[{i}][{j}]", v, at_least=0) for j, v in enumerate(p)] for i, p in enumerate(padding)
+        ]
+        pads = tuple((low, high) for low, high in low_high)
     else:
         number = integer("padding", padding, at_least=0)
-        first = second = (number, number)
-    for size, (before, after), r, side in zip(sizes, (first, second), reach, ("rows", "columns"), strict=True):
-        if r > size + before + after:
+        pads = ((number, number),) * len(sizes)
+    for i, (size, (before, after), r, stride) in enumerate(zip(sizes, pads, reach, strides, strict=True)):
+        if r > size + before + after + (stride - 1 if ceil_mode else 0):
             raise ValueError(
-                f"the window must fit into the padded input: it spans {r} {side}, "
+                f"the window must fit into the padded input: along spatial axis {i} it spans {r}, "
                 f"the input has {size} with padding ({before}, {after})"
             )
-    return first, second
+    return pads
 
 
 def along(vector: jax.Array, axis: int, ndim: int) -> jax.Array:

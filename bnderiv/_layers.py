@@ -1,9 +1,11 @@
 """The one list of layers: `bnderiv`, `reference`, `forward_mode` and `steps` have the names in `__all__`."""
 
+from bnderiv.activation.log_softmax import log_softmax
 from bnderiv.activation.relu import relu
 from bnderiv.activation.sigmoid import sigmoid
 from bnderiv.activation.softmax import softmax
 from bnderiv.activation.tanh import tanh
+from bnderiv.convolution.conv import conv
 from bnderiv.convolution.conv2d import conv2d
 from bnderiv.linear.dense import dense
 from bnderiv.linear.flatten import flatten
@@ -19,6 +21,7 @@ from bnderiv.pooling.max_pool import max_pool
 
 __all__ = [
     "dense",
+    "conv",
     "conv2d",
     "avg_pool",
     "max_pool",
@@ -33,6 +36,7 @@ __all__ = [
     "tanh",
     "sigmoid",
     "softmax",
+    "log_softmax",
     "flatten",
     "softmax_cross_entropy",
     "softmax_cross_entropy_with_integer_labels",

@@ -31,10 +31,9 @@ one program: the core, `_fwd`, `_bwd`, and a layer of several rules. Under a tra
 for the enclosing program to compile.
 """
 
-import contextlib
-import contextvars
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache, partial, wraps
 from typing import Any
@@ -46,17 +45,17 @@ from jax.core import Tracer
 from bnderiv._checks import same_varying
 from bnderiv._sharding import automatic
 
-_both_modes: contextvars.ContextVar[bool] = contextvars.ContextVar("bnderiv_both_modes", default=False)
+# JAX's caches know of it: a function that was traced outside is traced again inside.
+_both_modes = jax.make_user_context(False)
+_WHERE_TO_GO = (
+    "bnderiv: its layers have forward mode within `bnderiv.forward_mode.enabled()`, and under the same names in "
+    "`bnderiv.forward_mode`."
+)
 
 
-@contextlib.contextmanager
-def both_modes() -> Iterator[None]:
-    """Within it, every closed form attaches itself for forward and reverse mode alike."""
-    token = _both_modes.set(True)
-    try:
-        yield
-    finally:
-        _both_modes.reset(token)
+def both_modes(on: bool = True) -> AbstractContextManager[Any]:
+    """Within it, every closed form attaches itself for forward and reverse mode alike; `on=False` changes nothing."""
+    return _both_modes(on or _both_modes.value)
 
 
 def closed_form(core: Any = None, *, static: int = 0, result: Callable[..., Any] | None = None) -> Any:
@@ -113,7 +112,14 @@ class Rule:
 
         @wraps(body)
         def attached(*args: Any) -> Any:
-            return (self._in_both_modes if _both_modes.get() else self._reverse_mode)(*args)
+            if _both_modes.value:
+                return self._in_both_modes(*args)
+            try:
+                return self._reverse_mode(*args)
+            except TypeError as error:
+                if "forward-mode" in str(error):  # under jit JAX raises it later, where nobody can catch it
+                    error.add_note(_WHERE_TO_GO)
+                raise
 
         edge = layer(static=static, result=result) if result else partial(_compiled_where_untraced, static=static)
         self._call = edge(attached)
@@ -136,18 +142,14 @@ def _compiled_where_untraced(f: Callable[..., Any], static: int, arrays: int | N
     """
     watched = slice(static, None if arrays is None else static + arrays)
 
-    @cache  # made at the first call: two programs for each rule would slow the import
-    def compiled(both: bool) -> Any:
-        @wraps(f)
-        def program(*args: Any) -> Any:  # one function for each mode, because jit caches by function
-            return f(*args)
-
-        return jax.jit(program, static_argnums=tuple(range(static)))
+    @cache  # made at the first call: a program for each rule would slow the import
+    def compiled() -> Any:
+        return jax.jit(f, static_argnums=tuple(range(static)))
 
     @wraps(f)
     def call(*args: Any) -> Any:
         traced = any(isinstance(a, Tracer) for a in jax.tree.leaves(args[watched]))
-        return f(*args) if traced else compiled(_both_modes.get())(*args)
+        return f(*args) if traced else compiled()(*args)
 
     return call
 

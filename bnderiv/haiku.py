@@ -1,14 +1,20 @@
-"""Norms for Haiku, under its names: change the import, keep the model and its checkpoints."""
+"""Norms and pooling for Haiku, under its names: change the import, keep the model and its checkpoints."""
 
-from collections.abc import Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
+from bnderiv._types import Activation
 from bnderiv.activation.relu import relu
+from bnderiv.adapters import missing
 from bnderiv.adapters.batch_norm import (
     check_activation,
+    check_momentum,
     checked_residual,
     feature_axes,
     normalize_by_batch,
@@ -18,36 +24,59 @@ from bnderiv.adapters.batch_norm import (
     running_average,
     weight_so_far,
 )
+from bnderiv.adapters.patching import Patch
 
 try:
     import haiku as hk
 except ImportError as error:
-    raise ImportError('bnderiv.haiku needs Haiku: pip install "bnderiv[haiku]"') from error
+    raise missing("bnderiv.haiku", "Haiku", "haiku") from error
 
 from bnderiv.adapters.haiku_norms import GroupNorm, InstanceNorm, LayerNorm, RMSNorm
+from bnderiv.adapters.haiku_policy import follow_policy
+from bnderiv.adapters.haiku_pooling import AvgPool, MaxPool, avg_pool, max_pool
 
-__all__ = ["BatchNorm", "LayerNorm", "InstanceNorm", "GroupNorm", "RMSNorm"]
+__all__ = [
+    "AvgPool",
+    "BatchNorm",
+    "GroupNorm",
+    "InstanceNorm",
+    "LayerNorm",
+    "MaxPool",
+    "RMSNorm",
+    "avg_pool",
+    "convert",
+    "max_pool",
+    "patch",
+]
 
 
-class BatchNorm(hk.BatchNorm):
+_HaikuBatchNorm = hk.BatchNorm  # what Haiku has; `patch` puts ours at that name
+
+
+class BatchNorm(_HaikuBatchNorm):
     """`haiku.BatchNorm` computed by `bnderiv.batch_norm`: its arguments, defaults, parameters, state and names.
 
     The parameters `scale` and `offset` and the two averages have Haiku's paths, shapes and dtypes, so the trees of
     either fit the other. Differences from Haiku:
 
     * Statistics and gradient are right at any mean and scale. The gradient is the closed form and saves only x and
-      vectors. Forward-mode differentiation is not defined.
+      vectors. Forward-mode differentiation in training must be asked for.
     * Half precision is computed in float32, the step of the averages and their debiasing included. The averages are
       stored in the dtype of the input, as in Haiku. A decay rate near 1 leaves the batch its weight in any dtype.
     * Complex input raises. With an infinite variance in the state y is NaN.
 
+    A policy that `haiku.mixed_precision` has for `haiku.BatchNorm` when the layer is made applies to it, too, unless
+    there is one for this class.
+
     Args:
       activation: None, or "relu" to fuse it into the same rule, at no cost in residuals. The call then takes a
         `residual` to add before it.
+      forward_mode: whether training differentiates in forward mode too, as within `bnderiv.forward_mode.enabled()`.
+        Evaluation always does.
       others: as in `haiku.BatchNorm`.
 
     Raises:
-      ValueError: an unknown activation, or as in `haiku.BatchNorm`.
+      ValueError: an unknown activation, a decay rate outside [0, 1], or as in `haiku.BatchNorm`.
 
     Example:
       >>> import bnderiv.haiku, haiku, jax, jax.numpy as jnp
@@ -65,17 +94,21 @@ class BatchNorm(hk.BatchNorm):
         create_offset: bool,
         decay_rate: float,
         eps: float = 1e-5,
-        scale_init: Any = None,
-        offset_init: Any = None,
+        scale_init: hk.initializers.Initializer | None = None,
+        offset_init: hk.initializers.Initializer | None = None,
         axis: Sequence[int] | None = None,
         cross_replica_axis: str | Sequence[str] | None = None,
         cross_replica_axis_index_groups: Sequence[Sequence[int]] | None = None,
         data_format: str = "channels_last",
         name: str | None = None,
         *,
-        activation: str | None = None,
+        activation: Activation | None = None,
+        forward_mode: bool = False,
     ):
         check_activation(activation)
+        check_momentum("decay_rate", decay_rate)
+        if type(self) is BatchNorm:
+            follow_policy(BatchNorm, _HaikuBatchNorm)
         super().__init__(
             create_scale,
             create_offset,
@@ -90,6 +123,7 @@ class BatchNorm(hk.BatchNorm):
             name,
         )
         self.activation = activation
+        self.forward_mode = forward_mode
         # They replace Haiku's under the same names, so that checkpoints of either load into the other.
         self.mean_ema, self.var_ema = (
             _Average(decay_rate, name=hk.force_name(theirs.module_name)) for theirs in (self.mean_ema, self.var_ema)
@@ -97,13 +131,13 @@ class BatchNorm(hk.BatchNorm):
 
     def __call__(
         self,
-        inputs: Any,
+        inputs: ArrayLike,
         is_training: bool,
         test_local_stats: bool = False,
-        scale: Any = None,
-        offset: Any = None,
+        scale: ArrayLike | None = None,
+        offset: ArrayLike | None = None,
         *,
-        residual: Any = None,
+        residual: ArrayLike | None = None,
     ) -> jax.Array:
         """Normalizes `inputs` by its own statistics or by the averages.
 
@@ -136,15 +170,18 @@ class BatchNorm(hk.BatchNorm):
             reduced = feature_axes(tuple(self.axis), rank)
             axes = tuple(a for a in range(rank) if a not in reduced)
         shape = [n if a in axes else 1 for a, n in enumerate(inputs.shape)]
+        # Haiku's parameters keep the length of an axis that is given as a negative number.
+        listed = self.axis if self.axis is not None else [a for a in range(rank) if a not in axes]
+        of_parameters = [1 if a in listed else n for a, n in enumerate(inputs.shape)]
         features = [inputs.shape[a] for a in axes]
         stored = inputs.dtype if jnp.issubdtype(inputs.dtype, jnp.floating) else promote(inputs.dtype, jnp.float32)
 
         by_batch = is_training or test_local_stats
         averages = () if by_batch else (self.mean_ema.average, self.var_ema.average)
         if self.create_scale:
-            scale = hk.get_parameter("scale", shape, inputs.dtype, self.scale_init)
+            scale = hk.get_parameter("scale", of_parameters, inputs.dtype, self.scale_init)
         if self.create_offset:
-            offset = hk.get_parameter("offset", shape, inputs.dtype, self.offset_init)
+            offset = hk.get_parameter("offset", of_parameters, inputs.dtype, self.offset_init)
 
         dtype = jnp.result_type(stored, *(a for a in (scale, offset) if a is not None))
         # Scale and offset enter the rule if there is one value for each feature; otherwise they are applied after it.
@@ -171,6 +208,7 @@ class BatchNorm(hk.BatchNorm):
                 axis_name=self.cross_replica_axis or None,
                 axis_index_groups=self.cross_replica_axis_index_groups,
                 assumed_mean=None if hk.running_init() else self.mean_ema.average,
+                forward_mode=self.forward_mode,
             )
             if is_training:
                 for average, new in ((self.mean_ema, batch.mean), (self.var_ema, batch.var)):
@@ -206,3 +244,67 @@ def _one_per_feature(shape: tuple[int, ...], features: Sequence[int]) -> bool:
     """Whether an array of this shape has at most one value for each feature."""
     padded = (1,) * (len(features) - len(shape)) + tuple(shape)
     return len(padded) == len(features) and all(n in (1, m) for n, m in zip(padded, features, strict=True))
+
+
+# What `patch` replaces: Haiku's, and ours.
+_REPLACED: dict[Any, Any] = {
+    _HaikuBatchNorm: BatchNorm,
+    hk.LayerNorm: LayerNorm,
+    hk.GroupNorm: GroupNorm,
+    hk.InstanceNorm: InstanceNorm,
+    hk.RMSNorm: RMSNorm,
+    hk.AvgPool: AvgPool,
+    hk.MaxPool: MaxPool,
+    hk.avg_pool: avg_pool,
+    hk.max_pool: max_pool,
+}
+Model = TypeVar("Model", hk.Transformed, hk.TransformedWithState, hk.MultiTransformed, hk.MultiTransformedWithState)
+
+
+def patch(*modules: ModuleType) -> Patch:
+    """Put our norms and pools in the place of Haiku's, for models that cannot be edited, such as those of `haiku.nets`.
+
+    As `bnderiv.linen.patch`, for `haiku`. Haiku makes its modules anew in every `init` and `apply`, so both must be
+    called, or traced, within; or use `convert`.
+
+    Example:
+      >>> import bnderiv.haiku, haiku
+      >>> with bnderiv.haiku.patch():
+      ...     print(haiku.BatchNorm.__module__)
+      bnderiv.haiku
+    """
+    return Patch("haiku", _REPLACED, modules)
+
+
+def convert(model: Model, *modules: ModuleType) -> Model:
+    """A transformed function whose `init` and `apply` run within `patch`; its parameters and state fit as they are.
+
+    Args:
+      model: what `haiku.transform`, `transform_with_state` or their multi-variants return.
+      *modules: as for `patch`.
+
+    Returns:
+      The same kind of tuple.
+
+    Raises:
+      TypeError: another kind of model.
+
+    Example:
+      >>> import bnderiv.haiku, haiku
+      >>> model = haiku.transform_with_state(lambda x: haiku.nets.ResNet18(10)(x, is_training=True))
+      >>> type(bnderiv.haiku.convert(model)).__name__
+      'TransformedWithState'
+    """
+    kinds = Model.__constraints__
+    if not isinstance(model, kinds):
+        raise TypeError(f"model must be one of {', '.join(k.__name__ for k in kinds)}, got {type(model).__name__}")
+
+    def within(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with patch(*modules):
+                return function(*args, **kwargs)
+
+        return call
+
+    return type(model)(*jax.tree.map(within, tuple(model)))

@@ -1,11 +1,18 @@
 """Norms and pooling for Flax linen, under Flax's names: change the import, keep the model and its checkpoints."""
 
-from typing import Any
+import dataclasses
+from functools import partial
+from types import ModuleType
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
+from bnderiv._types import Activation
+from bnderiv.adapters import missing
 from bnderiv.adapters.batch_norm import (
+    check_momentum,
     feature_axes,
     normalize_by_batch,
     normalize_by_given,
@@ -14,16 +21,31 @@ from bnderiv.adapters.batch_norm import (
     running_average,
 )
 from bnderiv.adapters.flax_pooling import avg_pool, max_pool
+from bnderiv.adapters.patching import Patch
 
 try:
     import flax.linen as nn
     from flax.linen.dtypes import canonicalize_dtype
+    from flax.linen.pooling import min_pool, pool
 except ImportError as error:
-    raise ImportError('bnderiv.linen needs Flax: pip install "bnderiv[flax]"') from error
+    raise missing("bnderiv.linen", "Flax", "flax") from error
 
 from bnderiv.adapters.linen_norms import GroupNorm, InstanceNorm, LayerNorm, RMSNorm
 
-__all__ = ["BatchNorm", "LayerNorm", "RMSNorm", "GroupNorm", "InstanceNorm", "avg_pool", "max_pool"]
+# `min_pool` and `pool` are Flax's own.
+__all__ = [
+    "BatchNorm",
+    "GroupNorm",
+    "InstanceNorm",
+    "LayerNorm",
+    "RMSNorm",
+    "avg_pool",
+    "convert",
+    "max_pool",
+    "min_pool",
+    "patch",
+    "pool",
+]
 
 
 class BatchNorm(nn.BatchNorm):
@@ -33,7 +55,7 @@ class BatchNorm(nn.BatchNorm):
     the shape of the feature axes. Checkpoints of either load into the other. Differences from Flax:
 
     * Statistics and gradient are right at any mean and scale. The gradient is the closed form and saves only x and
-      vectors. Forward-mode differentiation is not defined.
+      vectors. Forward-mode differentiation in training must be asked for.
     * With a mask and `axis_name`, means are weighted by true counts; Flax averages the devices' averages. Features
       without any counted element keep their running statistics.
     * Half precision is always computed in float32, the step of the running statistics included. A momentum near 1
@@ -45,6 +67,8 @@ class BatchNorm(nn.BatchNorm):
       force_float32_reductions: affects only the dtype of the running statistics.
       activation: None, or "relu" to fuse it into the same rule, at no cost in residuals. The call then takes a
         `residual` to add before it.
+      forward_mode: whether training differentiates in forward mode too, as within `bnderiv.forward_mode.enabled()`.
+        Evaluation always does.
       others: as in `flax.linen.BatchNorm`. `axis` and `axis_name` may be tuples.
 
     Example:
@@ -56,11 +80,17 @@ class BatchNorm(nn.BatchNorm):
       ([[-1.0, -1.0], [1.0, 1.0]], [1.0, 3.0])
     """
 
-    activation: str | None = None
+    activation: Activation | None = None
+    forward_mode: bool = False
 
     @nn.compact
     def __call__(
-        self, x: Any, use_running_average: bool | None = None, *, mask: Any = None, residual: Any = None
+        self,
+        x: ArrayLike,
+        use_running_average: bool | None = None,
+        *,
+        mask: ArrayLike | None = None,
+        residual: ArrayLike | None = None,
     ) -> jax.Array:
         """Normalizes `x` by its own statistics, which also update the running ones, or by the running ones.
 
@@ -77,8 +107,9 @@ class BatchNorm(nn.BatchNorm):
         Raises:
           TypeError: `x` is complex, or has a dtype that JAX does not have.
           ValueError: an axis out of range, a mask that does not broadcast, a residual of another shape or without the
-            ReLU, an unknown activation.
+            ReLU, an unknown activation, a momentum outside [0, 1].
         """
+        check_momentum("momentum", self.momentum)
         use_running_average = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
         x = real_array("x", x)
         axes = feature_axes(self.axis, x.ndim)
@@ -119,6 +150,7 @@ class BatchNorm(nn.BatchNorm):
             axis_name=None if initializing else self.axis_name,
             axis_index_groups=None if initializing else self.axis_index_groups,
             assumed_mean=mean.value,
+            forward_mode=self.forward_mode,
         )
         if not initializing:
             computed = x.dtype if self.dtype is None else self.dtype
@@ -127,3 +159,96 @@ class BatchNorm(nn.BatchNorm):
                 dtype = promote(running.value.dtype, computed)
                 running.value = running_average(self.momentum, running.value, new, batch.counted, dtype)
         return y
+
+
+# What `patch` replaces: Flax's, and ours.
+_REPLACED: dict[Any, Any] = {
+    nn.BatchNorm: BatchNorm,
+    nn.LayerNorm: LayerNorm,
+    nn.GroupNorm: GroupNorm,
+    nn.InstanceNorm: InstanceNorm,
+    nn.RMSNorm: RMSNorm,
+    nn.avg_pool: avg_pool,
+    nn.max_pool: max_pool,
+}
+Model = TypeVar("Model")
+
+
+def patch(*modules: ModuleType) -> Patch:
+    """Put our norms, `avg_pool` and `max_pool` in the place of Flax's, for models that cannot be edited.
+
+    Everything that asks `flax.linen` for them gets ours from then on, until the end of a `with` block or `undo()`. What
+    was bound before, as by `from flax.linen import BatchNorm`, stays, unless its module is given. Models defined or
+    imported meanwhile keep what they have bound. The names are those of the whole process, other threads included.
+    Parameters and statistics need no change.
+
+    Args:
+      *modules: modules in which the names are replaced, too.
+
+    Returns:
+      A context manager with a method `undo`, active at once.
+
+    Raises:
+      TypeError: an argument is not a module.
+
+    Example:
+      >>> import bnderiv.linen, flax.linen
+      >>> with bnderiv.linen.patch():
+      ...     print(flax.linen.BatchNorm.__module__)
+      bnderiv.linen
+      >>> print(flax.linen.BatchNorm.__module__)
+      flax.linen.normalization
+    """
+    return Patch("flax.linen", _REPLACED, modules)
+
+
+def convert(model: Model) -> Model:
+    """The same model with our layers in its fields: modules, classes, partials, and lists, tuples and dicts of them.
+
+    Variables fit as they are. What a model names in its methods is not in its fields: there use `patch`.
+
+    Args:
+      model: a module that is not bound.
+
+    Returns:
+      A copy; modules without anything to replace are shared.
+
+    Raises:
+      ValueError: nothing in the fields is one of Flax's norms or pools.
+
+    Example:
+      >>> import bnderiv.linen, flax.linen
+      >>> model = bnderiv.linen.convert(flax.linen.Sequential([flax.linen.Dense(3), flax.linen.BatchNorm(True)]))
+      >>> type(model.layers[1]).__module__
+      'bnderiv.linen'
+    """
+    converted = _converted(model)
+    if converted is model:
+        raise ValueError(
+            f"no field of {type(model).__name__} holds a layer of Flax that bnderiv.linen has: "
+            "for what its methods name, use bnderiv.linen.patch()"
+        )
+    return converted
+
+
+def _converted(a: Any) -> Any:
+    """`a` with ours in it, or the same object."""
+    if isinstance(a, nn.Module):
+        fields = {f.name: getattr(a, f.name) for f in dataclasses.fields(a) if f.init and hasattr(a, f.name)}
+        new = {name: value if name == "parent" else _converted(value) for name, value in fields.items()}
+        if type(a) in _REPLACED:
+            return _REPLACED[type(a)](**new)
+        changed = {name: value for name, value in new.items() if value is not fields[name]}
+        return a.clone(**changed) if changed else a
+    if isinstance(a, partial):
+        function, args, keywords = (_converted(part) for part in (a.func, a.args, a.keywords))
+        same = function is a.func and args is a.args and keywords is a.keywords
+        return a if same else type(a)(function, *args, **keywords)
+    if isinstance(a, dict):
+        new = {key: _converted(value) for key, value in a.items()}
+        return a if all(new[key] is a[key] for key in a) else new
+    if isinstance(a, (list, tuple)):
+        new = [_converted(value) for value in a]
+        same = all(n is value for n, value in zip(new, a, strict=True))
+        return a if same else type(a)(*new) if hasattr(a, "_fields") else type(a)(new)
+    return next((ours for theirs, ours in _REPLACED.items() if a is theirs), a)

@@ -1,11 +1,16 @@
 """Norms and pooling for Flax NNX, under Flax's names: change the import, keep the model and its checkpoints."""
 
-from typing import Any
+from types import ModuleType
+from typing import Any, TypeVar
 
 import jax
+from jax.typing import ArrayLike
 
+from bnderiv._types import Activation
+from bnderiv.adapters import missing
 from bnderiv.adapters.batch_norm import (
     check_activation,
+    check_momentum,
     feature_axes,
     normalize_by_batch,
     normalize_by_given,
@@ -13,16 +18,31 @@ from bnderiv.adapters.batch_norm import (
     running_average,
 )
 from bnderiv.adapters.flax_pooling import avg_pool, max_pool
+from bnderiv.adapters.patching import Patch
 
 try:
     from flax import nnx
+    from flax.nnx import min_pool, pool
     from flax.nnx.nn import dtypes
 except ImportError as error:
-    raise ImportError('bnderiv.nnx needs Flax: pip install "bnderiv[flax]"') from error
+    raise missing("bnderiv.nnx", "Flax", "flax") from error
 
 from bnderiv.adapters.nnx_norms import GroupNorm, InstanceNorm, LayerNorm, RMSNorm
 
-__all__ = ["BatchNorm", "LayerNorm", "RMSNorm", "GroupNorm", "InstanceNorm", "avg_pool", "max_pool"]
+# `min_pool` and `pool` are Flax's own.
+__all__ = [
+    "BatchNorm",
+    "GroupNorm",
+    "InstanceNorm",
+    "LayerNorm",
+    "RMSNorm",
+    "avg_pool",
+    "convert",
+    "max_pool",
+    "min_pool",
+    "patch",
+    "pool",
+]
 
 
 class BatchNorm(nnx.BatchNorm):
@@ -36,10 +56,12 @@ class BatchNorm(nnx.BatchNorm):
       num_features: the number of features.
       activation: None, or "relu" to fuse it into the same rule, at no cost in residuals. The call then takes a
         `residual` to add before it.
+      forward_mode: whether training differentiates in forward mode too, as within `bnderiv.forward_mode.enabled()`.
+        Evaluation always does.
       **others: as in `flax.nnx.BatchNorm`; `use_fast_variance` has no effect.
 
     Raises:
-      ValueError: an unknown activation.
+      ValueError: an unknown activation, or a momentum outside [0, 1].
 
     Example:
       >>> import bnderiv.nnx, flax.nnx, jax.numpy as jnp
@@ -49,13 +71,26 @@ class BatchNorm(nnx.BatchNorm):
       ([[-1.0, -1.0], [1.0, 1.0]], [1.0, 3.0])
     """
 
-    def __init__(self, num_features: int, *, activation: str | None = None, **others: Any):
+    # A layer of Flax becomes one of ours by `layer.__class__ = bnderiv.nnx.BatchNorm`; it has no such fields.
+    activation: Activation | None = None
+    forward_mode: bool = False
+
+    def __init__(
+        self, num_features: int, *, activation: Activation | None = None, forward_mode: bool = False, **others: Any
+    ):
         check_activation(activation)
         super().__init__(num_features, **others)
+        check_momentum("momentum", self.momentum)
         self.activation = activation
+        self.forward_mode = forward_mode
 
     def __call__(
-        self, x: Any, use_running_average: bool | None = None, *, mask: Any = None, residual: Any = None
+        self,
+        x: ArrayLike,
+        use_running_average: bool | None = None,
+        *,
+        mask: ArrayLike | None = None,
+        residual: ArrayLike | None = None,
     ) -> jax.Array:
         """Normalizes `x` by its own statistics, which also update the running ones, or by the running ones.
 
@@ -116,8 +151,66 @@ class BatchNorm(nnx.BatchNorm):
             axis_name=self.axis_name,
             axis_index_groups=self.axis_index_groups,
             assumed_mean=mean,
+            forward_mode=self.forward_mode,
         )
         for running, new in ((self.mean, batch.mean), (self.var, batch.var)):
             average = running_average(self.momentum, running[...], new, batch.counted, running[...].dtype)
             running[...] = jax.lax.stop_gradient(average)
         return y
+
+
+# What `patch` replaces: Flax's, and ours.
+_REPLACED: dict[Any, Any] = {
+    nnx.BatchNorm: BatchNorm,
+    nnx.LayerNorm: LayerNorm,
+    nnx.GroupNorm: GroupNorm,
+    nnx.InstanceNorm: InstanceNorm,
+    nnx.RMSNorm: RMSNorm,
+    nnx.avg_pool: avg_pool,
+    nnx.max_pool: max_pool,
+}
+# Of these, the modules, whose instances `convert` replaces.
+_MODULES = {theirs: ours for theirs, ours in _REPLACED.items() if isinstance(theirs, type)}
+Model = TypeVar("Model")
+
+
+def patch(*modules: ModuleType) -> Patch:
+    """Put our norms, `avg_pool` and `max_pool` in the place of Flax's, for models that cannot be edited.
+
+    As `bnderiv.linen.patch`, for `flax.nnx`.
+
+    Example:
+      >>> import bnderiv.nnx, flax.nnx
+      >>> with bnderiv.nnx.patch():
+      ...     print(flax.nnx.BatchNorm.__module__)
+      bnderiv.nnx
+    """
+    return Patch("flax.nnx", _REPLACED, modules)
+
+
+def convert(model: Model) -> Model:
+    """A copy of a built model with our layers, and the state of its own.
+
+    Args:
+      model: a module, trained or not. It is left as it is.
+
+    Returns:
+      The copy. Its state fits the model's, and that of an optimizer fits both.
+
+    Raises:
+      ValueError: the model has no norm of Flax.
+
+    Example:
+      >>> import bnderiv.nnx, flax.nnx
+      >>> layers = flax.nnx.Linear(2, 3, rngs=flax.nnx.Rngs(0)), flax.nnx.BatchNorm(3, rngs=flax.nnx.Rngs(0))
+      >>> model = bnderiv.nnx.convert(flax.nnx.Sequential(*layers))
+      >>> type(model.layers[1]).__module__
+      'bnderiv.nnx'
+    """
+    copy = nnx.clone(model)
+    found = [node for _, node in nnx.iter_graph(copy) if type(node) in _MODULES]
+    for node in found:
+        node.__class__ = _MODULES[type(node)]
+    if not found:
+        raise ValueError(f"{type(model).__name__} has no layer of Flax that bnderiv.nnx has")
+    return copy

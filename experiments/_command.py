@@ -1,35 +1,260 @@
-"""What the experiments' commands share: where their results go, and how they end when they are interrupted."""
+"""What the experiments' commands share: how they start, what they say, where results go, how they end.
 
+A script calls `start` before its other imports, and marks its `main` as a `command`. What then goes wrong and can be
+mended ends in one line on stderr, with an exit status that is not 0.
+"""
+
+import codecs
+import contextlib
+import errno
+import functools
+import importlib
+import os
+import re
+import shlex
+import shutil
+import signal
 import sys
-from collections.abc import Callable, Mapping
+import threading
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TextIO
+
+INTERRUPTED = 130  # the exit status that shells give to what Ctrl-C ends
 
 
-def run(main: Callable[[], None]) -> None:
-    """Runs a script's main. Ctrl-C ends it with a word in place of a traceback, and the exit status of a shell."""
-    try:
-        main()
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        sys.exit(130)
+class Refused(ValueError):
+    """The command cannot be done. The message says what is wrong and what to do, in a line."""
 
 
-def folder(experiment: Path, chosen: Mapping[str, Any]) -> Path:
-    """Of an experiment's results where none is named: what is committed is for the default options alone.
+# Starting.
+
+_started: dict[str, list[str]] = {}  # the script that was started, and how Python was told to
+
+
+def start(module: str, *, extras: str = "experiments") -> NoReturn:
+    """Runs `main` of a script's module, imported by its name, and ends the process.
 
     Args:
-      experiment: the folder of the experiment.
-      chosen: the options that are not the defaults; they name a folder under its `runs`.
+      module: the name of the script that calls this, before its other imports.
+      extras: what to install where a package is missing, as in `pip install -e ".[extras]"`.
     """
-    if not chosen:
-        return experiment / "results"
-    return experiment / "runs" / "_".join(f"{name}-{value}" for name, value in chosen.items())
+    spec = sys.modules["__main__"].__spec__
+    _started[module] = ["-m", spec.name] if spec else [sys.argv[0]]
+    _make_printable(sys.stdout, sys.stderr)
+    interrupt = signal.getsignal(signal.SIGINT)
+    if interrupt is not signal.SIG_IGN:  # as it is for what a script has sent to the background
+        # Not by an exception: extension modules that are being imported turn one into an error of their own.
+        signal.signal(signal.SIGINT, _stop_at_once)
+    say("importing …")
+    try:
+        main = importlib.import_module(module).main
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing in ("", "bnderiv", "experiments", "tests"):
+            raise
+        python = shlex.quote(sys.executable)
+        sys.exit(
+            f"{missing} is not installed for {python}: activate the environment that has it, "
+            f"or run: {python} -m pip install -e '.[{extras}]'"
+        )
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        main()
+    except SystemExit as ending:
+        if ending.code == INTERRUPTED:
+            # JAX's threads may still compile; an interpreter that ends under them crashes.
+            sys.stdout.flush()
+            os._exit(INTERRUPTED)
+        raise
+    sys.exit()
 
 
-def make(folder: Path) -> None:
-    """Makes the folder of the results, before the work that they come from; one line where that cannot be."""
+def command(main: Callable[[list[str] | None], None]) -> Callable[..., None]:
+    """Decorates a script's main: what is refused, and Ctrl-C, end it with a line in place of a traceback."""
+
+    @functools.wraps(main)
+    def ends_in_a_line(arguments: list[str] | None = None) -> None:
+        try:
+            main(arguments)
+        except Refused as error:
+            sys.exit(" ".join(str(error).splitlines()))
+        except KeyboardInterrupt as interrupt:
+            print("\n" + ". ".join(["interrupted", *map(str, interrupt.args)]), file=sys.stderr)
+            sys.exit(INTERRUPTED)
+
+    return ends_in_a_line
+
+
+def again(module: str, *words: object) -> str:
+    """The line that runs a script as this one was run, to be pasted into a shell."""
+    python = "python" if shutil.which("python") == sys.executable else sys.executable
+    return shlex.join([python, *_started.get(module, ["-m", module]), *map(str, words)])
+
+
+def line(module: str, *words: object) -> str:
+    """The line that runs a script on any machine, for a report."""
+    return shlex.join(["python", "-m", module, *map(str, words)])
+
+
+def _stop_at_once(*_: Any) -> None:
+    os.write(2, b"\ninterrupted\n")
+    os._exit(INTERRUPTED)
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits until the block is done; a second one ends the process at once."""
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    if ignored or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked = False
+
+    def wait(*_: Any) -> None:
+        nonlocal asked
+        if asked:
+            _stop_at_once()
+        asked = True
+
+    before = signal.signal(signal.SIGINT, wait)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if asked:
+        raise KeyboardInterrupt
+
+
+# Saying.
+
+
+def say(text: str) -> None:
+    """A line on stderr, at once: before each stretch in which nothing else is shown."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def bar(**options: Any) -> Any:
+    """tqdm's progress bar on stderr. Without a terminal it is a line every ten seconds, and where it is refreshed."""
+    from tqdm import tqdm
+
+    if sys.stderr.isatty():
+        return tqdm(dynamic_ncols=True, **options)
+    return tqdm(file=_Lines(sys.stderr), mininterval=10, miniters=1, ncols=100, **options)
+
+
+class _Lines:
+    """A stream for tqdm on which what it would write over stands in a line of its own."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self.encoding, self._last = stream, stream.encoding, ""
+
+    def write(self, text: str) -> None:
+        text = text.replace("\r", "").strip()
+        if text and text != self._last:
+            self._stream.write(text + "\n")
+            self._last = text
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+
+_SPELLED = {"…": "...", "–": "-", "−": "-", "—": "-", "×": "x", "·": "*", "→": "->", "±": "+-", "½": "1/2", "√": "sqrt"}
+_SPELLED |= {"∂": "d", "‖": "|", "≥": ">=", "≤": "<=", "“": '"', "”": '"', "’": "'", "█": "#", "²": "^2"}
+
+
+def spelled(text: str) -> str:
+    """The text in ASCII."""
+    return "".join(c if c.isascii() else _SPELLED.get(c) or _named(c) for c in text)
+
+
+def _named(character: str) -> str:
+    """γ is gamma, é is e; what has no such name is ?."""
+    name = unicodedata.name(character, "").split()
+    if name[:2] == ["GREEK", "SMALL"]:
+        return name[-1].lower()
+    return unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode() or "?"
+
+
+def _spell(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    return spelled(error.object[error.start : error.end]), error.end
+
+
+def _make_printable(*streams: Any) -> None:
+    """ASCII where the locale asks for it, though Python writes UTF-8 even there; and no letter ends a command."""
+    codecs.register_error("spelled", _spell)
+    asked = os.environ.get("LC_ALL") or os.environ.get("LC_CTYPE") or os.environ.get("LANG")
+    encoding = {"encoding": "ascii"} if asked in ("C", "POSIX") else {}
+    for stream in streams:
+        stream.reconfigure(errors="spelled", **encoding)
+
+
+# Folders.
+
+
+def folder(script: str, chosen: Mapping[str, Any] | None = None) -> Path:
+    """Where the results go if no folder is named: into `runs`, which git ignores, by the options that are not defaults.
+
+    What is committed, in `results`, is written where `--out` says so.
+    """
+    words = [Path(script).stem] * (Path(script).stem != "run")
+    words += [f"{name}-{value}" for name, value in (chosen or {}).items()]
+    return Path(script).parent / "runs" / (re.sub(r"[^\w.,+-]+", "-", "_".join(words))[:200] or "default")
+
+
+def make(folder: Path) -> Path:
+    """Makes the folder of the results, before the work that they come from.
+
+    Raises:
+      Refused: it cannot be.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
-        raise SystemExit(f"{folder} cannot be a folder of results: {error.strerror}") from None
+        raise Refused(
+            f"{folder} cannot be a folder of results ({why(error, folder)}); choose another with --out"
+        ) from error
+    return folder
+
+
+def why(error: OSError, path: Path | None = None) -> str:
+    """What the system says, or what it leaves out: a link that leads nowhere, a file in a folder's place."""
+    for place in (path, *path.parents) if path else ():
+        if os.path.islink(place) and not os.path.exists(place):
+            return f"{place} is a link to {os.readlink(place)}, which does not exist"
+        if isinstance(error, FileExistsError | NotADirectoryError) and os.path.isfile(place):
+            return f"{place} is a file"
+    return error.strerror or str(error) or type(error).__name__
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Holds a folder for this process; the system lets go of it however the process ends.
+
+    Raises:
+      Refused: another process holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows: nothing is held
+        yield
+        return
+    make(folder)
+    with (folder / "lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise Refused(
+                f"{folder}: another process is training here, pid {file.read().strip()}; wait for it, or stop it"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        with contextlib.suppress(OSError):  # a full disk: held all the same
+            file.truncate(0)
+            os.write(file.fileno(), str(os.getpid()).encode())
+        yield

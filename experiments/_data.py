@@ -5,29 +5,39 @@ A file that is not what its name says is refused, with what is wrong and where: 
 
 import contextlib
 import gzip
+import math
 import re
 import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-IMAGES, LABELS = 2051, 2049  # the magic numbers: unsigned bytes in three dimensions, and in one
+from experiments import _command
+
+BYTES, IMAGES, LABELS = 8, 3, 1  # of the magic number: the code of the dtype, and how many dimensions there are
+DTYPES = {8: "unsigned bytes", 9: "signed bytes", 11: "int16", 12: "int32", 13: "float32", 14: "float64"}
 DIGITS_SPLIT = VALIDATION_SPLIT = 0  # one split for every run: a run's own seed draws parameters and order
-_NAME = re.compile(r"(?P<set>.*?)-?(?P<part>train|t10k|test)-(?P<what>images|labels)[-.]idx[13]-ubyte(\.gz)?")
+MEMORY = 1.0  # GB: ten times MNIST's training images and more, and EMNIST's largest set
+WORTH_A_WORD = 10**8  # bytes
+_CHUNK = 2**20
+_PACKED = b"\x1f\x8b"  # how a gzip file begins
+_NAME = re.compile(r"(?P<set>.*?)-?(?P<part>train|t10k|test)-(?P<what>images|labels)[-.]idx\d-[a-z]+(\.gz)?")
 
 
 class Data(NamedTuple):
-    """Images, float32 (N, rows, columns, 1), standardized by the training images' mean and deviation; labels (N,)."""
+    """Images, uint8 (N, rows, columns, 1), labels, int32 (N,), and what a network is given for each gray level."""
 
     train_images: np.ndarray
     train_labels: np.ndarray
     test_images: np.ndarray
     test_labels: np.ndarray
+    levels: np.ndarray  # float32 (256,): standardized by the mean and the deviation of the training images
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -35,15 +45,21 @@ class Data(NamedTuple):
         _, rows, columns, channels = self.train_images.shape
         return rows, columns, channels
 
+    def standardized(self, images: np.ndarray) -> np.ndarray:
+        """A batch of images as a network takes them, float32. Whole sets stay uint8, a quarter of that."""
+        return self.levels[images]
+
     def fingerprint(self) -> str:
         """The same for the same images and labels, wherever they were read from; another for others."""
         crc = 0
         for array in self:
-            crc = zlib.crc32(array.tobytes(), crc)
+            crc = zlib.crc32(np.ascontiguousarray(array).data, crc)
         return f"{crc:08x}"
 
 
-def load(source: str | Path | None = None, *, classes: int = 10, validation: bool = False) -> Data:
+def load(
+    source: str | Path | None = None, *, classes: int = 10, validation: bool = False, memory: float = MEMORY
+) -> Data:
     """The images of an experiment.
 
     Args:
@@ -52,20 +68,32 @@ def load(source: str | Path | None = None, *, classes: int = 10, validation: boo
       classes: labels must lie in [0, classes).
       validation: the test images stay unseen, and a fifth of the training images, every class in its share, takes
         their place: for choosing a recipe.
+      memory: the most that the images of one file may take, in GB (10⁹ bytes).
 
     Raises:
-      ValueError: no such files, a file that is not what its name says, or fewer classes than the digits have.
+      Refused: no such files, a file that is not what its name says, or fewer classes than the digits have.
     """
+    _command.say("reading the images …")
     if source is None and classes < 10:
-        raise ValueError(f"classes must be at least 10 for the digits, whose labels are 0 to 9, got {classes}")
-    train, train_labels, test, test_labels = _digits() if source is None else _idx_folder(Path(source), classes)
+        raise _command.Refused(f"classes must be at least 10 for the digits, whose labels are 0 to 9, got {classes}")
+    train, train_labels, test, test_labels = _digits() if source is None else _idx_folder(Path(source), classes, memory)
     if validation:
+        few = np.bincount(train_labels)[np.unique(train_labels)]
+        if few.min() < 2 or len(train_labels) < 5 * len(few):
+            raise _command.Refused(
+                f"{source}: validation takes a fifth of the training images, every class in its share; there are "
+                f"{len(train_labels)} images of {len(few)} classes, {few.min()} of the smallest. Leave --validation out"
+            )
         train, train_labels, test, test_labels = _fifth_held_out(train, train_labels, VALIDATION_SPLIT)
-    mean, deviation = train.mean(dtype=np.float64), train.std(dtype=np.float64)
+    levels = np.arange(256.0)
+    chunks = (train[i : i + 1000].ravel() for i in range(0, len(train), 1000))
+    weights = sum(np.bincount(chunk, minlength=256) for chunk in chunks) / train.size
+    mean = weights @ levels
+    deviation = np.sqrt(weights @ (levels - mean) ** 2)
     if deviation == 0:
-        raise ValueError(f"{source}: every pixel of the training images has the same value")
-    train, test = (((pixels - mean) / deviation).astype(np.float32)[..., None] for pixels in (train, test))
-    return Data(train, train_labels, test, test_labels)
+        raise _command.Refused(f"{source}: every pixel of the training images has the same value")
+    levels = ((levels - mean) / deviation).astype(np.float32)
+    return Data(train[..., None], train_labels, test[..., None], test_labels, levels)
 
 
 def epoch_order(key: jax.Array, epoch: int | jax.Array, count: int) -> jax.Array:
@@ -93,102 +121,144 @@ def _digits() -> tuple[np.ndarray, ...]:
     from sklearn.datasets import load_digits
 
     pixels, labels = (np.asarray(a) for a in load_digits(return_X_y=True))
-    pixels = np.kron(pixels.reshape(-1, 8, 8), np.ones((1, 4, 4)))
+    pixels = np.kron(pixels.reshape(-1, 8, 8).astype(np.uint8), np.ones((1, 4, 4), np.uint8))
     return _fifth_held_out(pixels, labels.astype(np.int32), DIGITS_SPLIT)
 
 
-def _idx_folder(source: Path, classes: int) -> tuple[np.ndarray, ...]:
+def _idx_folder(source: Path, classes: int, memory: float) -> tuple[np.ndarray, ...]:
     """Training images and labels, test images and labels, of the set that `source` names."""
     files = _four_files(source)
     train, test = (
-        (read_images(files[f"{part} images"]), read_labels(files[f"{part} labels"], classes))
+        (read_images(files[f"{part} images"], memory), read_labels(files[f"{part} labels"], classes))
         for part in ("train", "test")
     )
     for part, (images, labels) in (("train", train), ("test", test)):
         if len(images) != len(labels):
             there, beside = files[f"{part} images"], files[f"{part} labels"].name
-            raise ValueError(f"{there}: {len(images)} images, but {len(labels)} labels in {beside}")
+            raise _command.Refused(f"{there}: {len(images)} images, but {len(labels)} labels in {beside}")
     (_, *size), (_, *other) = train[0].shape, test[0].shape
     if size != other:
         sizes = "training images of {}×{}, test images of {}×{}".format(*size, *other)
-        raise ValueError(f"{source}: {sizes}; they must have the same size")
+        raise _command.Refused(f"{source}: {sizes}; they must have the same size")
     return *train, *test
 
 
 def _four_files(source: Path) -> dict[str, Path]:
     """The files of one set by what is in them: "train images", "train labels", "test images", "test labels"."""
-    folder, wanted = (source, "") if source.is_dir() else (source.parent, source.name)
-    if not folder.is_dir():
-        raise ValueError(f"{source}: no such folder")
     sets: dict[str, dict[str, Path]] = {}
-    for path in sorted(folder.iterdir(), reverse=True):  # a plain file comes after its .gz, and is taken
-        if found := _NAME.fullmatch(path.name):
-            part = "train" if found["part"] == "train" else "test"
-            sets.setdefault(found["set"], {})[f"{part} {found['what']}"] = path
+    try:
+        if source.is_file():
+            raise _command.Refused(f"{source}: a file; it must be the folder of the four IDX files ({_WHERE})")
+        folder, wanted = (source, "") if source.is_dir() else (source.parent, source.name)
+        for path in sorted(folder.iterdir(), reverse=True):  # a plain file comes after its .gz, and is taken
+            if found := _NAME.fullmatch(path.name):
+                part = "train" if found["part"] == "train" else "test"
+                sets.setdefault(found["set"], {})[f"{part} {found['what']}"] = path
+    except FileNotFoundError as error:
+        raise _command.Refused(f"{source}: no such folder ({_command.why(error, source)}); {_WHERE}") from error
+    except OSError as error:
+        raise _command.Refused(f"{source}: cannot be read ({_command.why(error, source)})") from error
+    if wanted and not any(name.startswith(wanted) for name in sets):
+        there = f"; the sets beside it are {', '.join(map(repr, sorted(sets)))}" if sets else ""
+        missing = _command.why(FileNotFoundError(0, "no such folder"), source)
+        raise _command.Refused(f"{source}: {missing}{there}; {_WHERE}")
     if not wanted and len(sets) > 1:
-        raise ValueError(f"{folder} holds several sets, add one to the path: {', '.join(map(repr, sorted(sets)))}")
+        names = ", ".join(map(repr, sorted(sets)))
+        raise _command.Refused(f"{folder} holds several sets, add one to the path: {names}")
     files = sets.get(wanted, {}) if wanted else next(iter(sets.values()), {})
     for missing in sorted({"train images", "train labels", "test images", "test labels"} - files.keys()):
         part, what = missing.replace("test", "t10k").split()
         name = f"{wanted}{'-' * bool(wanted)}{part}-{what}-idx{3 if what == 'images' else 1}-ubyte"
-        raise ValueError(f"{source}: no file of {missing}, such as {name} (or {name}.gz)")
+        raise _command.Refused(f"{source}: no file of {missing}, such as {name} (or {name}.gz); {_WHERE}")
     return files
 
 
-def read_images(path: Path) -> np.ndarray:
+_WHERE = "experiments/data.md says where to get them"
+
+
+def read_images(path: Path, memory: float = MEMORY) -> np.ndarray:
     """An IDX file of images: uint8, shape (N, rows, columns).
 
     Raises:
-      ValueError: what is wrong with the file.
+      Refused: what is wrong with the file, or that it takes more than `memory` GB.
     """
-    return _read(path, IMAGES, ("images", "rows", "columns"))
+    return _read(path, IMAGES, ("images", "rows", "columns"), memory)
 
 
 def read_labels(path: Path, classes: int = 10) -> np.ndarray:
     """An IDX file of labels: int32, shape (N,), each in [0, classes).
 
     Raises:
-      ValueError: what is wrong with the file.
+      Refused: what is wrong with the file.
     """
-    labels = _read(path, LABELS, ("labels",)).astype(np.int32)
+    labels = _read(path, LABELS, ("labels",), MEMORY).astype(np.int32)
     if labels.max() >= classes:
         first = int(np.argmax(labels >= classes))
-        raise ValueError(
-            f"{path}: label {first} is {labels[first]}, but {classes} classes are numbered 0 to {classes - 1}"
+        raise _command.Refused(
+            f"{path}: label {first} is {labels[first]}, but {classes} classes are numbered 0 to {classes - 1}; "
+            f"--classes {labels.max() + 1} takes all labels there"
         )
     return labels
 
 
-def _read(path: Path, magic: int, dimensions: tuple[str, ...]) -> np.ndarray:
+def _read(path: Path, rank: int, dimensions: tuple[str, ...], memory: float) -> np.ndarray:
     """Big-endian: the magic number, the sizes, then one byte for each element, and nothing after."""
     with _opened(path) as file:
         length = 4 * (1 + len(dimensions))
         header = file.read(length)
-        if len(header) >= 4 and (found := struct.unpack(">I", header[:4])[0]) != magic:
-            kind = {IMAGES: " (images)", LABELS: " (labels)"}
-            raise ValueError(f"{path}: magic number {found}{kind.get(found, '')}, must be {magic}{kind[magic]}")
+        if len(header) >= 4 and header[:4] != bytes([0, 0, BYTES, rank]):
+            raise _command.Refused(f"{path}: {_not_this(path, header + file.read(32), rank)}")
         if len(header) < length:
-            raise ValueError(f"{path}: {len(header)} bytes, shorter than the header of {length}")
+            raise _command.Refused(f"{path}: {len(header)} bytes, shorter than the header of {length}")
         shape = struct.unpack(f">{len(dimensions)}I", header[4:])
         for name, size in zip(dimensions, shape, strict=True):
             if size < 1:
-                raise ValueError(f"{path}: the header says {size} {name}, must be at least 1")
-        size = int(np.prod(shape, dtype=object))
-        content = file.read(size + 1)  # one more than there may be, never all that a bad file unpacks to
-    if len(content) != size:
-        there = "more" if len(content) > size else f"only {len(content)}"
-        sizes = " × ".join(f"{n} {name}" for name, n in zip(dimensions, shape, strict=True))
-        raise ValueError(f"{path}: the header says {sizes}, {size} bytes; there are {there}")
-    return np.frombuffer(content, np.uint8).reshape(shape)
+                raise _command.Refused(f"{path}: the header says {size} {name}, must be at least 1")
+        size = math.prod(shape)
+        says = " × ".join(f"{n} {name}" for name, n in zip(dimensions, shape, strict=True))
+        says = f"the header says {says}, {size} bytes"
+        if path.suffix != ".gz" and (there := path.stat().st_size - length) < size:
+            raise _command.Refused(f"{path}: {says}; there are only {there}")
+        if size > memory * 1e9:
+            raise _command.Refused(
+                f"{path}: {says} of memory, and {memory:g} GB are allowed; --memory {-(-size // 10**9)} allows it"
+            )
+        if size > WORTH_A_WORD:
+            _command.say(f"reading {path}, {size / 1e6:,.0f} MB in memory …")
+        content = np.empty(size, np.uint8)  # takes memory as it fills
+        filled = 0
+        while filled < size and (read := file.readinto(content[filled : filled + _CHUNK])):
+            filled += read
+        if filled < size or file.read(1):
+            raise _command.Refused(f"{path}: {says}; there are {'more' if filled == size else f'only {filled}'}")
+    return content.reshape(shape)
+
+
+def _not_this(path: Path, header: bytes, rank: int) -> str:
+    """What a file is that does not begin as one of unsigned bytes in so many dimensions."""
+    if header.startswith(_PACKED):
+        return (
+            "packed by gzip, so its name must end in .gz" if path.suffix != ".gz" else "packed twice by gzip; unpack it"
+        )
+    number, *words = (int(word) for word in np.frombuffer(header[: len(header) // 4 * 4], ">u4"))
+    kinds = {(BYTES, IMAGES): "images, ", (BYTES, LABELS): "labels, "}
+    code, count = number >> 8, number & 255
+    says = f"magic number {number}"
+    if code in DTYPES and 0 < count < 9:
+        sizes = " × ".join(map(str, words[:count]))
+        says += f" ({kinds.get((code, count), '')}{DTYPES[code]}, {count} dimensions: {sizes})"
+    return f"{says}, must be {BYTES << 8 | rank} ({kinds[BYTES, rank]}{DTYPES[BYTES]}, {rank} dimensions)"
 
 
 @contextlib.contextmanager
-def _opened(path: Path):
-    """The file, unpacked where its name ends in .gz; all that goes wrong while reading becomes a ValueError."""
+def _opened(path: Path) -> Iterator[Any]:
+    """The file, unpacked where its name ends in .gz; all that goes wrong while reading is refused."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             yield file
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path}: damaged or truncated gzip file ({error})") from error
-    except (OSError, OverflowError, MemoryError) as error:
-        raise ValueError(f"{path}: cannot be read ({error})") from error
+        raise _command.Refused(f"{path}: damaged or truncated gzip file ({error})") from error
+    except MemoryError as error:
+        raise _command.Refused(f"{path}: there is not enough memory for it") from error
+    except OSError as error:
+        raise _command.Refused(f"{path}: cannot be read ({_command.why(error, path)})") from error

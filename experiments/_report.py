@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import jax
 import matplotlib
 
+from experiments import _command
+
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
@@ -141,15 +143,46 @@ def as_json(content: Mapping[str, Any], *more: str) -> bytes:
 
 
 def write(path: Path, content: bytes) -> None:
-    """The whole file or none of it, however the run ends: written under another name, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """The whole file or none of it, however the run ends: written under another name, then renamed.
+
+    Raises:
+      Refused: the system does not let it be written.
+    """
     unfinished = path.with_name(path.name + ".unfinished")
     try:
-        unfinished.write_bytes(content)
-        unfinished.replace(path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            unfinished.unlink()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            unfinished.write_bytes(content)
+            unfinished.replace(path)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                unfinished.unlink()
+    except OSError as error:
+        raise _command.Refused(
+            f"{path} cannot be written ({_command.why(error, path)}); what was there is unchanged"
+        ) from error
+
+
+def leave(folder: Path, files: Mapping[str, bytes | None]) -> None:
+    """Writes a run's files, those that there are, and prints where they are."""
+    for name, content in files.items():
+        if content is not None:
+            write(folder / name, content)
+            print(folder / name)
+
+
+def numbers(path: Path) -> dict[str, Any]:
+    """What an earlier run left in a file of numbers.
+
+    Raises:
+      Refused: there are none.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise _command.Refused(
+            f"{path}: no numbers of an earlier run there ({error}); name its folder with --out"
+        ) from error
 
 
 _STYLE = """

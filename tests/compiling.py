@@ -4,8 +4,10 @@ What XLA's optimizations do to roundings, and to the number of kernels, is seen 
 """
 
 from functools import partial
+from typing import Any
 
 import jax
+from jax._src import compiler
 
 
 def _known(options: dict[str, bool]) -> dict[str, bool]:
@@ -23,3 +25,25 @@ QUICKLY = {
     **_known({"xla_cpu_use_fusion_emitters": False}),  # halves the time
 }
 fast_jit = partial(jax.jit, compiler_options=QUICKLY)
+
+
+_options = compiler.get_compile_options
+_all_quickly = False
+
+
+def _with_quick_options(*args: Any, **options: Any) -> Any:
+    if _all_quickly:
+        options["env_options_overrides"] = QUICKLY | (options.get("env_options_overrides") or {})
+    return _options(*args, **options)
+
+
+# JAX has no setting for all of these options. Should it move this function, the tests take longer and test the same.
+compiler.get_compile_options = _with_quick_options
+
+
+def compile_quickly(everything: bool) -> None:
+    """From now on compile every program, those of eager operations too, as `fast_jit` does; or as users do."""
+    global _all_quickly
+    if everything != _all_quickly:
+        _all_quickly = everything
+        jax.clear_caches()

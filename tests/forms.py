@@ -40,7 +40,9 @@ def forget() -> None:
     jax.clear_caches()
 
 
-@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.slow), "tpu"], autouse=True)
+@pytest.fixture(
+    scope="module", params=["cpu", *(pytest.param(p, marks=pytest.mark.slow) for p in ("cuda", "tpu"))], autouse=True
+)
 def platform(request) -> Iterator[str]:
     """To import where the tests of a module are for every platform."""
     with of(request.param):

@@ -15,7 +15,7 @@ from tests.contract import near
 def equals_its_layer(case: Case, value: str, gradients: tuple[str, ...]) -> None:
     """The steps named `value` and `gradients` are the layer's value and its VJP with a random cotangent, in float64."""
     drawn = [None if a is None else jnp.asarray(a) for a in case.arrays(np.random.default_rng(0))]
-    if case.layer in ("dense", "conv2d") and len(drawn) == 2:
+    if case.layer in ("dense", "conv", "conv2d") and len(drawn) == 2:
         drawn.append(None)
     layer, floats = case.bind(bnderiv)
 

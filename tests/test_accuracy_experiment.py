@@ -37,7 +37,7 @@ BOUNDS = {
 def quick(tmp_path_factory):
     """The quick command as a user starts it: its output, and its folder of results."""
     out = tmp_path_factory.mktemp("accuracy") / "results"
-    command = [sys.executable, "experiments/accuracy/run.py", "--quick", "--out", str(out)]
+    command = [sys.executable, "-m", "experiments.accuracy.run", "--quick", "--out", str(out)]
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         command, cwd=ROOT, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=300
@@ -219,9 +219,3 @@ def test_inputs_are_rounded_once_and_drawn_anew_for_each_seed():
     assert (run.inputs(case, 0)["x"] != run.inputs(case, 1)["x"]).any()
     np.testing.assert_array_equal(run.inputs(case, 1)["x"], run.inputs(case, 1)["x"])
     assert abs(run.inputs(case, 0)["x"].astype(float).mean() - 1e4) < 4 / math.sqrt(64 * 84)
-
-
-def test_a_part_of_it_does_not_write_over_the_results():
-    folders = [run.own_folder(quick, partial) for quick, partial in ((False, False), (False, True), (True, False))]
-    assert folders[0] == run.RESULTS
-    assert [folder.parts[-2:] for folder in folders[1:]] == [("runs", "without_some"), ("runs", "quick")]

@@ -13,26 +13,34 @@ import bnderiv
 from bnderiv import _layers
 from bnderiv.normalization import running_stats
 
-FRAMEWORKS = {"linen": "flax", "nnx": "flax", "equinox": "equinox", "haiku": "haiku"}
-FRAMEWORKS |= {
-    "flax_pooling": "flax",
+FRAMEWORKS = {
+    "linen": "flax",
+    "nnx": "flax",
+    "equinox": "equinox",
+    "haiku": "haiku",
     "haiku_policy": "haiku",
-    **{f"{adapter}_norms": framework for adapter, framework in FRAMEWORKS.items()},
+    "flax_pooling": "flax",
 }
+FRAMEWORKS |= {f"{name}_pooling": name for name in ("equinox", "haiku")}
+FRAMEWORKS |= {f"{adapter}_norms": FRAMEWORKS[adapter] for adapter in ("linen", "nnx", "equinox", "haiku")}
 MODULES = [m.name for m in pkgutil.walk_packages(bnderiv.__path__, "bnderiv.") if not m.name.endswith("__main__")]
+TAKE_SECONDS = ("bnderiv.equinox", "bnderiv.models.lenet5", "bnderiv.models.mlp", "bnderiv.models.steps")
 PUBLIC = [
     *_layers.__all__,
     *running_stats.__all__,
     "check.compare",
+    "forward_mode.enabled",
     *(f"models.{model}.{name}" for model in ("lenet5", "mlp") for name in ("Config", "init", "apply")),
-    *(f"{adapter}.BatchNorm" for adapter in ("linen", "nnx", "equinox", "haiku")),
+    *(f"{adapter}.{n}" for adapter in ("linen", "nnx", "equinox", "haiku") for n in ("BatchNorm", "convert", "patch")),
+    *(f"{adapter}.{pool}" for adapter in ("linen", "nnx", "haiku") for pool in ("avg_pool", "max_pool")),
+    *(f"haiku.{pool}" for pool in ("AvgPool", "MaxPool")),
+    *(f"equinox.{a}{pool}{n}d" for a in ("", "Adaptive") for pool in ("AvgPool", "MaxPool") for n in (1, 2, 3)),
     *(
         f"{adapter}.{norm}"
         for adapter in ("linen", "nnx", "haiku")
         for norm in ("LayerNorm", "RMSNorm", "GroupNorm", "InstanceNorm")
     ),
     *(f"equinox.{norm}" for norm in ("LayerNorm", "RMSNorm", "GroupNorm")),
-    *(f"{adapter}.{pool}" for adapter in ("linen", "nnx") for pool in ("avg_pool", "max_pool")),
 ]
 
 
@@ -41,7 +49,10 @@ def need_framework(module):
         pytest.importorskip(FRAMEWORKS[module], reason=f"needs the extra {FRAMEWORKS[module]}")
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name in TAKE_SECONDS else []) for name in MODULES],
+)
 def test_examples_print_what_they_say(name):
     need_framework(name.rpartition(".")[2])
     names = {"bnderiv": bnderiv, "jax": jax, "jnp": jnp}
@@ -53,6 +64,7 @@ def test_examples_print_what_they_say(name):
     assert not runner.failures, "".join(printed)
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("name", PUBLIC)
 def test_has_an_example(name):
     need_framework(name.partition(".")[0])

@@ -11,6 +11,8 @@ import pytest
 import bnderiv
 from bnderiv import forward_mode
 
+pytestmark = pytest.mark.fast
+
 OURS: Any = bnderiv  # whose annotations say jax.Array
 X, IMAGE, VECTOR = np.ones((4, 3), np.float32), np.ones((2, 4, 4, 3), np.float32), np.ones(3, np.float32)
 

@@ -47,6 +47,7 @@ def calls(n):
         "tanh": ((x,), {}),
         "sigmoid": ((x,), {}),
         "softmax": ((h,), {"axis": np.int8(0)}),
+        "log_softmax": ((h,), {"axis": np.int8(0)}),
         "flatten": ((x,), {}),
         "softmax_cross_entropy": ((h, jax.nn.softmax(normal(n, 9))), {}),
         "softmax_cross_entropy_with_integer_labels": ((h,), {"labels": jnp.asarray(rng.integers(0, 9, n), jnp.int32)}),

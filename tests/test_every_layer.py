@@ -15,8 +15,21 @@ FIRST = tuple(next(case for case in CASES if case.layer == layer) for layer in L
 DISTINCT = [pytest.param(case, marks=pytest.mark.exhaustive if case.layer == "instance_norm" else ()) for case in FIRST]
 
 
-@pytest.mark.parametrize("promise", contract.PROMISES, ids=lambda p: p.__name__)
-@pytest.mark.parametrize("case", CASES, ids=str)
+def _marks(promise, case):
+    """Fast: value and gradient at every case. Of the rest, all but the first case of each layer is slow."""
+    if promise is contract.vjp:
+        return [pytest.mark.fast]
+    return [] if case in FIRST else [pytest.mark.slow]
+
+
+@pytest.mark.parametrize(
+    ("case", "promise"),
+    [
+        pytest.param(case, promise, marks=_marks(promise, case), id=f"{case}-{promise.__name__}")
+        for case in CASES
+        for promise in contract.PROMISES
+    ],
+)
 def test_promise(promise, case):
     promise(bnderiv, case)
 

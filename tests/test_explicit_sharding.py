@@ -95,6 +95,12 @@ LAYERS = {
     "rms_norm-features": ("rms_norm", {}, ((8, 4), P("data", "model")), ((4,), P())),
     "flatten-rows": ("flatten", {}, ((8, 4, 3), P("data", "model"))),
     "softmax-classes": ("softmax", {}, ((8, 4), P("data", "model"))),
+    "log_softmax-classes": ("log_softmax", {}, ((8, 4), P("data", "model"))),
+    "softmax_cross_entropy-options": (
+        "softmax_cross_entropy",
+        {"label_smoothing": 0.1, "class_weights": np.arange(1.0, 5), "where": np.arange(8) % 3 > 0},
+        *[((8, 4), P("data", "model"))] * 2,
+    ),
     "softmax_cross_entropy-classes": ("softmax_cross_entropy", {}, *[((8, 4), P("data", "model"))] * 2),
     "squared_error-classes": ("squared_error", {}, *[((8, 4), P("data", "model"))] * 2),
 }
@@ -278,6 +284,7 @@ def test_beside_a_mapped_axis():
     assert _spec(actual) == P("data", None, None, "model")
 
 
+@pytest.mark.slow
 def test_a_step_of_lenet5():
     """As on a mesh whose axes are left to XLA, message for message."""
     config = lenet5.Config(dtype=jnp.float64)

@@ -13,6 +13,7 @@ import jax
 import pytest
 
 markdown_it = pytest.importorskip("markdown_it", reason="the parser of the pages is in the extra `test`")
+pytestmark = pytest.mark.fast
 
 ROOT = Path(__file__).parents[1]
 ROOMS = sorted(path.parent for path in ROOT.glob("bnderiv/*/derivation.md"))

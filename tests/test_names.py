@@ -14,6 +14,8 @@ import bnderiv.reference
 from bnderiv import _layers, forward_mode, steps
 from bnderiv.normalization import running_stats
 
+pytestmark = pytest.mark.fast
+
 ROOT = Path(__file__).parents[1]
 ADAPTERS = {"linen", "nnx", "equinox", "haiku"}
 NAMES = [*_layers.__all__, *running_stats.__all__]
@@ -26,7 +28,7 @@ def parameters(function):
 
 @pytest.mark.parametrize("twin", [bnderiv.reference, forward_mode], ids=lambda m: m.__name__)
 def test_one_list(twin):
-    assert set(twin.__all__) == set(NAMES) == set(bnderiv.__all__) - MODULES
+    assert set(twin.__all__) - {"enabled"} == set(NAMES) == set(bnderiv.__all__) - MODULES
     for name in NAMES:
         ours, theirs = getattr(bnderiv, name), getattr(twin, name)
         if isinstance(ours, type):
@@ -61,7 +63,7 @@ def test_every_name_is_there():
 def test_the_version_has_one_source():
     """`bnderiv/__init__.py`, where the build reads it and where it is known without an installation."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert settings["project"]["dynamic"] == ["version"]
+    assert "version" in settings["project"]["dynamic"]
     assert settings["tool"]["hatch"]["version"]["path"] == "bnderiv/__init__.py"
     released = re.findall(r"^## (\d+\.\d+\.\d+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert bnderiv.__version__ == released[0]

@@ -18,6 +18,7 @@ LAYERS = {
     "tanh": (lambda layers, x: layers.tanh(x), False),
     "sigmoid": (lambda layers, x: layers.sigmoid(x), False),
     "softmax": (lambda layers, x: layers.softmax(x), False),
+    "log_softmax": (lambda layers, x: layers.log_softmax(x), False),
     "relu, cotangent": (lambda layers, x: layers.relu(x), True),
     "tanh, cotangent": (lambda layers, x: layers.tanh(x), True),
     "sigmoid, cotangent": (lambda layers, x: layers.sigmoid(x), True),

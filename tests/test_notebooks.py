@@ -67,7 +67,7 @@ def differences(committed, fresh):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_it_says_what_it_said(name, tmp_path):
-    command = [sys.executable, "experiments/notebooks/run.py", name, "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "experiments.notebooks.run", name, "--out", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     committed, fresh = (nbformat.read(folder / f"{name}.ipynb", as_version=4) for folder in (FOLDER, tmp_path))

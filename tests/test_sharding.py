@@ -41,6 +41,7 @@ SPREAD = {
     "tanh-images": 1,
     "sigmoid-images": 1,
     "softmax-channels-second": 1,
+    "log_softmax-channels-second": 1,
     "flatten-images": 1,
     "softmax_cross_entropy-probabilities": 2,
     "softmax_cross_entropy_with_integer_labels-rows": 2,

@@ -333,7 +333,7 @@ def _results():
     for batch_norm in (steps.batch_norm, steps.batch_norm_relu, steps.batch_norm_graph):
         yield batch_norm, (z, ones, ones, z)
     yield steps.batch_norm_inference, (z, ones, ones, ones, ones, z)
-    for activation in (steps.relu, steps.tanh, steps.sigmoid, steps.softmax):
+    for activation in (steps.relu, steps.tanh, steps.sigmoid, steps.softmax, steps.log_softmax):
         yield activation, (z, z)
     yield steps.softmax_cross_entropy, (z, z)
     yield steps.softmax_cross_entropy_with_integer_labels, (z, jnp.array([0, 1]))
@@ -352,7 +352,7 @@ def test_every_field_is_documented_and_no_rule_is_attached():
         assert [line.split()[0] for line in str(result).splitlines()[2:]] == has
         for name in cls._fields:
             assert re.fullmatch(r"(.+, shape .+ .*|option): .+\.", getattr(cls, name).__doc__), name
-    assert len(names) == 16
+    assert len(names) == 17
 
 
 def test_a_step_function_for_every_layer_and_loss():
@@ -374,14 +374,18 @@ def _ways():
         yield lambda x, batch_norm=batch_norm: batch_norm(x, ones[:2], ones[:2], dy, channel_axis=1), image
     yield lambda x: steps.batch_norm_inference(x, ones, ones, ones, ones, z, eps=0), z
     yield lambda x: steps.softmax(x, z, axis=0), z
+    yield lambda x: steps.log_softmax(x, z, axis=0), z
     yield lambda x: steps.squared_error(x, z), z
     yield lambda x: steps.softmax_cross_entropy_with_integer_labels(x, jnp.array([0, 1])), z
+    options = {"label_smoothing": 0.1, "class_weights": ones, "where": jnp.array([True, True, False])[None]}
+    yield lambda x: steps.softmax_cross_entropy_with_integer_labels(x, jnp.array([0, 1]), **options), z
+    yield lambda x: steps.softmax_cross_entropy(x, z, **options), z
 
 
 def test_inputs_and_options_come_along_under_every_transform():
     for function, x in _ways():
         s = function(x)
-        first, *_, last = s._fields
+        first, *_, last = (name for name in s._fields if getattr(s, name) is not None)
         options = [name for name in s._fields if getattr(type(s), name).__doc__.startswith("option")]
         assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(s))
         compiled, mapped, slopes = (
@@ -406,7 +410,7 @@ def test_the_inputs_are_the_first_rows():
     lines = str(steps.avg_pool(x, 2, jnp.ones((1, 2, 2, 1)), padding=((0, 1), (0, 0)))).splitlines()
     assert re.fullmatch(r"x +a +\(1, 4, 4, 1\) +4 +input", lines[2])
     assert re.fullmatch(r"padding +\(\(0, 1\), \(0, 0\)\) +option", lines[6])
-    assert re.fullmatch(r"channel_axis +-1 +option", lines[8])
+    assert re.fullmatch(r"channel_axis +-1 +option", lines[9])
     assert re.search(r"\nbias +b", str(steps.dense(x, x[0, :1, 0], jnp.ones(1), x)))
     assert not re.search(r"\nbias +b", str(steps.dense(x, x[0, :1, 0], None, x)))
 

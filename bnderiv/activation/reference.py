@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from bnderiv._numbers import accumulator
 
-__all__ = ["relu", "tanh", "sigmoid", "softmax"]
+__all__ = ["relu", "tanh", "sigmoid", "softmax", "log_softmax"]
 
 
 def relu(x):
@@ -28,3 +28,8 @@ def softmax(x, axis=-1):
     """`exp(x − log Σ exp(x))`; see `bnderiv.softmax`."""
     wide = x.astype(accumulator(x.dtype))
     return jnp.exp(wide - jax.nn.logsumexp(wide, axis, keepdims=True)).astype(x.dtype)
+
+
+def log_softmax(x, axis=-1):
+    """`x − log Σ exp(x)`; see `bnderiv.log_softmax`."""
+    return jax.nn.log_softmax(x.astype(accumulator(x.dtype)), axis).astype(x.dtype)

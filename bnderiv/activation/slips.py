@@ -58,6 +58,26 @@ def of_softmax(steps: Any) -> Slips:
             )
 
 
+def of_log_softmax(steps: Any) -> Slips:
+    """(step, sentence, the value it would have given)."""
+    s, v = steps.s, steps.dy
+    K = steps.x.shape[steps.axis]
+    yield "log_s", "the logarithm is not taken: s in place of log s", s
+    yield "log_s", "a missing term: z − m alone, log S is not subtracted", steps.shifted
+    yield "log_s", "the sign of log S: it is subtracted", steps.shifted + np.log(steps.total)
+    yield "sum", "a mean: v is summed over the classes", steps.sum / K
+    yield "dx", "a missing term: v alone, without s Σ v", v
+    yield "dx", "softmax's own rule: s (v − Σ v s)", s * (v - (v * s).sum(steps.axis, keepdims=True))
+    yield "dx", "the factor s is missing: v − Σ v", v - steps.sum
+    yield "dx", "the sum is forgotten: v − s v in place of v − s Σ v", v - s * v
+    yield "dx", "a mean where a sum belongs: v − s Σ v / K", v - s * steps.sum / K
+    yield "dx", "the sign of s Σ v: it is subtracted", v + s * steps.sum
+    for axis in range(steps.x.ndim):
+        if axis != steps.axis % steps.x.ndim:
+            sentence = f"Σ v over axis {axis}, must be over axis {steps.axis}"
+            yield "dx", sentence, v - s * v.sum(axis, keepdims=True)
+
+
 def _slopes(v: np.ndarray, wrong: dict[str, np.ndarray]) -> Slips:
     for sentence, slope in wrong.items():
         yield "slope", sentence, slope

@@ -1,10 +1,11 @@
-"""The activations, step by step (derivation.md, A1–A10)."""
+"""The activations, step by step (derivation.md, A1–A12)."""
 
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from bnderiv import _checks
 from bnderiv.steps.table import INPUT, arrays, cotangent, derivation, gather
@@ -62,7 +63,23 @@ class Softmax(NamedTuple):
     dx: Annotated[jax.Array, "δ_i = s_i (v_i − Σ_j v_j s_j)", "as z", "(A10)", "gradient of the input"]
 
 
-def relu(x: Any, dy: Any) -> Relu:
+@derivation
+class LogSoftmax(NamedTuple):
+    """The steps of `log_softmax`."""
+
+    x: Input
+    dy: Annotated[jax.Array, "v = ∂J/∂ log s", "as z", INPUT, "gradient from above"]
+    axis: Annotated[int, "the axis whose exponentials sum to 1"]
+    shifted: Annotated[jax.Array, "z − m", "as z", "(A8)", "less the largest, so that nothing overflows"]
+    exponentials: Annotated[jax.Array, "e^(z−m)", "as z", "(A8)", "numerators"]
+    total: Annotated[jax.Array, "S = Σ_k e^(z_k−m)", "(..., 1)", "(A8)", "denominator"]
+    log_s: Annotated[jax.Array, "log s = z − m − log S", "as z", "(A11)", "log probabilities"]
+    s: Annotated[jax.Array, "s", "as z", "(A8)", "probabilities"]
+    sum: Annotated[jax.Array, "Σ_j v_j", "(..., 1)", "(A12)", "sum of what comes from above"]
+    dx: Annotated[jax.Array, "δ_i = v_i − s_i Σ_j v_j", "as z", "(A12)", "gradient of the input"]
+
+
+def relu(x: ArrayLike, dy: ArrayLike) -> Relu:
     """max(z, 0) and its gradient.
 
     Args:
@@ -90,7 +107,7 @@ def relu(x: Any, dy: Any) -> Relu:
     return gather(Relu, locals())
 
 
-def tanh(x: Any, dy: Any) -> Tanh:
+def tanh(x: ArrayLike, dy: ArrayLike) -> Tanh:
     """tanh z and its gradient. Arguments and errors as in `relu`.
 
     Example:
@@ -107,7 +124,7 @@ def tanh(x: Any, dy: Any) -> Tanh:
     return gather(Tanh, locals())
 
 
-def sigmoid(x: Any, dy: Any) -> Sigmoid:
+def sigmoid(x: ArrayLike, dy: ArrayLike) -> Sigmoid:
     """1/(1 + e^−z) and its gradient. Arguments and errors as in `relu`.
 
     Example:
@@ -124,7 +141,7 @@ def sigmoid(x: Any, dy: Any) -> Sigmoid:
     return gather(Sigmoid, locals())
 
 
-def softmax(x: Any, dy: Any, axis: int = -1) -> Softmax:
+def softmax(x: ArrayLike, dy: ArrayLike, axis: int = -1) -> Softmax:
     """Softmax along `axis` and its gradient.
 
     Args:
@@ -159,7 +176,25 @@ def softmax(x: Any, dy: Any, axis: int = -1) -> Softmax:
     return gather(Softmax, locals())
 
 
-def softmax_jacobian(z: Any) -> jax.Array:
+def log_softmax(x: ArrayLike, dy: ArrayLike, axis: int = -1) -> LogSoftmax:
+    """log softmax along `axis` and its gradient. Arguments and errors as in `softmax`.
+
+    Example:
+      >>> import bnderiv, jax.numpy as jnp
+      >>> s = bnderiv.steps.log_softmax(jnp.array([0.0, 0.0]), jnp.array([4.0, 0.0]))
+      >>> s.sum.tolist(), s.dx.tolist()
+      ([4.0], [2.0, -2.0])
+    """
+    of_softmax = softmax(x, dy, axis)
+    x, dy, shifted, exponentials = of_softmax.x, of_softmax.dy, of_softmax.shifted, of_softmax.exponentials
+    total, s = of_softmax.total, of_softmax.s  # (A8)
+    log_s = shifted - jnp.log(total)  # (A11)
+    sum = dy.sum(axis, keepdims=True)
+    dx = dy - s * sum  # (A12)
+    return gather(LogSoftmax, locals())
+
+
+def softmax_jacobian(z: ArrayLike) -> jax.Array:
     """∂s_i/∂z_j = s_i (1{i = j} − s_j) along the last axis, shape (..., K, K) by [i, j] (A9).
 
     Args:

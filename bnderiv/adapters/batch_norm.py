@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from bnderiv import _checks
 from bnderiv._numbers import accumulator
-from bnderiv._rule import layer
+from bnderiv._rule import both_modes, layer
 from bnderiv.activation.relu import relu
 from bnderiv.normalization.batch_norm import batch_norm, batch_norm_relu
 from bnderiv.normalization.inference import batch_norm_inference
@@ -47,6 +48,12 @@ def check_activation(activation: Any) -> None:
     """Raises ValueError unless it is None or "relu"."""
     if activation not in (None, "relu"):
         raise ValueError(f'activation must be None or "relu", got {activation!r}')
+
+
+def check_momentum(name: str, momentum: Any) -> None:
+    """Raises ValueError unless it lies in [0, 1]; a traced one is taken at its word."""
+    if not isinstance(momentum, Tracer) and not 0 <= momentum <= 1:
+        raise ValueError(f"{name} must lie in [0, 1], it weighs the old value; got {momentum}")
 
 
 def checked_residual(residual: Any, activation: str | None, x: jax.Array) -> jax.Array | None:
@@ -98,11 +105,12 @@ def normalize_by_batch(
     axis_name: Any = None,
     axis_index_groups: Any = None,
     assumed_mean: jax.Array | None = None,
+    forward_mode: bool = False,
 ) -> tuple[jax.Array, Batch]:
     """Normalizes by the batch's statistics.
 
     `scale`, `bias` and `assumed_mean` (the running one) have the shape of the features, and `residual` that of x; y has
-    `dtype`.
+    `dtype`. `forward_mode`: whether to differentiate in both modes.
     """
     check_activation(activation)
     residual = checked_residual(residual, activation, x)
@@ -115,16 +123,17 @@ def normalize_by_batch(
     normalize = batch_norm
     if activation == "relu":
         normalize = partial(batch_norm_relu, residual=None if residual is None else layout.merge(residual))
-    y, stats = normalize(
-        layout.merge(x.astype(promote(x.dtype, dtype))),
-        *layout.vectors(scale, bias),
-        channel_axis=layout.channel_axis,
-        eps=eps,
-        where=mask,
-        axis_name=tuple(axis_name) if isinstance(axis_name, list) else axis_name,
-        axis_index_groups=axis_index_groups,
-        assumed_mean=None if assumed_mean is None else jnp.reshape(assumed_mean, -1),
-    )
+    with both_modes(forward_mode):
+        y, stats = normalize(
+            layout.merge(x.astype(promote(x.dtype, dtype))),
+            *layout.vectors(scale, bias),
+            channel_axis=layout.channel_axis,
+            eps=eps,
+            where=mask,
+            axis_name=tuple(axis_name) if isinstance(axis_name, list) else axis_name,
+            axis_index_groups=axis_index_groups,
+            assumed_mean=None if assumed_mean is None else jnp.reshape(assumed_mean, -1),
+        )
     mean, var, count = (a.reshape(layout.features) for a in stats)
     return layout.split(y).astype(dtype), Batch(mean, var, count > 0)
 
@@ -142,23 +151,27 @@ def normalize_by_given(
     activation: str | None,
     residual: Any = None,
 ) -> jax.Array:
-    """Normalizes by given statistics, in the shape of the features like `scale` and `bias`; y has `dtype`."""
+    """Normalizes by given statistics, in the shape of the features like `scale` and `bias`; y has `dtype`.
+
+    It is elementwise, so forward mode costs nothing here, and both modes are always defined.
+    """
     check_activation(activation)
     residual = checked_residual(residual, activation, x)
     if not x.size:
         return x.astype(dtype)
     layout = _Layout(x.shape, axes)
-    y = batch_norm_inference(
-        layout.merge(x.astype(promote(x.dtype, dtype))),
-        *layout.vectors(scale, bias),
-        *(jnp.reshape(a, -1) for a in (mean, var)),
-        channel_axis=layout.channel_axis,
-        eps=eps,
-    )
-    y = layout.split(y)
-    if residual is not None:
-        y = y + residual.astype(y.dtype)
-    return (relu(y) if activation == "relu" else y).astype(dtype)
+    with both_modes():
+        y = batch_norm_inference(
+            layout.merge(x.astype(promote(x.dtype, dtype))),
+            *layout.vectors(scale, bias),
+            *(jnp.reshape(a, -1) for a in (mean, var)),
+            channel_axis=layout.channel_axis,
+            eps=eps,
+        )
+        y = layout.split(y)
+        if residual is not None:
+            y = y + residual.astype(y.dtype)
+        return (relu(y) if activation == "relu" else y).astype(dtype)
 
 
 def running_average(momentum: Any, old: jax.Array, new: jax.Array, counted: jax.Array, dtype: Any) -> jax.Array:

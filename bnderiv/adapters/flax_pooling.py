@@ -1,20 +1,13 @@
-"""Pooling under Flax's signature: any number of batch and spatial axes.
+"""Pooling under Flax's signature: any number of batch and spatial axes."""
 
-Spatial axes are pooled two at a time, from the last. The mean of a window is the mean of its rows' means, and its first
-maximum is the first of its rows' first maxima.
-"""
-
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import jax
-from jax import lax
 
 from bnderiv import _checks
-from bnderiv._numbers import accumulator
-from bnderiv._rule import layer
+from bnderiv.adapters.pooling import Ints, pool_axes
 from bnderiv.pooling import avg_pool as _avg_pool
 from bnderiv.pooling import max_pool as _max_pool
 
@@ -50,11 +43,8 @@ def avg_pool(
       >>> bnderiv.linen.avg_pool(jnp.array([[1.0], [3.0], [5.0]]), (2,))[:, 0].tolist()
       [2.0, 4.0]
     """
-    inputs = _checks.float_array("inputs", inputs)
-    # Three spatial axes are pooled in two steps; the first one must not round to half precision.
-    wide = inputs.astype(accumulator(inputs.dtype)) if inputs.ndim > 4 else inputs
     pool = _mean_with_padding if count_include_pad else _mean_without_padding
-    return _pool(pool, wide, window_shape, strides, padding).astype(inputs.dtype)
+    return _pool(pool, inputs, window_shape, strides, padding)
 
 
 def max_pool(
@@ -72,7 +62,7 @@ def max_pool(
       >>> bnderiv.linen.max_pool(jnp.array([[1.0], [3.0], [2.0]]), (2,))[:, 0].tolist()
       [3.0, 3.0]
     """
-    return _pool(_max_pool.max_pool, _checks.float_array("inputs", inputs), window_shape, strides, padding)
+    return _pool(_max_pool.max_pool, inputs, window_shape, strides, padding)
 
 
 # Made once, so that eager calls find their compiled program.
@@ -80,7 +70,8 @@ _mean_with_padding = partial(_avg_pool.avg_pool, count_include_pad=True)
 _mean_without_padding = partial(_avg_pool.avg_pool, count_include_pad=False)
 
 
-def _pool(pool: Callable[..., jax.Array], x: jax.Array, window_shape: Any, strides: Any, padding: Any) -> jax.Array:
+def _pool(pool: Any, inputs: Any, window_shape: Any, strides: Any, padding: Any) -> jax.Array:
+    x = _checks.float_array("inputs", inputs)
     window = _integers("window_shape", window_shape)
     rank, batch = len(window), x.ndim - len(window) - 1
     if batch < 0:
@@ -89,42 +80,23 @@ def _pool(pool: Callable[..., jax.Array], x: jax.Array, window_shape: Any, strid
     strides = (1,) * rank if strides is None else _integers("strides", strides)
     if len(strides) != rank:
         raise ValueError(f"strides must have {rank} entries, as window_shape, got {strides}")
-    return _by_pairs(pool, window, strides, _pads(padding, x.shape[batch:-1], window, strides), x)
+    return pool_axes(pool, x, batch, window, strides, _checked(padding, rank))
 
 
-@layer(static=4, result=lambda pool, window, strides, pads, inputs: inputs)
-def _by_pairs(pool: Callable[..., jax.Array], window: Any, strides: Any, pads: Any, inputs: jax.Array) -> jax.Array:
-    x, rank = inputs, len(window)
-    batch = x.ndim - rank - 1
-    for last in range(rank, 0, -2):
-        pair = slice(max(last - 2, 0), last)  # two spatial axes, or the first one and an axis of size 1
-        first = batch + pair.start
-        before, spatial, after = x.shape[:first], x.shape[first : batch + last], x.shape[batch + last :]
-        alone = (1,) * (2 - len(spatial))
-        y = pool(
-            x.reshape(math.prod(before), *spatial, *alone, math.prod(after)),
-            (*window[pair], *alone),
-            strides=(*strides[pair], *alone),
-            padding=(*pads[pair], *((0, 0) for _ in alone)),
-        )
-        x = y.reshape(*before, *y.shape[1 : 1 + len(spatial)], *after)
-    return x
-
-
-def _integers(name: str, value: Any) -> tuple[int, ...]:
+def _integers(name: str, value: Any) -> Ints:
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise TypeError(f"{name} must be a sequence of integers, one for each spatial axis, got {value!r}")
     return tuple(_checks.integer(f"{name}[{i}]", v, at_least=1) for i, v in enumerate(value))
 
 
-def _pads(padding: Any, sizes: tuple[int, ...], window: tuple[int, ...], strides: tuple[int, ...]) -> Any:
+def _checked(padding: Any, rank: int) -> Any:
     if isinstance(padding, str):
         if padding.upper() not in ("SAME", "VALID", "SAME_LOWER"):
             raise ValueError(f'padding must be "SAME", "VALID", "SAME_LOWER" or pairs of integers, got {padding!r}')
-        return tuple(lax.padtype_to_pads(sizes, window, strides, padding))
+        return padding
     if not isinstance(padding, Sequence) or not all(isinstance(p, Sequence) for p in padding):
         raise TypeError(f"padding must be a string or a sequence of (low, high) pairs, got {padding!r}")
-    pads = tuple(tuple(p) for p in padding)
-    if len(pads) != len(window) or any(len(p) != 2 for p in pads):
-        raise ValueError(f"padding must be a (low, high) pair for each of the {len(window)} spatial axes, got {pads}")
-    return pads
+    if len(padding) != rank or any(len(p) != 2 for p in padding):
+        pads = tuple(map(tuple, padding))
+        raise ValueError(f"padding must be a (low, high) pair for each of the {rank} spatial axes, got {pads}")
+    return padding

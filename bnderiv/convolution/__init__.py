@@ -1,1 +1,1 @@
-"""Two-dimensional convolution."""
+"""Convolution: its closed form, its reference, its derivation."""

@@ -1,17 +1,11 @@
-"""Two-dimensional convolution with its gradient in closed form: three correlations (derivation.md, C1–C13)."""
+"""Convolution with two spatial axes."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
 
 from bnderiv import _checks
-from bnderiv._checks import Padding, Pair
-from bnderiv._numbers import accumulator
-from bnderiv._rule import closed_form
-from bnderiv.convolution.correlations import with_fastest
+from bnderiv.convolution.conv import conv
 
 
 def conv2d(
@@ -70,76 +64,14 @@ def conv2d(
     kernel = _checks.float_array("kernel", kernel)
     _checks.rank_is("x", x, 4, "batch, rows, columns, channels")
     _checks.rank_is("kernel", kernel, 4, "(rows, columns, C_in / groups, C_out)")
-    _checks.nonempty("x", x)
-    _checks.nonempty("kernel", kernel)
-    batch, (rows, columns), channel = _checks.image_axes(channel_axis, batch_axis)
-    groups = _checks.integer("groups", groups, at_least=1)
-    kh, kw, _, c_out = kernel.shape
-    c_in = x.shape[channel]
-    if c_in % groups or c_out % groups:
-        raise ValueError(
-            f"groups must divide the input channels of x and the output channels of kernel, "
-            f"got {groups} groups for {c_in} and {c_out} channels"
-        )
-    meaning = f"(rows, columns, C_in / groups, C_out), x has {c_in} channels in {groups} group(s)"
-    _checks.shape_is("kernel", kernel, (kh, kw, c_in // groups, c_out), meaning)
-    if bias is not None:
-        bias = _checks.float_array("bias", bias)
-        _checks.shape_is("bias", bias, (c_out,), "(C_out,), the last axis of kernel")
-    strides = _checks.pair("strides", strides)
-    dilation = _checks.pair("dilation", dilation)
-    padding = _checks.padding_pairs(padding, (x.shape[rows], x.shape[columns]), (kh, kw), strides, dilation)
-    geometry = _Geometry(strides, padding, dilation, groups, (batch, channel, rows, columns))
-    return _conv2d(geometry, x, kernel, bias)
-
-
-class _Geometry(NamedTuple):
-    """The options of a convolution. `layout`: the axes of (batch, channel, rows, columns) in x and z."""
-
-    strides: Pair
-    padding: Padding
-    dilation: Pair
-    groups: int
-    layout: tuple[int, int, int, int]
-
-
-def _result(geometry, x, kernel, bias):
-    _, channel, _, _ = geometry.layout
-    return P(*(kernel[-1] if axis == channel else entry for axis, entry in enumerate(x)))
-
-
-@closed_form(static=1, result=_result)
-def _conv2d(geometry, x, kernel, bias):
-    dtype = jnp.result_type(*(a for a in (x, kernel, bias) if a is not None))
-
-    def form(correlations, precision):
-        z = correlations.correlation(geometry, x.astype(precision), kernel.astype(precision))
-        if bias is not None:
-            z = z + _checks.along(bias, geometry.layout[1], 4).astype(precision)
-        return z.astype(dtype)
-
-    return with_fastest(form, geometry, x.shape, kernel.shape, dtype)
-
-
-def _conv2d_fwd(geometry, x, kernel, bias):
-    like_bias = None if bias is None else bias[:0]  # an empty slice keeps the bias's dtype and no data
-    return _conv2d.body(geometry, x, kernel, bias), (x, kernel, like_bias)
-
-
-def _conv2d_bwd(geometry, residuals, delta):
-    x, kernel, like_bias = residuals
-    batch, _, rows, columns = geometry.layout
-
-    def form(correlations, precision):
-        dx = correlations.input_gradient(geometry, x.shape, kernel.astype(precision), delta.astype(precision))
-        dkernel = correlations.kernel_gradient(geometry, kernel.shape, x.astype(precision), delta.astype(precision))
-        return dx.astype(x.dtype), dkernel.astype(kernel.dtype)
-
-    dx, dkernel = with_fastest(form, geometry, x.shape, kernel.shape, delta.dtype)
-    dbias = None
-    if like_bias is not None:
-        dbias = delta.sum((batch, rows, columns), dtype=accumulator(delta.dtype)).astype(like_bias.dtype)  # (C8)
-    return dx, dkernel, dbias
-
-
-_conv2d.defvjp(_conv2d_fwd, _conv2d_bwd)
+    return conv(
+        x,
+        kernel,
+        bias,
+        strides=strides,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        channel_axis=channel_axis,
+        batch_axis=batch_axis,
+    )

@@ -3,6 +3,7 @@
 from typing import Annotated, Any, NamedTuple
 
 import jax
+from jax.typing import ArrayLike
 
 from bnderiv import _checks
 from bnderiv.steps.table import INPUT, arrays, cotangent, derivation, gather
@@ -26,7 +27,7 @@ class Dense(NamedTuple):
     dx: Annotated[jax.Array, "∂J/∂a = δ Wᵀ", "as x", "(L3)", "gradient of the input"]
 
 
-def dense(x: Any, kernel: Any, bias: Any, dy: Any) -> Dense:
+def dense(x: ArrayLike, kernel: ArrayLike, bias: ArrayLike | None, dy: ArrayLike) -> Dense:
     """The affine map of the last axis and its three gradients.
 
     Args:
@@ -90,7 +91,7 @@ class Flatten(NamedTuple):
     dx: Annotated[jax.Array, "∂J/∂x_nrsc = δ_nk", "as x", "(L5)", "every entry of δ back in its place"]
 
 
-def flatten(x: Any, dy: Any) -> Flatten:
+def flatten(x: ArrayLike, dy: ArrayLike) -> Flatten:
     """All axes but the first raveled into one, and the gradient.
 
     Args:

@@ -27,7 +27,8 @@ def of_squared_error(steps: Any) -> Slips:
 def of_cross_entropy(steps: Any) -> Slips:
     """(step, sentence, the value it would have given), for labels of either kind."""
     integers = hasattr(steps, "one_hot")
-    y, c = steps.one_hot if integers else steps.labels, steps.dy[..., None]
+    labels, c = steps.one_hot if integers else steps.labels, steps.dy[..., None]
+    y = labels if steps.targets is None else steps.targets
     s, shifted, K = steps.s, steps.shifted, steps.shifted.shape[-1]
     over_examples = np.exp(shifted).sum(tuple(range(shifted.ndim - 1)))
     yield "s", "softmax over the examples: the sum goes over the classes", np.exp(shifted) / over_examples
@@ -49,6 +50,47 @@ def of_cross_entropy(steps: Any) -> Slips:
         yield "d_labels", "the sign: ∂J/∂y = −log s", -steps.d_labels
         yield "d_labels", "a missing logarithm: s in place of −log s", c * s
         yield from _batch_mean("d_labels", steps.d_labels)
+
+    if steps.targets is not None:
+        yield from _of_options(steps, labels, c)
+
+
+def _of_options(steps: Any, y: np.ndarray, c: np.ndarray) -> Slips:
+    """Slips in t = m w ((1 − α) y + α/n)."""
+    alpha, w, t, K = steps.label_smoothing, steps.class_weights, steps.targets, y.shape[-1]
+    m = np.ones_like(y) if steps.where is None else steps.where
+    w = np.ones(K) if w is None else w
+    n = np.maximum(m.sum(-1, keepdims=True), 1)
+    wrong = {
+        "the options are forgotten: y in place of t": y,
+        "the smoothing is forgotten": m * w * y,
+        "the class weights are forgotten": m * ((1 - alpha) * y + alpha / n),
+        "a missing factor 1 − α: α/n is added, and the labels stay as they were": m * w * (y + alpha / n),
+        "α/(n − 1) for the other classes and 1 − α for the label's: the label's class has its share of α, too": m
+        * w
+        * ((1 - alpha) * y + (1 - y) * alpha / np.maximum(n - 1, 1)),
+        "α is not divided by n": m * w * ((1 - alpha) * y + alpha),
+        "weighted before it is smoothed: w (1 − α) y + α/n": m * ((1 - alpha) * w * y + alpha / n),
+        "the weight of the label's class for all classes: each has its own": m
+        * (w * y).sum(-1, keepdims=True)
+        * ((1 - alpha) * y + alpha / n),
+    }
+    if steps.where is not None:
+        wrong[f"classes that do not count in n: K = {K} in place of n"] = m * w * ((1 - alpha) * y + alpha / K)
+    for sentence, value in wrong.items():
+        yield "targets", sentence, value
+        yield "d_logits", sentence, c * (value.sum(-1, keepdims=True) * steps.s - value)
+    yield "d_logits", "a missing factor Σ t: s − t is right only for targets that sum to 1", c * (steps.s - t)
+    if hasattr(steps, "d_labels"):
+        yield "d_labels", "missing factors: m w (1 − α) of the labels' gradient", -c * steps.log_s
+        yield "d_labels", "a missing factor 1 − α", -c * np.where(m * w == 0, 0, w * steps.log_s)
+        yield "d_labels", "a missing factor: the class weights", -c * np.where(m == 0, 0, (1 - alpha) * steps.log_s)
+    if steps.d_class_weights is not None:
+        examples = tuple(range(y.ndim - 1))
+        yield "d_class_weights", "the sign: ∂J/∂w = −Σ … log s", -steps.d_class_weights
+        yield "d_class_weights", "w once more: J is linear in it", steps.d_class_weights * w
+        unsmoothed = np.where(m * y == 0, 0, -c * y * steps.log_s).sum(examples)
+        yield "d_class_weights", "the smoothing is forgotten", unsmoothed
 
 
 def _batch_mean(name: str, right: np.ndarray) -> Slips:

@@ -1,5 +1,6 @@
-"""Softmax cross entropy with its gradient in closed form (derivation.md, S5–S10)."""
+"""Softmax cross entropy with its gradient in closed form (derivation.md, S5–S13)."""
 
+import numbers
 from typing import Any
 
 import jax
@@ -12,142 +13,247 @@ from bnderiv import _checks
 from bnderiv._numbers import accumulator
 from bnderiv._rule import closed_form
 from bnderiv._sharding import like_rows
+from bnderiv.activation.log_softmax import log_softmax_parts
 
 
-def softmax_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """`−Σ_k y_k log softmax(z)_k` over the last axis: one value per example.
+def softmax_cross_entropy(
+    logits: jax.Array,
+    labels: jax.Array,
+    *,
+    label_smoothing: float = 0.0,
+    class_weights: jax.Array | None = None,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    """`−Σ_k t_k log softmax(z)_k` over the last axis: one value per example. t is y, unless an option changes it.
 
-    The gradient is softmax(z)·Σ_k y_k − y for the logits z and −log softmax(z) for the labels y (derivation.md, S7,
-    S8). Only logits and labels are saved. Half precision is computed in float32.
+    With label smoothing α, class weights w and n classes that count by `where`,
 
-    A logit −inf rules a class out. It contributes 0 where its label is 0, and makes the loss +inf where the label is
-    positive. The label's gradient is ±inf, and exactly 0 if the cotangent is 0. A row with +inf, or with all −inf, is
-    NaN.
+        t_k = w_k ((1 − α) y_k + α/n)
+
+    and t_k = 0 for a class that does not count (derivation.md, S11). The order is PyTorch's: labels are smoothed first,
+    then weighted. Smoothing alone is that of optax, too. Neither divides by the sum of weights: one value per example.
+
+    The gradient is softmax(z)·Σ_k t_k − t for the logits z and −(1 − α) w log softmax(z) for the labels y, by default
+    −log softmax(z) (S7, S8, S12). Only the arguments are saved. Half precision is computed in float32.
+
+    A logit −inf rules a class out. It contributes 0 where t is 0, and makes the loss +inf where t is positive, as
+    smoothing makes it: rule classes out by `where` then. The label's gradient is ±inf, and exactly 0 if the cotangent
+    is 0. A row with +inf, or with all −inf, is NaN.
 
     Args:
       logits: z, shape (..., K), floating dtype.
       labels: y, weights of the same shape, floating dtype: a one-hot code, probabilities, or with any sum.
+      label_smoothing: α, a number in [0, 1]. Labels of any sum get the same α/n, in a row of zeros as well.
+      class_weights: w, shape (K,), floating dtype. They have a gradient, too (S13).
+      where: booleans, which count, as in optax: of the rank of `logits`, broadcast to (..., K), for classes; of a rank
+        less, broadcast to (...), for whole examples. What does not count reaches nothing, NaN and infinity included,
+        and has gradient 0. An example of which nothing counts has loss 0.
 
     Returns:
       Array of shape (...) and dtype `jnp.result_type(logits, labels)`.
 
     Raises:
-      TypeError: an argument does not have a floating dtype.
-      ValueError: scalars, empty arrays, or shapes that differ.
+      TypeError: an argument does not have a floating dtype, `where` is not boolean, or `label_smoothing` no number.
+      ValueError: scalars, empty arrays, shapes that do not fit, or `label_smoothing` outside [0, 1].
 
     >>> bnderiv.softmax_cross_entropy(jnp.zeros((1, 2)), jnp.array([[0.5, 0.5]])).round(3)
     Array([0.693], dtype=float32)
+    >>> bnderiv.softmax_cross_entropy(jnp.zeros((2, 2)), jnp.ones((2, 2)), where=jnp.array([True, False])).round(3)
+    Array([1.386, 0.   ], dtype=float32)
     """
-    logits = _checks.float_array("logits", logits)
+    logits = _checked_logits(logits)
     labels = _checks.float_array("labels", labels)
-    _checks.rank_at_least("logits", logits, 1, "(..., K)")
-    _checks.nonempty("logits", logits)
     _checks.shape_is("labels", labels, logits.shape, "that of logits")
-    return _weighted(logits, labels)
+    return _weighted(*checked_options(logits, label_smoothing, class_weights, where), logits, labels)
 
 
-@closed_form(result=like_rows)
-def _weighted(logits, labels):
+def _like_rows(smoothing, class_weights, where, logits, labels):
+    return like_rows(logits, labels)
+
+
+@closed_form(static=1, result=_like_rows)
+def _weighted(smoothing, class_weights, where, logits, labels):
     dtype = jnp.result_type(logits, labels)
-    wide = accumulator(dtype)
-    half, log_sum, _ = _log_softmax_parts(logits.astype(wide))
-    return _times_surprise(labels.astype(wide), half, log_sum).sum(-1).astype(dtype)  # (S6)
+    z, y = logits.astype(accumulator(dtype)), labels.astype(accumulator(dtype))
+    half, log_sum, _ = _over_counted(z, where)
+    return _times_surprise(targets(smoothing, class_weights, where, y), half, log_sum).sum(-1).astype(dtype)  # (S6)
 
 
-def _weighted_fwd(logits, labels):
-    return _weighted.body(logits, labels), (logits, labels)
+def _weighted_fwd(smoothing, class_weights, where, logits, labels):
+    return _weighted.body(smoothing, class_weights, where, logits, labels), (class_weights, where, logits, labels)
 
 
-def _weighted_bwd(residuals, delta):
-    logits, labels = residuals
+def _weighted_bwd(smoothing, residuals, delta):
+    class_weights, where, logits, labels = residuals
     wide = accumulator(delta.dtype)
-    delta, y = delta[..., None].astype(wide), labels.astype(wide)
-    half, log_sum, p = _log_softmax_parts(logits.astype(wide))
-    dlogits = delta * (p * y.sum(-1, keepdims=True) - y)  # (S7)
-    dlabels = _times_surprise(delta, half, log_sum)  # (S8)
-    return dlogits.astype(logits.dtype), dlabels.astype(labels.dtype)
+    z, y, delta = logits.astype(wide), labels.astype(wide), delta[..., None].astype(wide)
+    t = targets(smoothing, class_weights, where, y)
+    half, log_sum, p = _over_counted(z, where)
+    dlogits = delta * (p * t.sum(-1, keepdims=True) - t)  # (S7)
+    slope = _per_class(_select(where, jnp.full_like(y, 1 - smoothing)), class_weights, where)
+    dlabels = _times_surprise(delta, half, log_sum, slope)  # (S8), (S12)
+    dweights = _gradient_of_weights(delta, half, log_sum, _smoothed(smoothing, where, y), class_weights)
+    return dweights, None, dlogits.astype(logits.dtype), dlabels.astype(labels.dtype)
 
 
 _weighted.defvjp(_weighted_fwd, _weighted_bwd)
 
 
-def softmax_cross_entropy_with_integer_labels(logits: jax.Array, labels: ArrayLike) -> jax.Array:
+def softmax_cross_entropy_with_integer_labels(
+    logits: jax.Array,
+    labels: ArrayLike,
+    *,
+    label_smoothing: float = 0.0,
+    class_weights: jax.Array | None = None,
+    where: ArrayLike | None = None,
+) -> jax.Array:
     """`−log softmax(z)_y` over the last axis: one value per example.
 
-    The gradient is softmax(z) − onehot(y) (derivation.md, S10). Only logits and labels are saved. Half precision is
-    computed in float32.
+    The gradient is softmax(z) − onehot(y) (derivation.md, S10). Only the arguments are saved. Half precision is
+    computed in float32. With options it is `softmax_cross_entropy` of the labels' one-hot code, which is not formed.
 
     A label outside [0, K), also a negative one, cannot raise under jit. Its example's loss and row of dlogits are NaN,
-    whatever the cotangent; other rows are untouched. To leave an example out, give it any valid label and multiply its
-    loss by 0. The factor alone does not help, because 0 · NaN is NaN.
+    whatever the cotangent; other rows are untouched. To leave an example out, use `where`: its label may then be
+    anything, so `where=labels >= 0` ignores the label −1. A factor of 0 alone does not help, because 0 · NaN is NaN.
 
     Args:
       logits: z, shape (..., K), floating dtype.
       labels: y, the index of each example's class, shape (...), integer dtype. They have no gradient.
+      label_smoothing, class_weights, where: as in `softmax_cross_entropy`. A label whose class does not count by
+        `where` counts for nothing, as its one-hot code does.
 
     Returns:
       Array of shape (...) and the dtype of `logits`.
 
     Raises:
-      TypeError: `logits` does not have a floating dtype, or `labels` an integer dtype.
-      ValueError: scalar or empty logits, or labels of another shape than `logits.shape[:-1]`.
+      TypeError: `logits` or `class_weights` does not have a floating dtype, `labels` an integer dtype, `where` is not
+        boolean, or `label_smoothing` no number.
+      ValueError: scalar or empty logits, shapes that do not fit, or `label_smoothing` outside [0, 1].
 
     >>> bnderiv.softmax_cross_entropy_with_integer_labels(jnp.zeros((2, 4)), jnp.array([3, 4])).round(3)
     Array([1.386,   nan], dtype=float32)
     """
-    logits = _checks.float_array("logits", logits)
-    _checks.rank_at_least("logits", logits, 1, "(..., K)")
-    _checks.nonempty("logits", logits)
+    logits = _checked_logits(logits)
     labels = class_indices(labels, logits.shape[-1])
     _checks.shape_is("labels", labels, logits.shape[:-1], "that of logits without its last axis")
-    return _indexed(logits, labels)
+    return _indexed(*checked_options(logits, label_smoothing, class_weights, where), logits, labels)
 
 
-@closed_form(result=like_rows)
-def _indexed(logits, labels):
-    half, log_sum, _ = _log_softmax_parts(logits.astype(accumulator(logits.dtype)))
-    hit, valid = one_hot(labels, half)
-    picked = jnp.where(hit, half, 0).sum(-1, keepdims=True)
-    return (valid * (log_sum - 2 * picked))[..., 0].astype(logits.dtype)  # (S9)
+@closed_form(static=1, result=_like_rows)
+def _indexed(smoothing, class_weights, where, logits, labels):
+    z = logits.astype(accumulator(logits.dtype))
+    y, valid = _code(labels, z, where)
+    half, log_sum, _ = _over_counted(z, where)
+    loss = _times_surprise(targets(smoothing, class_weights, where, y), half, log_sum).sum(-1)  # (S9)
+    return (valid[..., 0] * loss).astype(logits.dtype)
 
 
-def _indexed_fwd(logits, labels):
-    return _indexed.body(logits, labels), (logits, labels)
+def _indexed_fwd(smoothing, class_weights, where, logits, labels):
+    return _indexed.body(smoothing, class_weights, where, logits, labels), (class_weights, where, logits, labels)
 
 
-def _indexed_bwd(residuals, delta):
-    logits, labels = residuals
+def _indexed_bwd(smoothing, residuals, delta):
+    class_weights, where, logits, labels = residuals
     wide = accumulator(delta.dtype)
-    half, _, p = _log_softmax_parts(logits.astype(wide))
-    hit, valid = one_hot(labels, half)
-    dlogits = delta[..., None].astype(wide) * (valid * (p - hit.astype(wide)))  # (S10)
-    return dlogits.astype(logits.dtype), None
+    z, delta = logits.astype(wide), delta[..., None].astype(wide)
+    y, valid = _code(labels, z, where)
+    t = targets(smoothing, class_weights, where, y)
+    sums_to_one = class_weights is None and where is None
+    half, log_sum, p = _over_counted(z, where)
+    dlogits = delta * (valid * ((p if sums_to_one else p * t.sum(-1, keepdims=True)) - t))  # (S10)
+    dweights = _gradient_of_weights(delta * valid, half, log_sum, _smoothed(smoothing, where, y), class_weights)
+    return dweights, None, dlogits.astype(logits.dtype), None
 
 
 _indexed.defvjp(_indexed_fwd, _indexed_bwd)
 
 
-def _log_softmax_parts(z):
-    """½(z − max z), which cannot overflow, log Σ exp(z − max z) and softmax(z) (S5).
-
-    The first two are kept apart: max z + log Σ would round at the size of z.
-    """
-    half = z / 2 - jnp.max(lax.stop_gradient(z), -1, keepdims=True) / 2
-    e = jnp.exp(2 * half)
-    total = e.sum(-1, keepdims=True)
-    return half, jnp.log(total), e / total
+def _checked_logits(logits: Any) -> jax.Array:
+    logits = _checks.float_array("logits", logits)
+    _checks.rank_at_least("logits", logits, 1, "(..., K)")
+    _checks.nonempty("logits", logits)
+    return logits
 
 
-def _times_surprise(weight, half, log_sum):
-    """weight · (−log softmax), which is 0 where the weight is 0 and the logarithm infinite.
+def checked_options(
+    logits: jax.Array, label_smoothing: Any, class_weights: Any, where: Any
+) -> tuple[float, jax.Array | None, jax.Array | None]:
+    """The options in normal form: a Python float, (K,), and booleans that broadcast to the logits, K wide."""
+    if isinstance(label_smoothing, bool) or not isinstance(label_smoothing, numbers.Real):
+        raise TypeError(f"label_smoothing must be a number known when tracing, got {label_smoothing!r}")
+    if not 0 <= float(label_smoothing) <= 1:
+        raise ValueError(f"label_smoothing must lie in [0, 1], got {label_smoothing}")
+    if class_weights is not None:
+        class_weights = _checks.float_array("class_weights", class_weights)
+        _checks.shape_is("class_weights", class_weights, logits.shape[-1:], "one per class, the last axis of logits")
+    if where is not None:
+        examples = jnp.ndim(where) == logits.ndim - 1
+        counted = logits.shape[:-1] if examples else logits.shape
+        where = _checks.mask("where", where, counted, "logits, or of its axes but the last")
+        where = where[..., None] if examples else where
+        where = jnp.broadcast_to(where, (*where.shape[:-1], logits.shape[-1]))
+    return float(label_smoothing), class_weights, where
+
+
+def targets(smoothing, class_weights, where, y):
+    """What the options make of the labels: t = m w ((1 − α) y + α/n) (S11)."""
+    return _per_class(_smoothed(smoothing, where, y), class_weights, where)
+
+
+def _smoothed(smoothing, where, y):
+    y = _select(where, y)
+    if not smoothing:
+        return y
+    n = jnp.asarray(y.shape[-1]) if where is None else jnp.maximum(where.sum(-1, keepdims=True), 1)
+    return _select(where, (1 - smoothing) * y + smoothing / n.astype(y.dtype))
+
+
+def _per_class(a, class_weights, where):
+    """m w a. Where a class does not count, w may be NaN, and would reach the second derivatives by a product."""
+    if class_weights is None:
+        return a
+    return a * _select(where, lax.expand_dims(class_weights.astype(a.dtype), range(a.ndim - 1)))
+
+
+def _select(where, a):
+    """m a: `a` where it counts, otherwise 0 whatever it holds."""
+    return a if where is None else jnp.where(where, a, 0)
+
+
+def _over_counted(z, where):
+    """The parts of log softmax over the classes that count; finite numbers for an example of which none does."""
+    if where is not None:
+        z = jnp.where(where, z, jnp.where(where.any(-1, keepdims=True), -jnp.inf, 0).astype(z.dtype))
+    return log_softmax_parts(z, -1)
+
+
+def _gradient_of_weights(delta, half, log_sum, smoothed, class_weights):
+    """∂J/∂w_k, the sum over the examples (S13)."""
+    if class_weights is None:
+        return None
+    examples = tuple(range(half.ndim - 1))
+    return _times_surprise(delta, half, log_sum, smoothed).sum(examples).astype(class_weights.dtype)
+
+
+def _times_surprise(weight, half, log_sum, slope=None):
+    """weight · slope · (−log softmax), which is 0 where either factor is 0 and the logarithm infinite.
 
     The weight may be a cotangent, in which a rule must be linear, so it is not compared with 0. The infinity is made of
-    two finite factors, and 0 · big · big = 0. The barrier keeps XLA from folding big · big to inf.
+    two finite factors, and 0 · big · big = 0. The barrier keeps XLA from folding big · big to inf. The slope is
+    compared: transposed for forward mode, the infinity is multiplied first.
     """
-    ruled_out = half == -jnp.inf
+    infinite = ruled_out = half == -jnp.inf
+    if slope is not None:
+        weight, infinite = weight * slope, ruled_out & (slope != 0)
     big = lax.optimization_barrier(jnp.finfo(half.dtype).max)
     finite = 2 * (weight * (log_sum / 2 - jnp.where(ruled_out, 0, half)))
-    return finite + jnp.where(ruled_out, weight, 0) * big * big
+    return finite + jnp.where(infinite, weight, 0) * big * big
+
+
+def _code(labels, z, where):
+    """The one-hot code in the dtype of z, and a factor, NaN for a label that is no class of an example that counts."""
+    hit, valid = one_hot(labels, z)
+    return hit.astype(z.dtype), valid if where is None else jnp.where(where.any(-1, keepdims=True), valid, 1)
 
 
 def one_hot(labels, like):

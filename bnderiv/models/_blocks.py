@@ -5,7 +5,7 @@ import importlib
 import sys
 from collections.abc import Mapping, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 
 from bnderiv import _checks
 from bnderiv._numbers import accumulator
+from bnderiv._types import AxisName
 from bnderiv.normalization.running_stats import RunningStats, init_running_stats, update_running_stats
 
 # Names and not modules: a module is imported when a model first uses it.
@@ -48,13 +49,13 @@ class Options:
         in both modes) or "autodiff" (`bnderiv.reference`).
     """
 
-    activation: str = "relu"
+    activation: Literal["relu", "tanh", "sigmoid"] = "relu"
     batch_norm: bool = True
     classes: int = 10
     dtype: DTypeLike = jnp.float32
     momentum: float = 0.9
     eps: float = 1e-5
-    gradients: str = "closed_form"
+    gradients: Literal["closed_form", "forward_mode", "autodiff"] = "closed_form"
 
     def __post_init__(self) -> None:
         one_of("activation", self.activation, _KERNELS)
@@ -173,7 +174,7 @@ def activate(
     params: Tree,
     config: Options,
     train: bool,
-    axis_name: Any,
+    axis_name: AxisName | None,
     state: Tree,
     i: int,
     z: jax.Array,

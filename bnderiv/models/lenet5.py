@@ -12,11 +12,12 @@ Every map of the second convolution sees all six maps of the first; LeCun et al.
 
 import dataclasses
 from functools import partial
-from typing import Any
+from typing import Literal
 
 import jax
 
 from bnderiv import _checks
+from bnderiv._types import AxisName
 from bnderiv.models import _blocks
 
 
@@ -38,7 +39,7 @@ class Config(_blocks.Options):
       2
     """
 
-    pool: str = "max"
+    pool: Literal["max", "avg"] = "max"
     image_shape: tuple[int, int, int] = (28, 28, 1)
 
     def __post_init__(self) -> None:
@@ -99,7 +100,13 @@ def _shapes(config: Config) -> tuple[_blocks.Layers, _blocks.Shape]:
 
 
 def apply(
-    params: _blocks.Tree, state: _blocks.Tree, x: jax.Array, config: Config, *, train: bool, axis_name: Any = None
+    params: _blocks.Tree,
+    state: _blocks.Tree,
+    x: jax.Array,
+    config: Config,
+    *,
+    train: bool,
+    axis_name: AxisName | None = None,
 ) -> tuple[jax.Array, _blocks.Tree]:
     """The logits of a batch of images.
 

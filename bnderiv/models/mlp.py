@@ -3,11 +3,11 @@
 import dataclasses
 import math
 from functools import partial
-from typing import Any
 
 import jax
 
 from bnderiv import _checks
+from bnderiv._types import AxisName
 from bnderiv.models import _blocks
 
 
@@ -75,7 +75,13 @@ def _shapes(config: Config) -> tuple[_blocks.Layers, _blocks.Shape]:
 
 
 def apply(
-    params: _blocks.Tree, state: _blocks.Tree, x: jax.Array, config: Config, *, train: bool, axis_name: Any = None
+    params: _blocks.Tree,
+    state: _blocks.Tree,
+    x: jax.Array,
+    config: Config,
+    *,
+    train: bool,
+    axis_name: AxisName | None = None,
 ) -> tuple[jax.Array, _blocks.Tree]:
     """The logits of a batch.
 

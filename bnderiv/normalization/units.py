@@ -53,8 +53,13 @@ class Unit(NamedTuple):
         return du * self.scale
 
     def near_one(self, r: jax.Array) -> tuple["Unit", jax.Array]:
-        """The unit whose power of two makes r u of about 1, so that no sum overflows for it; and r by its own power."""
-        scale = jnp.maximum(self.scale * power_of_two(r), jnp.finfo(r.dtype).tiny)
+        """The unit in which deviations are about 1, so that no sum over- or underflows for it; and r in that unit.
+
+        But K does not overflow in it: where all are equal, deviations are 0 in any.
+        """
+        most = 2.0 ** (jnp.finfo(r.dtype).maxexp - 2)
+        # Times 4, as 1/σ may be no normal number.
+        scale = power_of_two(jnp.minimum(4 * r * self.scale, most / jnp.abs(self.shift)))
         return Unit(self.shift, scale), r * (self.scale / scale)
 
     def inverse_root(self, var: jax.Array, eps: "Epsilon") -> jax.Array:
@@ -115,7 +120,9 @@ def measured(
 
     def until_good() -> Any:
         start = 1, bad, good, first
-        return lax.while_loop(lambda state: state[1] & (state[0] < MOST_READS), measure_again, start)[-1]
+        return lax.while_loop(
+            lambda state: lax.bitwise_and(state[1], lax.lt(state[0], MOST_READS)), measure_again, start
+        )[-1]
 
     good, first = measure(Unit(shift, one))
     bad = jnp.any(~good)
@@ -126,7 +133,7 @@ def measured(
 def _is_near(unit: Unit, mean: jax.Array, var: jax.Array, eps: Epsilon) -> jax.Array:
     """Whether K is near the mean. Not so for NaN."""
     close = jnp.maximum(NEAR * jnp.abs(unit.shift), OF_EPSILON * eps.root) * unit.scale
-    return (mean * mean <= var) | ((jnp.abs(mean) <= close) & (var == 0))
+    return jnp.abs(mean) <= lax.select(var == 0, close, jnp.sqrt(var))
 
 
 def fits(unit: Unit, var: jax.Array, eps: Epsilon) -> jax.Array:
@@ -162,7 +169,7 @@ def _sample_mean(groups: Groups, x: jax.Array, where: jax.Array | None) -> jax.A
 
 
 def _thinned(a: jax.Array, axis: int, wanted: int) -> jax.Array:
-    """About `wanted` places along this axis, evenly; along the innermost a stretch, as a part of a tile costs all of it.
+    """About `wanted` places along this axis, evenly; of the innermost a stretch, as a part of a tile costs as much.
 
     In a mask an axis of length 1 stays.
     """

@@ -4,6 +4,7 @@ One spatial axis at a time, on whatever axis it is (nothing is transposed), and 
 """
 
 import itertools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +24,8 @@ class Windows(NamedTuple):
     stride: int
     dilation: int
     before: int
-    after: int
+    after: int  # with those of `beyond`
+    beyond: int = 0  # cells after the padding that ceil_mode adds; no average counts them
 
     @property
     def reach(self) -> int:
@@ -59,6 +61,12 @@ class Windows(NamedTuple):
         """The first cell of each window that is no padding before the input; 0 where there is none (P9)."""
         first = np.maximum(0, -((np.arange(self.count) * self.stride - self.before) // self.dilation))
         return np.where(first < self.window, first, 0)
+
+    def counted(self, padding: bool) -> np.ndarray:
+        """How many cells of each window an average counts: of the input alone, or of its padding as well (P3)."""
+        low, high = (-self.before, self.size + self.after - self.beyond) if padding else (0, self.size)
+        first = np.arange(self.count) * self.stride - self.before
+        return np.minimum(first + self.window, high) - np.maximum(first, low)
 
     @property
     def margin(self) -> tuple[int, int]:
@@ -99,41 +107,62 @@ class Block(NamedTuple):
         return self.start, self.of.stride, self.count
 
 
+Sides = tuple[Windows, ...]  # the windows along each spatial axis
+
+
 def windows(
-    x: jax.Array, window: Any, strides: Any, padding: Any, dilation: Any, channel_axis: Any, batch_axis: Any
-) -> tuple[Windows, Windows]:
-    """The windows along the rows and along the columns of `x`.
+    x: jax.Array,
+    window: Any,
+    strides: Any,
+    padding: Any,
+    dilation: Any,
+    ceil_mode: Any,
+    channel_axis: Any,
+    batch_axis: Any,
+) -> Sides:
+    """The windows along each spatial axis of `x`.
 
     Raises:
       TypeError: an argument of another type.
-      ValueError: `x` of another rank or empty, an argument out of range, a window larger than the padded input, or
-        padding as large as a window (which would then lie in the padding alone).
+      ValueError: `x` without a spatial axis or empty, an argument out of range, a window larger than the padded input,
+        or padding as large as a window (which would then lie in the padding alone).
     """
-    _checks.rank_is("x", x, 4, "batch, two spatial axes and channel")
+    _checks.rank_at_least("x", x, 3, "batch, spatial axes, channel")
     _checks.nonempty("x", x)
-    _, axes, _ = _checks.image_axes(channel_axis, batch_axis)
-    window = _checks.pair("window", window)
-    strides = window if strides is None else _checks.pair("strides", strides)
-    dilation = _checks.pair("dilation", dilation)
-    sizes = x.shape[axes[0]], x.shape[axes[1]]
+    _, axes, _ = _checks.image_axes(channel_axis, batch_axis, x.ndim)
+    window = _checks.integers("window", window, len(axes))
+    strides = window if strides is None else _checks.integers("strides", strides, len(axes))
+    dilation = _checks.integers("dilation", dilation, len(axes))
+    _checks.boolean("ceil_mode", ceil_mode)
+    sizes = tuple(x.shape[a] for a in axes)
     if not all(isinstance(size, int) for size in sizes):
-        raise ValueError(f"the rows and columns of x must be known, only batch and channels symbolic, got {x.shape}")
-    pads = _checks.padding_pairs(padding, sizes, window, strides, dilation)
-    rows, columns = (
-        Windows(*arguments, *pad) for *arguments, pad in zip(axes, sizes, window, strides, dilation, pads, strict=True)
-    )
-    for w, sides in ((rows, "rows"), (columns, "columns")):
-        if max(w.before, w.after) >= w.reach:
+        raise ValueError(f"the spatial axes of x must be known, only batch and channels symbolic, got {x.shape}")
+    pads = _checks.paddings(padding, sizes, window, strides, dilation, ceil_mode=ceil_mode)
+    sides = []
+    for i, (axis, size, m, s, d, (before, after)) in enumerate(
+        zip(axes, sizes, window, strides, dilation, pads, strict=True)
+    ):
+        w = Windows(axis, size, m, s, d, before, after)
+        if max(before, after) >= w.reach:
             raise ValueError(
-                f"padding on a side must be smaller than the window, which spans {w.reach} {sides}, "
-                f"got ({w.before}, {w.after})"
+                f"padding on a side must be smaller than the window, which spans {w.reach} along spatial axis {i}, "
+                f"got ({before}, {after})"
             )
-    return rows, columns
+        beyond = cells_beyond(size, w.reach, s, before, after) if ceil_mode else 0
+        sides.append(w._replace(after=after + beyond, beyond=beyond))
+    return tuple(sides)
 
 
-def pad(x: jax.Array, both: tuple[Windows, ...], value: float) -> jax.Array:
-    """`x` with its padding, along both axes at once: on a CPU, padding what was computed of padded arrays is slow."""
-    return _pad(x, {w.axis: (w.before, w.after, 0) for w in both}, value)
+def cells_beyond(size: int, reach: int, stride: int, before: int, after: int) -> int:
+    """How many cells past the padding a last window needs that starts in the input or before it, by PyTorch's rule."""
+    padded = size + before + after
+    count = min(-(-(padded - reach) // stride), (size + before - 1) // stride) + 1
+    return max((count - 1) * stride + reach - padded, 0)
+
+
+def pad(x: jax.Array, sides: Sides, value: float) -> jax.Array:
+    """`x` with its padding, along all axes at once: on a CPU, padding what was computed of padded arrays is slow."""
+    return _pad(x, {w.axis: (w.before, w.after, 0) for w in sides}, value)
 
 
 def take(x: jax.Array, w: Windows, start: int | jax.Array, stride: int, count: int) -> jax.Array:
@@ -149,29 +178,25 @@ def take(x: jax.Array, w: Windows, start: int | jax.Array, stride: int, count: i
 _CELL_BY_CELL = 9
 
 
-def few_overlapping(both: tuple[Windows, Windows]) -> list[tuple[int, int]]:
-    """The cells (row, column) of a window, if a CPU is fastest taking each by itself (`collect`, `place`); else none.
+def few_overlapping(sides: Sides) -> list[tuple[int, ...]]:
+    """The cells of a window, if a CPU is fastest taking each by itself (`collect`, `place`); else none.
 
     It is where windows of a few cells overlap; not where the innermost axis is strided: what lies side by side in
     memory then does not in the windows. Left out are cells that every window has in the padding.
     """
-    rows, columns = both
-    innermost = max(both, key=lambda w: w.axis)
-    overlap = len(rows.cells_of) * len(columns.cells_of) > 1
-    if rows.window * columns.window > _CELL_BY_CELL or not overlap or (innermost.axis == 3 and innermost.stride > 1):
+    innermost = max(sides, key=lambda w: w.axis)
+    overlap = math.prod(len(w.cells_of) for w in sides) > 1
+    strided = innermost.axis == len(sides) + 1 and innermost.stride > 1  # the last of spatial axes, batch and channels
+    if math.prod(w.window for w in sides) > _CELL_BY_CELL or not overlap or strided:
         return []
-    return [
-        (i, j)
-        for i in range(rows.window)
-        for j in range(columns.window)
-        if i in rows.cells_of and j in columns.cells_of
-    ]
+    cells = itertools.product(*(range(w.window) for w in sides))
+    return [cell for cell in cells if all(k in w.cells_of for k, w in zip(cell, sides, strict=True))]
 
 
-def collect(x: jax.Array, both: tuple[Windows, Windows], cell: tuple[int, int]) -> jax.Array:
+def collect(x: jax.Array, sides: Sides, cell: tuple[int, ...]) -> jax.Array:
     """What each window has in this cell; 0 in the padding."""
     margins = {}
-    for w, k in zip(both, cell, strict=True):
+    for w, k in zip(sides, cell, strict=True):
         at = k * w.dilation - w.before
         first, last = max(0, -(at // w.stride)), min(w.count - 1, (w.size - 1 - at) // w.stride)  # that have it in x
         x = take(x, w, at + first * w.stride, w.stride, last - first + 1)
@@ -179,10 +204,10 @@ def collect(x: jax.Array, both: tuple[Windows, Windows], cell: tuple[int, int]) 
     return _pad(x, margins, 0)
 
 
-def place(delta: jax.Array, both: tuple[Windows, Windows], cell: tuple[int, int]) -> jax.Array:
+def place(delta: jax.Array, sides: Sides, cell: tuple[int, ...]) -> jax.Array:
     """The transpose: each window's δ where it has this cell, 0 elsewhere."""
     margins = {}
-    for w, k in zip(both, cell, strict=True):
+    for w, k in zip(sides, cell, strict=True):
         at = k * w.dilation - w.before
         margins[w.axis] = at, w.size - 1 - at - (w.count - 1) * w.stride, w.stride - 1
     return _pad(delta, margins, 0)

@@ -15,61 +15,59 @@ from jax.custom_batching import custom_vmap
 
 from bnderiv import _checks, _target
 from bnderiv._numbers import accumulator
-from bnderiv.pooling._windows import Windows
-
-Both = tuple[Windows, ...]
+from bnderiv.pooling._windows import Sides
 
 
-def can_take(both: Both, dtype: Any) -> bool:
+def can_take(sides: Sides, dtype: Any) -> bool:
     """Whether `maxima` and `hand_to_first_maxima` can compute it: XLA selects without dilation, and not in float64."""
-    return all(w.dilation == 1 for w in both) and jnp.dtype(dtype).itemsize < 8
+    return all(w.dilation == 1 for w in sides) and jnp.dtype(dtype).itemsize < 8
 
 
-def maxima(both: Both, x: jax.Array) -> jax.Array:
+def maxima(sides: Sides, x: jax.Array) -> jax.Array:
     """The maximum of each window; a NaN is larger than any number."""
     wide = x if x.dtype.itemsize > 1 else x.astype(jnp.float32)  # some of 8 bits have no infinity
     lowest = np.asarray(-np.inf, wide.dtype)
-    return lax.reduce_window(wide, lowest, lax.max, **_geometry(both, x.ndim)).astype(x.dtype)
+    return lax.reduce_window(wide, lowest, lax.max, **_geometry(sides, x.ndim)).astype(x.dtype)
 
 
-def hand_to_first_maxima(both: Both, x: jax.Array, delta: jax.Array) -> jax.Array:
+def hand_to_first_maxima(sides: Sides, x: jax.Array, delta: jax.Array) -> jax.Array:
     """The δ of each window to its first maximum in row-major order, NaN the largest; padding takes none (P10)."""
     wide = accumulator(delta.dtype)  # of x too: the conversions fuse
     x, delta, zero = _checks.same_varying(x.astype(wide), delta.astype(wide), jnp.zeros((), wide))
     if _target.on_one_device():
-        return _select_and_scatter(_is_first_maximum, both, x, delta, zero)
+        return _select_and_scatter(_is_first_maximum, sides, x, delta, zero)
     # XLA's partitioner shards what selects by one comparison; for anything else it gathers the whole batch. So NaN is
     # made infinite, and infinity the largest number. That costs another array, so it is not done for one device.
     x = jnp.where(x != x, jnp.inf, jnp.minimum(x, jnp.finfo(wide).max))
-    return _select_and_scatter(lax.ge, both, x, delta, zero)
+    return _select_and_scatter(lax.ge, sides, x, delta, zero)
 
 
-def sums(both: Both, x: jax.Array) -> jax.Array:
+def sums(sides: Sides, x: jax.Array) -> jax.Array:
     """The sum of each window."""
-    return lax.reduce_window(x, np.zeros((), x.dtype), lax.add, **_geometry(both, x.ndim))
+    return lax.reduce_window(x, np.zeros((), x.dtype), lax.add, **_geometry(sides, x.ndim))
 
 
-def hand_to_cells(both: Both, share: jax.Array) -> jax.Array:
+def hand_to_cells(sides: Sides, share: jax.Array) -> jax.Array:
     """The transpose of `sums` (P5): sums over windows of stride 1, of the shares a stride apart."""
     window, dilation, padding = [1] * share.ndim, [1] * share.ndim, [(0, 0)] * share.ndim
-    for w in both:
+    for w in sides:
         window[w.axis], dilation[w.axis], padding[w.axis] = w.window, w.stride, w.margin
     zero = np.zeros((), share.dtype)
     return lax.reduce_window(share, zero, lax.add, window, [1] * share.ndim, padding, base_dilation=dilation)
 
 
-def _geometry(both: Both, ndim: int) -> dict[str, Any]:
+def _geometry(sides: Sides, ndim: int) -> dict[str, Any]:
     window, strides, padding = [1] * ndim, [1] * ndim, [(0, 0)] * ndim
-    for w in both:
+    for w in sides:
         window[w.axis], strides[w.axis], padding[w.axis] = w.window, w.stride, (w.before, w.after)
     return {"window_dimensions": window, "window_strides": strides, "padding": padding}
 
 
-def _select_and_scatter(stays: Any, both: Both, x: jax.Array, delta: jax.Array, zero: jax.Array) -> jax.Array:
+def _select_and_scatter(stays: Any, sides: Sides, x: jax.Array, delta: jax.Array, zero: jax.Array) -> jax.Array:
     # Not `jax.vjp` of `lax.reduce_window`, which selects by a ≥ b alone and loses NaNs. This has no rule for vmap.
     @custom_vmap
     def scatter(x: jax.Array, delta: jax.Array, zero: jax.Array) -> jax.Array:
-        geometry = {name: tuple(value) for name, value in _geometry(both, x.ndim).items()}
+        geometry = {name: tuple(value) for name, value in _geometry(sides, x.ndim).items()}
         select, add = (jax.make_jaxpr(f)(zero, zero) for f in (stays, lax.add))
         return lax.select_and_scatter_p.bind(
             x,
@@ -89,8 +87,8 @@ def _select_and_scatter(stays: Any, both: Both, x: jax.Array, delta: jax.Array, 
             for a, is_batched in zip((x, delta), batched, strict=False)
         )
         zero = zero[0] if batched[2] else zero
-        both_after = tuple(w._replace(axis=w.axis + 1) for w in both)
-        return _select_and_scatter(stays, both_after, x, delta, zero), True
+        sides_after = tuple(w._replace(axis=w.axis + 1) for w in sides)
+        return _select_and_scatter(stays, sides_after, x, delta, zero), True
 
     return scatter(x, delta, zero)
 

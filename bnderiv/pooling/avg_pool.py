@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from bnderiv import _checks
 from bnderiv._cpu import quotient
@@ -44,84 +43,93 @@ def avg_pool(
     strides: Any = None,
     padding: Any = "VALID",
     count_include_pad: bool = True,
+    ceil_mode: bool = False,
+    divisor_override: int | None = None,
     channel_axis: int = -1,
     batch_axis: int = 0,
 ) -> jax.Array:
     """Mean over each window of each channel: z_ij = 1/(mn) Σ a_{si+x, sj+y}.
 
-    The gradient gives every cell its share of each window that covers it, δ_pq = 1/(mn) Σ δ_ij (derivation.md, P4).
-    Half precision is accumulated in float32. Nothing is saved for the backward.
+    Any number of spatial axes: one, two as in the formula, three or more. The gradient gives every cell its share of
+    each window that covers it, δ_pq = 1/(mn) Σ δ_ij (derivation.md, P4). Half precision is accumulated in float32.
+    Nothing is saved for the backward.
 
     Args:
-      x: images, rank 4, floating dtype: (N, H, W, C), or as `channel_axis` and `batch_axis` say.
-      window: (m, n), rows and columns of a window, or one integer for both.
-      strides: steps between windows, an integer or a pair; None means the window.
-      padding: "VALID" (none), "SAME" (⌈size/stride⌉ windows, the odd cell at the bottom and right), an integer, or
-        ((top, bottom), (left, right)); on each side smaller than the window.
+      x: floating dtype, rank of the spatial axes and two: (N, L, C), (N, H, W, C), (N, D, H, W, C), or as
+        `channel_axis` and `batch_axis` say.
+      window: the cells of a window along each spatial axis, or one integer for all.
+      strides: steps between windows, one integer or one for each spatial axis; None means the window.
+      padding: "VALID" (none), "SAME" (⌈size/stride⌉ windows, the odd cell at the end), an integer, or a pair
+        (low, high) for each spatial axis; on each side smaller than the window.
       count_include_pad: True divides by mn, the padding counting as zeros; False by the number of real cells.
+      ceil_mode: True adds a last window where the strides leave a rest of the padded input, if it starts in the input
+        or in the padding before it. Its cells past the padding never count. As in PyTorch.
+      divisor_override: a positive integer to divide by in place of all that, as in PyTorch.
       channel_axis: the axis of the channels.
-      batch_axis: the axis of the examples; the two axes left are rows and columns, in order.
+      batch_axis: the axis of the examples; the axes left are the spatial ones, in order.
 
     Returns:
-      Array of x's dtype, its rows and columns replaced by the windows' ones.
+      Array of x's dtype, its spatial axes replaced by the windows' ones.
 
     Raises:
-      TypeError: `x` has no floating dtype, `count_include_pad` is no boolean, or another argument no integers.
-      ValueError: `x` of another rank or empty, `channel_axis` equal to `batch_axis`, an argument out of range, or a
-        window larger than the padded input.
+      TypeError: `x` has no floating dtype, `count_include_pad` or `ceil_mode` is no boolean, or another argument no
+        integers.
+      ValueError: `x` without a spatial axis or empty, `channel_axis` equal to `batch_axis`, an argument out of range,
+        or a window larger than the padded input (with `ceil_mode` by a stride or more).
 
     >>> x = jnp.array([[1.0, 2, 3, 4], [5, 6, 7, 8]]).reshape(1, 2, 4, 1)
     >>> avg_pool(x, 2).ravel()
     Array([3.5, 5.5], dtype=float32)
     """
     x = _checks.float_array("x", x)
-    if not isinstance(count_include_pad, bool):
-        raise TypeError(f"count_include_pad must be a boolean, got {count_include_pad!r}")
-    both = windows(x, window, strides, padding, 1, channel_axis, batch_axis)
-    return _avg_pool(both, count_include_pad, x)
+    _checks.boolean("count_include_pad", count_include_pad)
+    if divisor_override is not None:
+        divisor_override = _checks.integer("divisor_override", divisor_override, at_least=1)
+    sides = windows(x, window, strides, padding, 1, ceil_mode, channel_axis, batch_axis)
+    return _avg_pool(sides, count_include_pad, divisor_override, x)
 
 
-@closed_form(static=2, result=lambda both, count_include_pad, x: x)
-def _avg_pool(both, count_include_pad, x):
+@closed_form(static=3, result=lambda sides, count_include_pad, divisor_override, x: x)
+def _avg_pool(sides, count_include_pad, divisor_override, x):
     total = by_target(
         x.astype(accumulator(x.dtype)),
-        cpu=functools.partial(_sums, both),
-        default=functools.partial(_xla.sums, both),
+        cpu=functools.partial(_sums, sides),
+        default=functools.partial(_xla.sums, sides),
     )
-    return (total / _divisor(both, count_include_pad, total)).astype(x.dtype)  # (P1)
+    return (total / _divisor(sides, count_include_pad, divisor_override, total)).astype(x.dtype)  # (P1)
 
 
-def _sums(both, x):
-    if cells := few_overlapping(both):
-        return _sum([collect(x, both, cell) for cell in cells])
-    if not all(_summed_by_xla(w) for w in both):
-        x, both = pad(x, both, 0), tuple(w._replace(size=w.padded, before=0, after=0) for w in both)
-    for w in both:  # over the rows, then over the columns (P2)
+def _sums(sides, x):
+    if cells := few_overlapping(sides):
+        return _sum([collect(x, sides, cell) for cell in cells])
+    if not all(_summed_by_xla(w) for w in sides):
+        x, sides = pad(x, sides, 0), tuple(w._replace(size=w.padded, before=0, after=0) for w in sides)
+    for w in sides:  # over one axis, then over the next (P2)
         x = _sums_along(x, w)
     return x
 
 
-def _avg_pool_fwd(both, count_include_pad, x):
-    return _avg_pool.body(both, count_include_pad, x), None
+def _avg_pool_fwd(sides, count_include_pad, divisor_override, x):
+    return _avg_pool.body(sides, count_include_pad, divisor_override, x), None
 
 
-def _avg_pool_bwd(both, count_include_pad, _, delta):
+def _avg_pool_bwd(sides, count_include_pad, divisor_override, _, delta):
     wide = delta.astype(accumulator(delta.dtype))
-    n = _divisor(both, count_include_pad, wide)
+    n = _divisor(sides, count_include_pad, divisor_override, wide)
     dx = by_target(
         wide,
-        cpu=lambda delta: _hand_to_cells(both, n, delta),
-        default=lambda delta: _xla.hand_to_cells(both, delta / n),
+        cpu=lambda delta: _hand_to_cells(sides, n, delta),
+        default=lambda delta: _xla.hand_to_cells(sides, delta / n),
     )
     return (dx.astype(delta.dtype),)
 
 
-def _hand_to_cells(both, n, delta):
-    if cells := few_overlapping(both):  # (P4): the sum over the windows that cover a cell
+def _hand_to_cells(sides, n, delta):
+    if cells := few_overlapping(sides):  # (P4): the sum over the windows that cover a cell
         share = quotient(delta, n)
-        return _sum([place(share, both, cell) for cell in cells])
+        return _sum([place(share, sides, cell) for cell in cells])
     share = delta / n
-    for w in both:  # the same, one axis at a time
+    for w in sides:  # the same, one axis at a time
         if w.count == 1 or (w.stride > 1 and len(w.cells_of) <= UPSAMPLED):  # (P6)
             share = with_margins(share, w)
             share = _sum([_where_covered(cell, upsample(share, w, back), w) for back, cell in enumerate(w.cells_of)])
@@ -165,14 +173,11 @@ def _summed_by_xla(w: Windows):
     return w.stride == 1 < w.count and w.window <= SUMMED
 
 
-def _divisor(both, count_include_pad, like):
-    """mn, or the number of real cells in each window (P3)."""
-    if count_include_pad:
-        return both[0].window * both[1].window
-
-    counts = []
-    for w in both:
-        first = np.arange(w.count) * w.stride - w.before
-        real = np.minimum(first + w.window, w.size) - np.maximum(first, 0)
-        counts.append(_checks.along(jnp.asarray(real, like.dtype), w.axis, like.ndim))
-    return counts[0] * counts[1]
+def _divisor(sides, count_include_pad, divisor_override, like):
+    """mn, or the number of cells that count in each window (P3)."""
+    if divisor_override is not None:
+        return divisor_override
+    if count_include_pad and not any(w.beyond for w in sides):
+        return math.prod(w.window for w in sides)
+    counts = [_checks.along(jnp.asarray(w.counted(count_include_pad), like.dtype), w.axis, like.ndim) for w in sides]
+    return functools.reduce(operator.mul, counts)

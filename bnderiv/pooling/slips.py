@@ -14,24 +14,27 @@ Cells = list[tuple[int, ...]]
 
 def of_avg_pool(steps: Any) -> Slips:
     """(step, sentence, the value it would have given)."""
-    if steps.x.ndim != 4:
+    if steps.x.ndim != len(steps.window) + 2:
         return  # many layers at once, by vmap
     shape, windows = steps.x.shape, steps.z.shape
-    first, cells = _places(steps, (1, 1))
+    first, cells = _places(steps, 1)
     everyone = np.ones((len(cells), *windows))
     yield from _assigned(everyone * steps.share, everyone > 0, first, cells, shape)
 
     size = len(cells)
     inside = _read(np.ones(shape), first, cells).sum(0)  # how many cells of each window are no padding (P3)
+    right = f"all {size} cells of the window"
+    if steps.divisor_override is not None:
+        right = f"divisor_override, {steps.divisor_override}"
+    elif not steps.count_include_pad:
+        right = "the cells that are no padding"
+    elif steps.ceil_mode:
+        right = "the cells of the padded input"
     wrong = {
-        f"the wrong divisor: all {size} cells of the window, where only those that are no padding count": size,
-        "the wrong divisor: the cells that are no padding, where all of the window count": inside,
+        f"the wrong divisor: all {size} cells of the window, must be {right}": size,
+        f"the wrong divisor: the cells that are no padding, must be {right}": inside,
         "a missing divisor: a window is divided by the number of its cells": 1,
-        **{
-            f"the wrong divisor: one side of the window, {m}, must be both, {size}": m
-            for m in steps.window
-            if 1 < m < size
-        },
+        **{f"the wrong divisor: one side of the window, {m}, must be {right}": m for m in steps.window if 1 < m < size},
     }
     for sentence, count in wrong.items():
         count = np.broadcast_to(np.asarray(count, np.float64), windows)
@@ -44,7 +47,7 @@ def of_avg_pool(steps: Any) -> Slips:
 
 def of_max_pool(steps: Any) -> Slips:
     """(step, sentence, the value it would have given)."""
-    if steps.x.ndim != 4:
+    if steps.x.ndim != len(steps.window) + 2:
         return  # many layers at once, by vmap
     shape, z, delta = steps.x.shape, steps.z, steps.dy
     first, cells = _places(steps, steps.dilation)
@@ -63,12 +66,13 @@ def of_max_pool(steps: Any) -> Slips:
         yield "dx", sentence, _handed(taken * delta, first, cells, shape)
 
 
-def _places(steps: Any, dilation: Sequence[int]) -> tuple[list[np.ndarray], Cells]:
+def _places(steps: Any, dilation: int | Sequence[int]) -> tuple[list[np.ndarray], Cells]:
     """Where each window begins on every axis, s i − t, and how far its cells are from there, in row-major order.
 
     On the axes of batch and channels every place has a window, and each window one cell.
     """
-    w = windows_of(steps.x, steps.window, steps.strides, steps.padding, dilation, steps.channel_axis, steps.batch_axis)
+    options = steps.ceil_mode, steps.channel_axis, steps.batch_axis
+    w = windows_of(steps.x, steps.window, steps.strides, steps.padding, dilation, *options)
     first, offsets = [np.arange(size) for size in steps.x.shape], [[0] for _ in steps.x.shape]
     sides = zip(w.spatial, w.counts, w.strides, w.padding, w.window, w.dilation, strict=True)
     for axis, count, stride, (before, _), m, d in sides:

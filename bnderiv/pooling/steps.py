@@ -4,7 +4,6 @@ Forward, cell (x, y) of all windows is one strided slice of the padded input. Ba
 the stride and padded (P5).
 """
 
-import math
 from collections.abc import Iterator
 from typing import Annotated, Any, NamedTuple
 
@@ -14,15 +13,17 @@ import numpy as np
 from jax import lax
 
 from bnderiv import _checks
-from bnderiv._checks import Padding, Pair
+from bnderiv._checks import Ints, Padding
+from bnderiv.pooling._windows import windows
 from bnderiv.steps.table import INPUT, arrays, cotangent, derivation, gather
 
 # The arguments of both pools.
 Input = Annotated[jax.Array, "a", "(B, M, N, C)", INPUT, "activations of the layer before"]
 FromAbove = Annotated[jax.Array, "δ = ∂J/∂z", "as z", INPUT, "gradient from above"]
-Window = Annotated[Pair, "rows and columns of a window"]
-Strides = Annotated[Pair, "from window to window, rows and columns"]
-Padded = Annotated[Padding, "cells added at the top and bottom, left and right"]
+Window = Annotated[Ints, "cells of a window along each spatial axis"]
+Strides = Annotated[Ints, "from window to window"]
+Padded = Annotated[Padding, "cells added before and after"]
+CeilMode = Annotated[bool, "whether a last window may extend past the padding"]
 ChannelAxis = Annotated[int, "where the channels are"]
 BatchAxis = Annotated[int, "where the examples are"]
 
@@ -37,6 +38,8 @@ class AvgPool(NamedTuple):
     strides: Strides
     padding: Padded
     count_include_pad: Annotated[bool, "whether the divisor counts padding"]
+    ceil_mode: CeilMode
+    divisor_override: Annotated[int | None, "the divisor, if given"]
     channel_axis: ChannelAxis
     batch_axis: BatchAxis
     x_padded: Annotated[jax.Array, "a with t, t' zeros", "as x, larger", "(P1)", "padded input"]
@@ -59,7 +62,8 @@ class MaxPool(NamedTuple):
     window: Window
     strides: Strides
     padding: Padded
-    dilation: Annotated[Pair, "from cell to cell of a window"]
+    dilation: Annotated[Ints, "from cell to cell of a window"]
+    ceil_mode: CeilMode
     channel_axis: ChannelAxis
     batch_axis: BatchAxis
     x_padded: Annotated[jax.Array, "a with −∞ around", "as x, larger", "(P9)", "padded input"]
@@ -80,16 +84,19 @@ def avg_pool(
     strides: Any = None,
     padding: Any = "VALID",
     count_include_pad: bool = True,
+    ceil_mode: bool = False,
+    divisor_override: int | None = None,
     channel_axis: int = -1,
     batch_axis: int = 0,
 ) -> AvgPool:
     """The mean of each window and its gradient.
 
     Args:
-      x: a, rank 4, floating dtype (half precision is computed in float32); (B, M, N, C) unless the axes say otherwise.
-      window: (m, n), or one integer for both.
+      x: a, floating dtype (half precision is computed in float32); with two spatial axes (B, M, N, C), unless the axes
+        say otherwise.
+      window: one integer for each spatial axis, (m, n), or one for all.
       dy: δ = ∂J/∂z, shape of the output.
-      strides, padding, count_include_pad, channel_axis, batch_axis: as in `bnderiv.avg_pool`.
+      others: as in `bnderiv.avg_pool`.
 
     Returns:
       `AvgPool`.
@@ -105,12 +112,16 @@ def avg_pool(
       ([1.0, 2.0], [1.0, 1.0, 2.0, 2.0])
     """
     x, dy = arrays(x=x, dy=dy)
-    w = windows_of(x, window, strides, padding, 1, channel_axis, batch_axis)
+    w = windows_of(x, window, strides, padding, 1, ceil_mode, channel_axis, batch_axis)
     window, strides, padding = w.window, w.strides, w.padding
     x_padded = w.pad(x, 0)
     total = _sum(w.cells(x_padded))
-    real = _sum(w.cells(w.pad(jnp.ones_like(x), 0)))  # (P3)
-    count = jnp.full_like(total, math.prod(window)) if count_include_pad else real
+    if divisor_override is None:
+        ones = jnp.ones_like(x)
+        counted = _checks.pad(ones, dict(zip(w.spatial, padding, strict=True)), 1 if count_include_pad else 0)
+        count = _sum(w.cells(w.pad_beyond(counted, 0)))  # (P3)
+    else:
+        count = jnp.full_like(total, _checks.integer("divisor_override", divisor_override, at_least=1))
     z = total / count  # (P1)
 
     dy = cotangent(dy, z)
@@ -128,6 +139,7 @@ def max_pool(
     strides: Any = None,
     padding: Any = "VALID",
     dilation: Any = 1,
+    ceil_mode: bool = False,
     channel_axis: int = -1,
     batch_axis: int = 0,
 ) -> MaxPool:
@@ -144,7 +156,7 @@ def max_pool(
       ([1, 0], [0.0, 5.0, 7.0, 0.0])
     """
     x, dy = arrays(x=x, dy=dy)
-    w = windows_of(x, window, strides, padding, dilation, channel_axis, batch_axis)
+    w = windows_of(x, window, strides, padding, dilation, ceil_mode, channel_axis, batch_axis)
     window, strides, padding, dilation = w.window, w.strides, w.padding, w.dilation
     x_padded = w.pad(x, -jnp.inf)
     winner, z = w.first_largest(x_padded, w.pad(jnp.ones_like(x, jnp.bool_), False))  # (P7)
@@ -159,14 +171,15 @@ def max_pool(
 
 
 class Windows(NamedTuple):
-    """Where the windows lie; pairs are (rows, columns)."""
+    """Where the windows lie; one entry for each spatial axis."""
 
-    spatial: Pair
-    sizes: Pair
-    window: Pair
-    strides: Pair
+    spatial: Ints
+    sizes: Ints
+    window: Ints
+    strides: Ints
     padding: Padding
-    dilation: Pair
+    dilation: Ints
+    beyond: Ints  # cells past the padding that ceil_mode adds
 
     @property
     def reach(self) -> list[int]:
@@ -176,11 +189,15 @@ class Windows(NamedTuple):
     @property
     def counts(self) -> list[int]:
         """M', N': how many windows there are."""
-        sides = zip(self.sizes, self.padding, self.reach, self.strides, strict=True)
-        return [(size + sum(pads) - reach) // stride + 1 for size, pads, reach, stride in sides]
+        sides = zip(self.sizes, self.padding, self.beyond, self.reach, self.strides, strict=True)
+        return [(size + sum(pads) + beyond - reach) // stride + 1 for size, pads, beyond, reach, stride in sides]
 
     def pad(self, x: jax.Array, value: Any) -> jax.Array:
-        return _checks.pad(x, dict(zip(self.spatial, self.padding, strict=True)), value)
+        return self.pad_beyond(_checks.pad(x, dict(zip(self.spatial, self.padding, strict=True)), value), value)
+
+    def pad_beyond(self, x_padded: jax.Array, value: Any) -> jax.Array:
+        """What `ceil_mode` adds to the padded input."""
+        return _checks.pad(x_padded, {a: (0, more) for a, more in zip(self.spatial, self.beyond, strict=True)}, value)
 
     def cells(self, x_padded: jax.Array) -> Iterator[jax.Array]:
         """Cell (x, y) of every window; one (x, y) after the other, row-major."""
@@ -218,7 +235,14 @@ class Windows(NamedTuple):
 
 
 def windows_of(
-    x: jax.Array, window: Any, strides: Any, padding: Any, dilation: Any, channel_axis: int, batch_axis: int
+    x: jax.Array,
+    window: Any,
+    strides: Any,
+    padding: Any,
+    dilation: Any,
+    ceil_mode: bool,
+    channel_axis: int,
+    batch_axis: int,
 ) -> Windows:
     """Where the windows lie.
 
@@ -226,18 +250,10 @@ def windows_of(
       TypeError: an option that is no integer.
       ValueError: shapes or options that do not fit.
     """
-    _checks.rank_is("x", x, 4, "batch, two spatial axes and channel")
-    _, spatial, _ = _checks.image_axes(channel_axis, batch_axis)
-    sizes = x.shape[spatial[0]], x.shape[spatial[1]]
-    window, dilation = _checks.pair("window", window), _checks.pair("dilation", dilation)
-    strides = window if strides is None else _checks.pair("strides", strides)
-    w = Windows(
-        spatial, sizes, window, strides, _checks.padding_pairs(padding, sizes, window, strides, dilation), dilation
-    )
-    for pads, reach in zip(w.padding, w.reach, strict=True):
-        if max(pads) >= reach:
-            raise ValueError(f"padding must be smaller than the window, which spans {reach}, got {pads}")
-    return w
+    sides = windows(x, window, strides, padding, dilation, ceil_mode, channel_axis, batch_axis)
+    axes, sizes, window, strides, dilation, before, after, beyond = zip(*sides, strict=True)
+    padding = tuple((low, high - more) for low, high, more in zip(before, after, beyond, strict=True))
+    return Windows(axes, sizes, window, strides, padding, dilation, beyond)
 
 
 def _sum(terms: Any) -> jax.Array:
@@ -247,7 +263,7 @@ def _sum(terms: Any) -> jax.Array:
     return total
 
 
-def _slice(x: jax.Array, spatial: Pair, first: Any, count: Any, step: Any) -> jax.Array:
+def _slice(x: jax.Array, spatial: Ints, first: Any, count: Any, step: Any) -> jax.Array:
     for axis, start, n, by in zip(spatial, first, count, step, strict=True):
         x = lax.slice_in_dim(x, start, start + (n - 1) * by + 1, by, axis)
     return x

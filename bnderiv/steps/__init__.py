@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from bnderiv import _layers
 
 if TYPE_CHECKING:
-    from bnderiv.activation.steps import relu, sigmoid, softmax, softmax_jacobian, tanh  # noqa: F401
-    from bnderiv.convolution.steps import conv2d  # noqa: F401
+    from bnderiv.activation.steps import log_softmax, relu, sigmoid, softmax, softmax_jacobian, tanh  # noqa: F401
+    from bnderiv.convolution.steps import conv, conv2d  # noqa: F401
     from bnderiv.linear.steps import dense, flatten  # noqa: F401
     from bnderiv.loss.steps import softmax_cross_entropy, softmax_cross_entropy_with_integer_labels, squared_error  # noqa: F401
     from bnderiv.models.steps import lenet5

@@ -40,6 +40,7 @@ _OTHERS: dict[str, str] = {
     "shifted": "norm_logits shifted_logits",
     "d_logits": "dlogits dscores dx",
     "d_labels": "dlabels",
+    "d_class_weights": "dclass_weights dweights",
     "d_predictions": "dpredictions dpred",
     "d_targets": "dtargets",
 }

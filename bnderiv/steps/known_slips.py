@@ -10,8 +10,8 @@ import numpy as np
 
 from bnderiv.activation import slips as activation
 from bnderiv.activation import steps as activation_steps
-from bnderiv.convolution.slips import of_conv2d
-from bnderiv.convolution.steps import Conv2d
+from bnderiv.convolution.slips import of_conv
+from bnderiv.convolution.steps import Conv
 from bnderiv.linear.slips import of_dense, of_flatten
 from bnderiv.linear.steps import Dense, Flatten
 from bnderiv.loss import slips as loss
@@ -42,13 +42,14 @@ _ROOMS: dict[type, Callable[[Any], Iterable[Any]]] = {
     layer_norm_steps.RmsNorm: layer_norm_slips.of_rms_norm,
     Dense: of_dense,
     Flatten: of_flatten,
-    Conv2d: of_conv2d,
+    Conv: of_conv,
     AvgPool: of_avg_pool,
     MaxPool: of_max_pool,
     activation_steps.Relu: activation.of_relu,
     activation_steps.Tanh: activation.of_tanh,
     activation_steps.Sigmoid: activation.of_sigmoid,
     activation_steps.Softmax: activation.of_softmax,
+    activation_steps.LogSoftmax: activation.of_log_softmax,
     loss_steps.SquaredError: loss.of_squared_error,
     loss_steps.SoftmaxCrossEntropy: loss.of_cross_entropy,
     loss_steps.SoftmaxCrossEntropyWithIntegerLabels: loss.of_cross_entropy,

@@ -1,37 +1,35 @@
 """How many digits of batch norm are right: bnderiv, Flax, Equinox, Haiku, PyTorch and plain jnp on the same inputs.
 
-    python experiments/accuracy/run.py            every input, five seeds: numbers, tables, picture, report
-    python experiments/accuracy/run.py --quick    one shape, one seed
-    python experiments/accuracy/run.py --redraw   all but the numbers again, from the numbers
+    python -m experiments.accuracy.run            every input, five seeds: numbers, tables, picture, report
+    python -m experiments.accuracy.run --quick    one shape, one seed
+    python -m experiments.accuracy.run --redraw   all but the numbers again, from the numbers
 
 The errors are relative L2 distances to a truth computed in long double from the same rounded inputs. A library that is
-not installed (`pip install "bnderiv[peers]"` has them all) is left out and named.
+not installed (`pip install -e ".[peers]"` has them all) is left out and named.
 """
 
-import argparse
+from experiments import _command
+
+if __name__ == "__main__":
+    _command.start("experiments.accuracy.run", extras="peers")
+
+import dataclasses
 import importlib
 import json
 import math
 import os
-import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from tqdm import tqdm
-
-sys.path.insert(0, str(Path(__file__).parents[2]))  # a script's own folder is all that Python looks in
 
 import bnderiv
-from experiments import _command, _report
+from experiments import _options, _report
 
-RESULTS = Path(__file__).parent / "results"
-WHERE = "results/, with --quick runs/quick/, without some of the libraries runs/without_some/"
 SHAPES = [(32, 28, 28, 6), (64, 84), (256, 32, 32, 8)]  # the first also serves every case that is not drawn in all
 SEEDS = range(5)
 PEERS = ("flax", "equinox", "dm-haiku", "torch")
@@ -50,6 +48,14 @@ class Cannot(Exception):
 
 
 # The inputs.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(_options.Measured):
+    """How much is measured."""
+
+    quick: bool = False
+    """Only one shape and one seed are measured."""
 
 
 class Case(NamedTuple):
@@ -349,9 +355,9 @@ def summary(outcomes: list[Outcome]) -> tuple[Outcome, Outcome]:
 
 def measure(cases: list[Case], seeds, libraries: dict[str, Library]) -> list[dict[str, Any]]:
     rows = []
-    with tqdm(total=len(cases) * len(seeds), unit="input", dynamic_ncols=True) as bar:
+    with _command.bar(total=len(cases) * len(seeds), unit="input") as bar:
         for case in cases:
-            bar.set_postfix_str(case.name)
+            bar.set_postfix_str(case.name, refresh=False)
             each: dict[str, dict[str, list[Outcome]]] = {}
             for seed in seeds:
                 for library, outcomes in compare(case, seed, libraries).items():
@@ -468,7 +474,7 @@ STYLES = {  # those that fall on one line are told apart by markers of different
 NOTHING = 1e8  # the height at which an outcome without a number is drawn
 
 
-def draw(content: dict[str, Any], path: Path) -> None:
+def draw(content: dict[str, Any]) -> bytes:
     """Median error against the mean, y and dx; and dx against the scale."""
     rows = [row for row in content["rows"] if row["shape"] == content["rows"][0]["shape"]]
     by_name = {row["case"]: row["outcomes"] for row in rows}
@@ -499,8 +505,7 @@ def draw(content: dict[str, Any], path: Path) -> None:
     of = f"{size(rows[0])}, median of {len(content['seeds'])} seeds"
     figure.suptitle(f"Batch norm in float32, {of}: error against the truth; lower is better")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(content["libraries"]))
-    figure.savefig(path, dpi=120, metadata={"Software": None})
-    plt.close(figure)
+    return _report.png(figure)
 
 
 def report(content: dict[str, Any], tables: str, picture: bytes) -> bytes:
@@ -515,7 +520,7 @@ def report(content: dict[str, Any], tables: str, picture: bytes) -> bytes:
             _report.Picture("Error against mean and scale", picture, f"One of the shapes; all {rows} rows are below."),
             _report.Markdown(tables),
         ],
-        command="python experiments/accuracy/run.py",
+        command=_command.line("experiments.accuracy.run"),
         configuration={name: content[name] for name in ("seeds", "eps", "libraries", "absent")},
         facts={"date": content["date"], "machine": content["device"], "versions": content["versions"]},
     )
@@ -536,28 +541,17 @@ def as_json(content: dict[str, Any]) -> str:
     return f'{head[:-2]},\n "rows": [\n' + ",\n".join(rows) + "\n ]\n}\n"
 
 
-def own_folder(quick: bool, partial: bool) -> Path:
-    """Of the results where none is named: what is committed has all libraries."""
-    if quick:
-        return RESULTS.parent / "runs" / "quick"
-    return RESULTS.parent / "runs" / "without_some" if partial else RESULTS
-
-
+@_command.command
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one shape, one seed")
-    parser.add_argument("--redraw", action="store_true", help="all but the numbers, from the numbers that are there")
-    parser.add_argument("--out", type=Path, help=f"folder of the results; default {WHERE}")
-    options = parser.parse_args(arguments)
+    options = _options.parse(Settings, arguments, __doc__)
     libraries, absent = ({}, []) if options.redraw else installed_libraries()
-    options.out = options.out or own_folder(options.quick, partial=bool(absent))
-    numbers = options.out / "accuracy.json"
-    if options.redraw and not numbers.is_file():
-        parser.error(f"--redraw: there are no numbers yet, {numbers}")
+    out = options.folder(__file__)
     if not options.redraw:
         if np.finfo(np.longdouble).eps > 1e-18:
-            parser.error("the truth needs a long double wider than float64, which this machine's NumPy has not")
-        _command.make(options.out)
+            raise _command.Refused(
+                "the truth needs a long double wider than float64, which this machine's NumPy has not"
+            )
+        _command.make(out)
         for name in absent:
             print(f"{name} is not installed: left out")
         seeds = SEEDS[:1] if options.quick else SEEDS
@@ -571,18 +565,10 @@ def main(arguments: list[str] | None = None) -> None:
             "absent": absent,
             "rows": measure(all_cases(options.quick), seeds, libraries),
         }
-        numbers.write_text(as_json(content))
-    content = json.loads(numbers.read_text())
-    tables = markdown(content)
-    (options.out / "accuracy.md").write_text(tables)
-    picture = options.out / "accuracy.png"
-    draw(content, picture)
-    _report.write(options.out / "report.html", report(content, tables, picture.read_bytes()))
+        _report.write(out / "accuracy.json", as_json(content).encode())
+    content = _report.numbers(out / "accuracy.json")
+    _command.say("drawing …")
+    tables, picture = markdown(content), draw(content)
     print(tables.split("## ")[1].join(["## ", ""]))
-    files = {"numbers": "accuracy.json", "tables": "accuracy.md", "picture": "accuracy.png", "report": "report.html"}
-    for what, name in files.items():
-        print(f"{what:<8} {options.out / name}")
-
-
-if __name__ == "__main__":
-    _command.run(main)
+    page = report(content, tables, picture)
+    _report.leave(out, {"accuracy.md": tables.encode(), "accuracy.png": picture, "report.html": page})

@@ -24,13 +24,14 @@ PERCENTILES = (15, 50, 85)
 
 
 class Task(NamedTuple):
-    """Images as rows, (N, D) float32, and labels, (N,) int32; of the probes the last sigmoid's input is noted."""
+    """Images as rows, (N, D) uint8, and labels, (N,) int32; of the probes the last sigmoid's input is noted."""
 
     train_images: jax.Array
     train_labels: jax.Array
     test_images: jax.Array
     test_labels: jax.Array
     probes: jax.Array
+    levels: jax.Array  # what the network is given for each of the 256 values of a pixel
 
 
 class Curves(NamedTuple):
@@ -93,13 +94,14 @@ def train(
 
     def step(network, rows):
         params, state = network
-        gradient, state = jax.grad(loss, has_aux=True)(params, state, task.train_images[rows], task.train_labels[rows])
+        x = task.levels[task.train_images[rows]]
+        gradient, state = jax.grad(loss, has_aux=True)(params, state, x, task.train_labels[rows])
         return (jax.tree.map(lambda p, g: p - rate * g, params, gradient), state), None
 
     def note(params, state):
-        logits, _, _ = apply(params, state, task.test_images, train=False)
+        logits, _, _ = apply(params, state, task.levels[task.test_images], train=False)
         losses = bnderiv.softmax_cross_entropy_with_integer_labels(logits, task.test_labels)
-        _, _, inputs = apply(params, state, task.probes, train=False)
+        _, _, inputs = apply(params, state, task.levels[task.probes], train=False)
         percentiles = jnp.percentile(inputs, jnp.array(PERCENTILES, jnp.float32), axis=0)
         right = lax.argmax(logits, 1, task.test_labels.dtype) == task.test_labels
         return Curves(right.mean(dtype=jnp.float32), losses.mean(), percentiles)

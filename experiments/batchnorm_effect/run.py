@@ -1,15 +1,19 @@
 """The first figure of Ioffe & Szegedy 2015: what batch norm does to a network of sigmoids, and to its learning rates.
 
-    python experiments/batchnorm_effect/run.py                the digits
-    python experiments/batchnorm_effect/run.py --data DIR     a folder of IDX files, such as MNIST
-    python experiments/batchnorm_effect/run.py --redraw       pictures and report again, from the numbers
+    python -m experiments.batchnorm_effect.run                the digits
+    python -m experiments.batchnorm_effect.run --data DIR     a folder of IDX files, such as MNIST
+    python -m experiments.batchnorm_effect.run --redraw       pictures and report again, from the numbers
 
 Every seed and every learning rate, with and without batch norm, train at once in one compiled program.
 """
 
+from experiments import _command
+
+if __name__ == "__main__":
+    _command.start("experiments.batchnorm_effect.run")
+
 import dataclasses
 import json
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,66 +22,55 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # a script's own folder is all that Python looks in
-
-from experiments import _command, _data, _report
+from experiments import _data, _options, _report
+from experiments._options import AtLeastOne, Positive, Seed
 from experiments.batchnorm_effect import network, pictures
 
-RESULTS = Path(__file__).parent / "results"
 NUMBERS = "results.json"
-COMMAND = "python experiments/batchnorm_effect/run.py"
 KINDS = {True: "with batch norm", False: "without batch norm"}
 PROBES = 1000
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(_options.WithData):
     """What is trained."""
 
-    data: Path | None = None
-    """Folder of IDX files (see experiments/_data.py); without it, scikit-learn's digits."""
-    steps: int = 50_000
-    """Steps of the first figure; the paper's number."""
-    rate: float = 0.1
-    """Learning rate of the first figure."""
-    seeds: int = 5
-    """Networks of each kind in the first figure."""
-    sweep_rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
-    """Learning rates of the second figure."""
-    sweep_steps: int = 5_000
-    """Steps of the second figure."""
-    sweep_seeds: int = 3
-    """Networks of each kind and rate in the second figure."""
-    every: int = 500
-    """Steps between two measurements; divides both numbers of steps."""
-    deviation: float = 0.1
-    """Standard deviation of the Gaussian that kernels are drawn from."""
-    seed: int = 0
-    """Draws all kernels and orders of images."""
-    out: Path = RESULTS / "digits"
-    """Folder of the results."""
+    steps: AtLeastOne = 50_000
+    """The steps of the first figure; the paper's number."""
+    rate: Positive = 0.1
+    """The learning rate of the first figure."""
+    seeds: AtLeastOne = 5
+    """The networks of each kind in the first figure."""
+    sweep_rates: tuple[Positive, ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+    """The learning rates of the second figure."""
+    sweep_steps: AtLeastOne = 5_000
+    """The steps of the second figure."""
+    sweep_seeds: AtLeastOne = 3
+    """The networks of each kind and rate in the second figure."""
+    every: AtLeastOne = 500
+    """The steps between two measurements; this divides both numbers of steps."""
+    deviation: Positive = 0.1
+    """The standard deviation of the Gaussian that kernels are drawn from."""
+    seed: Seed = 0
+    """The seed of all kernels and orders of images."""
     redraw: bool = False
-    """Only the pictures and the report again, from the numbers in that folder."""
+    """Only the pictures and the report are made again, from the numbers in that folder."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "seeds", "sweep_steps", "sweep_seeds", "every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        super().__post_init__()
         for name in ("steps", "sweep_steps"):
             if getattr(self, name) % self.every:
-                raise ValueError(f"{name} must be a multiple of every = {self.every}, got {getattr(self, name)}")
-        if not self.sweep_rates or min(*self.sweep_rates, self.rate, self.deviation) <= 0:
-            raise ValueError("rate, sweep_rates and deviation must be positive")
+                raise _command.Refused(f"{name} must be a multiple of every = {self.every}, got {getattr(self, name)}")
 
 
-def load_task(source: Path | None) -> network.Task:
-    data = _data.load(source)
+def load_task(source: Path | None, memory: float = _data.MEMORY) -> network.Task:
+    data = _data.load(source, memory=memory)
     if len(data.train_labels) < network.BATCH:
-        raise ValueError(f"{source}: {len(data.train_labels)} training images, must be at least {network.BATCH}")
+        raise _command.Refused(f"{source}: {len(data.train_labels)} training images, must be at least {network.BATCH}")
     train, test = (jnp.asarray(a.reshape(len(a), -1)) for a in (data.train_images, data.test_images))
-    return network.Task(train, jnp.asarray(data.train_labels), test, jnp.asarray(data.test_labels), test[:PROBES])
+    labels = jnp.asarray(data.train_labels), jnp.asarray(data.test_labels)
+    return network.Task(train, labels[0], test, labels[1], test[:PROBES], jnp.asarray(data.levels))
 
 
 def timed_sweep(keys: jax.Array, rates: list[float], task: network.Task, **options: Any):
@@ -130,22 +123,24 @@ def rounded(array: np.ndarray, digits: int = 4) -> list[Any]:
 
 def measure(settings: Settings) -> dict[str, Any]:
     """Trains everything; what came out, as JSON takes it."""
-    task = load_task(settings.data)
+    task = load_task(settings.data, settings.memory)
     images = f"{len(task.train_labels):,} training images, {len(task.test_labels):,} test images"
     options = {"deviation": settings.deviation, "every": settings.every}
     keys = jax.random.split(jax.random.key(settings.seed), max(settings.seeds, settings.sweep_seeds))
     rates = list(settings.sweep_rates)
 
-    print(f"{images}\nrate {settings.rate:g}: {settings.seeds} seeds with and without, {settings.steps:,} steps …")
+    _command.say(
+        f"{images}\nrate {settings.rate:g}: {settings.seeds} seeds with and without, {settings.steps:,} steps …"
+    )
     curves, seconds = timed_sweep(keys[: settings.seeds], [settings.rate], task, steps=settings.steps, **options)
     curves = {kind: jax.tree.map(lambda a: a[:, 0], of_kind) for kind, of_kind in curves.items()}  # one rate
-    print(f"{len(rates)} rates: {settings.sweep_seeds} seeds with and without, {settings.sweep_steps:,} steps …")
+    _command.say(f"{len(rates)} rates: {settings.sweep_seeds} seeds with and without, {settings.sweep_steps:,} steps …")
     swept, sweep_seconds = timed_sweep(keys[: settings.sweep_seeds], rates, task, steps=settings.sweep_steps, **options)
 
     steps = np.arange(settings.steps // settings.every + 1) * settings.every
     units = {kind: typical_unit(of_kind.percentiles[0]) for kind, of_kind in curves.items()}
     configuration = dataclasses.asdict(settings) | {"data": "IDX files" if settings.data else "digits"}
-    for elsewhere in ("out", "redraw"):
+    for elsewhere in ("out", "redraw", "memory"):
         del configuration[elsewhere]
 
     def each(of: Callable[[bool], Any]) -> dict[str, Any]:
@@ -226,7 +221,9 @@ def present(content: dict[str, Any], out: Path) -> None:
                 f"Test accuracy in % after {configuration['sweep_steps']:,} steps: mean of the seeds (worst).",
             ),
         ],
-        command=COMMAND + " --data DIR" * (configuration["data"] != "digits"),
+        command=_command.line(
+            "experiments.batchnorm_effect.run", *(["--data", "DIR"] if configuration["data"] != "digits" else [])
+        ),
         configuration=configuration,
         facts={
             **{name: content[name] for name in ("date", "machine", "versions")},
@@ -235,31 +232,21 @@ def present(content: dict[str, Any], out: Path) -> None:
             "learning rates": seconds(rates),
         },
     )
-    files = {"figure1.png": figure, "rates.png": rates_figure, "report.html": report}
-    for name, data in files.items():
-        _report.write(out / name, data)
     print(summary)
     print(f"{'rate':>6} {'with, % (worst)':>18} {'without':>18}")
     for rate, *cells in rows:
         print(f"{rate:>6} " + " ".join(f"{cell:>18}" for cell in cells))
-    print(*(out / name for name in (NUMBERS, *files)), sep="\n")
+    _report.leave(out, {"figure1.png": figure, "rates.png": rates_figure, "report.html": report})
 
 
-def run(settings: Settings) -> None:
-    if not settings.redraw:
-        _command.make(settings.out)
-        content = measure(settings)
-        _report.write(settings.out / NUMBERS, (json.dumps(content, allow_nan=False) + "\n").encode())
-    present(json.loads((settings.out / NUMBERS).read_text()), settings.out)
-
-
+@_command.command
 def main(arguments: list[str] | None = None) -> None:
-    settings = tyro.cli(Settings, description=__doc__, args=arguments)
-    try:
-        run(settings)
-    except (ValueError, FileNotFoundError) as error:  # the data's, or no numbers to redraw
-        raise SystemExit(str(error)) from None
-
-
-if __name__ == "__main__":
-    _command.run(main)
+    settings = _options.parse(Settings, arguments, __doc__)
+    out = settings.folder(__file__)
+    if not settings.redraw:
+        _command.make(out)
+        content = measure(settings)
+        _report.write(out / NUMBERS, (json.dumps(content, allow_nan=False) + "\n").encode())
+    content = _report.numbers(out / NUMBERS)
+    _command.say("drawing …")
+    present(content, out)

@@ -1,45 +1,36 @@
 """How much time one program of all seeds and rates saves: the sweep, and the same runs one after another.
 
-    python experiments/batchnorm_effect/vmap_saving.py [--data DIR]
+    python -m experiments.batchnorm_effect.vmap_saving [--data DIR]
 
 One after another is the same training, compiled once for each kind and called for every seed and rate.
 """
 
+from experiments import _command
+
+if __name__ == "__main__":
+    _command.start("experiments.batchnorm_effect.vmap_saving")
+
 import dataclasses
-import json
-import sys
 import time
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import tyro
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # a script's own folder is all that Python looks in
-
-from experiments import _command, _report
+from experiments import _options, _report
+from experiments._options import AtLeastOne
 from experiments.batchnorm_effect import network, run
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(_options.WithData):
     """What is timed."""
 
-    data: Path | None = None
-    """Folder of IDX files (see experiments/_data.py); without it, scikit-learn's digits."""
-    steps: int = 200
-    """Of each run."""
-    repeats: int = 3
-    """The least time counts."""
-    out: Path | None = None
-    """File of the results; beside this script results/vmap_saving.json, of the digits runs/vmap_saving.json."""
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "repeats"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+    steps: AtLeastOne = 200
+    """The steps of each run."""
+    repeats: AtLeastOne = 3
+    """Each is timed so often, and the least time counts."""
 
 
 def seconds(f: Any, repeats: int) -> float:
@@ -56,6 +47,7 @@ def saving(task: network.Task, seeds: int, rates: tuple[float, ...], settings: S
     """Milliseconds of one step of one run, both ways; and the seconds of compiling."""
     options = {"deviation": 0.1, "steps": settings.steps, "every": settings.steps}
     keys, each_rate = jax.random.split(jax.random.key(0), seeds), jnp.array(rates, jnp.float32)
+    _command.say(f"{seeds} seeds, {len(rates)} rates …")
     start = time.perf_counter()
     together = network.sweep.lower(keys, each_rate, task, **options).compile()
     compiled = time.perf_counter()
@@ -82,31 +74,20 @@ def saving(task: network.Task, seeds: int, rates: tuple[float, ...], settings: S
     }
 
 
+@_command.command
 def main(arguments: list[str] | None = None) -> None:
-    settings = tyro.cli(Settings, description=__doc__, args=arguments)
-    try:
-        task = run.load_task(settings.data)
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(str(error)) from None
-    out = settings.out or (run.RESULTS if settings.data else run.RESULTS.parent / "runs") / "vmap_saving.json"
-    _command.make(out.parent)
+    settings = _options.parse(Settings, arguments, __doc__)
+    task = run.load_task(settings.data, settings.memory)
+    out = _command.make(settings.folder(__file__))
     # Few images to measure by, so that steps are what is timed.
     task = task._replace(test_images=task.probes[:100], test_labels=task.test_labels[:100], probes=task.probes[:100])
     rates = run.Settings.sweep_rates
     shapes = ((1, (0.1,)), (5, (0.1,)), (1, rates), (3, rates))
     content = {
-        "date": _report.today(),
-        "machine": _report.machine(),
-        "versions": _report.versions(),
         "features": task.train_images.shape[1],
         "steps": settings.steps,
         "measured": [saving(task, seeds, some, settings) for seeds, some in shapes],
     }
-    _report.write(out, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
     for row in content["measured"]:
         print(row)
-    print(out)
-
-
-if __name__ == "__main__":
-    _command.run(main)
+    _report.leave(out, {"vmap_saving.json": _report.as_json(content)})

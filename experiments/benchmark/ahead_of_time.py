@@ -1,22 +1,26 @@
 """What the compilers for TPU and GPU make of bnderiv, Flax and plain autodiff. No device is needed, none is measured.
 
-    python experiments/benchmark/ahead_of_time.py                       every case for v5e, v6e, v5p and h100
-    python experiments/benchmark/ahead_of_time.py --targets h100        one target; the others keep their numbers
-    python experiments/benchmark/ahead_of_time.py --only "max pool"     the cases whose names have this in them
-    python experiments/benchmark/ahead_of_time.py --resume              what a run that was interrupted has left
-    python experiments/benchmark/ahead_of_time.py --redraw              tables, picture and page again
+    python -m experiments.benchmark.ahead_of_time                       every case for v5e, v6e, v5p and h100
+    python -m experiments.benchmark.ahead_of_time --targets h100        one target; the others keep their numbers
+    python -m experiments.benchmark.ahead_of_time --only "max pool"     the cases whose names have this in them
+    python -m experiments.benchmark.ahead_of_time --resume              what a run that was interrupted has left
+    python -m experiments.benchmark.ahead_of_time --redraw              tables, picture and page again
 
-Needs `pip install "bnderiv[experiments,flax,accelerators]"`. Each case is a forward and a backward pass as in training,
+Needs `pip install -e ".[experiments,flax,accelerators]"`. Each case is a forward and a backward pass as in training,
 compiled for one device, and its program counted: kernels, bytes, cycles (the TPU compiler's own estimate), temporary
 memory, stored masks, float32 convolutions. Caches, autotuning and cuDNN's choice of algorithm are not in the counts.
 Of the norms there is batch norm alone. A target takes a few minutes on two cores; LeNet-5 takes a TPU's compiler some
 minutes more.
 """
 
+from experiments import _command
+
+if __name__ == "__main__":
+    _command.start("experiments.benchmark.ahead_of_time", extras="experiments,flax,accelerators")
+
 import dataclasses
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -28,13 +32,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import jax
 import jax.numpy as jnp
-import tyro
-from tqdm import tqdm
-
-sys.path.insert(0, str(Path(__file__).parents[2]))  # a script's own folder is all that Python looks in
 
 import bnderiv
-from experiments import _command, _programs, _report
+from experiments import _options, _programs, _report
 from experiments.benchmark import compiled_tables, peers, steps, targets
 from experiments.benchmark.layers import by
 
@@ -53,7 +53,6 @@ POOLS = (  # kind, window, stride, padding, shape
 BLOCK = (256, 56, 56, 256)
 LARGE = 0.2  # of x: from this part of it, booleans that are written are a stored mask
 PACKAGES = ("flax", "libtpu", "jax-cuda13-plugin")
-OUT = Path(__file__).parent / "results" / "ahead_of_time"
 STEM = "ahead_of_time"
 
 
@@ -72,20 +71,18 @@ class Case(NamedTuple):
     programs: Callable[[], dict[str, Program]]  # by library
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(_options.Measured):
     """Which cases, for which targets, and where to."""
 
+    OTHERWISE_THE_SAME = (*_options.Measured.OTHERWISE_THE_SAME, "targets", "only", "resume")
+
     targets: tuple[Literal["v5e", "v6e", "v5p", "h100"], ...] = targets.TARGETS
-    """Devices to compile for."""
+    """It compiles for these devices."""
     only: tuple[str, ...] = ()
-    """Parts of the names of the cases to compile; by default all."""
+    """Only the cases with one of these in their names are compiled."""
     resume: bool = False
-    """Leave out what the file of results has."""
-    redraw: bool = False
-    """Compile nothing: the rest from the numbers there."""
-    out: Path = OUT
-    """Folder of the results."""
+    """What the file of results has is left out."""
 
 
 def in_training(layer: Callable[..., Any]) -> Callable[..., Any]:
@@ -255,8 +252,8 @@ def compile_all(options: Options, numbers: Path) -> None:
     every = [case.name for case in cases()]
     chosen = [case for case in cases() if not options.only or any(part in case.name for part in options.only)]
     if not chosen:
-        raise SystemExit(f"no case has any of {options.only} in its name")
-    with tqdm(total=len(options.targets) * len(chosen), unit="case", dynamic_ncols=True) as bar:
+        raise _command.Refused(f"no case has any of {options.only} in its name")
+    with _command.bar(total=len(options.targets) * len(chosen), unit="case") as bar:
         for target in options.targets:
             for case in chosen:
                 bar.set_postfix_str(f"{target}: {case.name}")
@@ -268,7 +265,7 @@ def compile_all(options: Options, numbers: Path) -> None:
                     try:
                         found[who] = count(target, program, case.x)
                     except targets.Absent as error:
-                        raise SystemExit(str(error)) from None
+                        raise _command.Refused(str(error)) from None
                     except jax.errors.JaxRuntimeError as error:  # as where it needs more memory than there is
                         found[who] = {"absent": str(error).splitlines()[0][:200]}
                     found[who] |= {"seconds": round(time.perf_counter() - start, 1), "by": compiler(target)}
@@ -278,28 +275,14 @@ def compile_all(options: Options, numbers: Path) -> None:
                 bar.update()
 
 
+@_command.command
 def main(arguments: list[str] | None = None) -> None:
-    options = tyro.cli(Options, description=__doc__, args=arguments)
-    _command.make(options.out)
-    numbers = options.out / f"{STEM}.json"
-    if options.redraw:
-        if not numbers.exists():
-            raise SystemExit(f"--redraw needs the numbers of a run, there is no {numbers}")
-    else:
+    options = _options.parse(Options, arguments, __doc__)
+    numbers = _command.make(out := options.folder(__file__)) / f"{STEM}.json"
+    if not options.redraw:
         compile_all(options, numbers)
-    content = json.loads(numbers.read_text())
+    content = _report.numbers(numbers)
     text, picture = compiled_tables.markdown(content), _report.png(compiled_tables.draw(content))
-    files = {
-        "tables": (".md", text.encode()),
-        "picture": (".png", picture),
-        "report": (".html", compiled_tables.report(content, text, picture)),
-    }
     print(compiled_tables.summary(content))
-    print(f"numbers  {numbers}")
-    for what, (suffix, data) in files.items():
-        _report.write(numbers.with_suffix(suffix), data)
-        print(f"{what:<8} {numbers.with_suffix(suffix)}")
-
-
-if __name__ == "__main__":
-    _command.run(main)
+    page = compiled_tables.report(content, text, picture)
+    _report.leave(out, {f"{STEM}.md": text.encode(), f"{STEM}.png": picture, f"{STEM}.html": page})

@@ -33,4 +33,4 @@ def start_again(keeping: bool) -> None:
         return
     environment = {name: value for name, value in os.environ.items() if name not in KEEPING}
     sys.stdout.flush()
-    os.execve(sys.executable, [sys.executable, *sys.argv], environment | (KEEPING if keeping else {}))
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment | (KEEPING if keeping else {}))

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 
 from bnderiv.convolution import banded, correlations, direct, shifted
-from bnderiv.convolution.conv2d import _Geometry
+from bnderiv.convolution.conv import _Geometry
 from experiments.benchmark.clock import Effort, interleaved, of_jax
 
 

@@ -1,19 +1,23 @@
 """How fast bnderiv is and how much it keeps: against Flax, PyTorch, plain autodiff and what the machine can do.
 
-    python experiments/benchmark/run.py                     everything
-    python experiments/benchmark/run.py --quick             a part of it, in under two minutes
-    python experiments/benchmark/run.py --only lenet epoch  these sections again; the others keep their numbers
-    python experiments/benchmark/run.py --redraw            tables and picture again, from the numbers
-    python experiments/benchmark/run.py --fresh-memory      large arrays in memory new to the process (`allocator.py`)
+    python -m experiments.benchmark.run                     everything
+    python -m experiments.benchmark.run --quick             a part of it, in under two minutes
+    python -m experiments.benchmark.run --only lenet epoch  these sections again; the others keep their numbers
+    python -m experiments.benchmark.run --redraw            tables and picture again, from the numbers
+    python -m experiments.benchmark.run --fresh-memory      large arrays in memory new to the process (`allocator.py`)
 
-A peer that is not installed (`pip install "bnderiv[peers]"` has them all) is left out and named.
+A peer that is not installed (`pip install -e ".[peers]"` has them all) is left out and named.
 """
 
-import argparse
+from experiments import _command
+
+if __name__ == "__main__":
+    _command.start("experiments.benchmark.run", extras="peers")
+
+import dataclasses
 import json
 import os
 import re
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -24,9 +28,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # on a GPU PyTo
 
 import jax
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # a script's own folder is all that Python looks in
-
-from experiments import _command, _report
+from experiments import _options, _report
 from experiments.benchmark import (
     allocator,
     convolutions,
@@ -43,7 +45,6 @@ from experiments.benchmark import (
 from experiments.benchmark.clock import FULL, QUICK, Effort
 from experiments.benchmark.torch_peer import Torch, torch_processes
 
-HERE = Path(__file__).parent
 SECTIONS: dict[str, Callable[[Effort, Torch], dict[str, Any]]] = {
     "lenet": lenet_step.measure,
     "epoch": lenet_step.epochs,
@@ -59,6 +60,25 @@ SECTIONS: dict[str, Callable[[Effort, Torch], dict[str, Any]]] = {
     "gpu": layers.batch_norms_of_resnet,
 }
 LAYERS = ["max_pool", "avg_pool", "batch_norm", "batch_norm_relu"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(_options.Measured):
+    """What is measured."""
+
+    OTHERWISE_THE_SAME = (*_options.Measured.OTHERWISE_THE_SAME, "only", "fresh_memory")
+
+    quick: bool = False
+    """There are fewer cases and runs, and PyTorch is not compiled."""
+    only: tuple[str, ...] = ()
+    """These sections are measured; without one, all."""
+    fresh_memory: bool = False
+    """Memory is the allocator's default; only the layers are measured."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if unknown := set(self.only) - SECTIONS.keys():
+            raise _command.Refused(f"only: no section {', '.join(unknown)}; there are {', '.join(SECTIONS)}")
 
 
 def processor() -> str:
@@ -89,7 +109,7 @@ def run(names: list[str], effort: Effort, numbers: Path) -> None:
     }
     content.setdefault("sections", {})
     for name in names:
-        print(f"{name} …", flush=True)
+        _command.say(f"{name} …")
         start = time.perf_counter()
         with torch_processes() as torch:
             section = SECTIONS[name](effort, torch)
@@ -110,46 +130,29 @@ def report(content: dict[str, Any], text: str, drawn: bytes | None) -> bytes:
         f"In {sum(ratio > 1 for *_, ratio in compared)} of {len(compared)} comparisons with Flax, PyTorch and autodiff "
         "bnderiv is the faster one.",
         [*pictures, _report.Markdown(text)],
-        command="python experiments/benchmark/run.py"
-        + " --quick" * content["quick"]
-        + " --fresh-memory" * content["memory"].startswith("new"),
+        command=_command.line(
+            "experiments.benchmark.run",
+            *["--quick"] * content["quick"],
+            *["--fresh-memory"] * content["memory"].startswith("new"),
+        ),
         configuration={"quick": content["quick"], "sections": ", ".join(content["sections"])},
         facts={name: content[name] for name in ("date", "machine", "processor", "memory", "versions")},
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer cases and runs, PyTorch not compiled")
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, help="these sections; default all")
-    parser.add_argument("--fresh-memory", action="store_true", help="the allocator's default; the layers, by default")
-    parser.add_argument("--out", type=Path, help="folder of the results; default results/, with --quick runs/quick/")
-    parser.add_argument("--redraw", action="store_true", help="no measuring: the rest from the numbers there")
-    options = parser.parse_args()
+@_command.command
+def main(arguments: list[str] | None = None) -> None:
+    options = _options.parse(Settings, arguments, __doc__)
     allocator.start_again(keeping=not options.fresh_memory)
-    names = options.only or (LAYERS if options.fresh_memory else list(SECTIONS))
+    names = list(options.only) or (LAYERS if options.fresh_memory else list(SECTIONS))
 
-    out = options.out or HERE / ("runs/quick" if options.quick else "results")
-    numbers = out / f"{stem(options.fresh_memory)}.json"
-    if options.redraw:
-        if not numbers.exists():
-            parser.error(f"--redraw needs the numbers of a run on this machine, there is no {numbers}")
-    else:
+    numbers = _command.make(out := options.folder(__file__)) / f"{stem(options.fresh_memory)}.json"
+    if not options.redraw:
         run(names, QUICK if options.quick else FULL, numbers)
 
-    content = json.loads(numbers.read_text())
+    content = _report.numbers(numbers)
     text, figure = tables.markdown(content), picture.draw(content)
     drawn = None if figure is None else _report.png(figure)
-    files = {".md": text.encode(), ".png": drawn, ".html": report(content, text, drawn)}
-    written = {"numbers": numbers}
-    for what, (suffix, data) in zip(("tables", "picture", "report"), files.items(), strict=True):
-        if data is not None:
-            written[what] = numbers.with_suffix(suffix)
-            _report.write(written[what], data)
     print(tables.summary(content))
-    for what, path in written.items():
-        print(f"{what:<8} {path}")
-
-
-if __name__ == "__main__":
-    _command.run(main)
+    files = {".md": text.encode(), ".png": drawn, ".html": report(content, text, drawn)}
+    _report.leave(out, {numbers.stem + suffix: data for suffix, data in files.items()})

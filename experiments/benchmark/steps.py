@@ -32,7 +32,8 @@ def network(
     gradients: str, pool: str, activation: str, dtype: str = "float32"
 ) -> tuple[Callable[..., Any], Callable[[int], tuple[Any, ...]]]:
     """The step, and its arguments for a batch of some size."""
-    config = lenet5.Config(pool=pool, activation=activation, gradients=gradients, dtype=dtype)
+    options: dict[str, Any] = {"pool": pool, "activation": activation, "gradients": gradients, "dtype": dtype}
+    config = lenet5.Config(**options)
     layers = {"closed_form": bnderiv, "autodiff": bnderiv.reference}[gradients]
 
     def apply(params: Any, state: Any, x: jax.Array) -> Any:

@@ -11,7 +11,7 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 TARGETS = ("v5e", "v6e", "v5p", "h100")
-INSTALL = 'pip install "bnderiv[accelerators]"'
+INSTALL = 'pip install -e ".[accelerators]"'
 # The TPU's library is not to look for one, nor to complain that there is none, and several processes may load it.
 ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",

@@ -1,42 +1,57 @@
 """LeNet-5 with batch norm learns handwritten digits by formulas alone: no automatic differentiation in the path.
 
-    python experiments/by_hand/run.py
+    python -m experiments.by_hand.run
 
 Two networks start from the same parameters and see the same batches. One takes its gradients from
 `bnderiv.steps.lenet5`, the chain rule written out line by line, the other from `jax.grad` of the library's model. At
 every step both gradients are also taken at the first network's parameters and compared, array by array.
 """
 
-import argparse
+from experiments import _command
+
+if __name__ == "__main__":
+    _command.start("experiments.by_hand.run")
+
 import dataclasses
 import functools
 import re
-import sys
 import time
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
-from tqdm import tqdm
-
-sys.path.insert(0, str(Path(__file__).parents[2]))  # a script's own folder is all that Python looks in
 
 import bnderiv
 from bnderiv import steps
 from bnderiv.check.problem import equations
 from bnderiv.models import lenet5
-from experiments import _command, _report
+from experiments import _options, _report
 from experiments._data import Data, load
+from experiments._options import AtLeastOne, Seed
 
-HERE = Path(__file__).parent
 DEFAULT = lenet5.Config(image_shape=(32, 32, 1))
 BATCH_SIZE = 32
 LEARNING_RATE = 0.1
 LOSSES = {"cross_entropy": "cross entropy", "squared_error": "half the squared error"}
 ROUNDING = 2.0**-24  # relative, of one float32 operation
 SUSPICIOUS = 1e-5  # a difference above it is taken again in float64, where rounding is no excuse
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(_options.Results):
+    """Which network learns, and how long."""
+
+    epochs: AtLeastOne = 3
+    """The passes over the training images."""
+    seed: Seed = 0
+    """The seed of the parameters and of the order of the images."""
+    loss: Literal["cross_entropy", "squared_error"] = "cross_entropy"
+    """The loss is the cross entropy of a softmax, or half the squared error of a tanh."""
+    pool: Literal["avg", "max"] = "avg"
+    """LeNet-5 pools by the average or by the maximum."""
+    activation: Literal["tanh", "relu", "sigmoid"] = "tanh"
+    """The activation of every hidden layer."""
 
 
 class Step(NamedTuple):
@@ -156,16 +171,18 @@ def train(config: lenet5.Config, loss: str, epochs: int, seed: int, data: Data) 
     count = len(data.train_labels)
     batches = count // BATCH_SIZE
     hand = grad = lenet5.init(jax.random.key(seed), config)
-    checked = check_paths((*hand, data.train_images[:BATCH_SIZE], data.train_labels[:BATCH_SIZE], config, loss))
-    tqdm.write(checked)
+    first = data.standardized(data.train_images[:BATCH_SIZE]), data.train_labels[:BATCH_SIZE]
+    checked = check_paths((*hand, *first, config, loss))
+    print(checked)
+    _command.say("compiling both steps …")
     losses: dict[str, list[float]] = {"by_hand": [], "jax_grad": []}
     differences: dict[str, list[float]] = {}
     in_float64: dict[int, float] = {}
     largest = 0.0
-    with tqdm(total=epochs * batches, desc="LeNet-5 by hand", unit="step", dynamic_ncols=True) as bar:
+    with _command.bar(total=epochs * batches, desc="LeNet-5 by hand", unit="step") as bar:
         for _ in range(epochs):
             for rows in rng.permutation(count)[: batches * BATCH_SIZE].reshape(batches, BATCH_SIZE):
-                batch = (data.train_images[rows], data.train_labels[rows], config, loss)
+                batch = (data.standardized(data.train_images[rows]), data.train_labels[rows], config, loss)
                 by_hand, by_grad = step_by_hand(*hand, *batch), step_by_grad(*grad, *batch)
                 found = relative_differences(by_hand.gradients, step_by_grad(*hand, *batch).gradients)
                 for name, difference in found.items():
@@ -179,7 +196,7 @@ def train(config: lenet5.Config, loss: str, epochs: int, seed: int, data: Data) 
                 bar.set_postfix_str(f"loss {by_hand.loss:.4f}, largest difference {largest:.1e}", refresh=False)
                 bar.update()
     accuracies = {
-        name: float(accuracy(*network, data.test_images, data.test_labels, config))
+        name: float(accuracy(*network, data.standardized(data.test_images), data.test_labels, config))
         for name, network in (("by_hand", hand), ("jax_grad", grad))
     }
     return Result(losses, differences, in_float64, accuracies, checked, time.perf_counter() - start)
@@ -245,7 +262,7 @@ def report(content: dict[str, Any], picture: bytes) -> bytes:
             ),
             _report.Text("What is in the path", content["path"] + "."),
         ],
-        command="python experiments/by_hand/run.py" + content["arguments"],
+        command=_command.line("experiments.by_hand.run", *content["arguments"].split()),
         configuration=options | content["config"],
         facts={"seconds": content["seconds"], f"steps above {SUSPICIOUS:.0e}, in float64": again or "none"},
     )
@@ -266,26 +283,11 @@ def summarize(result: Result) -> None:
     print(f"test accuracy                       {by_hand:.2%} by hand, {by_grad:.2%} by jax.grad")
 
 
+@_command.command
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--seed", type=int, default=0, help="draws the parameters and the order of the images")
-    parser.add_argument("--loss", choices=tuple(LOSSES), default="cross_entropy")
-    parser.add_argument("--pool", choices=("avg", "max"), default="avg")
-    parser.add_argument("--activation", choices=("tanh", "relu", "sigmoid"), default="tanh")
-    where = "results, or with other options than the default ones a folder of runs that bears their names"
-    parser.add_argument("--out", type=Path, help=f"folder of the results (default: beside this script, {where})")
-    options = parser.parse_args(arguments)
-    if options.epochs < 1:
-        parser.error("--epochs must be at least 1")
-    if options.seed < 0:
-        parser.error("--seed must be at least 0")
-
+    options = _options.parse(Settings, arguments, __doc__)
     config = dataclasses.replace(DEFAULT, pool=options.pool, activation=options.activation)
-    named = {name: getattr(options, name) for name in ("epochs", "seed", "loss", "pool", "activation")}
-    chosen = {name: value for name, value in named.items() if value != parser.get_default(name)}
-    out = options.out or _command.folder(HERE, chosen)
-    _command.make(out)
+    out = _command.make(options.folder(__file__))
     result = train(config, options.loss, options.epochs, options.seed, load())
     summarize(result)
     worst = result.worst()
@@ -296,7 +298,7 @@ def main(arguments: list[str] | None = None) -> None:
         "suspicious_steps_in_float64": {str(step + 1): value for step, value in result.in_float64.items()},
         "test_accuracy": result.accuracies,
         "path": result.checked,
-        "arguments": "".join(f" --{name} {value}" for name, value in chosen.items()),
+        "arguments": " ".join(options.arguments()),
         "seconds": round(result.seconds, 1),
         "seed": options.seed,
         "epochs": options.epochs,
@@ -308,18 +310,9 @@ def main(arguments: list[str] | None = None) -> None:
         "largest_difference_by_step": [float(f"{value:.3g}") for value in worst],
         "losses": {name: [round(value, 7) for value in values] for name, values in result.losses.items()},
     }
+    _command.say("drawing …")
     picture = draw(result, options.loss)
-    files = {
-        "numbers": ("by_hand.json", _report.as_json(content)),
-        "picture": ("by_hand.png", picture),
-        "report": ("report.html", report(content, picture)),
-    }
-    for what, (name, data) in files.items():
-        _report.write(out / name, data)
-        print(f"{what:<8} {out / name}")
+    files = {"by_hand.json": _report.as_json(content), "by_hand.png": picture, "report.html": report(content, picture)}
+    _report.leave(out, files)
     if result.in_float64 and not max(result.in_float64.values()) < 1e-9:
-        sys.exit("the gradients differ in float64 too: a formula is wrong")
-
-
-if __name__ == "__main__":
-    _command.run(main)
+        raise _command.Refused("the gradients differ in float64 too: a formula is wrong")

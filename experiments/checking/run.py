@@ -1,21 +1,23 @@
 """What checkers of gradients catch and miss on the rules of `tests/check`: ours, JAX's check_grads, torch's gradcheck.
 
-    python experiments/checking/run.py             every rule: results/checking.json, tables, picture and report
-    python experiments/checking/run.py --only log  rules whose name holds this, printed
-    python experiments/checking/run.py --redraw    tables, picture and report again, from checking.json
+    python -m experiments.checking.run             every rule: numbers, tables, picture and report
+    python -m experiments.checking.run --only log  rules whose name holds this, printed
+    python -m experiments.checking.run --redraw    tables, picture and report again, from checking.json
 
 All run in float64 (gradcheck asks for it), each with its default tolerances; ours with a reference and without.
 check_grads runs to second order in reverse mode. For torch, a JAX rule is wrapped in an autograd.Function whose
 backward is `jax.vjp` of the rule, and so on to second order (gradgradcheck).
 """
 
-import argparse
-import json
+from experiments import _command
+
+if __name__ == "__main__":
+    _command.start("experiments.checking.run", extras="test,peers")
+
+import dataclasses
 import multiprocessing
-import sys
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,18 +25,14 @@ import jax.numpy as jnp
 import jax.test_util
 import matplotlib.pyplot as plt
 import numpy as np
-from tqdm import tqdm
-
-sys.path.insert(0, str(Path(__file__).parents[2]))  # a script's own folder is all that Python looks in
 
 from bnderiv.check import compare
-from experiments import _command, _report
+from experiments import _options, _report
 from tests.check.real_rules import REAL, REAL_WRONG
 from tests.check.right_rules import RIGHT
 from tests.check.rules import Case, run
 from tests.check.wrong_rules import WRONG
 
-RESULTS = Path(__file__).parent / "results"
 RULES = [
     (table, case)
     for table, cases in (("wrong", WRONG + REAL_WRONG), ("right", RIGHT + REAL))
@@ -45,37 +43,37 @@ RULES = [
 CHECKERS = ("compare", "compare alone", "check_grads", "gradcheck")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="rules whose name holds this; printed, not written")
-    parser.add_argument("--redraw", action="store_true", help="from results/checking.json")
-    options = parser.parse_args()
-    if options.redraw:
-        write(json.loads((RESULTS / "checking.json").read_text()))
-        return
-    chosen = [i for i, (_, case) in enumerate(RULES) if options.only in case.name]
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
-        rows = list(tqdm(pool.imap(row, chosen), total=len(chosen)))
-    print(tables(rows))
-    if not options.only:
-        _command.make(RESULTS)
-        content = _report.as_json({"rows": rows}, "torch")
-        _report.write(RESULTS / "checking.json", content)
-        write(json.loads(content))
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(_options.Measured):
+    """Which rules are checked."""
+
+    only: str = ""
+    """Only the rules whose names hold this are checked; they are printed, not written."""
 
 
-def write(results: dict[str, Any]) -> None:
-    """Tables, picture and report."""
+@_command.command
+def main(arguments: list[str] | None = None) -> None:
+    options = _options.parse(Settings, arguments, __doc__)
+    out = options.folder(__file__)
+    if not options.redraw:
+        chosen = [i for i, (_, case) in enumerate(RULES) if options.only in case.name]
+        if not options.only:
+            _command.make(out)
+        with multiprocessing.get_context("spawn").Pool(2) as pool:
+            rows = list(_command.bar(iterable=pool.imap(row, chosen), total=len(chosen), unit="rule"))
+        print(tables(rows))
+        if options.only:
+            return
+        _report.write(out / "checking.json", _report.as_json({"rows": rows}, "torch"))
+    results = _report.numbers(out / "checking.json")
     text, picture = tables(results["rows"]), draw(results["rows"])
-    _report.write(RESULTS / "checking.md", text.encode())
-    _report.write(RESULTS / "checking.png", picture)
     summary = "What each checker of gradients misses of rules that are wrong, and fails of rules that are right."
     caption = "In float64, each checker with its default tolerances. A good checker has no bars."
     parts = (_report.Picture("At a glance", picture, caption), _report.Markdown(text))
     about = {name: results[name] for name in ("date", "machine", "versions")}
-    command = "python experiments/checking/run.py"
+    command = _command.line("experiments.checking.run")
     page = _report.page("Checkers of gradients", summary, parts, command=command, configuration={}, facts=about)
-    _report.write(RESULTS / "checking.html", page)
+    _report.leave(out, {"checking.md": text.encode(), "checking.png": picture, "checking.html": page})
 
 
 def draw(rows: list[dict[str, str]]) -> bytes:
@@ -203,7 +201,3 @@ def tables(rows: list[dict[str, str]]) -> str:
             if any((row[c] == "passed") != (good == "passed") for c in CHECKERS):
                 lines.append(f"| {row['name']} | {row['how']} | " + " | ".join(mark[row[c]] for c in CHECKERS) + " |")
     return "\n".join(lines) + "\n"
-
-
-if __name__ == "__main__":
-    _command.run(main)

@@ -1,75 +1,69 @@
 """LeNet-5 trained by all devices of all processes together, its batch spread over them.
 
-    python experiments/distributed/run.py                                   the devices of this process
-    python experiments/distributed/run.py --cluster                         one process of many: Slurm, a TPU pod
-    python experiments/distributed/run.py --coordinator-address HOST:PORT --num-processes 2 --process-id 0
+    python -m experiments.distributed.run                                   the devices of this process
+    python -m experiments.distributed.run --cluster                         one process of many: Slurm, a TPU pod
+    python -m experiments.distributed.run --coordinator-address HOST:PORT --num-processes 2 --process-id 0
 
 Whatever the number of devices and processes, the batches are the same, and so is the loss of every step, to rounding.
 """
 
+from experiments import _command
+
+if __name__ == "__main__":
+    _command.start("experiments.distributed.run")
+
 import dataclasses
 import json
-import sys
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
-import tyro
-
-sys.path.insert(0, str(Path(__file__).parents[2]))  # a script's own folder is all that Python looks in
 
 from bnderiv.models import lenet5
-from experiments import _command, _data, _report
+from experiments import _data, _options, _report
+from experiments._options import AtLeastOne, Positive, Seed
 from experiments.distributed import training
 
-RESULTS = Path(__file__).parent / "results"
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(_options.WithData):
+    """What is trained, and over which processes. The first process writes the results."""
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What is trained, and over which processes."""
+    OTHERWISE_THE_SAME = (*_options.Results.OTHERWISE_THE_SAME, "compare", "coordinator_address", "process_id")
 
     cluster: bool = False
-    """One of many processes, where JAX finds the others by itself: Slurm, Open MPI, a TPU pod."""
+    """This is one of many processes, and JAX finds the others by itself: Slurm, Open MPI, a TPU pod."""
     coordinator_address: str | None = None
-    """One of many processes: host and port of the first one."""
+    """This is one of many processes, and the first one has this host and port."""
     num_processes: int | None = None
-    """How many processes there are."""
+    """The number of processes."""
     process_id: int | None = None
-    """Which of them this is, from 0."""
-    group: int = 0
-    """Devices that share the statistics of batch norm; 0 for all (synchronized), 1 for none (ghost batches)."""
-    data: Path | None = None
-    """Folder of IDX files (see experiments/_data.py); without it, scikit-learn's digits."""
-    batch_size: int = 64
-    """Images of a step, over all devices."""
-    epochs: int = 3
-    rate: float = 0.03
-    """Learning rate, constant; Nesterov-free momentum of 0.9."""
+    """The number of this process, from 0."""
+    group: Annotated[int, ">= 0"] = 0
+    """So many devices share the statistics of batch norm; 0 for all (synchronized), 1 for none (ghost batches)."""
+    batch_size: AtLeastOne = 64
+    """The images of a step, over all devices."""
+    epochs: AtLeastOne = 3
+    """The passes over the training images."""
+    rate: Positive = 0.03
+    """The learning rate is constant; the momentum is 0.9, without Nesterov's look ahead."""
     dtype: Literal["float32", "float64"] = "float32"
-    seed: int = 0
-    """Draws the parameters and the order of the images."""
+    """The dtype of everything."""
+    seed: Seed = 0
+    """The seed of the parameters and of the order of the images."""
     compare: Path | None = None
-    """run.json of another run: draws both losses and their difference."""
-    out: Path = RESULTS / "here"
-    """Folder of the results, written by the first process."""
+    """The run.json of another run: both losses and their difference are drawn."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "epochs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.rate > 0:
-            raise ValueError(f"rate must be positive, got {self.rate}")
-        if self.group < 0:
-            raise ValueError(f"group must be at least 0, got {self.group}")
+        super().__post_init__()
         by_hand = (self.coordinator_address, self.num_processes, self.process_id)
         if any(a is None for a in by_hand) and any(a is not None for a in by_hand):
-            raise ValueError("coordinator_address, num_processes and process_id come together")
+            raise _command.Refused("coordinator_address, num_processes and process_id come together")
         if self.cluster and self.coordinator_address:
-            raise ValueError("cluster finds the other processes by itself: no coordinator_address with it")
+            raise _command.Refused("cluster finds the other processes by itself: no coordinator_address with it")
         if self.compare is not None and not self.cluster and not self.process_id:  # the first process alone reads it
             other_run(self.compare)  # to be refused before hours of training, not after
 
@@ -81,7 +75,7 @@ def other_run(path: Path) -> dict[str, Any]:
         if not isinstance(other["losses"], list) or not isinstance(other["name"], str):
             raise TypeError
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"compare must be the run.json of another run, got {path} ({error!r})") from None
+        raise _command.Refused(f"compare must be the run.json of another run, got {path} ({error!r})") from None
     return other
 
 
@@ -96,12 +90,12 @@ def join(settings: Settings) -> None:
 def train(settings: Settings, data: _data.Data, devices: list[Any]) -> dict[str, Any]:
     """The loss of every step and the test accuracy; the same in every process."""
     if settings.batch_size % len(devices):
-        raise ValueError(
+        raise _command.Refused(
             f"batch_size must be a multiple of the number of devices, {len(devices)}, got {settings.batch_size}"
         )
     images = len(data.train_labels)
     if images < settings.batch_size:
-        raise ValueError(f"batch_size must be at most the number of images, {images}, got {settings.batch_size}")
+        raise _command.Refused(f"batch_size must be at most the number of images, {images}, got {settings.batch_size}")
     if settings.compare and jax.process_index() == 0:
         _as_many(other_run(settings.compare)["losses"], images // settings.batch_size * settings.epochs)
     mesh = training.mesh_of(devices, settings.group)
@@ -110,19 +104,23 @@ def train(settings: Settings, data: _data.Data, devices: list[Any]) -> dict[str,
     network = training.init(init_key, config, mesh)
     step = training.make_step(config, mesh, settings.rate)
     losses, start = [], time.perf_counter()
+    if jax.process_index() == 0:
+        _command.say("compiling a step of training …")
     for epoch in range(settings.epochs):
         order = np.asarray(_data.epoch_order(order_key, epoch, images))  # drawn by every process, the same in all
         batches = order[: images // settings.batch_size * settings.batch_size].reshape(-1, settings.batch_size)
         for rows in batches:
             # Each process takes from its own copy of the images the rows of its own devices.
-            batch = (training.spread(a[rows], mesh) for a in (data.train_images, data.train_labels))
+            batch = (
+                training.spread(a, mesh) for a in (data.standardized(data.train_images[rows]), data.train_labels[rows])
+            )
             network, loss = step(network, *batch)
             # Waited for, so that processes on CPUs never have messages of more than one step under way.
             losses.append(float(loss))
         if jax.process_index() == 0:
             print(f"epoch {epoch + 1}: loss {losses[-1]:.4f}", flush=True)
     seconds = time.perf_counter() - start
-    accuracy = training.evaluate(network, config, data.test_images, data.test_labels)
+    accuracy = training.evaluate(network, config, data)
     return {"losses": losses, "test_accuracy": accuracy, "seconds": round(seconds, 1)}
 
 
@@ -135,7 +133,7 @@ def differences(losses: list[float], others: list[float]) -> np.ndarray:
 
 def _as_many(others: list[float], steps: int) -> None:
     if len(others) != steps:
-        raise ValueError(f"compare: that run has {len(others)} steps, this one {steps}")
+        raise _command.Refused(f"compare: that run has {len(others)} steps, this one {steps}")
 
 
 def draw(curves: dict[str, list[float]]) -> bytes:
@@ -187,19 +185,11 @@ def write(settings: Settings, result: dict[str, Any], data: _data.Data) -> None:
             f" Losses against {other['name']}: {apart[0]:.1e} apart at the first step, {np.median(apart):.1e} in the "
             f"median, {apart.max():.1e} at most."
         )
-    configuration = dataclasses.asdict(settings) | {"data": "IDX files" if settings.data else None}
-    for elsewhere in ("out", "compare", "coordinator_address", "process_id"):
-        del configuration[elsewhere]
-    words = (
-        f" --{field.name.replace('_', '-')}" + (f" {configuration[field.name]}" if field.type is not bool else "")
-        for field in dataclasses.fields(settings)
-        if field.name in configuration and getattr(settings, field.name) != field.default
-    )
+    configuration = {
+        name: value for name, value in vars(settings).items() if name not in settings.OTHERWISE_THE_SAME
+    } | {"data": "IDX files" if settings.data else None}
     content = {
         "name": name,
-        "date": _report.today(),
-        "machine": _report.machine(),
-        "versions": _report.versions(),
         "images": f"{len(data.train_labels)} training images, {len(data.test_labels)} test images",
         "processes": processes,
         "devices": devices,
@@ -212,32 +202,25 @@ def write(settings: Settings, result: dict[str, Any], data: _data.Data) -> None:
         f"LeNet-5 on {name}",
         summary,
         [_report.Picture("Loss", picture, "The loss of every step, and the relative difference of two runs.")],
-        command="python experiments/distributed/run.py"
-        + "".join(words).replace("IDX files", "FOLDER")
+        command=_command.line("experiments.distributed.run", *settings.arguments(data="FOLDER"))
         + (", in each process its own --process-id" if settings.coordinator_address else ""),
         configuration=configuration,
         facts={"seconds": result["seconds"]},
     )
-    files = {"run.json": (json.dumps(content) + "\n").encode(), "losses.png": picture, "report.html": report}
-    for file, what in files.items():
-        _report.write(settings.out / file, what)
-    print(summary, *(settings.out / file for file in files), sep="\n")
+    files = {"run.json": _report.as_json(content), "losses.png": picture, "report.html": report}
+    print(summary)
+    _report.leave(settings.folder(__file__), files)
 
 
+@_command.command
 def main(arguments: list[str] | None = None) -> None:
-    settings = tyro.cli(Settings, description=__doc__, args=arguments)
+    settings = _options.parse(Settings, arguments, __doc__)
     jax.config.update("jax_enable_x64", settings.dtype == "float64")
-    try:
-        join(settings)
-        if jax.process_index() == 0:
-            _command.make(settings.out)
-        data = _data.load(settings.data)
-        result = train(settings, data, jax.devices())
-        if jax.process_index() == 0:
-            write(settings, result, data)
-    except ValueError as error:
-        raise SystemExit(str(error)) from None
-
-
-if __name__ == "__main__":
-    _command.run(main)
+    join(settings)
+    first = jax.process_index() == 0
+    if first:
+        _command.make(settings.folder(__file__))
+    data = _data.load(settings.data, memory=settings.memory)
+    result = train(settings, data, jax.devices())
+    if first:
+        write(settings, result, data)

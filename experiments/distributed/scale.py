@@ -1,10 +1,15 @@
 """What synchronized batch norm sends in a training step, counted in compiled programs, and what that costs at scale.
 
-    python experiments/distributed/scale.py                                    compiles for 8 and 256 CPU devices
-    python experiments/distributed/scale.py --tpu v4:2x2x2 v4:4x8x8 v4:16x16x16  and for TPUs, by libtpu alone
+    python -m experiments.distributed.scale                                    compiles for 8 and 256 CPU devices
+    python -m experiments.distributed.scale --tpu v4:2x2x2 v4:4x8x8 v4:16x16x16  and for TPUs, by libtpu alone
 
 The page on it is scale.md beside this file; the sources of the interconnects' figures are there.
 """
+
+from experiments import _command
+
+if __name__ == "__main__":
+    _command.start("experiments.distributed.scale")
 
 import dataclasses
 import importlib.util
@@ -12,28 +17,22 @@ import json
 import math
 import os
 import re
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-import tyro
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # a script's own folder is all that Python looks in
-
 import bnderiv
 from bnderiv.models import lenet5
-from experiments import _command, _programs, _report
+from experiments import _options, _programs, _report
+from experiments._options import AtLeastOne
 from experiments.distributed import training
 
-HERE = Path(__file__).parent
-RESULTS = HERE / "results" / "scale"
 PER_DEVICE = 8  # images; the messages do not depend on it
 SIZES = (8, 256, 4096)
 MESSAGES = 2  # of one batch norm about its running mean: forward and backward
@@ -246,22 +245,19 @@ def by_name_bytes(p: int, channels: float) -> float:
 # The run.
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(_options.Results):
     """What to compile for."""
 
-    devices: tuple[int, ...] = (8, 256)
-    """Numbers of CPU devices."""
+    devices: tuple[AtLeastOne, ...] = (8, 256)
+    """It compiles for these numbers of CPU devices."""
     tpu: tuple[str, ...] = ()
-    """TPU topologies by libtpu's names, such as v4:4x8x8. No TPU is needed; `pip install libtpu` is."""
-    out: Path | None = None
-    """Folder of the results: beside this script, results/scale, or without TPUs runs/scale."""
+    """It compiles for these TPU topologies, such as v4:4x8x8. No TPU is needed, but `pip install libtpu` is."""
 
     def __post_init__(self) -> None:
-        if min(self.devices, default=1) < 1:
-            raise ValueError(f"devices must be at least 1 each, got {self.devices}")
+        super().__post_init__()
         if self.tpu and importlib.util.find_spec("libtpu") is None:
-            raise ValueError("tpu needs the compiler of TPUs: pip install libtpu")
+            raise _command.Refused("tpu needs the compiler of TPUs: pip install libtpu")
 
 
 def tpu_devices(topology: str) -> list[Any]:
@@ -297,8 +293,7 @@ def draw(table: list[dict[str, Any]]) -> bytes:
 
 
 def run(settings: Settings) -> None:
-    out = settings.out or (RESULTS if settings.tpu else HERE / "runs" / "scale")
-    _command.make(out)
+    out = _command.make(settings.folder(__file__))
     machines: dict[str, Callable[[], list[Any]]] = {
         f"{p} CPU devices": lambda p=p: jax.devices()[:p] for p in settings.devices
     } | {f"TPU {topology}": lambda topology=topology: tpu_devices(topology) for topology in settings.tpu}
@@ -341,25 +336,20 @@ def run(settings: Settings) -> None:
             _report.Table("Costs", tuple(table[0]), [list(row.values()) for row in table], "Microseconds in a step."),
             _report.Picture("ResNet-50", picture, "Milliseconds of a step, against the number of devices."),
         ],
-        command="python experiments/distributed/scale.py" + bool(settings.tpu) * f" --tpu {' '.join(settings.tpu)}",
+        command=_command.line("experiments.distributed.scale", *settings.arguments()),
         configuration={"devices": settings.devices, "tpu": settings.tpu},
     )
     files = {"scale.json": (json.dumps(content) + "\n").encode(), "scale.png": picture, "report.html": report}
-    for file, what in files.items():
-        _report.write(out / file, what)
     for row in counts:
         print("{}, statistics of {}: {} messages, {} bytes; gradients {} and {}".format(*row))
     for row in table:
         print("{of}, {network}, {devices} devices: statistics {statistics} µs, gradients {gradients} µs".format(**row))
-    print(*(out / file for file in files), sep="\n")
+    _report.leave(out, files)
 
 
+@_command.command
 def main(arguments: list[str] | None = None) -> None:
-    settings = tyro.cli(Settings, description=__doc__, args=arguments)
+    settings = _options.parse(Settings, arguments, __doc__)
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", max(settings.devices, default=1))
     run(settings)
-
-
-if __name__ == "__main__":
-    _command.run(main)

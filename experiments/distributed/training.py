@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 import bnderiv
 from bnderiv.models import lenet5
+from experiments import _data
 
 AXES = ("group", "member")  # the devices: groups that share statistics, and the members of each
 BY_BATCH, EVERYWHERE = P(AXES), P()
@@ -96,8 +97,8 @@ def agreed(old: bnderiv.RunningStats, new: bnderiv.RunningStats) -> bnderiv.Runn
     return bnderiv.RunningStats(lax.pmean(new.mean, "group"), lax.pmean(new.var, "group"), old.count + 1)
 
 
-def evaluate(network: Any, config: lenet5.Config, images: np.ndarray, labels: np.ndarray) -> float:
-    """Accuracy by the running statistics; every process computes it by itself."""
+def evaluate(network: Any, config: lenet5.Config, data: _data.Data) -> float:
+    """Accuracy on the test images by the running statistics; every process computes it by itself."""
     params, state, _ = jax.device_get(network)
 
     @jax.jit
@@ -105,5 +106,6 @@ def evaluate(network: Any, config: lenet5.Config, images: np.ndarray, labels: np
         logits, _ = lenet5.apply(params, state, images, config, train=False)
         return (logits.argmax(-1) == labels).sum()
 
-    parts = (slice(first, first + CHUNK) for first in range(0, len(labels), CHUNK))
-    return sum(int(right(images[part], labels[part])) for part in parts) / len(labels)
+    parts = (slice(first, first + CHUNK) for first in range(0, len(data.test_labels), CHUNK))
+    right_ones = (right(data.standardized(data.test_images[part]), data.test_labels[part]) for part in parts)
+    return sum(map(int, right_ones)) / len(data.test_labels)

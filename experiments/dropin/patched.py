@@ -8,6 +8,7 @@ It says at the end how often each layer was called, so that nothing passes witho
 import functools
 import importlib
 from collections import Counter
+from typing import Any
 
 calls: Counter[str] = Counter()
 
@@ -21,47 +22,18 @@ def _counted(name, function):
     return call
 
 
-def _replace(places, name, ours):
-    for place in places:
-        setattr(importlib.import_module(place), name, ours)
-
-
-def _replace_layers(places, ours):
-    """All norms that `ours` has, each counted."""
-    for name in ("BatchNorm", "LayerNorm", "RMSNorm", "GroupNorm", "InstanceNorm"):
-        layer = getattr(ours, name, None)
-        if layer is not None:
-            layer.__call__ = _counted(f"{ours.__name__}.{name}", layer.__call__)
-            _replace([place for place in places if hasattr(importlib.import_module(place), name)], name, layer)
-
-
-def _flax() -> None:
-    import bnderiv.linen
-    import bnderiv.nnx
-
-    _replace_layers(("flax.linen", "flax.linen.normalization"), bnderiv.linen)
-    _replace_layers(("flax.nnx", "flax.nnx.nn.normalization"), bnderiv.nnx)
-    for name in ("avg_pool", "max_pool"):
-        ours = _counted(f"bnderiv.linen.{name}", getattr(bnderiv.linen, name))
-        _replace(("flax.linen", "flax.linen.pooling", "flax.nnx"), name, ours)
-
-
-def _equinox() -> None:
-    import bnderiv.equinox
-
-    _replace_layers(("equinox.nn", "equinox.nn._batch_norm", "equinox.nn._normalisation"), bnderiv.equinox)
-
-
-def _haiku() -> None:
-    import bnderiv.haiku
-
-    modules = (f"haiku._src.{kind}_norm" for kind in ("batch", "layer", "group", "rms"))
-    _replace_layers(("haiku", *modules), bnderiv.haiku)
-
-
 def pytest_configure() -> None:
-    for patch in (_flax, _equinox, _haiku):
-        patch()
+    classes: set[Any] = set()
+    for framework in ("linen", "nnx", "equinox", "haiku"):
+        adapter = importlib.import_module(f"bnderiv.{framework}")
+        for place, name in adapter.patch().places:
+            ours = getattr(place, name)
+            if isinstance(ours, type):
+                classes.add(ours)
+            else:
+                setattr(place, name, _counted(f"bnderiv.linen.{name}", ours))
+    for ours in classes:
+        ours.__call__ = _counted(f"{ours.__module__}.{ours.__name__}", ours.__call__)
 
 
 def pytest_terminal_summary(terminalreporter) -> None:

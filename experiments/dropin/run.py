@@ -1,23 +1,26 @@
 """A ResNet-18-shaped Flax model with Flax's batch norm and with ours: step time, memory, loss, inputs far from 0.
 
-    python experiments/dropin/run.py                        everything: numbers, picture, the tables of the README
-    python experiments/dropin/run.py --parts time-float32   one part; the numbers of the others stay
-    python experiments/dropin/run.py --parts                only picture, tables and report again, from the numbers
+    python -m experiments.dropin.run                        everything: numbers, picture, the tables of the README
+    python -m experiments.dropin.run --parts time-float32   one part; the numbers of the others stay
+    python -m experiments.dropin.run --parts                only picture, tables and report again, from the numbers
 
 The network is ResNet-18 for small images (3×3 stem, no first pooling), narrower by default; the images are
 scikit-learn's digits, each pixel enlarged to 4×4. The stem takes no padding, so that a constant added to the images is
-a constant added to what its batch norm sees. Needs `pip install "bnderiv[experiments,flax]"`.
+a constant added to what its batch norm sees. Needs `pip install -e ".[experiments,flax]"`.
 """
 
-import argparse
-import json
+from experiments import _command
+
+if __name__ == "__main__":
+    _command.start("experiments.dropin.run", extras="experiments,flax")
+
+import dataclasses
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import flax.linen as nn
 import jax
@@ -25,17 +28,32 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # a script's own folder is all that Python looks in
-
 import bnderiv.linen
-from experiments import _command, _report
+from experiments import _options, _report
 from experiments._data import load
+from experiments._options import AtLeastOne
 
-HERE = Path(__file__).parent
-RESULTS = HERE / "results"
-README = HERE / "README.md"
+RESULTS, README = (Path(__file__).with_name(name) for name in ("results", "README.md"))
 PARTS = ("time-float32", "time-bfloat16", "loss-float32", "loss-bfloat16")
 SHIFTS = (0.0, 1e3, 1e4)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(_options.Results):
+    """What is measured, of which network."""
+
+    OTHERWISE_THE_SAME = (*_options.Results.OTHERWISE_THE_SAME, "parts")
+
+    parts: tuple[Literal["time-float32", "time-bfloat16", "loss-float32", "loss-bfloat16"], ...] = PARTS
+    """The parts that are measured. Without one, all else is made again from the numbers that are there."""
+    width: AtLeastOne = 16
+    """The channels of the first stage; ResNet-18 has 64."""
+    batch: AtLeastOne = 32
+    """The images of a batch."""
+    steps: AtLeastOne = 40
+    """The steps of each training."""
+    rounds: Annotated[int, ">= 2"] = 20
+    """The timed steps of each variant."""
 
 
 class Layer(nn.Module):
@@ -130,7 +148,7 @@ def start(width: int, dtype: Any, images: jax.Array) -> Any:
     return variables, jax.tree.map(jnp.zeros_like, variables["params"])
 
 
-def measure_time(options: argparse.Namespace, dtype: Any) -> dict[str, Any]:
+def measure_time(options: Settings, dtype: Any) -> dict[str, Any]:
     """Median and quartiles of single steps, the variants by turns, and the program's temporary memory."""
     images, labels = batches(options, 1)
     state = start(options.width, dtype, images[0])
@@ -149,7 +167,7 @@ def measure_time(options: argparse.Namespace, dtype: Any) -> dict[str, Any]:
     return results
 
 
-def measure_loss(options: argparse.Namespace, dtype: Any, shifts: tuple[float, ...]) -> dict[str, Any]:
+def measure_loss(options: Settings, dtype: Any, shifts: tuple[float, ...]) -> dict[str, Any]:
     """Training loss at each step, by variant and shift of the images."""
     images, labels = batches(options, options.steps)
     first = start(options.width, dtype, images[0])
@@ -165,13 +183,13 @@ def measure_loss(options: argparse.Namespace, dtype: Any, shifts: tuple[float, .
     return results
 
 
-def batches(options: argparse.Namespace, count: int) -> tuple[jax.Array, jax.Array]:
+def batches(options: Settings, count: int) -> tuple[jax.Array, jax.Array]:
     """`count` batches of the digits, images (count, N, 32, 32, 1) and labels (count, N), in a fixed random order."""
     data = load()
     rng = np.random.default_rng(0)
     order = np.concatenate([rng.permutation(len(data.train_labels)) for _ in range(1 + count * options.batch // 1000)])
     chosen = order[: count * options.batch].reshape(count, options.batch)
-    return jnp.asarray(data.train_images[chosen]), jnp.asarray(data.train_labels[chosen], jnp.int32)
+    return jnp.asarray(data.standardized(data.train_images[chosen])), jnp.asarray(data.train_labels[chosen], jnp.int32)
 
 
 # What is left of it: the picture and the tables.
@@ -213,7 +231,7 @@ def report(numbers: dict[str, Any], picture: bytes) -> bytes:
             _report.Markdown(f"## Time and memory\n\nMedian of a step (quartiles).\n\n{time_table(numbers)}"),
             _report.Markdown(f"## Loss\n\nMean of the last ten steps.\n\n{loss_table(numbers)}"),
         ],
-        command="python experiments/dropin/run.py",
+        command=_command.line("experiments.dropin.run"),
         configuration={
             part: ", ".join(f"{name} {value}" for name, value in asked.items())
             for part, asked in numbers["options"].items()
@@ -265,33 +283,18 @@ def write_tables(numbers: dict[str, Any], path: Path) -> None:
     path.write_text(text)
 
 
+@_command.command
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument(
-        "--parts", nargs="*", choices=PARTS, default=PARTS, help="what to measure (default: everything)"
-    )
-    parser.add_argument("--width", type=int, default=16, help="channels of the first stage; ResNet-18 has 64")
-    parser.add_argument("--batch", type=int, default=32, help="images in a batch")
-    parser.add_argument("--steps", type=int, default=40, help="steps of each training")
-    parser.add_argument("--rounds", type=int, default=20, help="timed steps of each variant")
-    where = "results, or with other numbers than the default ones a folder of runs that bears them"
-    parser.add_argument("--out", type=Path, help=f"folder of the results (default: beside this script, {where})")
-    options = parser.parse_args(arguments)
+    options = _options.parse(Settings, arguments, __doc__)
     asked = {name: getattr(options, name) for name in ("width", "batch", "steps", "rounds")}
-    for name, value in asked.items():
-        if value < (least := 2 if name == "rounds" else 1):  # two for quartiles
-            parser.error(f"--{name} must be at least {least}, got {value}")
-
-    chosen = {name: value for name, value in asked.items() if value != parser.get_default(name)}
-    out = options.out or _command.folder(HERE, chosen)
+    out = options.folder(__file__)
     file = out / "dropin.json"
-    numbers = json.loads(file.read_text()) if file.exists() else {}
-    if not options.parts and not numbers:
-        parser.error(f"--parts without a part needs the numbers of a run, there is no {file}")
+    numbers = _report.numbers(file) if file.exists() or not options.parts else {}
     _command.make(out)
     for part in options.parts:
         kind, dtype = part.split("-")
         begin = time.perf_counter()
+        _command.say(f"{part} …")
         if kind == "time":
             numbers[part] = measure_time(options, jnp.dtype(dtype))
         else:
@@ -299,16 +302,10 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"{part}: {time.perf_counter() - begin:.0f} s", flush=True)
         numbers.setdefault("options", {})[part] = asked
         _report.write(file, _report.as_json(numbers, "flax"))
-    numbers = json.loads(file.read_text())
+    numbers = _report.numbers(file)
     picture = draw(numbers)
     print(time_table(numbers), loss_table(numbers), sep="\n\n")
-    if out == RESULTS:
+    if out.resolve() == RESULTS:
         write_tables(numbers, README)
-    print(f"numbers  {file}")
-    for what, name, data in (("picture", "dropin.png", picture), ("report", "report.html", report(numbers, picture))):
-        _report.write(out / name, data)
-        print(f"{what:<8} {out / name}")
-
-
-if __name__ == "__main__":
-    _command.run(main)
+    print(file)
+    _report.leave(out, {"dropin.png": picture, "report.html": report(numbers, picture)})

@@ -5,8 +5,10 @@ of the images, the history and a checksum of the arrays. What does not fit is re
 """
 
 import contextlib
+import errno
 import json
 import logging
+import os
 import shutil
 import sys
 import threading
@@ -20,6 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments import _command
 from experiments.lenet import configuration as configurations
 from experiments.lenet.configuration import Configuration
 from experiments.lenet.training import Progress, State
@@ -28,13 +31,11 @@ with warnings.catch_warnings():  # of its own dependencies
     warnings.simplefilter("ignore")
     import orbax.checkpoint as ocp
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of every save
-
 KEPT = 2  # the last, and the one before in case the last is damaged
 
 
-class CheckpointError(Exception):
-    """A checkpoint cannot be written, read, or belongs to something else; the message says which and what to do."""
+class CheckpointError(_command.Refused):
+    """A checkpoint cannot be written, read, or belongs to something else."""
 
 
 class Checkpoints:
@@ -45,9 +46,12 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Of the complete checkpoints, in order."""
-        if not self.folder.is_dir():
+        try:
+            return sorted(int(path.name) for path in self.folder.iterdir() if path.is_dir() and path.name.isdecimal())
+        except FileNotFoundError:
             return []
-        return sorted(int(path.name) for path in self.folder.iterdir() if path.is_dir() and path.name.isdecimal())
+        except OSError as error:
+            raise CheckpointError(f"{self.folder} cannot be read ({_command.why(error, self.folder)})") from error
 
     def save(self, state: State, progress: Progress, configuration: Configuration, fingerprint: str) -> None:
         """Writes a checkpoint beside the last one, then removes all but the last two; `fingerprint` is the images'."""
@@ -64,16 +68,21 @@ class Checkpoints:
         }
         items = ocp.args.Composite(state=ocp.args.StandardSave(tree), about=ocp.args.JsonSave(about))
         try:
-            with self._manager(writing=True) as manager, _other_threads_silent():
+            with _command.uninterrupted(), _silent(), self._manager(writing=True) as manager:
                 manager.save(step, args=items, force=True)
                 manager.wait_until_finished()
         except Exception as error:  # of Orbax, TensorStore or the system: all mean that it is not written
             self._remove_unfinished()
             kept = self.steps()
-            last = f"the last one is of step {kept[-1]}, complete" if kept else "there is none before it"
+            last = f"that of step {kept[-1]} is complete" if kept else "there is none before it"
+            then = (
+                f"{_command.again('experiments.lenet.run', 'resume', self.folder.parent)}"
+                if kept
+                else "start the run again"
+            )
             raise CheckpointError(
-                f"{self.folder}: the checkpoint of step {step} cannot be written; {last}. "
-                f"Is the disk full? Make room and resume. ({_short(error)})"
+                f"{self.folder}: the checkpoint of step {step} cannot be written ({_short(error)}); {last}. "
+                f"Make room on the disk, then {then}"
             ) from error
 
     def restore(self, template: State, configuration: Configuration, fingerprint: str | None) -> tuple[State, Progress]:
@@ -90,7 +99,7 @@ class Checkpoints:
         about = self._about(configuration, fingerprint)
         step, tree = about["step"], _tree(template)
         try:
-            with self._manager() as manager, _other_threads_silent():
+            with _silent(), self._manager() as manager:
                 restored = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(tree)))["state"]
         except Exception as error:  # the same
             raise self._unreadable(step, error) from error
@@ -106,7 +115,7 @@ class Checkpoints:
         if not steps:
             raise CheckpointError(f"{self.folder}: no checkpoint")
         try:
-            with self._manager() as manager:
+            with _silent(), self._manager() as manager:
                 about = manager.restore(steps[-1], args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
             found = configurations.from_options(about["configuration"], "checkpoint")
             if missing := {"fingerprint", "history", "seconds", "checksum"} - about.keys():
@@ -160,10 +169,12 @@ def _checksum(tree: dict[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def _other_threads_silent() -> Iterator[None]:
-    """When an array cannot be written or read, its thread and those of all others under way print tracebacks."""
+def _silent() -> Iterator[None]:
+    """Orbax's threads log and print an array that cannot be written or read, with a traceback each."""
     hooks = sys.unraisablehook, threading.excepthook
     sys.unraisablehook = threading.excepthook = lambda _: None
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
         yield
     except Exception:
@@ -171,9 +182,13 @@ def _other_threads_silent() -> Iterator[None]:
         raise
     finally:
         sys.unraisablehook, threading.excepthook = hooks
+        logging.disable(before)
 
 
 def _short(error: Exception) -> str:
-    """The error in a line."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300] if lines else ''}"
+    """The error in a few words: the system's own where they are in it."""
+    text = " ".join(str(error).split())
+    for known in map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)):
+        if known in text:
+            return known
+    return f"{type(error).__name__}: {text[:200]}"

@@ -1,15 +1,19 @@
 """Several settings beside each other, each trained with several seeds: a table, a picture and a report.
 
-    python experiments/lenet/compare.py experiments/lenet/settings/digits.toml
-    python experiments/lenet/compare.py experiments/lenet/settings/mnist_3_epochs.toml --data FOLDER
+    python -m experiments.lenet.compare experiments/lenet/settings/digits.toml
+    python -m experiments.lenet.compare experiments/lenet/settings/mnist_3_epochs.toml --data FOLDER
 
 A settings file has a table of options for each setting, and one called `common` for all; `beside` is a figure of others
 that the table shows beside ours. Interrupted, the same command goes on where it stopped.
 """
 
+from experiments import _command
+
+if __name__ == "__main__":
+    _command.start("experiments.lenet.compare")
+
 import dataclasses
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,9 +22,7 @@ import numpy as np
 import tyro
 from tyro.conf import Positional
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # a script's own folder is all that Python looks in
-
-from experiments import _command, _report
+from experiments import _report
 from experiments.lenet import configuration, plots, results, run, training
 from experiments.lenet.configuration import Configuration
 
@@ -30,63 +32,61 @@ class Compare:
     """Trains every setting of a file with every seed."""
 
     settings: Positional[Path]
-    """The file, .toml."""
+    """The file of settings, .toml."""
     data: str | None = None
-    """Folder of IDX files; None: the digits."""
+    """A folder of IDX files; None takes the digits."""
     seeds: int = 5
-    """Seeds 0, 1, …"""
+    """Every setting is trained with the seeds 0, 1 and so on, so many."""
     out: Path | None = None
-    """Folder of the results. None: runs/ and the file's name."""
+    """The folder of the results; None takes one in runs/, of the file's name."""
     seconds: str | None = None
-    """Only time a setting: one epoch of the setting of this name, which the table then shows. To be run alone."""
+    """The name of a setting of which one epoch is timed, for the table, and no more done. Run nothing beside it."""
 
 
+@_command.command
 def main(arguments: list[str] | None = None) -> None:
-    command = tyro.cli(Compare, args=arguments, prog="compare.py", description=__doc__)
+    command = tyro.cli(Compare, args=arguments, prog=f"python -m {__name__}", description=__doc__)
     out = command.out or run.RUNS / command.settings.stem
-    try:
-        settings, beside = read(command.settings, command.data)
-        if command.seconds is not None:
-            time_an_epoch(settings, command.seconds, out)
-            return
-        if command.seeds < 2:
-            raise run.Refused(f"seeds must be at least 2, got {command.seeds}")
-        histories = {}
-        for name, chosen in settings.items():
-            histories[name] = []
-            for seed in range(command.seeds):
-                folder = out / "runs" / f"{_slug(name)}-{seed}"
-                history = run.train(dataclasses.replace(chosen, seed=seed), folder, title=f"{name}, seed {seed}")
-                histories[name].append(history)
-        write(out, settings, histories, beside, command)
-    except (run.Refused, run.checkpoints.CheckpointError) as error:
-        sys.exit(f"{error}")
+    settings, beside = read(command.settings, command.data)
+    if command.seconds is not None:
+        time_an_epoch(settings, command.seconds, out)
+        return
+    if command.seeds < 2:
+        raise _command.Refused(f"seeds must be at least 2, got {command.seeds}")
+    histories = {}
+    for name, chosen in settings.items():
+        histories[name] = []
+        for seed in range(command.seeds):
+            folder = out / "runs" / f"{_slug(name)}-{seed}"
+            chosen = dataclasses.replace(chosen, seed=seed)
+            histories[name].append(run.train(chosen, folder, title=f"{name}, seed {seed}", to_the_end=True))
+    write(out, settings, histories, beside, command)
 
 
 def read(file: Path, data: str | None) -> tuple[dict[str, Configuration], dict[str, str]]:
     """The configurations by name, and the figures of others."""
-    try:
-        tables = configuration.read_options(file)
-        for name, table in tables.items():
-            if not isinstance(table, dict):
-                raise ValueError(f"{file}: every entry must be a table of options, {name!r} is {table!r}")
-        common = tables.pop("common", {})
-        if not tables:
-            raise ValueError(f"{file}: no setting but what is common to all")
-        beside = {name: str(table.pop("beside", "")) for name, table in tables.items()}
-        chosen = {
-            name: configuration.from_options({"data": data} | common | table, f"{file}: {name}")
-            for name, table in tables.items()
-        }
-    except ValueError as error:
-        raise run.Refused(str(error)) from error
+    tables = configuration.read_options(file)
+    for name, table in tables.items():
+        if not isinstance(table, dict):
+            alone = _command.line("experiments.lenet.run", "train", "--config", file)
+            raise _command.Refused(
+                f"{file}: every entry must be a table of options, {name!r} is {table!r}. For one run: {alone}"
+            )
+    common = tables.pop("common", {})
+    if not tables:
+        raise _command.Refused(f"{file}: no setting but what is common to all")
+    beside = {name: str(table.pop("beside", "")) for name, table in tables.items()}
+    chosen = {
+        name: configuration.from_options({"data": data} | common | table, f"{file}: {name}")
+        for name, table in tables.items()
+    }
     return chosen, beside
 
 
 def time_an_epoch(settings: dict[str, Configuration], name: str, out: Path) -> None:
     """One epoch, nothing written but its seconds."""
     if name not in settings:
-        raise run.Refused(f"no setting {name!r}; there are {', '.join(map(repr, settings))}")
+        raise _command.Refused(f"no setting {name!r}; there are {', '.join(map(repr, settings))}")
     chosen = dataclasses.replace(settings[name], epochs=1, warmup=0)
     data = run.load(chosen)
     state = training.start(data.image_shape, training.steps_per_epoch(len(data.train_labels), chosen), chosen)
@@ -156,9 +156,12 @@ def write(
                 "How they learned", picture, "Lines: mean over the seeds. Bands: from the best to the worst."
             ),
         ],
-        command=f"python experiments/lenet/compare.py experiments/lenet/settings/{command.settings.name}"
-        + f" --data {command.data}" * (command.data is not None)
-        + f" --seeds {command.seeds}" * (command.seeds != Compare.seeds),
+        command=_command.line(
+            "experiments.lenet.compare",
+            f"experiments/lenet/settings/{command.settings.name}",
+            *(["--data", command.data] if command.data else []),
+            *(["--seeds", command.seeds] if command.seeds != Compare.seeds else []),
+        ),
         configuration=dataclasses.asdict(first),
         facts={"seeds": f"0 to {command.seeds - 1}", "configuration below": f"that of {next(iter(settings))!r}"},
     )
@@ -170,9 +173,7 @@ def write(
         "report.html": page,
     }
     print()
-    for name, content in files.items():
-        _report.write(out / name, content)
-        print(out / name)
+    _report.leave(out, files)
 
 
 def _seconds(out: Path) -> dict[str, float]:
@@ -182,7 +183,3 @@ def _seconds(out: Path) -> dict[str, float]:
 
 def _slug(name: str) -> str:
     return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
-
-
-if __name__ == "__main__":
-    _command.run(main)

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import _report
+from experiments import _command, _report
 from experiments._data import Data
 from experiments.lenet import network, plots
 from experiments.lenet import training as trainings
@@ -21,7 +21,7 @@ MODELS = {"lenet5": "LeNet-5", "mlp": "Perceptron"}
 def save(folder: Path, state: State, progress: Progress, data: Data, configuration: Configuration) -> dict[str, Path]:
     """Writes all files; returns them by what they show."""
     history = progress.history
-    answers = trainings.answers(state, data.test_images, data.test_labels, configuration)
+    answers = trainings.answers(state, data.test_images, data.test_labels, data.levels, configuration)
     accuracy, images = answers.accuracy(data.test_labels), len(data.test_labels)
     wrong = int((answers.classes() != data.test_labels).sum())
     model = configuration.network(data.image_shape)
@@ -90,7 +90,7 @@ def save(folder: Path, state: State, progress: Progress, data: Data, configurati
         MODELS[configuration.model] + (", with batch norm" if configuration.batch_norm else ", without batch norm"),
         summary + ".",
         list(pictures.values()),
-        command=f"python experiments/lenet/run.py train {configuration.arguments()}".strip(),
+        command=_command.line("experiments.lenet.run", "train", *configuration.arguments()),
         configuration=dataclasses.asdict(configuration),
         facts=facts,
     )

@@ -1,14 +1,19 @@
 """LeNet-5 with batch norm learns handwritten digits, every gradient derived by hand.
 
-    python experiments/lenet/run.py                      trains on scikit-learn's digits; nothing is downloaded
-    python experiments/lenet/run.py train --help         every option of a training
-    python experiments/lenet/run.py train --config FILE  options from a file, .toml or .json
-    python experiments/lenet/run.py resume RUN           goes on where a run stopped, killed or not
-    python experiments/lenet/run.py test RUN             the accuracy of a run's last checkpoint
-    python experiments/lenet/run.py plot RUN             draws its pictures and its report again
+    python -m experiments.lenet.run                      trains on scikit-learn's digits; nothing is downloaded
+    python -m experiments.lenet.run train --help         every option of a training
+    python -m experiments.lenet.run train --config FILE  options from a file, .toml or .json
+    python -m experiments.lenet.run resume RUN           goes on where a run stopped, killed or not
+    python -m experiments.lenet.run test RUN             the accuracy of a run's last checkpoint
+    python -m experiments.lenet.run plot RUN             draws its pictures and its report again
 
 RUN is the folder of a run, printed when it begins: configuration, checkpoints and results are in it.
 """
+
+from experiments import _command
+
+if __name__ == "__main__":
+    _command.start("experiments.lenet.run")
 
 import contextlib
 import dataclasses
@@ -22,18 +27,12 @@ import jax
 import tyro
 from tyro.conf import Positional, arg, subcommand
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # a script's own folder is all that Python looks in
-
-from experiments import _command, _data, _report
+from experiments import _data, _report
 from experiments.lenet import checkpoints, configuration, results, training
 from experiments.lenet.configuration import Configuration
 
 RUNS = Path(__file__).parent / "runs"
 CONFIGURATION = "configuration.json"
-
-
-class Refused(Exception):
-    """The command cannot be done; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,102 +41,108 @@ class Train:
 
     configuration: Annotated[Configuration, arg(name="")] = dataclasses.field(default_factory=Configuration)
     config: Path | None = None
-    """File of options, .toml or .json; those on the command line come before those in it."""
+    """A file of options, .toml or .json. Options on the command line come before those in it."""
     out: Path | None = None
-    """Folder of the run. None: a new one, named by the time. In a folder of the same run, goes on with it."""
+    """The folder of the run. None takes a new one in runs/, named by the time; a folder of the same run goes on."""
     checkpoint_every: int = 0
-    """Write a checkpoint after every so many steps; 0: after every epoch only."""
+    """A checkpoint is written after every so many steps, besides that after every epoch; 0 for none besides."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Resume:
+class OfRun:
+    run: Positional[Path]
+    """The folder of the run."""
+    data: str | None = None
+    """The folder of the run's images, if they were moved; test takes other images, too."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Resume(OfRun):
     """Goes on with a run from its last checkpoint, to the bits it would have ended with."""
 
-    run: Positional[Path]
-    """Its folder."""
-    data: str | None = None
-    """Where the run's images lie, if they were moved."""
     checkpoint_every: int = 0
-    """As of train."""
+    """A checkpoint is written after every so many steps, besides that after every epoch; 0 for none besides."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Test:
+class Test(OfRun):
     """Prints loss and accuracy of a run's last checkpoint."""
 
-    run: Positional[Path]
-    """Its folder."""
-    data: str | None = None
-    """Images of another folder in place of the run's; or where these lie, if they were moved."""
 
-
-@dataclasses.dataclass(frozen=True)
-class Plot:
+class Plot(OfRun):
     """Draws a run's pictures and its report from its last checkpoint, trained to the end or not."""
 
-    run: Positional[Path]
-    """Its folder."""
-    data: str | None = None
-    """Where the run's images lie, if they were moved."""
 
-
+@_command.command
 def main(arguments: list[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help")):
         words.insert(0, "train")
-    try:
-        command = _parse(words)
-        match command:
-            case Train():
-                out = command.out or RUNS / f"{datetime.datetime.now():%Y-%m-%d_%H%M%S}"
-                train(command.configuration, out, every=command.checkpoint_every)
-            case Resume():
-                chosen = _configuration_of(command.run, command.data)
-                if not checkpoints.Checkpoints(command.run).steps():
-                    raise Refused(f"{command.run}: no checkpoint to go on from; train again, with --out {command.run}")
-                train(chosen, command.run, every=command.checkpoint_every)
-            case Test():
-                test(command.run, command.data)
-            case Plot():
-                plot(command.run, command.data)
-    except (Refused, checkpoints.CheckpointError) as error:
-        sys.exit(f"{error}")
+    match command := _parse(words):
+        case Train():
+            out = command.out or RUNS / f"{datetime.datetime.now():%Y-%m-%d_%H%M%S}"
+            train(command.configuration, out, every=command.checkpoint_every)
+        case Resume():
+            chosen = _configuration_of(command.run, command.data)
+            if not checkpoints.Checkpoints(command.run).steps():
+                train_again = _command.again(__name__, "train", *chosen.arguments(), "--out", command.run)
+                raise _command.Refused(f"{command.run}: no checkpoint to go on from; train again: {train_again}")
+            train(chosen, command.run, every=command.checkpoint_every)
+        case Test():
+            test(command.run, command.data)
+        case Plot():
+            plot(command.run, command.data)
 
 
-def train(chosen: Configuration, out: Path, *, every: int = 0, title: str = "") -> dict[str, Any]:
+def train(
+    chosen: Configuration, out: Path, *, every: int = 0, title: str = "", to_the_end: bool = False
+) -> dict[str, Any]:
     """Trains, or goes on, in the folder `out`; writes the results and prints what came of it; returns the history."""
     if every < 0:
-        raise Refused(f"checkpoint_every must be at least 0, got {every}")
+        raise _command.Refused(f"checkpoint_every must be at least 0, got {every}")
     data = load(chosen)
     _check_devices(chosen)
-    _claim(out, chosen)
-    state, progress, kept = _state(chosen, data, out)
-    steps = training.steps_per_epoch(len(data.train_labels), chosen) * chosen.epochs
-    if int(state.step) == steps and (out / "report.html").exists():
-        print(f"{out} is finished; python experiments/lenet/run.py plot {out} draws it again", file=sys.stderr)
+    _check_claim(out, chosen)
+    kept = checkpoints.Checkpoints(out)
+    with _command.alone(kept.folder):
+        _report.write(out / CONFIGURATION, configuration.as_json(chosen))
+        state, progress = _state(chosen, data, kept)
+        steps = training.steps_per_epoch(len(data.train_labels), chosen) * chosen.epochs
+        if int(state.step) == steps and (out / "report.html").exists():
+            _command.say(f"{out} is finished; to draw it again: {_command.again(__name__, 'plot', out)}")
+            return progress.history
+        resume = f"to go on: {_command.again(__name__, 'resume', out)}"
+        _command.say(f"goes on from step {int(state.step)} in {out}" if kept.steps() else f"run {out}; {resume}")
+        fingerprint = data.fingerprint()
+
+        def save(state: training.State, progress: training.Progress) -> None:
+            kept.save(state, progress, chosen, fingerprint)
+
+        try:
+            state, progress = training.train(
+                state,
+                progress,
+                data,
+                chosen,
+                save,
+                every=every,
+                title=title or results.MODELS[chosen.model],
+                to_the_end=to_the_end,
+            )
+            if at := int(state.diverged):
+                _command.say(f"{title}: the loss diverged at step {at}")
+            _finish(out, state, progress, data, chosen)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(resume if kept.steps() else "There is no checkpoint yet to go on from") from None
         return progress.history
-    if kept.steps():
-        print(f"goes on from step {int(state.step)} in {out}", file=sys.stderr)
-    else:
-        print(f"run {out}: if it stops, python experiments/lenet/run.py resume {out}", file=sys.stderr)
-    fingerprint = data.fingerprint()
-
-    def save(state: training.State, progress: training.Progress) -> None:
-        kept.save(state, progress, chosen, fingerprint)
-
-    state, progress = training.train(
-        state, progress, data, chosen, save, every=every, title=title or results.MODELS[chosen.model]
-    )
-    _finish(out, state, progress, data, chosen)
-    return progress.history
 
 
 def test(run: Path, data_source: str | None) -> None:
     """Prints loss and accuracy over the test images."""
     chosen = _configuration_of(run, data_source)
     data = load(chosen)
-    state, *_ = _state(chosen, data, run, must_exist=True, any_images=data_source is not None)
-    found = training.answers(state, data.test_images, data.test_labels, chosen)
+    kept = checkpoints.Checkpoints(run)
+    state, _ = _state(chosen, data, kept, must_exist=True, any_images=data_source is not None)
+    found = training.answers(state, data.test_images, data.test_labels, data.levels, chosen)
     accuracy, images = found.accuracy(data.test_labels), len(data.test_labels)
     wrong = round((1 - accuracy) * images)
     print(f"step {int(state.step)}: test accuracy {accuracy:.2%} ({wrong} of {images} images wrong)")
@@ -148,40 +153,40 @@ def plot(run: Path, data_source: str | None) -> None:
     """Writes a run's files again."""
     chosen = _configuration_of(run, data_source)
     data = load(chosen)
-    state, progress, _ = _state(chosen, data, run, must_exist=True)
+    state, progress = _state(chosen, data, checkpoints.Checkpoints(run), must_exist=True)
     if not progress.history["test_loss"]:
-        raise Refused(f"{run}: no epoch is finished yet, there is nothing to draw")
+        raise _command.Refused(f"{run}: no epoch is finished yet, there is nothing to draw")
     _finish(run, state, progress, data, chosen)
 
 
 def _parse(words: list[str]) -> Train | Resume | Test | Plot:
     """The command. What a file says is the default of what the command line says."""
     files = [
-        word.partition("=")[2] or following
+        word.partition("=")[2] or ("" if "=" in word else following)
         for word, following in zip(words, [*words[1:], ""], strict=True)
         if word == "--config" or word.startswith("--config=")
     ]
-    try:
-        start = configuration.read(Path(files[-1])) if files and files[-1] else Configuration()
-        return tyro.cli(  # type: ignore[call-overload]
-            Annotated[Train, subcommand("train", default=Train(start))]
-            | Annotated[Resume, subcommand("resume")]
-            | Annotated[Test, subcommand("test")]
-            | Annotated[Plot, subcommand("plot")],
-            args=words,
-            prog="run.py",
-            description=__doc__,
-        )
-    except ValueError as error:
-        raise Refused(str(error)) from error
+    if files and not files[-1]:
+        raise _command.Refused("--config must name a file, .toml or .json")
+    return tyro.cli(  # type: ignore[call-overload]
+        Annotated[
+            Train, subcommand("train", default=Train(configuration.read(Path(files[-1])) if files else Configuration()))
+        ]
+        | Annotated[Resume, subcommand("resume")]
+        | Annotated[Test, subcommand("test")]
+        | Annotated[Plot, subcommand("plot")],
+        args=words,
+        prog=f"python -m {__name__}",
+        description=__doc__,
+    )
 
 
 def load(chosen: Configuration) -> _data.Data:
+    data = _data.load(chosen.data, classes=chosen.classes, validation=chosen.validation, memory=chosen.memory)
     try:
-        data = _data.load(chosen.data, classes=chosen.classes, validation=chosen.validation)
         chosen.network(data.image_shape)  # LeNet-5 refuses images that are too small
     except ValueError as error:
-        raise Refused(str(error)) from error
+        raise _command.Refused(str(error)) from error
     return data
 
 
@@ -192,61 +197,65 @@ def _check_devices(chosen: Configuration) -> None:
         with contextlib.suppress(RuntimeError):  # too late, JAX has begun
             jax.config.update("jax_num_cpu_devices", chosen.devices)  # a CPU stands in for several devices
     if chosen.devices > (there := len(jax.devices())):
-        raise Refused(f"devices is {chosen.devices}, but JAX sees {there} of kind {jax.devices()[0].device_kind}")
+        raise _command.Refused(
+            f"devices is {chosen.devices}, but JAX sees {there} of kind {jax.devices()[0].device_kind}"
+        )
 
 
-def _claim(out: Path, chosen: Configuration) -> None:
-    """Makes `out` the folder of this run. One that holds another run, or anything else, is left as it is."""
+def _check_claim(out: Path, chosen: Configuration) -> None:
+    """Whether `out` can be the folder of this run. One that holds another run, or anything else, is left as it is."""
     file = out / CONFIGURATION
-    if file.exists():
-        found = _read(file)
-        if different := found.differences(chosen):
-            raise Refused(f"{out} holds a run of another configuration: {'; '.join(different)}. Choose another --out")
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise Refused(f"{out} exists and is no run's folder ({CONFIGURATION} is not in it). Choose another --out")
     try:
-        _report.write(file, configuration.as_json(chosen))
+        if file.exists():
+            if different := configuration.read(file).differences(chosen):
+                raise _command.Refused(
+                    f"{out} holds a run of another configuration: {'; '.join(different)}. Choose another --out"
+                )
+        elif out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - {"checkpoints"}):
+            raise _command.Refused(
+                f"{out} exists and is no run's folder ({CONFIGURATION} is not in it). Choose another --out"
+            )
     except OSError as error:
-        raise Refused(f"{file}: cannot be written ({error.strerror})") from error
+        raise _command.Refused(f"{out} cannot be read ({_command.why(error, out)}). Choose another --out") from error
 
 
 def _configuration_of(run: Path, data_source: str | None) -> Configuration:
-    file = run / CONFIGURATION
-    if not file.exists():
-        raise Refused(f"{run}: no run's folder ({CONFIGURATION} is not in it)")
-    found = _read(file)
+    try:
+        if not (run / CONFIGURATION).exists():
+            raise _command.Refused(f"{run}: no run's folder ({CONFIGURATION} is not in it)")
+    except OSError as error:
+        raise _command.Refused(f"{run} cannot be read ({_command.why(error, run)})") from error
+    found = configuration.read(run / CONFIGURATION)
     return found if data_source is None else dataclasses.replace(found, data=data_source)
 
 
-def _read(file: Path) -> Configuration:
-    try:
-        return configuration.read(file)
-    except ValueError as error:
-        raise Refused(str(error)) from error
-
-
 def _state(
-    chosen: Configuration, data: _data.Data, run: Path, *, must_exist: bool = False, any_images: bool = False
-) -> tuple[training.State, training.Progress, checkpoints.Checkpoints]:
+    chosen: Configuration,
+    data: _data.Data,
+    kept: checkpoints.Checkpoints,
+    *,
+    must_exist: bool = False,
+    any_images: bool = False,
+) -> tuple[training.State, training.Progress]:
     """The last checkpoint's state, or a new one."""
-    kept = checkpoints.Checkpoints(run)
+    _command.say("making the first state …")
     steps = training.steps_per_epoch(len(data.train_labels), chosen) * chosen.epochs
     state = training.start(data.image_shape, steps, chosen)
-    progress = training.Progress(training.new_history(state), 0.0)
     if kept.steps() or must_exist:
-        state, progress = kept.restore(state, chosen, None if any_images else data.fingerprint())
-    return state, progress, kept
+        return kept.restore(state, chosen, None if any_images else data.fingerprint())
+    return state, training.Progress(training.new_history(state), 0.0)
 
 
 def _finish(
     out: Path, state: training.State, progress: training.Progress, data: _data.Data, chosen: Configuration
 ) -> None:
     """Writes the results and prints the last line and the files."""
+    _command.say("drawing …")
     try:
         files = results.save(out, state, progress, data, chosen)
-    except OSError as error:
-        raise Refused(
-            f"{out}: the results cannot be written ({error.strerror}); the checkpoints are complete"
+    except _command.Refused as error:
+        raise _command.Refused(
+            f"{error}. The checkpoints are complete: make room, then {_command.again(__name__, 'resume', out)}"
         ) from error
     history = progress.history
     images = len(data.test_labels)
@@ -257,7 +266,3 @@ def _finish(
     )
     for what, path in files.items():
         print(f"{what:<13} {path}")
-
-
-if __name__ == "__main__":
-    _command.run(main)

@@ -16,13 +16,13 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, Sharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
-from tqdm import tqdm
 
-from experiments import _data
+from experiments import _command, _data
 from experiments.lenet import network, optimizers
 from experiments.lenet.configuration import Configuration
 
 CHUNK = 512  # images evaluated at once
+ABSURD = 1e6  # a mean loss no training comes back from; with batch norm it need not become infinite
 
 
 class State(NamedTuple):
@@ -34,6 +34,11 @@ class State(NamedTuple):
     key: jax.Array  # key data: the orders and the shifts are drawn from it
     norms: dict[str, jax.Array]  # of the gradient of each layer's kernel, summed over the steps of this epoch
     step: jax.Array  # steps taken, int32 ()
+    diverged: jax.Array  # the first step at which the loss was absurd or no number, int32 (); 0 for none
+
+
+class Diverged(_command.Refused):
+    """The loss is lost, and with it the parameters."""
 
 
 class Progress(NamedTuple):
@@ -70,7 +75,8 @@ def start(image_shape: tuple[int, int, int], steps: int, configuration: Configur
     params, running = network.init(drawn, image_shape, configuration)
     norms = {layer: jnp.zeros((), jnp.float32) for layer in params if "kernel" in params[layer]}
     optimizer = optimizers.optimizer(configuration, steps).init(params)
-    return State(params, running, optimizer, jax.random.key_data(later), norms, jnp.zeros((), jnp.int32))
+    step, diverged = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)  # both, as a step is given their memory
+    return State(params, running, optimizer, jax.random.key_data(later), norms, step, diverged)
 
 
 def train(
@@ -82,6 +88,7 @@ def train(
     *,
     every: int = 0,
     title: str = "",
+    to_the_end: bool = False,
 ) -> tuple[State, Progress]:
     """Takes the steps that are left.
 
@@ -92,36 +99,48 @@ def train(
       save: called after every epoch with all that is needed to go on.
       every: call it after every so many steps as well.
       title: of the progress bar.
+      to_the_end: go on where the loss has diverged, as a comparison does.
+
+    Raises:
+      Diverged: the loss has; what was saved before is as it was.
     """
     history, earlier = progress
     count, size = len(data.train_labels), configuration.batch_size
     in_epoch = steps_per_epoch(count, configuration)
     total = in_epoch * configuration.epochs
     take = _compiled_step(configuration, total)
-    state, images, labels = jax.device_put(
-        (state, data.train_images, data.train_labels), _placement(configuration.devices)
-    )
+    state, there = jax.device_put((state, data), _placement(configuration.devices))
 
     def rows_of(step: int, order: np.ndarray) -> jax.Array:
         rows = order[step * size : (step + 1) * size]
         return jax.device_put(rows, _placement(configuration.devices, len(rows)))
 
+    def check(state: State) -> None:
+        if (at := int(state.diverged)) and not to_the_end:
+            raise Diverged(
+                f"diverged: from step {at} on, in epoch {1 + (at - 1) // in_epoch}, the loss is above {ABSURD:g} or no "
+                f"number. Take a lower --learning-rate than {configuration.learning_rate:g}, or --warmup"
+            )
+
     taken = int(state.step)
     if taken < total:  # both sizes of batch are compiled before the clock starts
+        _command.say("compiling a step of training …")
         for i in {0, in_epoch - 1}:
-            take(jax.tree.map(jnp.copy, state), images, labels, rows_of(i, np.arange(count)))
-    with tqdm(total=total, initial=taken, desc=title, unit="step", dynamic_ncols=True) as bar:
+            take(jax.tree.map(jnp.copy, state), there, rows_of(i, np.arange(count)))
+        _command.say("compiling the evaluation …")
+        answers(state, data.test_images[:1], data.test_labels[:1], data.levels, configuration)
+    with _command.bar(total=total, initial=taken, desc=title, unit="step") as bar:
         for epoch in range(taken // in_epoch, configuration.epochs):
             begun = time.perf_counter() - earlier
             order = np.asarray(_data.epoch_order(jax.random.wrap_key_data(state.key), epoch, count))
             for i in range(taken % in_epoch, in_epoch):
-                state = take(state, images, labels, rows_of(i, order))
+                state = take(state, there, rows_of(i, order))
                 taken += 1
                 bar.update()
                 if every and taken % every == 0 and taken % in_epoch:
-                    jax.block_until_ready(state)
+                    check(jax.block_until_ready(state))
                     save(state, Progress(history, time.perf_counter() - begun))
-            jax.block_until_ready(state)
+            check(jax.block_until_ready(state))
             _note(history, state, in_epoch, time.perf_counter() - begun, data, configuration)
             state, earlier = state._replace(norms=jax.tree.map(jnp.zeros_like, state.norms)), 0.0
             save(state, Progress(history, 0.0))
@@ -138,34 +157,36 @@ def new_history(state: State) -> dict[str, Any]:
     return {name: [] for name in (*CURVES, "seconds")} | {"gradient_norms": {layer: [] for layer in state.norms}}
 
 
-def answers(state: State, images: np.ndarray, labels: np.ndarray, configuration: Configuration) -> Answers:
+def answers(
+    state: State, images: np.ndarray, labels: np.ndarray, levels: np.ndarray, configuration: Configuration
+) -> Answers:
     """The network as it is used, normalized by the running statistics. One program, for chunks of one size."""
     params, running = jax.device_get((state.params, state.running))
     found = []
     for first in range(0, len(labels), CHUNK):
         rows = np.minimum(np.arange(first, first + CHUNK), len(labels) - 1)  # the last chunk repeats the last image
-        chunk = jax.device_get(_answer(params, running, images[rows], labels[rows], configuration))
+        chunk = jax.device_get(_answer(params, running, images[rows], labels[rows], levels, configuration))
         found.append([a[: len(labels) - first] for a in chunk])
     return Answers(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
 
 
-def _step(
-    state: State, images: jax.Array, labels: jax.Array, rows: jax.Array, configuration: Configuration, steps: int
-) -> State:
-    """One step of `steps`, on the images of these rows, (n,)."""
-    batch, targets = images[rows], labels[rows]
+def _step(state: State, data: Any, rows: jax.Array, configuration: Configuration, steps: int) -> State:
+    """One step of `steps`, on the training images of these rows, (n,)."""
+    batch, targets = data.train_images[rows], data.train_labels[rows]
     if configuration.shift:
         key = jax.random.split(jax.random.wrap_key_data(state.key))[0]
         batch = _data.shifted(jax.random.fold_in(key, state.step), batch, configuration.shift)
 
     def mean_loss(params: Any) -> tuple[jax.Array, Any]:
-        z, running = network.apply(params, state.running, batch, configuration, train=True)
+        z, running = network.apply(params, state.running, data.levels[batch], configuration, train=True)
         return network.losses(z, targets, configuration).mean(), running
 
-    gradient, running = jax.grad(mean_loss, has_aux=True)(state.params)
+    (loss, running), gradient = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
     norms = {layer: norm + jnp.linalg.norm(gradient[layer]["kernel"]) for layer, norm in state.norms.items()}
     changes, optimizer = optimizers.optimizer(configuration, steps).update(gradient, state.optimizer, state.params)
-    return State(optax.apply_updates(state.params, changes), running, optimizer, state.key, norms, state.step + 1)
+    params, step = optax.apply_updates(state.params, changes), state.step + 1
+    lost = (state.diverged == 0) & ~(loss < ABSURD)
+    return State(params, running, optimizer, state.key, norms, step, jnp.where(lost, step, state.diverged))
 
 
 @functools.cache
@@ -174,9 +195,11 @@ def _compiled_step(configuration: Configuration, steps: int) -> Callable[..., St
     return jax.jit(step, donate_argnums=0, out_shardings=_placement(configuration.devices))
 
 
-@functools.partial(jax.jit, static_argnums=4)
-def _answer(params: Any, running: Any, images: jax.Array, labels: jax.Array, configuration: Configuration) -> Any:
-    z, _ = network.apply(params, running, images, configuration, train=False)
+@functools.partial(jax.jit, static_argnums=5)
+def _answer(
+    params: Any, running: Any, images: jax.Array, labels: jax.Array, levels: jax.Array, configuration: Configuration
+) -> Any:
+    z, _ = network.apply(params, running, levels[images], configuration, train=False)
     return network.losses(z, labels, configuration), network.output(z, configuration)
 
 
@@ -192,7 +215,7 @@ def _note(history: dict, state: State, steps: int, seconds: float, data: _data.D
     """Adds an epoch to the history."""
     sets = {"training": (data.train_images, data.train_labels), "test": (data.test_images, data.test_labels)}
     for name, (images, labels) in sets.items():
-        found = answers(state, images, labels, configuration)
+        found = answers(state, images, labels, data.levels, configuration)
         history[f"{name}_loss"].append(found.loss())
         history[f"{name}_accuracy"].append(found.accuracy(labels))
     history["seconds"].append(seconds)

@@ -1,15 +1,20 @@
-"""Runs the notebooks, each in a kernel of its own, and writes them back stripped.
+"""Runs the notebooks, each in a kernel of its own, and writes them stripped.
 
-    python experiments/notebooks/run.py                    all of them
-    python experiments/notebooks/run.py naive_variance     one
-    python experiments/notebooks/run.py --out FOLDER       leave these alone, write there
+    python -m experiments.notebooks.run                              all, into runs/default
+    python -m experiments.notebooks.run naive_variance               one
+    python -m experiments.notebooks.run --out experiments/notebooks  the committed ones, anew
 
 What is stored: sources, text outputs, pictures in a palette of 128 colors; nothing of the
 machine or the moment. `ruff format` lays out the code in them.
 """
 
-import argparse
+from experiments import _command
+
+if __name__ == "__main__":
+    _command.start("experiments.notebooks.run", extras="notebooks")
+
 import base64
+import dataclasses
 import io
 import os
 from pathlib import Path
@@ -17,6 +22,9 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 from PIL import Image
+from tyro.conf import Positional
+
+from experiments import _options, _report
 
 FOLDER = Path(__file__).parent
 NAMES = (
@@ -30,6 +38,23 @@ METADATA = {
     "language_info": {"name": "python"},
 }
 SECONDS = 300  # the most a cell may take
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(_options.Results):
+    """Which notebooks are run."""
+
+    OTHERWISE_THE_SAME = (*_options.Results.OTHERWISE_THE_SAME, "names")
+
+    names: Positional[tuple[str, ...]] = NAMES
+    """The names of the notebooks; without one, all."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if unknown := set(self.names) - set(NAMES):
+            raise _command.Refused(
+                f"no notebook is named {', '.join(unknown)}; there are {', '.join(NAMES)}"
+            )
 
 
 def execute(source: Path) -> nbformat.NotebookNode:
@@ -86,27 +111,11 @@ def with_a_palette(png: str) -> str:
     return base64.b64encode(small.getvalue()).decode()
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)} (default: all)"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=FOLDER, help="folder to write to (default: where they are)"
-    )
-    options = parser.parse_args(argv)
-    if unknown := set(options.names) - set(NAMES):
-        parser.error(
-            f"no notebook is named {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}"
-        )
-    options.out.mkdir(parents=True, exist_ok=True)
-    for name in options.names or NAMES:
-        target = options.out / f"{name}.ipynb"
-        nbformat.write(execute(FOLDER / target.name), target)
-        print(f"{target}  {target.stat().st_size / 1000:.0f} kB")
-
-
-if __name__ == "__main__":
-    main()
+@_command.command
+def main(arguments: list[str] | None = None) -> None:
+    options = _options.parse(Settings, arguments, __doc__)
+    out = _command.make(options.folder(__file__))
+    for name in options.names:
+        _command.say(f"{name} …")
+        notebook = nbformat.writes(execute(FOLDER / f"{name}.ipynb")) + "\n"
+        _report.leave(out, {f"{name}.ipynb": notebook.encode()})

@@ -30,6 +30,8 @@ CASES = (
     Case("softmax", "vector", _normal(6)),
     Case("softmax", "channels-second", _normal(2, 3, 4, scale=4.0), {"axis": -2}),
     Case("softmax", "one-class", _normal(3, 1)),
+    LOG_SOFTMAX := Case("log_softmax", "rows", _normal(3, 5)),
+    Case("log_softmax", "channels-second", _normal(2, 3, 4, scale=4.0), {"axis": -2}),
 )
 
 
@@ -51,6 +53,12 @@ def _off_diagonal_sign(s, v):
     return s * (v + (s * v).sum(-1, keepdims=True) - 2 * s * v)
 
 
+def _softmax_of_the_output(y, v):
+    """The rule of softmax, at s = exp(y)."""
+    s = jnp.exp(y)
+    return s * (v - (s * v).sum(-1, keepdims=True))
+
+
 SLIPS = (
     Slip("passes-everything", RELU[0], _rule(bnderiv.relu, lambda y, delta: delta)),
     Slip("passes-the-negative-side", RELU[0], _rule(bnderiv.relu, _passes_the_negative_side)),
@@ -61,4 +69,6 @@ SLIPS = (
     Slip("diagonal-only", SOFTMAX, _rule(bnderiv.softmax, lambda s, delta: delta * s * (1 - s))),
     Slip("without-contraction", SOFTMAX, _rule(bnderiv.softmax, lambda s, delta: delta * s)),
     Slip("off-diagonal-sign", SOFTMAX, _rule(bnderiv.softmax, _off_diagonal_sign)),
+    Slip("without-sum", LOG_SOFTMAX, _rule(bnderiv.log_softmax, lambda y, delta: delta * (1 - jnp.exp(y)))),
+    Slip("softmax's-own", LOG_SOFTMAX, _rule(bnderiv.log_softmax, _softmax_of_the_output)),
 )

@@ -8,6 +8,8 @@ import scipy.special
 
 import bnderiv
 
+pytestmark = pytest.mark.fast
+
 ACTIVATIONS = ("relu", "tanh", "sigmoid", "softmax")
 ORACLE = {
     "relu": lambda x: np.where(x > 0, x, 0),

@@ -7,6 +7,8 @@ import pytest
 
 import bnderiv
 
+pytestmark = pytest.mark.fast
+
 X = np.array([-np.inf, -2.0, -1e-40, -0.0, 0.0, 1e-300, 3.0, np.inf, np.nan])
 SLOPE = np.array([0.0, 0, 0, 0, 0, 1, 1, 1, 0])
 

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 # Roundings of a few layers and steps. In float64 the two must agree whatever they do; in less, theirs rounds too.
 TOLERANCE = {"float64": 1e-11, "float32": 2e-5, "bfloat16": 6e-2, "float16": 8e-3}
@@ -28,7 +29,12 @@ def alike(ours: Any, theirs: Any, tolerance: float | None = None) -> None:
 
 
 # Momenta that are 1, or another number, in the dtype.
-NEAR_1 = [(jnp.bfloat16, 0.99), (jnp.bfloat16, 0.999), (jnp.float16, 0.9998), (jnp.float32, 0.99999)]
+NEAR_1 = [
+    (jnp.bfloat16, 0.99),
+    pytest.param(jnp.bfloat16, 0.999, marks=pytest.mark.slow),
+    pytest.param(jnp.float16, 0.9998, marks=pytest.mark.slow),
+    (jnp.float32, 0.99999),
+]
 
 
 def averages(seed: int, dtype: Any) -> tuple[jax.Array, jax.Array]:

@@ -9,6 +9,8 @@ from jax.sharding import PartitionSpec as P
 
 nn = pytest.importorskip("flax.linen", reason="needs the extra flax")
 
+import flax.nnx
+
 import bnderiv.linen
 import bnderiv.nnx
 from tests.adapters.alike import alike, normal
@@ -67,6 +69,11 @@ def test_half_precision_sums_in_float32(window):
 def test_nnx_has_the_same():
     assert bnderiv.nnx.avg_pool is bnderiv.linen.avg_pool
     assert bnderiv.nnx.max_pool is bnderiv.linen.max_pool
+
+
+def test_flaxs_others_beside_them():
+    assert bnderiv.linen.min_pool is bnderiv.nnx.min_pool is flax.nnx.min_pool
+    assert bnderiv.linen.pool is bnderiv.nnx.pool is flax.nnx.pool
 
 
 @pytest.mark.parametrize(

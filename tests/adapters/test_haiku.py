@@ -270,3 +270,42 @@ def test_errors():
     with pytest.raises(ValueError, match="scale must not be given at call time where create_scale=True"):
         run(jnp.ones((4, 3), jnp.float32), scale=2.0)
     run(jnp.ones((4, 3), jnp.float32), scale=2.0, create=False)
+
+
+def test_a_policy_for_haikus_class_applies():
+    """As in dm-haiku's ImageNet example: statistics in float32 within a network in float16, which they overflow."""
+    jmp = pytest.importorskip("jmp")
+    policy = jmp.get_policy("params=float32,compute=float32,output=float16")
+    x = normal(0, (16, 3), jnp.float16, 3e2, 3e2)
+
+    def run(module):
+        model = hk.transform_with_state(lambda x, train: module(True, True, 0.9)(x, train))
+        params, state = model.init(KEY, x, True)
+        y, state = model.apply(params, state, KEY, x, True)
+        return params, state, y, model.apply(params, state, KEY, x, False)[0]
+
+    before = run(OURS)[2].dtype
+    with hk.mixed_precision.push_policy(THEIRS, policy):
+        ours, theirs = run(OURS), run(THEIRS)
+        alike(ours, theirs)
+        assert ours[2].dtype == jnp.float16
+        assert ours[1]["batch_norm/~/var_ema"]["average"].dtype == jnp.float32
+        assert np.isfinite(ours[3]).all()
+        with hk.mixed_precision.push_policy(OURS, jmp.get_policy("params=float32,compute=float32,output=float32")):
+            assert run(OURS)[2].dtype == jnp.float32  # its own comes first
+        assert run(OURS)[2].dtype == jnp.float16
+    assert run(OURS)[2].dtype == before
+    assert run(OURS)[1]["batch_norm/~/var_ema"]["average"].dtype == jnp.float16
+    assert hk.mixed_precision.get_policy(OURS) is None
+
+
+@pytest.mark.parametrize("axis", [(-1,), (0, -2), (-3, -1), (0, 1)])
+def test_parameters_where_an_axis_is_negative(axis):
+    """Haiku compares the axes as given: parameters keep the length of a negative one, statistics do not."""
+    x = normal(0, (4, 5, 3), jnp.float64)
+    results = []
+    for module in (OURS, THEIRS):
+        model = hk.transform_with_state(lambda x, m=module: m(True, True, 0.9, axis=axis, **RANDOM)(x, True))
+        params, state = init(model, x)
+        results.append((params, state, *fast_jit(lambda p, s, m=model: m.apply(p, s, KEY, x))(params, state)))
+    alike(*results)

@@ -188,7 +188,11 @@ def test_half_precision_needs_no_implicit_promotion():
 
 def test_positional_arguments_are_flax_s():
     fields = [name for name in THEIRS.__dataclass_fields__ if name not in ("parent", "name")]
-    assert [name for name in OURS.__dataclass_fields__ if name not in ("parent", "name")] == [*fields, "activation"]
+    assert [name for name in OURS.__dataclass_fields__ if name not in ("parent", "name")] == [
+        *fields,
+        "activation",
+        "forward_mode",
+    ]
     for name in fields:
         assert OURS.__dataclass_fields__[name].default == THEIRS.__dataclass_fields__[name].default
     assert OURS(True, 1, 0.5).momentum == 0.5

@@ -47,6 +47,13 @@ CASES = (
         _arrays((2, 2, 3, 1), (2, 1, 1, 2)),
         {"padding": ((3, 4), (2, 0)), "dilation": 2, "strides": (3, 1)},
     ),
+    Case("conv", "one-axis", _arrays((2, 7, 2), (3, 2, 3)), {"strides": 2, "padding": ((2, 0),), "dilation": 2}),
+    CONV3D := Case(
+        "conv",
+        "three-axes-groups-channels-first",
+        _arrays((1, 4, 3, 4, 3), (2, 2, 1, 2, 4)),
+        {"strides": (1, 2, 3), "padding": ((0, 1), (1, 0), (0, 0)), "groups": 2, "channel_axis": 1},
+    ),
 )
 
 
@@ -55,7 +62,7 @@ def _from_kernel(case, other):
 
     def change(right, arguments, delta):
         x, kernel, bias = arguments
-        wrong, *_ = gradients(bnderiv.conv2d, (x, other(kernel), bias), delta, **case.options)
+        wrong, *_ = gradients(getattr(bnderiv, case.layer), (x, other(kernel), bias), delta, **case.options)
         return wrong, *right[1:]
 
     return change
@@ -94,6 +101,7 @@ def _kernel_gradient_turned(right, arguments, delta):
 
 SLIPS = (
     Slip("kernel-not-turned", PLAIN, _from_kernel(PLAIN, _turned)),
+    Slip("kernel-not-turned", CONV3D, _from_kernel(CONV3D, lambda kernel: kernel[::-1, ::-1, ::-1])),
     Slip("channels-not-exchanged", SQUARE, _from_kernel(SQUARE, _exchanged)),
     Slip("groups-interleaved", DEPTHWISE, _from_kernel(DEPTHWISE, _groups_interleaved)),
     Slip("stride-forgotten", STRIDED, _stride_forgotten),

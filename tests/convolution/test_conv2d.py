@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.signal import convolve2d, correlate2d
+from scipy.signal import convolve, convolve2d, correlate, correlate2d
 
 import bnderiv
 
@@ -146,6 +146,18 @@ def test_one_channel_equals_scipy(window, more, seed):
     np.testing.assert_allclose(dx[0, ..., 0], convolve2d(delta, kernel, "full"), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize(("size", "window"), [((9,), (4,)), ((5, 4, 6), (2, 3, 2))], ids=str)
+def test_one_axis_and_three_equal_scipy(size, window):
+    rng = np.random.default_rng(0)
+    x, kernel = rng.standard_normal(size), rng.standard_normal(window)
+    z, pull_back = jax.vjp(bnderiv.conv, jnp.asarray(x)[None, ..., None], jnp.asarray(kernel)[..., None, None])
+    delta = rng.standard_normal(z.shape[1:-1])
+    dx, dkernel = pull_back(jnp.asarray(delta)[None, ..., None])
+    np.testing.assert_allclose(z[0, ..., 0], correlate(x, kernel, "valid"), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(dkernel[..., 0, 0], correlate(x, delta, "valid"), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(dx[0, ..., 0], convolve(delta, kernel, "full"), rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 def test_half_precision_is_accumulated_in_float32(dtype):
     # A sum of 4000 ones in float16 stops at 2048, in bfloat16 at 256.
@@ -216,24 +228,55 @@ def test_options_as_integers_pairs_and_lists():
         (((2, 5, 5, 4), (3, 3, 2, 3)), {"groups": 2}, ["^groups must divide", "2 groups for 4 and 3"]),
         (((2, 5, 5, 2), (3, 3, 2, 4)), {"groups": 0}, ["^groups must be at least 1, got 0"]),
         (((2, 5, 5, 1), (3, 3, 1, 2), (1,)), {}, [r"^bias must have shape \(2,\)", r"\[1\]"]),
-        (((2, 5, 5, 1), (6, 3, 1, 1)), {}, ["window must fit", "6 rows", "has 5 with padding"]),
-        (((2, 5, 5, 1), (3, 3, 1, 1)), {"dilation": (1, 4), "padding": 1}, ["9 columns", r"5 with padding \(1, 1\)"]),
+        (((2, 5, 5, 1), (6, 3, 1, 1)), {}, ["window must fit", "axis 0 it spans 6", "has 5 with padding"]),
+        (
+            ((2, 5, 5, 1), (3, 3, 1, 1)),
+            {"dilation": (1, 4), "padding": 1},
+            ["axis 1 it spans 9", r"5 with padding \(1, 1\)"],
+        ),
         (((2, 5, 5, 1), (3, 3, 1, 1)), {"channel_axis": 0}, ["^channel_axis and batch_axis must differ"]),
         (((2, 5, 5, 1), (3, 3, 1, 1)), {"batch_axis": 3}, ["^channel_axis and batch_axis must differ, got -1 and 3"]),
         (((2, 5, 5, 1), (3, 3, 1, 1)), {"channel_axis": 4}, [r"^channel_axis must lie in \[-4, 4\)"]),
         (((2, 5, 5, 1), (3, 3, 1, 1)), {"batch_axis": -5}, [r"^batch_axis must lie in \[-4, 4\)"]),
         (((2, 5, 5, 1), (3, 3, 1, 1)), {"strides": 0}, ["^strides must be at least 1, got 0"]),
-        (((2, 5, 5, 1), (3, 3, 1, 1)), {"strides": (1, 1, 1)}, ["^strides must be an integer or a pair"]),
+        (
+            ((2, 5, 5, 1), (3, 3, 1, 1)),
+            {"strides": (1, 1, 1)},
+            ["^strides must be an integer, or one for each of the 2 spatial axes"],
+        ),
         (((2, 5, 5, 1), (3, 3, 1, 1)), {"dilation": (1, 0)}, [r"^dilation\[1\] must be at least 1, got 0"]),
         (((2, 5, 5, 1), (3, 3, 1, 1)), {"padding": -1}, ["^padding must be at least 0, got -1"]),
         (((2, 5, 5, 1), (3, 3, 1, 1)), {"padding": "FULL"}, ['^padding must be "SAME", "VALID"', "'FULL'"]),
-        (((2, 5, 5, 1), (3, 3, 1, 1)), {"padding": (1, 1)}, [r"^padding must be \(\(top, bottom\), \(left, right\)\)"]),
+        (
+            ((2, 5, 5, 1), (3, 3, 1, 1)),
+            {"padding": (1, 1)},
+            [r"^padding must be a \(low, high\) pair for each of the 2"],
+        ),
     ],
 )
 def test_values_that_do_not_fit(shapes, options, names):
     for name in names:
         with pytest.raises(ValueError, match=name):
             bnderiv.conv2d(*(jnp.ones(s) for s in shapes), **options)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "options", "message"),
+    [
+        (((2, 5), (3, 1)), {}, r"^kernel must have rank 3 or more \(spatial axes, C_in / groups, C_out\)"),
+        (((2, 5, 5, 1), (3, 1, 1)), {}, r"^x must have rank 3 \(that of kernel"),
+        (((2, 5, 2), (3, 3, 4)), {}, r"^kernel must have shape \(3, 2, 4\)"),
+        (
+            ((2, 5, 1), (3, 1, 1)),
+            {"strides": (1, 1)},
+            "^strides must be an integer, or one for each of the 1 spatial axes",
+        ),
+        (((2, 3, 3, 3, 1), (3, 3, 4, 1, 1)), {}, "along spatial axis 2 it spans 4"),
+    ],
+)
+def test_other_ranks_that_do_not_fit(shapes, options, message):
+    with pytest.raises(ValueError, match=message):
+        bnderiv.conv(*(jnp.ones(s) for s in shapes), **options)
 
 
 @pytest.mark.parametrize("name", ["strides", "dilation", "groups", "channel_axis", "batch_axis", "padding"])

@@ -96,7 +96,7 @@ def test_half_precision_stays_it_on_accelerators(dtype, name, groups):
     assert convolved_in(jax.export.export(f, platforms=["cpu"])(*arguments)) == ["f32,f32,f32"] * 3
 
 
-@pytest.mark.parametrize(("batch", "size", "channels"), [(2, 56, 64), (4, 7, 512)])
+@pytest.mark.parametrize(("batch", "size", "channels"), [(2, 56, 64), pytest.param(4, 7, 512, marks=pytest.mark.slow)])
 def test_half_precision_at_the_sizes_of_a_resnet(batch, size, channels):
     """Value and gradients are off by one rounding, of the result, whatever the length of the sum.
 

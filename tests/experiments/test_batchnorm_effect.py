@@ -20,11 +20,13 @@ FEATURES, IMAGES = 12, 130
 @pytest.fixture(scope="module")
 def task():
     rng = np.random.default_rng(0)
-    images = rng.standard_normal((IMAGES + 40, FEATURES)).astype(np.float32)
+    images = rng.integers(0, 256, (IMAGES + 40, FEATURES)).astype(np.uint8)
+    levels = ((np.arange(256) - 127.5) / 74).astype(np.float32)
     labels = rng.integers(0, network.CLASSES, IMAGES + 40).astype(np.int32)
     train, test = slice(None, IMAGES), slice(IMAGES, None)
     probes = images[-20:]
-    return network.Task(*(jnp.asarray(a) for a in (images[train], labels[train], images[test], labels[test], probes)))
+    parts = (images[train], labels[train], images[test], labels[test], probes, levels)
+    return network.Task(*map(jnp.asarray, parts))
 
 
 @pytest.fixture
@@ -66,8 +68,8 @@ def trained_by_loops(key, rate, task, batch_norm, deviation, steps, every):
 
     def note():
         p = to64(params)
-        logits, _, _ = forward_by_hand(p, batch_norm, np.asarray(task.test_images, np.float64), running)
-        _, z, _ = forward_by_hand(p, batch_norm, np.asarray(task.probes, np.float64), running)
+        logits, _, _ = forward_by_hand(p, batch_norm, np.float64(task.levels[task.test_images]), running)
+        _, z, _ = forward_by_hand(p, batch_norm, np.float64(task.levels[task.probes]), running)
         labels = np.asarray(task.test_labels)
         curves.append(
             (
@@ -84,9 +86,9 @@ def trained_by_loops(key, rate, task, batch_norm, deviation, steps, every):
                 break
             if taken % every == 0:
                 note()
-            x, y = np.asarray(task.train_images, np.float64)[rows], np.asarray(task.train_labels)[rows]
+            x, y = np.float64(task.levels[task.train_images[rows]]), np.asarray(task.train_labels)[rows]
 
-            def loss(p, x=task.train_images[rows], y=task.train_labels[rows]):
+            def loss(p, x=task.levels[task.train_images[rows]], y=task.train_labels[rows]):
                 logits, _, _ = network.apply(p, state, x, train=True)
                 shifted = jax.nn.log_softmax(logits)
                 return -jnp.take_along_axis(shifted, y[:, None], -1).mean()
@@ -154,6 +156,7 @@ def test_the_sweep_is_every_run_by_itself(task, quickly):
         assert len(np.unique(last)) == 4  # no two the same
 
 
+@pytest.mark.slow
 def test_the_kernels_are_gaussian_and_small():
     params, state = network.init(jax.random.key(0), 784, 0.1, True)
     assert [layer["kernel"].shape for layer in params] == [(784, 100), (100, 100), (100, 100), (100, 10)]
@@ -212,10 +215,10 @@ def test_the_command(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"steps": 0}, "steps must be >= 1, got 0"),
         ({"sweep_steps": 700}, "sweep_steps must be a multiple of every = 500, got 700"),
-        ({"sweep_rates": (0.1, -1.0)}, "must be positive"),
-        ({"deviation": 0.0}, "must be positive"),
+        ({"sweep_rates": (0.1, -1.0)}, "sweep_rates must be > 0, got -1.0"),
+        ({"deviation": 0.0}, "deviation must be > 0, got 0.0"),
     ],
 )
 def test_settings_that_make_no_sense(changed, message):

@@ -15,6 +15,7 @@ EVERY_OTHER: dict[str, Any] = {  # a value that is not the default, for every op
     "data": "somewhere",
     "classes": 27,
     "validation": True,
+    "memory": 2.5,
     "model": "mlp",
     "pool": "avg",
     "activation": "sigmoid",
@@ -44,7 +45,7 @@ def test_every_option_by_every_way(tmp_path):
     defaults = dataclasses.asdict(Configuration())
     assert EVERY_OTHER.keys() == defaults.keys()
     assert all(EVERY_OTHER[name] != defaults[name] for name in defaults)
-    command = run._parse(["train", *chosen.arguments().split()])
+    command = run._parse(["train", *chosen.arguments()])
     assert isinstance(command, run.Train)
     assert command.configuration == chosen
     toml, by_hand, resolved = tmp_path / "a.toml", tmp_path / "b.json", tmp_path / "configuration.json"
@@ -54,7 +55,7 @@ def test_every_option_by_every_way(tmp_path):
     for file in (toml, by_hand, resolved):
         assert configuration.read(file) == chosen
         assert run._parse(["train", "--config", str(file)]).configuration == chosen  # type: ignore[union-attr]
-    assert Configuration().arguments() == ""
+    assert Configuration().arguments() == []
 
 
 def test_the_command_line_comes_before_the_file(tmp_path):
@@ -86,6 +87,12 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "devices": (3, "batch_size 64 must be a multiple of devices, 3"),
     "warmup": (30, "warmup must end before the run: 30 of 30 epochs"),
     "color": ("red", "no option 'color'; there are data, classes"),
+    "learning-rate": (0.1, "no option 'learning-rate'; did you mean 'learning_rate'"),
+    "Epoch": (3, "no option 'Epoch'; did you mean 'epochs'"),
+    "common": (
+        {"epochs": 3},
+        "'common' is a table; settings to compare are for python -m experiments.lenet.compare FILE",
+    ),
 }
 
 
@@ -123,6 +130,12 @@ def test_no_configuration_file(name, content, message, tmp_path):
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(SystemExit, match=message):
         run.main(["--config", str(tmp_path / name)])
+    (tmp_path / "link.toml").symlink_to("gone.toml")
+    with pytest.raises(SystemExit, match=r"cannot be read \(.*link.toml is a link to gone.toml, which does not exist"):
+        run.main(["--config", str(tmp_path / "link.toml")])
+    for words in (["--config="], ["--config"], ["train", "--config", ""]):
+        with pytest.raises(SystemExit, match=r"--config must name a file, \.toml or \.json"):
+            run.main(words)
     with pytest.raises(SystemExit, match=r"none\.toml: cannot be read \(No such file or directory\)"):
         run.main(["train", "--config", str(tmp_path / "none.toml")])
 

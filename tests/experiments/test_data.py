@@ -2,13 +2,14 @@
 
 import gzip
 import struct
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import _data
+from experiments import _command, _data
 
 RNG = np.random.default_rng(0)
 
@@ -40,11 +41,13 @@ def folder(arrays, tmp_path):
 def check_images(data: _data.Data, arrays) -> None:
     train, train_labels, test, test_labels = arrays.values()
     mean, deviation = train.mean(), train.std()
-    np.testing.assert_allclose(data.train_images, ((train - mean) / deviation)[..., None], rtol=1e-6, atol=1e-7)
-    np.testing.assert_allclose(data.test_images, ((test - mean) / deviation)[..., None], rtol=1e-6, atol=1e-7)
+    for images, pixels in ((data.train_images, train), (data.test_images, test)):
+        np.testing.assert_array_equal(images, pixels[..., None])
+        wanted = ((pixels - mean) / deviation)[..., None]
+        np.testing.assert_allclose(data.standardized(images), wanted, rtol=1e-6, atol=1e-7)
     np.testing.assert_array_equal(data.train_labels, train_labels)
     np.testing.assert_array_equal(data.test_labels, test_labels)
-    assert [a.dtype for a in data] == [np.float32, np.int32, np.float32, np.int32]
+    assert [a.dtype for a in data] == [np.uint8, np.int32, np.uint8, np.int32, np.float32]
 
 
 @pytest.mark.parametrize("style", ["plain", "gz", "dots", "emnist", "test", "both"])
@@ -86,19 +89,25 @@ def test_more_classes(folder):
 
 
 def test_the_fingerprint_is_of_all_images_and_labels():
-    data = _data.Data(*(np.zeros((3, 2, 2, 1), np.float32), np.zeros(3, np.int32)) * 2)
+    images, labels = np.zeros((3, 2, 2, 1), np.uint8), np.zeros(3, np.int32)
+    data = _data.Data(images, labels, images, labels, np.zeros(256, np.float32))
     found = {data.fingerprint(), data._replace().fingerprint()}
     assert len(found) == 1
     for name, array in data._asdict().items():
         other = array.copy()
         other.flat[1] = 1
         found.add(data._replace(**{name: other}).fingerprint())
-    assert len(found) == 5
+    assert len(found) == 6
 
 
 BAD_IMAGES = {
-    "labels' number": (lambda good: struct.pack(">I", 2049) + good[4:], r"2049 \(labels\), must be 2051 \(images\)"),
-    "floats' magic number": (lambda good: b"\0\0\x0d\x03" + good[4:], "magic number 3331, must be 2051"),
+    "labels' number": (lambda good: struct.pack(">I", 2049) + good[4:], r"2049 \(labels, .*\), must be 2051 \(images"),
+    "floats' magic number": (lambda good: b"\0\0\x0d\x03" + good[4:], r"3331 \(float32, 3 dimensions: 20 × 5 × 4\)"),
+    "RGB": (
+        lambda good: struct.pack(">5I", 2052, 20, 5, 4, 3) + good[16:] * 3,
+        r"2052 \(unsigned bytes, 4 dimensions: 20 × 5 × 4 × 3\), must be 2051 \(images, unsigned bytes, 3 dimensions\)",
+    ),
+    "packed once more": (lambda good: gzip.compress(good), "packed by gzip, so its name must|packed twice by gzip"),
     "little-endian": (lambda good: struct.pack("<I", 2051) + good[4:], "magic number 50855936, must be 2051"),
     "not IDX at all": (lambda good: b"<!doctype html><html>", "magic number 1008821359, must be 2051"),
     "empty": (lambda good: b"", "0 bytes, shorter than the header of 16"),
@@ -107,7 +116,11 @@ BAD_IMAGES = {
     "no pixel": (lambda good: struct.pack(">4I", 2051, 20, 0, 4), "0 rows, must be at least 1"),
     "truncated": (lambda good: good[:-1], "20 images × 5 rows × 4 columns, 400 bytes; there are only 399"),
     "too long": (lambda good: good + b"\0", "400 bytes; there are more"),
-    "absurd sizes": (lambda good: struct.pack(">4I", 2051, *[2**32 - 1] * 3), "cannot be read|there are only 0"),
+    "absurd sizes": (lambda good: struct.pack(">4I", 2051, *[2**32 - 1] * 3), "only 0|--memory 7922816245892410538"),
+    "a hundred million": (
+        lambda good: struct.pack(">4I", 2051, 10**8, 28, 28),
+        "78400000000 bytes.*(only 0|1 GB are allowed; --memory 79 allows it)",
+    ),
     "fewer images": (lambda good: struct.pack(">4I", 2051, 19, 5, 4) + good[16:-20], "19 images, but 20 labels"),
     "another size": (
         lambda good: struct.pack(">4I", 2051, 20, 4, 5) + good[16:],
@@ -135,7 +148,7 @@ def test_bad_images(what, packed, folder):
 def test_bad_labels(folder):
     path = folder / "t10k-labels-idx1-ubyte"
     for content, message in (
-        (idx(np.arange(7), 2051), r"t10k-labels-idx1-ubyte: magic number 2051 \(images\), must be 2049 \(labels\)"),
+        (idx(np.arange(7), 2051), r"ubyte: magic number 2051 \(images, .*\), must be 2049 \(labels, "),
         (idx(np.array([0, 1, 255, 3, 4, 5, 99])), "label 2 is 255"),
         (idx(np.arange(8)), "t10k-images-idx3-ubyte: 7 images, but 8 labels in t10k-labels-idx1-ubyte"),
     ):
@@ -158,7 +171,7 @@ def test_damaged_gzip(spoil, arrays, folder):
 def test_missing(folder, tmp_path):
     with pytest.raises(ValueError, match="here: no such folder"):
         _data.load(tmp_path / "nowhere" / "here")
-    with pytest.raises(ValueError, match=r"letters: no file of test images, such as letters-t10k-images-idx3-ubyte"):
+    with pytest.raises(ValueError, match=r"letters: no such folder; the sets beside it are ''; experiments/data.md"):
         _data.load(folder / "letters")
     (folder / "t10k-labels-idx1-ubyte").unlink()
     with pytest.raises(ValueError, match=r"no file of test labels, such as t10k-labels-idx1-ubyte \(or .*\.gz\)"):
@@ -168,13 +181,70 @@ def test_missing(folder, tmp_path):
         _data.load(folder)
 
 
+def test_not_a_folder(folder, arrays):
+    (folder / "mnist.npz").write_bytes(b"PK")
+    (folder / "link").symlink_to(folder / "gone")
+    for place, message in (
+        ("mnist.npz", "mnist.npz: a file; it must be the folder of the four IDX files"),
+        ("mnist.npz/set", r"cannot be read \(.*mnist.npz is a file\)"),
+        ("link", "link: .*link is a link to .*gone, which does not exist; the sets"),
+        ("t10k-labels-idx1-ubyte", "t10k-labels-idx1-ubyte: a file; it must be"),
+    ):
+        with pytest.raises(_command.Refused, match=message):
+            _data.load(folder / place)
+
+
+def test_a_folder_that_must_not_be_read(folder, another_user):
+    with another_user(folder), pytest.raises(_command.Refused, match=r"cannot be read \(Permission denied\)"):
+        _data.load(folder)
+    _data.load(folder)
+
+
+def test_letters_hint_at_their_classes(folder):
+    (folder / "train-labels-idx1-ubyte").write_bytes(idx(1 + np.arange(20)))
+    with pytest.raises(_command.Refused, match=r"label 9 is 10, .* 0 to 9; --classes 21 takes all labels there"):
+        _data.load(folder)
+    assert _data.load(folder, classes=21).train_labels.max() == 20
+
+
+@pytest.mark.parametrize(("labels", "message"), [([3], "1 images of 1 classes"), ([0, 0, 1, 1, 1, 2] * 5, "")])
+def test_validation_needs_enough_of_each_class(labels, message, folder):
+    (folder / "train-images-idx3-ubyte").write_bytes(idx(RNG.integers(0, 256, (len(labels), 5, 4))))
+    (folder / "train-labels-idx1-ubyte").write_bytes(idx(np.array(labels)))
+    if not message:
+        assert np.bincount(_data.load(folder, validation=True).test_labels).tolist() == [2, 3, 1]
+        return
+    with pytest.raises(_command.Refused, match=f"{message}, 1 of the smallest. Leave --validation out"):
+        _data.load(folder, validation=True)
+
+
+def test_a_small_file_that_honestly_holds_much(folder, capsys, monkeypatch):
+    """Refused before memory is taken; allowed, it takes a byte for each pixel and says so before."""
+    path = folder / "train-images-idx3-ubyte.gz"
+    images = np.zeros((20, 1000, 1000), np.uint8)
+    path.write_bytes(gzip.compress(idx(images), 1))
+    assert path.stat().st_size < images.size / 100
+    tracemalloc.start()
+    with pytest.raises(
+        _command.Refused, match=r"20000000 bytes of memory, and 0\.01 GB are allowed; --memory 1 allows"
+    ):
+        _data.read_images(path, memory=0.01)
+    assert tracemalloc.get_traced_memory()[1] < 1e6
+    monkeypatch.setattr(_data, "WORTH_A_WORD", 10**7)
+    found = _data.read_images(path)
+    assert tracemalloc.get_traced_memory()[1] < 1.3 * images.size
+    tracemalloc.stop()
+    np.testing.assert_array_equal(found, images)
+    assert capsys.readouterr().err == f"reading {path}, 20 MB in memory …\n"
+
+
 def test_the_digits():
     data = _data.load()
     assert data.train_images.shape == (1437, 32, 32, 1)
     assert data.test_images.shape == (360, 32, 32, 1)
-    assert [a.dtype for a in data] == [np.float32, np.int32, np.float32, np.int32]
-    assert abs(data.train_images.mean()) < 1e-4
-    assert abs(data.train_images.std() - 1) < 1e-4
+    assert [a.dtype for a in data] == [np.uint8, np.int32, np.uint8, np.int32, np.float32]
+    assert abs(data.standardized(data.train_images).mean()) < 1e-4
+    assert abs(data.standardized(data.train_images).std() - 1) < 1e-4
     blocks = data.test_images.reshape(360, 8, 4, 8, 4)
     np.testing.assert_array_equal(blocks, np.broadcast_to(blocks[:, :, :1, :, :1], blocks.shape))  # 4×4 enlarged
     assert np.bincount(data.test_labels).min() >= 34  # every class in its share

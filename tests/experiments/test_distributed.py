@@ -113,7 +113,7 @@ def test_two_processes_have_the_loss_curve_of_one_device(tmp_path):
         port = free.getsockname()[1]
     # Compiling is most of what this takes: no optimization.
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    command = [sys.executable, "experiments/distributed/run.py", "--epochs", "1", "--dtype", "float64"]
+    command = [sys.executable, "-m", "experiments.distributed.run", "--epochs", "1", "--dtype", "float64"]
 
     def start(*options, devices):
         return subprocess.Popen(
@@ -153,19 +153,28 @@ def test_two_processes_have_the_loss_curve_of_one_device(tmp_path):
     assert str(tmp_path) not in (two / "run.json").read_text() + (two / "report.html").read_text()
 
 
+def nine_images():
+    images, labels = np.zeros((9, 28, 28, 1), np.uint8), np.zeros(9, np.int32)
+    return _data.Data(images, labels, images, labels, np.arange(256, dtype=np.float32))
+
+
 @pytest.mark.slow
 def test_accuracy_by_the_running_statistics(quickly, monkeypatch):
     """Of more images than are evaluated at once; by a network whose running statistics are none of these images'."""
     rng = np.random.default_rng(0)
-    images = rng.standard_normal((24, 28, 28, 1)).astype(np.float32)
+    images = rng.integers(0, 256, (24, 28, 28, 1)).astype(np.uint8)
+    levels = ((np.arange(256) - 127.5) / 74).astype(np.float32)
     config = lenet5.Config()
     monkeypatch.setattr(training, "CHUNK", 10)
     params, state = lenet5.init(jax.random.key(0), config)
     state = {name: running._replace(mean=running.mean + 0.3, var=2 * running.var) for name, running in state.items()}
-    logits, _ = jax.jit(partial(lenet5.apply, config=config, train=False))(params, state, images)
+    logits, _ = jax.jit(partial(lenet5.apply, config=config, train=False))(params, state, levels[images])
     labels = np.asarray(logits).argmax(-1)
     labels[[3, 13, 23]] += 1
-    assert training.evaluate((params, state, params), config, images, labels) == 21 / 24
+    assert (
+        training.evaluate((params, state, params), config, _data.Data(images, labels, images, labels, levels))
+        == 21 / 24
+    )
 
 
 def test_groups_share_out_the_devices():
@@ -192,10 +201,10 @@ def test_how_far_two_curves_are_apart():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"batch_size": 0}, "batch_size must be at least 1"),
-        ({"group": -1}, "group must be at least 0"),
+        ({"batch_size": 0}, "batch_size must be >= 1, got 0"),
+        ({"group": -1}, "group must be >= 0, got -1"),
         ({"num_processes": 2}, "come together"),
-        ({"rate": -1.0}, "rate must be positive, got -1.0"),
+        ({"rate": -1.0}, "rate must be > 0, got -1.0"),
         ({"compare": pathlib.Path("nowhere")}, "compare must be the run.json of another run, got nowhere"),
         ({"cluster": True, "coordinator_address": "a:1", "num_processes": 2, "process_id": 0}, "by itself"),
     ],
@@ -206,7 +215,7 @@ def test_settings_that_make_no_sense(changed, message):
 
 
 def test_batches_that_cannot_be_shared_out():
-    data = _data.Data(*(np.zeros(s, t) for s, t in (((9, 28, 28, 1), np.float32), (9, np.int32)) * 2))
+    data = nine_images()
     with pytest.raises(ValueError, match="batch_size must be a multiple of the number of devices, 8, got 12"):
         run.train(run.Settings(batch_size=12), data, jax.devices()[:8])
     with pytest.raises(ValueError, match="batch_size must be at most the number of images, 9, got 16"):
@@ -215,6 +224,6 @@ def test_batches_that_cannot_be_shared_out():
 
 def test_a_run_of_another_length_is_refused_before_training(tmp_path):
     (tmp_path / "run.json").write_text('{"name": "another", "losses": [1.0, 2.0]}')
-    data = _data.Data(*(np.zeros(s, t) for s, t in (((9, 28, 28, 1), np.float32), (9, np.int32)) * 2))
+    data = nine_images()
     with pytest.raises(ValueError, match="that run has 2 steps, this one 3"):
         run.train(run.Settings(batch_size=8, compare=tmp_path / "run.json"), data, jax.devices()[:8])

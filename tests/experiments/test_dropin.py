@@ -1,6 +1,5 @@
 """A Flax model with its batch norm and with ours: the same function, the same step; what is written about it."""
 
-import argparse
 import json
 from functools import partial
 from typing import Any
@@ -46,8 +45,9 @@ def quickly(monkeypatch):
     monkeypatch.setattr(jax, "jit", fast_jit)
 
 
-def options(**changed):
-    return argparse.Namespace(**{"width": 4, "batch": 8, "steps": 3, "rounds": 3} | changed)
+def options(**changed: Any) -> run.Settings:
+    few: dict[str, Any] = {"width": 4, "batch": 8, "steps": 3, "rounds": 3}
+    return run.Settings(**few | changed)
 
 
 @pytest.mark.slow
@@ -100,7 +100,10 @@ def test_batches_are_the_digits_in_an_order_of_their_own():
     data = run.load()
     first = {image.tobytes() for image in np.asarray(images[:20]).reshape(-1, 32 * 32)}
     assert len(first) > 620  # of 640; a few of the digits are the same picture
-    place = {image.tobytes(): label for image, label in zip(data.train_images, data.train_labels, strict=True)}
+    place = {
+        image.tobytes(): label
+        for image, label in zip(data.standardized(data.train_images), data.train_labels, strict=True)
+    }
     for image, label in zip(np.asarray(images[0]), np.asarray(labels[0]), strict=True):
         assert place[image.tobytes()] == label
     assert (labels[0] != labels[1]).any()
@@ -170,14 +173,14 @@ def test_the_readme_has_the_tables_of_the_numbers():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--rounds 1", "--rounds must be at least 2, got 1"),
-        ("--width 0", "--width must be at least 1, got 0"),
-        ("--parts", "--parts without a part needs the numbers of a run, there is no"),
-        ("--parts time", "invalid choice: 'time'"),
+        ("--rounds 1", "rounds must be >= 2, got 1"),
+        ("--width 0", "width must be >= 1, got 0"),
+        ("--parts", "dropin.json: no numbers of an earlier run there"),
+        ("--parts time", "invalid choice 'time'"),
     ],
 )
 def test_refused(words, message, tmp_path, capsys):
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as ended:
         run.main([*words.split(), "--out", str(tmp_path / "results")])
-    assert message in capsys.readouterr().err
+    assert message in " ".join(f"{ended.value} {capsys.readouterr().err}".split())
     assert list(tmp_path.iterdir()) == []

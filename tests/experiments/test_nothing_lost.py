@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,16 +39,17 @@ def folder(tmp_path_factory):
     return folder
 
 
-def start(*words: object) -> subprocess.Popen:
+def start(*words: object, **how: Any) -> subprocess.Popen:
     """The command as a user starts it, away from the tests' settings."""
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     return subprocess.Popen(
-        [sys.executable, "experiments/lenet/run.py", *map(str, words)],
+        [sys.executable, "-m", "experiments.lenet.run", *map(str, words)],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        **how,
     )
 
 
@@ -83,7 +86,7 @@ def parameters(run: Path) -> dict[str, np.ndarray]:
 @pytest.mark.slow
 def test_killed_at_three_points_it_ends_with_the_same_bits(folder, tmp_path):
     """Between two checkpoints in an epoch's middle; while one is written; after the last, before the results."""
-    options = [*CHOSEN.arguments().split(), "--data", folder, "--checkpoint-every", 4]
+    options = [*CHOSEN.arguments(), "--data", folder, "--checkpoint-every", 4]
     whole, run = tmp_path / "whole", tmp_path / "killed"
     finish(start("train", *options, "--out", whole))
     kept = run / "checkpoints"
@@ -112,6 +115,27 @@ def test_killed_at_three_points_it_ends_with_the_same_bits(folder, tmp_path):
     assert histories[0] == histories[1]
 
 
+@pytest.mark.slow
+def test_what_goes_wrong_with_a_checkpoint_is_one_line(folder, tmp_path):
+    """In a process of its own: Orbax, TensorStore and their threads have loggers and hooks that pytest would hide."""
+    options = [*CHOSEN.arguments(), "--data", folder, "--out"]
+    run = tmp_path / "run"
+
+    def without_room():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    full = finish(start("train", *options, run, preexec_fn=without_room), 1).splitlines()
+    assert [line for line in full if not re.match(r"Perceptron: .*step/s|\w+ .*…$|run /", line)] == full[-1:]
+    assert "the checkpoint of step 6 cannot be written (File too large); there is none before it. Make room" in full[-1]
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["lock"]
+    finish(start("train", *options, run))
+    (run / "checkpoints" / "18" / "about" / "metadata").write_bytes(b"{")
+    *words, line = finish(start("test", run), 1).splitlines()
+    assert words == ["importing …", "reading the images …", "making the first state …"]
+    assert "18: damaged, or not a checkpoint of this experiment; delete that folder to go on from step 12 (" in line
+
+
 @pytest.fixture
 def saved(tmp_path):
     """A small state, saved after steps 1 and 2."""
@@ -122,6 +146,7 @@ def saved(tmp_path):
         jax.random.key_data(jax.random.key(5)),
         {"dense1": jnp.float32(0.5)},
         jnp.int32(1),
+        jnp.int32(0),
     )
     progress = training.Progress({"seconds": [1.5], "test_loss": [float("nan")]}, 0.25)
     kept = Checkpoints(tmp_path / "run")
@@ -217,7 +242,7 @@ def test_a_failed_save_removes_what_it_left(saved, monkeypatch):
 
     monkeypatch.setattr(checkpoints.ocp.CheckpointManager, "save", fails)
     with pytest.raises(
-        CheckpointError, match=r"step 9 cannot be written; the last one is of step 2, complete.*No space"
+        CheckpointError, match=r"step 9 cannot be written \(No space left on device\); that of step 2 is complete"
     ):
         kept.save(state._replace(step=jnp.int32(9)), progress, CHOSEN, "abc")
     assert sorted(path.name for path in kept.folder.iterdir()) == ["1", "2"]
@@ -231,7 +256,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(saved):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
-        with pytest.raises(CheckpointError, match="the last one is of step 2, complete"):
+        with pytest.raises(CheckpointError, match=r"\(File too large\); that of step 2 is complete"):
             kept.save(large, progress, CHOSEN, "abc")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -240,3 +265,32 @@ def test_a_full_disk_leaves_the_last_checkpoint(saved):
     kept.save(large, progress, CHOSEN, "abc")  # there is room again
     found, _ = kept.restore(zeros(large), CHOSEN, "abc")
     np.testing.assert_array_equal(found.params["dense1"]["kernel"], noise)
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_ctrl_c_while_a_checkpoint_is_written(saved, monkeypatch, capfd):
+    """It waits; the checkpoint is whole."""
+    kept, state, progress = saved
+    save = checkpoints.ocp.CheckpointManager.save
+
+    def interrupted(*arguments, **keywords):
+        os.kill(os.getpid(), signal.SIGINT)
+        return save(*arguments, **keywords)
+
+    monkeypatch.setattr(checkpoints.ocp.CheckpointManager, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        kept.save(state._replace(step=jnp.int32(9)), progress, CHOSEN, "abc")
+    assert capfd.readouterr() == ("", "")
+    assert kept.steps() == [2, 9]
+    assert int(kept.restore(zeros(state), CHOSEN, "abc")[0].step) == 9
+
+
+def test_a_folder_of_checkpoints_that_is_none(tmp_path, another_user):
+    (tmp_path / "checkpoints").write_text("")
+    with pytest.raises(CheckpointError, match=r"checkpoints cannot be read \(.*checkpoints is a file\)"):
+        Checkpoints(tmp_path).steps()
+    (tmp_path / "checkpoints").unlink()
+    (tmp_path / "checkpoints").mkdir()
+    with another_user(tmp_path), pytest.raises(CheckpointError, match=r"cannot be read \(Permission denied\)"):
+        Checkpoints(tmp_path).steps()
+    assert Checkpoints(tmp_path).steps() == []

@@ -3,11 +3,12 @@
 import base64
 import html.parser
 import re
+import resource
 from pathlib import Path
 
 import pytest
 
-from experiments import _report
+from experiments import _command, _report
 
 FOLDER = Path(_report.__file__).parent
 EXPERIMENTS = sorted(path.parent for path in FOLDER.glob("*/results"))
@@ -42,19 +43,28 @@ def test_numbers_drawn_again_keep_their_date():
         assert f"<td>{line}</td>" in earlier
 
 
-def test_a_file_is_whole_or_as_it_was(tmp_path, monkeypatch):
+def test_a_file_is_whole_or_as_it_was(tmp_path):
+    """No file may grow beyond 100 bytes, as on a disk with no more room."""
     file = tmp_path / "new" / "a.txt"
     _report.write(file, b"first")
-
-    def fails(path, content):
-        path.touch()
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", fails)
-    with pytest.raises(OSError, match="No space"):
-        _report.write(file, b"second")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        with pytest.raises(
+            _command.Refused, match=r"a\.txt cannot be written \(File too large\); what was there is unch"
+        ):
+            _report.write(file, bytes(200))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert [path.name for path in file.parent.iterdir()] == ["a.txt"]
     assert file.read_bytes() == b"first"
+
+
+def test_no_numbers_to_draw_again(tmp_path):
+    (tmp_path / "a.json").write_text("{")
+    for name in ("a.json", "b.json"):
+        with pytest.raises(_command.Refused, match=rf"{name}: no numbers of an earlier run there .*--out"):
+            _report.numbers(tmp_path / name)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda path: path.name)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from bnderiv.models import lenet5
-from experiments import _data
+from experiments import _command, _data
 from experiments.lenet import compare, configuration, plots, run
 from experiments.lenet.configuration import Configuration
 
@@ -26,7 +26,7 @@ PICTURES = ("curves", "kernels", "confusion", "mistakes", "gradients")
 def trained(tmp_path_factory):
     """Two epochs of the README's command: its output, and its folder."""
     out = tmp_path_factory.mktemp("run")
-    command = [sys.executable, "experiments/lenet/run.py", "--epochs", "2", "--out", str(out)]
+    command = [sys.executable, "-m", "experiments.lenet.run", "--epochs", "2", "--out", str(out)]
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -44,7 +44,7 @@ def test_the_command_learns_and_says_where_its_files_are(trained):
     assert accuracy.startswith(f"test accuracy {metrics['test_accuracy']:.2%} ({metrics['wrong']} of 360 images wrong)")
     assert metrics["test_accuracy"] > 0.85
     assert "loss 0." in done.stderr  # the progress bar
-    assert f"run.py resume {out}" in done.stderr
+    assert f"-m experiments.lenet.run resume {out}" in done.stderr
     assert all((out / f"{name}.png").read_bytes().startswith(b"\x89PNG") for name in PICTURES)
     norms = metrics["history"].pop("gradient_norms")
     assert norms.keys() == {"conv1", "conv2", "dense3", "dense4", "output"}
@@ -75,7 +75,7 @@ def test_the_report_needs_nothing_beside_it(trained):
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     visible = text.split("base64,")
     rest = " ".join([visible[0], *(part.split('"', 1)[1] for part in visible[1:])])
-    assert "python experiments/lenet/run.py train --epochs 2" in rest
+    assert "python -m experiments.lenet.run train --epochs 2" in rest
     for absent in ("http", "<script", str(out), str(ROOT)):
         assert absent not in rest
     for name, value in json.loads((out / "configuration.json").read_text()).items():
@@ -97,7 +97,7 @@ def test_the_files_are_enough_to_use_the_network(trained):
     assert state["bn1"].count == 2 * 23  # 1437 images in batches of 64, the last one short
     chex.assert_trees_all_equal_shapes(params, shapes[0])
     data = _data.load()
-    logits, _ = lenet5.apply(params, state, jnp.asarray(data.test_images), config, train=False)
+    logits, _ = lenet5.apply(params, state, jnp.asarray(data.standardized(data.test_images)), config, train=False)
     assert (np.asarray(logits).argmax(-1) == data.test_labels).mean() == pytest.approx(metrics["test_accuracy"])
 
 
@@ -134,7 +134,7 @@ def test_folders_that_are_no_run(tmp_path):
         with pytest.raises(SystemExit, match=r"mine: no run's folder \(configuration.json is not in it\)"):
             run.main([command, str(mine)])
     (mine / "configuration.json").write_bytes(configuration.as_json(Configuration(model="mlp")))
-    with pytest.raises(SystemExit, match=r"mine: no checkpoint to go on from; train again, with --out"):
+    with pytest.raises(SystemExit, match=r"mine: no checkpoint to go on from; train again: .* train --model mlp --out"):
         run.main(["resume", str(mine)])
     with pytest.raises(SystemExit, match="checkpoints: no checkpoint"):
         run.main(["test", str(mine)])
@@ -157,6 +157,48 @@ def test_refused_before_anything_is_written(words, message, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_folders_that_cannot_be_used(tmp_path, another_user):
+    """`checkpoints` is a file; the folder is another user's; a link leads nowhere. Nothing is written."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").write_text("mine")
+    (tmp_path / "link").symlink_to("gone")
+    for place, message in (("run", "checkpoints is a file"), ("link", "link is a link to gone, which does not exist")):
+        with pytest.raises(SystemExit, match=message):
+            run.main(["--out", str(tmp_path / place)])
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoints"]
+    assert not (tmp_path / "gone").exists()
+    for words in (["--out", str(tmp_path)], ["resume", str(tmp_path)], ["test", str(tmp_path)]):
+        with another_user(tmp_path), pytest.raises(SystemExit, match=r"cannot be read \(Permission denied\)"):
+            run.main(words)
+
+
+def test_a_second_run_in_one_folder_is_refused(tmp_path):
+    with (
+        _command.alone(tmp_path / "run" / "checkpoints"),
+        pytest.raises(SystemExit, match=f"training here, pid {os.getpid()};"),
+    ):
+        run.main(["--model", "mlp", "--out", str(tmp_path / "run")])
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoints"]
+
+
+@pytest.mark.parametrize("kept", [0, 3])
+def test_ctrl_c_says_how_to_go_on(kept, tmp_path, monkeypatch, capsys):
+    def interrupted(*_, **__):
+        (out / "checkpoints" / "3").mkdir() if kept else None
+        raise KeyboardInterrupt
+
+    out = tmp_path / "my runs"
+    monkeypatch.setattr(run.training, "train", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        run.main(["--model", "mlp", "--out", str(out)])
+    assert ended.value.code == 130
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("interrupted. ")
+    assert (
+        last.endswith(f" resume '{out}'") if kept else last == "interrupted. There is no checkpoint yet to go on from"
+    )
+
+
 def test_a_run_without_a_folder_gets_a_new_one(monkeypatch, tmp_path):
     """Never the results that are committed; one run's folder after the other."""
     folders = []
@@ -168,11 +210,11 @@ def test_a_run_without_a_folder_gets_a_new_one(monkeypatch, tmp_path):
 
 def test_a_disk_that_is_full_at_the_end(monkeypatch, tmp_path):
     def fails(*_):
-        raise OSError(28, "No space left on device")
+        raise _command.Refused("curves.png cannot be written (No space left on device)")
 
     monkeypatch.setattr(run.results, "save", fails)
     with pytest.raises(
-        run.Refused, match=r"cannot be written \(No space left on device\); the checkpoints are complete"
+        _command.Refused, match=r"No space left on device\)\. The checkpoints are complete: make room, then"
     ):
         run._finish(tmp_path, None, None, None, None)  # type: ignore[arg-type]
 

@@ -30,9 +30,10 @@ def promotion():
 
 def make_data(train=20, test=6, seed=0):
     rng = np.random.default_rng(seed)
-    images = rng.standard_normal((train + test, *SHAPE)).astype(np.float32)
+    images = rng.integers(0, 256, (train + test, *SHAPE)).astype(np.uint8)
     labels = rng.integers(0, 10, train + test).astype(np.int32)
-    return _data.Data(images[:train], labels[:train], images[train:], labels[train:])
+    levels = ((np.arange(256) - 127.5) / 74).astype(np.float32)
+    return _data.Data(images[:train], labels[:train], images[train:], labels[train:], levels)
 
 
 @pytest.fixture
@@ -42,12 +43,12 @@ def steps(monkeypatch):
     def run(configuration, data, state=None, every=0):
         seen, saved = [], []
 
-        def take(state, images, labels, rows):
+        def take(state, data, rows):
             seen.append(np.asarray(rows))
             return state._replace(step=state.step + 1)
 
         monkeypatch.setattr(training, "_compiled_step", lambda *_: take)
-        monkeypatch.setattr(training, "_answer", lambda p, r, x, y, c: (np.zeros(len(y)), np.eye(10)[np.asarray(y)]))
+        monkeypatch.setattr(training, "_answer", lambda p, r, x, y, *_: (np.zeros(len(y)), np.eye(10)[np.asarray(y)]))
         begin = training.start(data.image_shape, 6, configuration) if state is None else state
         progress = training.Progress(training.new_history(begin), 0.0)
         training.train(begin, progress, data, configuration, lambda s, p: saved.append(int(s.step)), every=every)
@@ -96,7 +97,7 @@ def test_a_training_is_its_steps_one_after_the_other(quickly):
         return training.train(state, progress, data, chosen, save, every=2)
 
     def mean_loss(params, images, labels):
-        z, _ = network.apply(params, begin.running, jnp.asarray(images), chosen, train=False)
+        z, _ = network.apply(params, begin.running, jnp.asarray(data.standardized(images)), chosen, train=False)
         return optax.softmax_cross_entropy_with_integer_labels(z, labels).mean(), (z.argmax(-1) == labels).mean()
 
     end, progress = train(begin, training.Progress(training.new_history(begin), 0.0))
@@ -110,7 +111,7 @@ def test_a_training_is_its_steps_one_after_the_other(quickly):
             params = jax.tree.map(lambda p, g, rate=rate: p - rate * g, params, gradient)
             norms.append(float(jnp.linalg.norm(gradient["dense1"]["kernel"])))
         noted = {name: values[epoch] for name, values in progress.history.items() if name not in ("gradient_norms",)}
-        for name, images, labels in (("training", *data[:2]), ("test", *data[2:])):
+        for name, images, labels in (("training", *data[:2]), ("test", *data[2:4])):
             loss, accuracy = mean_loss(params, images, labels)
             assert noted[f"{name}_loss"] == pytest.approx(float(loss), rel=1e-4)
             assert noted[f"{name}_accuracy"] == pytest.approx(float(accuracy), abs=1e-6)
@@ -141,9 +142,9 @@ def test_images_are_moved_anew_in_every_step(monkeypatch):
     monkeypatch.setattr(_data, "shifted", shifted)
     monkeypatch.setattr(network, "apply", apply)
     rows = jnp.array([5, 0, 7])
-    state = training.start(SHAPE, 6, chosen)
+    state, there = training.start(SHAPE, 6, chosen), jax.tree.map(jnp.asarray, data)
     for _ in range(2):
-        state = training._step(state, jnp.asarray(data.train_images), jnp.asarray(data.train_labels), rows, chosen, 6)
+        state = training._step(state, there, rows, chosen, 6)
     keys, images, most = zip(*calls, strict=True)
     orders = {
         tuple(np.asarray(jax.random.key_data(jax.random.fold_in(jax.random.wrap_key_data(state.key), epoch))))
@@ -152,7 +153,7 @@ def test_images_are_moved_anew_in_every_step(monkeypatch):
     assert len({*keys, *orders}) == 4
     np.testing.assert_array_equal(images, [data.train_images[rows]] * 2)
     assert most == (2, 2)
-    training._step(state, jnp.asarray(data.train_images), jnp.asarray(data.train_labels), rows, PLAIN, 6)
+    training._step(state, there, rows, PLAIN, 6)
     assert len(calls) == 2
 
 
@@ -172,7 +173,7 @@ def test_a_step_is_gradient_descent_on_the_loss(pairing, attachment):
     data = make_data()
     state = training.start(SHAPE, 6, chosen)
     rows = np.array([3, 1, 4, 15, 9], np.int32)
-    x, y = data.train_images[rows].reshape(5, -1), data.train_labels[rows]
+    x, y = data.standardized(data.train_images[rows]).reshape(5, -1), data.train_labels[rows]
 
     def mean_loss(params):
         a = x
@@ -184,11 +185,11 @@ def test_a_step_is_gradient_descent_on_the_loss(pairing, attachment):
 
     gradient = jax.grad(mean_loss)(state.params)
     wanted = jax.tree.map(lambda p, g: p - jnp.float32(0.1) * g, state.params, gradient)
-    step = fast_jit(training._step, static_argnums=(4, 5))
-    new = step(state, data.train_images, data.train_labels, rows, chosen, 6)
+    step = fast_jit(training._step, static_argnums=(3, 4))
+    new = step(state, data, rows, chosen, 6)
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(new.params), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6, err_msg=str(path))
-    assert int(new.step) == 1
+    assert (int(new.step), int(new.diverged)) == (1, 0)
     undecayed = gradient["dense2"]["kernel"] - jnp.float32(0.01) * state.params["dense2"]["kernel"]
     np.testing.assert_allclose(new.norms["dense2"], jnp.linalg.norm(undecayed), rtol=1e-4)
 
@@ -198,8 +199,8 @@ def test_bfloat16_computes_in_it_and_keeps_float32():
     chosen = dataclasses.replace(PLAIN, dtype="bfloat16", model="lenet5", pool="avg", activation="tanh")  # no kinks
     state = training.start(SHAPE, 6, chosen)
     data = make_data()
-    step = fast_jit(training._step, static_argnums=(4, 5))
-    arguments = (data.train_images, data.train_labels, np.arange(8, dtype=np.int32))
+    step = fast_jit(training._step, static_argnums=(3, 4))
+    arguments = (data, np.arange(8, dtype=np.int32))
     new = step(state, *arguments, chosen, 6)
     assert {a.dtype.name for a in jax.tree.leaves((new.params, new.running))} <= {"float32", "int32"}
     in_full = dataclasses.replace(chosen, dtype="float32")
@@ -282,14 +283,34 @@ def test_answers_are_those_of_the_images_whatever_the_chunk(monkeypatch):
     chosen = dataclasses.replace(PLAIN, activation="tanh")
     data, state = make_data(test=7), training.start(SHAPE, 6, PLAIN)
     monkeypatch.setattr(training, "CHUNK", 3)
-    found = training.answers(state, data.test_images, data.test_labels, chosen)
+    found = training.answers(state, data.test_images, data.test_labels, data.levels, chosen)
     apply = jax.jit(functools.partial(network.apply, configuration=chosen, train=False))
-    z, _ = apply(state.params, state.running, data.test_images)
+    z, _ = apply(state.params, state.running, data.standardized(data.test_images))
     np.testing.assert_allclose(found.outputs, jax.nn.softmax(z), rtol=1e-4, atol=1e-6)
     wanted = optax.softmax_cross_entropy_with_integer_labels(z, data.test_labels)
     np.testing.assert_allclose(found.losses, wanted, rtol=1e-4)
     assert found.loss() == pytest.approx(float(wanted.mean()), rel=1e-5)
     assert found.accuracy(data.test_labels) == np.mean(np.asarray(z).argmax(1) == data.test_labels)
+
+
+def test_a_run_that_diverges_says_at_which_step_and_saves_nothing_of_it(monkeypatch):
+    """The first step's loss is still a loss; the kernels it leaves are 1e29. In a comparison it goes on."""
+    monkeypatch.setattr(jax, "jit", fast_jit)
+    training._compiled_step.cache_clear()
+    chosen, data, saved = dataclasses.replace(PLAIN, learning_rate=1e30, epochs=1), make_data(), []
+
+    def train(**how):
+        state = training.start(SHAPE, 3, chosen)
+        progress = training.Progress(training.new_history(state), 0.0)
+        return training.train(state, progress, data, chosen, lambda state, _: saved.append(int(state.step)), **how)
+
+    with pytest.raises(
+        training.Diverged, match=r"diverged: from step 2 on, in epoch 1, .* --learning-rate than 1e\+30"
+    ):
+        train(every=2)
+    assert saved == []
+    state, progress = train(to_the_end=True)
+    assert (int(state.diverged), saved, len(progress.history["test_loss"])) == (2, [3], 1)
 
 
 @pytest.mark.slow

@@ -7,6 +7,8 @@ import pytest
 
 import bnderiv
 
+pytestmark = pytest.mark.fast
+
 
 def test_numbers_worked_by_hand():
     # z = a W + b with a = (1, 2), W = [[3, 4], [5, 6]], b = (1, −1); δ = (1, 10).

@@ -32,6 +32,14 @@ def _indices(*shape, dtype: type[np.integer] = np.int32, scale=1.0):
     )
 
 
+def _options(examples, classes):
+    """Smoothing, a weight for each class, and classes that do not count: of one example none does."""
+    where = np.arange(examples * classes).reshape(examples, classes) % 3 > 0
+    where[-1] = False
+    weights = np.linspace(0.5, 2, classes)
+    return {"label_smoothing": 0.25, "class_weights": weights, "where": np.stack([where, ~where])}
+
+
 CASES = (
     PROBABILITIES := Case("softmax_cross_entropy", "probabilities", _probabilities(4, 5)),
     Case("softmax_cross_entropy", "one-hot-one-example", _one_hot(5)),
@@ -39,6 +47,10 @@ CASES = (
     INDICES := Case("softmax_cross_entropy_with_integer_labels", "rows", _indices(4, 5)),
     Case("softmax_cross_entropy_with_integer_labels", "one-example-far-apart", _indices(5, scale=4.0)),
     Case("softmax_cross_entropy_with_integer_labels", "bytes-extra-axes", _indices(2, 3, 4, dtype=np.uint8)),
+    OPTIONS := Case("softmax_cross_entropy", "every-option", _probabilities(2, 4, 5, total=2.0), _options(4, 5)),
+    INDICES_OPTIONS := Case(
+        "softmax_cross_entropy_with_integer_labels", "every-option", _indices(2, 4, 5), _options(4, 5)
+    ),
     SQUARED := Case("squared_error", "rows", _two(4, 5)),
     Case("squared_error", "one-example", _two(5)),
     Case("squared_error", "one-output-extra-axes", _two(2, 3, 1)),
@@ -61,7 +73,25 @@ def _without_cotangent(right, arguments, delta):
     return gradients(bnderiv.squared_error, arguments, jnp.ones_like(delta))
 
 
+def _forgotten(*names):
+    """The gradients without some of the options, at the right values."""
+
+    def change(right, arguments, delta):
+        layer = bnderiv.softmax_cross_entropy
+        if not jnp.issubdtype(arguments[1].dtype, jnp.floating):
+            layer = bnderiv.softmax_cross_entropy_with_integer_labels
+        options = {name: value for name, value in OPTIONS.options.items() if name not in names}
+        return gradients(layer, arguments, delta, **options)
+
+    return change
+
+
 SLIPS = (
+    Slip("smoothing-forgotten", OPTIONS, _forgotten("label_smoothing")),
+    Slip("class-weights-forgotten", OPTIONS, _forgotten("class_weights")),
+    Slip("where-forgotten", INDICES_OPTIONS, _forgotten("where")),
+    Slip("integer-smoothing-forgotten", INDICES_OPTIONS, _forgotten("label_smoothing")),
+    Slip("labels-not-smoothed", OPTIONS, scaled(1, 1 / 0.75)),
     Slip("labels-sum-to-one", WEIGHTED, _labels_sum_to_one),
     Slip("sign", PROBABILITIES, scaled(-1, 1)),
     Slip("divided-by-classes", PROBABILITIES, scaled(1 / 5, 1)),

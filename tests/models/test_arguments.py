@@ -53,6 +53,7 @@ def test_a_bias_before_batch_norm_is_used():
     assert not np.allclose(plain, biased)
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("train", [True, False])
 def test_the_wrong_entry_is_named(name, train):

@@ -151,15 +151,18 @@ def _vjp(config, params, state, x, train):
     return fast_jit(run)(params, x)
 
 
+ALWAYS = (("max", "relu", True, True), ("avg", "tanh", True, True), ("avg", "sigmoid", False, True))
+
+
 @pytest.mark.parametrize(
     ("pool", "activation", "batch_norm", "train"),
     [
         *(
-            (*network, True)
+            pytest.param(*network, True, marks=[] if (*network, True) in ALWAYS else pytest.mark.slow)
             for network in itertools.product(("max", "avg"), ("relu", "tanh", "sigmoid"), (True, False))
         ),
         ("max", "relu", True, False),
-        ("avg", "tanh", True, False),
+        pytest.param("avg", "tanh", True, False, marks=pytest.mark.slow),
     ],
 )
 def test_gradient_equals_autodiff(pool, activation, batch_norm, train):
@@ -177,7 +180,7 @@ def test_which_gradients_are_attached(gradients, by_hand):
     assert ("custom_vjp_call" in str(run(params, _images(config)))) == by_hand
 
 
-@pytest.mark.parametrize("activation", ["relu", "tanh"])
+@pytest.mark.parametrize("activation", [pytest.param("relu", marks=pytest.mark.slow), "tanh"])
 def test_evaluation_is_the_network_with_batch_norm_folded_into_the_kernels(activation):
     config, params, state = _network(activation=activation, pool="avg", eps=1e-3)
     x = _images(config)
@@ -193,7 +196,7 @@ def test_evaluation_is_the_network_with_batch_norm_folded_into_the_kernels(activ
     chex.assert_trees_all_equal(same, state)
 
 
-@pytest.mark.parametrize("activation", ["relu", "tanh"])
+@pytest.mark.parametrize("activation", ["relu", pytest.param("tanh", marks=pytest.mark.slow)])
 def test_training_renews_the_running_statistics(activation):
     config, params, state = _network(momentum=0.7, activation=activation, image_shape=(32, 32, 1))
     x = _images(config)
@@ -249,6 +252,7 @@ def test_a_training_step_compiles_once_and_learns():
     assert int(state["bn4"].count) == 8
 
 
+@pytest.mark.slow
 def test_a_batch_spread_over_a_mapped_axis_shares_its_statistics():
     config, params, state = _network()
     x = _images(config, 6)

@@ -21,7 +21,7 @@ from tests.programs import collectives
 
 DEVICES, CHANNELS = 8, 3
 AXIS = "devices"
-MODES = ("shard_map", "shard_map-unchecked", "pmap", "vmap")
+MODES = ("shard_map", "vmap", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("shard_map-unchecked", "pmap")))
 ALL = ((0, 1, 2, 3, 4, 5, 6, 7),)
 HALVES = ((0, 1, 2, 3), (4, 5, 6, 7))
 PAIRS = ((0, 4), (1, 5), (2, 6), (3, 7))
@@ -125,7 +125,9 @@ def _equals_the_whole(compute, relu, masked, shared, groups=ALL):
     near(grads, grads_, 1e-9)
 
 
-@pytest.mark.parametrize("layers", [bnderiv, bnderiv.forward_mode], ids=["bnderiv", "forward_mode"])
+@pytest.mark.parametrize(
+    "layers", [bnderiv, pytest.param(bnderiv.forward_mode, marks=pytest.mark.slow)], ids=["bnderiv", "forward_mode"]
+)
 @pytest.mark.parametrize("mode", ["shard_map", pytest.param("vmap", marks=pytest.mark.slow)])
 def test_a_residual(mode, layers):
     """relu(batch norm + z) with statistics of all devices, and z on each its own, as that of the whole batch."""
@@ -189,7 +191,7 @@ def test_equals_the_whole_batch(mode, gradient, relu, masked, shared):
 
 
 @pytest.mark.parametrize("gradient", [_outside, _inside], ids=["outside", "inside"])
-@pytest.mark.parametrize("mode", MODES[:2])
+@pytest.mark.parametrize("mode", ["shard_map", pytest.param("shard_map-unchecked", marks=pytest.mark.slow)])
 def test_both_modes_attachment(mode, gradient):
     _equals_the_whole(_taken(gradient, mode, bnderiv.forward_mode, True), True, True, ())
 
@@ -218,7 +220,9 @@ GRID = {"a": 2, "b": 4}
 @pytest.mark.parametrize(
     ("axis_name", "groups"), [(("a", "b"), ALL), ("b", HALVES), (("a",), PAIRS)], ids=["both", "rows", "columns"]
 )
-@pytest.mark.parametrize("mode", ["shard_map", "shard_map-unchecked", "vmap"])
+@pytest.mark.parametrize(
+    "mode", ["shard_map", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("shard_map-unchecked", "vmap"))]
+)
 def test_grid_of_devices(mode, axis_name, groups):
     f = partial(_with_where, bnderiv.batch_norm, axis_name=axis_name)
 
@@ -392,7 +396,7 @@ def _compiled(f, cotangents, args, where):
     ("mode", "masked", "layers"),
     [
         ("shard_map", False, bnderiv),
-        ("shard_map-unchecked", True, bnderiv),
+        pytest.param("shard_map-unchecked", True, bnderiv, marks=pytest.mark.slow),
         ("shard_map", True, bnderiv.forward_mode),
     ],
     ids=["all", "masked-unchecked", "masked-forward_mode"],
@@ -409,10 +413,10 @@ def test_one_message_forward_and_one_backward(mode, masked, layers):
     ("relu", "shape", "masked", "axes"),
     [
         (False, (32, 3), False, AxisType.Auto),
-        (False, (32, 3), True, AxisType.Explicit),
-        (False, (16, 2, 3, 3), False, AxisType.Explicit),
-        (False, (16, 2, 3, 3), True, AxisType.Auto),
-        (True, (16, 2, 3, 3), True, AxisType.Auto),
+        pytest.param(False, (32, 3), True, AxisType.Explicit, marks=pytest.mark.slow),
+        pytest.param(False, (16, 2, 3, 3), False, AxisType.Explicit, marks=pytest.mark.slow),
+        pytest.param(False, (16, 2, 3, 3), True, AxisType.Auto, marks=pytest.mark.slow),
+        pytest.param(True, (16, 2, 3, 3), True, AxisType.Auto, marks=pytest.mark.slow),
         (True, (16, 2, 3, 3), True, AxisType.Explicit),
     ],
     ids=["rows", "rows-masked-explicit", "images-explicit", "images-masked", "relu-masked", "relu-masked-explicit"],

@@ -7,6 +7,7 @@ import pytest
 
 import bnderiv
 from tests.case import random_like
+from tests.compiling import fast_jit
 from tests.contract import near
 
 LAYERS = [bnderiv.batch_norm, bnderiv.batch_norm_relu]
@@ -19,6 +20,7 @@ def _draw(shape, seed=0, dtype=jnp.float32):
     return tuple(jnp.asarray(a, dtype) for a in (x, gamma, beta))
 
 
+@pytest.mark.fast
 def test_numbers_worked_by_hand():
     # One channel, batch 2 of 1×2 images: x = (1, 3), (3, 1). Then μ = 2, σ² = 1, x̂ = (−1, 1), (1, −1) at ε = 0.
     x = jnp.array([[[[1.0], [3.0]]], [[[3.0], [1.0]]]])
@@ -43,15 +45,28 @@ def test_epsilon_stands_inside_the_root():
     np.testing.assert_allclose(y.ravel(), [-2, 2], rtol=1e-15)  # 3 · 1/√(1 + 1.25)
 
 
-@pytest.mark.parametrize("shape", [(6, 1, 1, 7), (5, 9, 1, 3), (4, 1, 9, 3), (1, 1, 1, 4), (8, 30, 1, 20)], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (6, 1, 1, 7),
+        (1, 1, 1, 4),
+        *(pytest.param(s, marks=pytest.mark.slow) for s in ((5, 9, 1, 3), (4, 1, 9, 3), (8, 30, 1, 20))),
+    ],
+    ids=str,
+)
 def test_axes_of_length_one(shape):
-    x, gamma, beta = _draw(shape, dtype=jnp.float64)
-    y, pull_back, stats = jax.vjp(bnderiv.batch_norm, x, gamma, beta, has_aux=True)
-    expected, pull_back_expected, stats_expected = jax.vjp(bnderiv.reference.batch_norm, x, gamma, beta, has_aux=True)
-    delta = random_like(y, 3)
-    near((y, stats), (expected, stats_expected), 1e-12)
-    if x.size > shape[-1]:
-        near(pull_back(delta), pull_back_expected(delta), 1e-11)
+    arguments = _draw(shape, dtype=jnp.float64)
+    delta = random_like(arguments[0], 3)
+
+    def both_ways(layer, *arguments):
+        y, pull_back, stats = jax.vjp(layer, *arguments, has_aux=True)
+        return (y, stats), pull_back(delta)
+
+    result, gradients = both_ways(bnderiv.batch_norm, *arguments)
+    expected, expected_gradients = fast_jit(both_ways, static_argnums=0)(bnderiv.reference.batch_norm, *arguments)
+    near(result, expected, 1e-12)
+    if delta.size > shape[-1]:
+        near(gradients, expected_gradients, 1e-11)
 
 
 def test_gamma_and_beta_can_undo_the_normalization():
@@ -74,7 +89,9 @@ def test_a_bias_before_batch_norm_has_no_gradient():
     assert jnp.abs(loss(bias) - loss(bias + 10)) < 1e-12
 
 
-@pytest.mark.parametrize("shape", [(16, 4), (3, 4, 5, 4), (6, 5, 20)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(3, 4, 5, 4), *(pytest.param(s, marks=pytest.mark.slow) for s in ((16, 4), (6, 5, 20)))], ids=str
+)
 @pytest.mark.parametrize("layer", LAYERS)
 def test_gradients_reach_epsilon(layer, shape):
     x, gamma, beta = _draw(shape, dtype=jnp.float64)
@@ -85,9 +102,11 @@ def test_gradients_reach_epsilon(layer, shape):
 
     eps = jnp.asarray(0.1)
     reference = getattr(bnderiv.reference, layer.__name__)
-    near(jax.jit(jax.grad(loss), static_argnums=1)(eps, layer), jax.grad(loss)(eps, reference), 1e-12)
+    expected = fast_jit(jax.grad(loss), static_argnums=1)(eps, reference)
+    near(jax.jit(jax.grad(loss), static_argnums=1)(eps, layer), expected, 1e-12)
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_x_alone_is_saved(layer, dtype):
@@ -133,6 +152,7 @@ def test_a_residual_is_added_before_the_relu_and_keeps_its_dtype():
         np.testing.assert_array_equal(jnp.where(clear, d_z, 0), jnp.where(clear & (total > 0), d, 0).astype(z_dtype))
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(
     ("residual", "error", "message"),
     [
@@ -165,6 +185,7 @@ def test_a_constant_channel_is_beta(layer, value):
     near(d_beta, np.asarray(delta, np.float64).sum((0, 1, 2)), 1e-6)
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("layer", LAYERS)
 def test_one_element_a_channel_is_beta_and_has_no_gradient(layer):
     x, gamma, beta = jnp.array([[3.0, -7.25]]), jnp.array([2.0, 5.0]), jnp.array([0.5, 0.25])
@@ -204,6 +225,7 @@ def test_a_variance_beyond_float32_is_infinite_while_the_rest_is_right():
     assert all(np.isfinite(g).all() and np.abs(g).max() > 0 for g in (dx, d_gamma, d_beta))
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize(
     ("change", "error", "words"),

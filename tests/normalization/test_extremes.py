@@ -29,8 +29,14 @@ CONSTANT = [
 ]
 
 
-@pytest.mark.parametrize("assumed", [None, 0.0, 1.0], ids=["sample", "nothing", "itself"])
-@pytest.mark.parametrize("shape", [(6, 3, 3, 2), (1, 2)], ids=["images", "one-element"])
+@pytest.mark.parametrize(
+    "assumed",
+    [None, pytest.param(0.0, marks=pytest.mark.slow), pytest.param(1.0, marks=pytest.mark.slow)],
+    ids=["sample", "nothing", "itself"],
+)
+@pytest.mark.parametrize(
+    "shape", [(6, 3, 3, 2), pytest.param((1, 2), marks=pytest.mark.slow)], ids=["images", "one-element"]
+)
 @pytest.mark.parametrize("layer", LAYERS, ids=lambda f: f.__name__)
 @pytest.mark.parametrize(("dtype", "value", "eps"), CONSTANT, ids=str)
 def test_a_constant_channel(layer, dtype, value, eps, shape, assumed):
@@ -134,7 +140,9 @@ def test_inference_by_a_mean_that_is_not_finite():
     assert np.isnan(y[:, 2]).all()
 
 
-@pytest.mark.parametrize("layers", [bnderiv, bnderiv.forward_mode], ids=lambda m: m.__name__)
+@pytest.mark.parametrize(
+    "layers", [bnderiv, pytest.param(bnderiv.forward_mode, marks=pytest.mark.slow)], ids=lambda m: m.__name__
+)
 @pytest.mark.parametrize(
     ("large", "small", "eps"),
     [

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 WORKER = Path(__file__).with_name("two_processes_worker.py")
 ROOT = Path(__file__).parents[2]
@@ -37,6 +38,7 @@ def _run(processes, folder):
     return [dict(np.load(out)) for out in outs]
 
 
+@pytest.mark.slow
 def test_two_processes_train_to_the_numbers_of_one(tmp_path):
     (alone,) = _run(1, tmp_path)
     for together in _run(2, tmp_path):

@@ -46,6 +46,21 @@ CASES = (
         _images(1, 13, 6, 1),
         {"window": (11, 2), "strides": (2, 1), "padding": ((3, 2), (1, 0))},
     ),
+    AVG_CEIL := Case(
+        "avg_pool",
+        "one-axis-ceil",
+        _images(2, 7, 2),
+        {"window": 3, "strides": 2, "padding": ((1, 0),), "ceil_mode": True},
+    ),
+    Case(
+        "avg_pool",
+        "three-axes",
+        _images(1, 4, 3, 3, 2),
+        {"window": (2, 2, 3), "strides": (2, 1, 1), "padding": ((1, 0), (0, 0), (1, 1)), "count_include_pad": False},
+    ),
+    AVG_DIVISOR := Case(
+        "avg_pool", "divisor", _images(1, 3, 4, 2), {"window": 2, "ceil_mode": True, "divisor_override": 3}
+    ),
     MAX := Case("max_pool", "tiles", _images(2, 4, 6, 2), {"window": 2}),
     MAX_OVERLAP := Case("max_pool", "overlap", _images(2, 4, 5, 2), {"window": (3, 2), "strides": 1}),
     MAX_PADDED := Case("max_pool", "overlap-padded", _images(1, 5, 6, 2), {"window": 3, "strides": 2, "padding": 1}),
@@ -72,6 +87,18 @@ CASES = (
         {"window": (2, 3), "strides": (2, 1), "channel_axis": 1, "batch_axis": -1},
     ),
     Case("max_pool", "many-cells", _images(1, 10, 8, 1), {"window": (9, 8), "strides": 1, "padding": ((2, 0), (0, 1))}),
+    Case(
+        "max_pool",
+        "one-axis-ceil",
+        _images(2, 7, 2),
+        {"window": 3, "strides": 2, "padding": ((1, 0),), "ceil_mode": True},
+    ),
+    Case(
+        "max_pool",
+        "three-axes",
+        _images(1, 4, 3, 4, 2),
+        {"window": (2, 2, 3), "strides": (2, 1, 1), "padding": ((1, 0), (0, 0), (1, 1))},
+    ),
 )
 
 # Ties have no derivative by finite differences: rows for the slips and for tests of their own, not for the contract.
@@ -93,6 +120,11 @@ def _with_options(case, **others):
     """The gradient of the same layer with other options."""
     layer, options = getattr(bnderiv, case.layer), case.options | others
     return lambda right, arguments, delta: gradients(layer, arguments, delta, **options)
+
+
+def _past_the_padding_counted(right, arguments, delta):
+    """The last window, with two cells of three in the padded input, divided by three."""
+    return gradients(bnderiv.avg_pool, arguments, delta.at[:, -1].multiply(2 / 3), **AVG_CEIL.options)
 
 
 def _padding_forgotten(right, arguments, delta):
@@ -134,6 +166,8 @@ SLIPS = (
     Slip("not-divided-by-the-window", AVG, scaled(4)),
     Slip("real-cells-counted", AVG_PADDED, _with_options(AVG_PADDED, count_include_pad=False)),
     Slip("padding-counted", AVG_REAL, _with_options(AVG_REAL, count_include_pad=True)),
+    Slip("cells-past-the-padding-counted", AVG_CEIL, _past_the_padding_counted),
+    Slip("divisor-ignored", AVG_DIVISOR, _with_options(AVG_DIVISOR, divisor_override=None)),
     Slip("padding-forgotten", AVG_PADDED, _with_options(AVG_PADDED, padding=((0, 2), (0, 2)))),
     Slip("last-tie", MAX_TIES, _last_tie),
     Slip("every-tie", MAX_TIES, _every_tie),

@@ -1,6 +1,7 @@
 """Average pooling: hand-worked numbers, loops as the oracle, half precision, what is saved and compiled."""
 
 import functools
+from typing import Any
 
 import chex
 import jax
@@ -15,16 +16,15 @@ from tests.forms import platform  # noqa: F401
 from tests.pooling import loops
 
 
-@given(loops.problems(), st.booleans())
-def test_equals_the_loops(problem, count_include_pad):
+@given(loops.problems(), st.booleans(), st.sampled_from([None, None, 3]))
+def test_equals_the_loops(problem, count_include_pad, divisor_override):
     rng = np.random.default_rng(problem.seed)
     x = rng.standard_normal(problem.shape)
     dy = rng.standard_normal(loops.outputs_like(problem, x).shape)
-    pool = functools.partial(
-        bnderiv.avg_pool, window=problem.window, count_include_pad=count_include_pad, **problem.options()
-    )
+    counts = {"count_include_pad": count_include_pad, "divisor_override": divisor_override}
+    pool = functools.partial(bnderiv.avg_pool, window=problem.window, **counts, **problem.options())
     y, pull_back = jax.vjp(pool, jnp.asarray(x))
-    expected = loops.average(problem, x, dy, count_include_pad)
+    expected = loops.average(problem, x, dy, **counts)
     chex.assert_trees_all_close((y, *pull_back(jnp.asarray(dy))), expected, rtol=1e-12, atol=1e-13)
 
 
@@ -72,6 +72,35 @@ def test_the_equal_spellings():
     np.testing.assert_array_equal(bnderiv.avg_pool(x, [3, 3], strides=[2, 2], padding=[[1, 1], [1, 1]]), expected)
     np.testing.assert_array_equal(bnderiv.avg_pool(x, np.int64(3), strides=2, padding=1), expected)
     np.testing.assert_array_equal(bnderiv.avg_pool(x, 3), bnderiv.avg_pool(x, 3, strides=3, padding="valid"))
+
+
+# Size, window, stride and padding, and what PyTorch 2.13 gives for 1, 2, 3, …: the averages with and without padding
+# in the count, and the maxima.
+CEIL_MODE = [
+    ((6, 3, 2, 0), [2, 4, 5.5], [2, 4, 5.5], [3, 5, 6]),
+    ((6, 3, 2, 1), [1, 3, 5, 3], [1.5, 3, 5, 6], [2, 4, 6, 6]),
+    ((5, 2, 3, 1), [0.5, 3.5], [1, 3.5], [1, 4]),  # a third window would start in the padding after
+    ((2, 3, 2, 0), [1.5], [1.5], [2]),  # the window is larger than the input
+    ((7, 3, 3, 1), [1, 4, 13 / 3], [1.5, 4, 6.5], [2, 5, 7]),
+    ((8, 4, 3, 2), [0.75, 3.5, 6.5, 8 / 3], [1.5, 3.5, 6.5, 8], [2, 5, 8, 8]),
+]
+
+
+@pytest.mark.parametrize(("geometry", "padded", "real", "largest"), CEIL_MODE)
+def test_ceil_mode_is_pytorchs(geometry, padded, real, largest):
+    size, window, strides, padding = geometry
+    x = jnp.arange(1.0, size + 1).reshape(1, -1, 1)
+    options: Any = {"window": window, "strides": strides, "padding": padding, "ceil_mode": True}
+    for layers in (bnderiv, bnderiv.reference):
+        np.testing.assert_allclose(layers.avg_pool(x, **options).ravel(), padded, rtol=1e-14)
+        np.testing.assert_allclose(layers.avg_pool(x, **options, count_include_pad=False).ravel(), real, rtol=1e-14)
+        np.testing.assert_array_equal(layers.max_pool(x, **options).ravel(), largest)
+
+
+def test_divisor_override_is_pytorchs():
+    x = jnp.arange(1.0, 21).reshape(1, 4, 5, 1)
+    y = bnderiv.avg_pool(x, (3, 2), strides=2, ceil_mode=True, divisor_override=2)
+    np.testing.assert_array_equal(y.ravel(), [19.5, 25.5, 15, 28, 32, 17.5])
 
 
 @pytest.mark.parametrize("window", [28, (28, 27), (17, 9)])
@@ -141,6 +170,12 @@ def test_dtypes():
 def test_count_include_pad_is_a_boolean(flag):
     with pytest.raises(TypeError, match="count_include_pad must be a boolean"):
         bnderiv.avg_pool(jnp.ones((1, 4, 4, 1)), 2, count_include_pad=flag)
+
+
+@pytest.mark.parametrize(("divisor", "error"), [(0, ValueError), (-2, ValueError), (2.0, TypeError), (True, TypeError)])
+def test_divisor_override_is_a_positive_integer(divisor, error):
+    with pytest.raises(error, match="divisor_override must be a"):
+        bnderiv.avg_pool(jnp.ones((1, 4, 4, 1)), 2, divisor_override=divisor)
 
 
 def test_there_is_no_dilation():

@@ -6,6 +6,8 @@ import pytest
 
 import bnderiv
 
+pytestmark = pytest.mark.fast
+
 IMAGES = jnp.ones((2, 5, 4, 3))
 POOLS = [bnderiv.avg_pool, bnderiv.max_pool]
 
@@ -22,9 +24,9 @@ def test_dtypes_that_have_no_gradient(pool, dtype):
         pool(IMAGES.astype(dtype), 2)
 
 
-@pytest.mark.parametrize("shape", [(), (4,), (4, 4), (4, 4, 3), (1, 4, 4, 3, 1)])
+@pytest.mark.parametrize("shape", [(), (4,), (4, 4)])
 def test_rank(pool, shape):
-    with pytest.raises(ValueError, match="x must have rank 4"):
+    with pytest.raises(ValueError, match=r"x must have rank 3 or more \(batch, spatial axes, channel\)"):
         pool(jnp.ones(shape), 2)
 
 
@@ -39,7 +41,11 @@ def test_empty(pool, shape):
     [
         ({"window": 0}, ValueError, "window must be at least 1, got 0"),
         ({"window": (2, -1)}, ValueError, r"window\[1\] must be at least 1, got -1"),
-        ({"window": (2, 2, 2)}, ValueError, "window must be an integer or a pair"),
+        (
+            {"window": (2, 2, 2)},
+            ValueError,
+            r"window must be an integer, or one for each of the 2 spatial axes, got \(2, 2, 2\)",
+        ),
         ({"window": 2.0}, TypeError, "window must be an integer, got 2.0"),
         ({"window": True}, TypeError, "window must be an integer, got True"),
         ({"window": None}, TypeError, "window must be an integer, got None"),
@@ -49,13 +55,28 @@ def test_empty(pool, shape):
         ({"window": 2, "padding": "FULL"}, ValueError, "padding must be .* got 'FULL'"),
         ({"window": 2, "padding": -1}, ValueError, "padding must be at least 0, got -1"),
         ({"window": 2, "padding": ((0, 0), (0, -1))}, ValueError, r"padding\[1\]\[1\] must be at least 0, got -1"),
-        ({"window": 2, "padding": (1, 1)}, ValueError, r"padding must be \(\(top, bottom\), \(left, right\)\)"),
+        (
+            {"window": 2, "padding": (1, 1)},
+            ValueError,
+            r"padding must be a \(low, high\) pair for each of the 2 spatial axes",
+        ),
+        ({"window": 2, "padding": ((1, 1),)}, ValueError, r"for each of the 2 spatial axes, got \(\(1, 1\),\)"),
         ({"window": 2, "padding": 0.5}, TypeError, "padding must be an integer, got 0.5"),
-        ({"window": 2, "padding": 2}, ValueError, r"smaller than the window, which spans 2 rows, got \(2, 2\)"),
-        ({"window": 2, "padding": ((0, 0), (1, 2))}, ValueError, r"which spans 2 columns, got \(1, 2\)"),
-        ({"window": 6}, ValueError, "the window must fit into the padded input: it spans 6 rows"),
-        ({"window": (5, 5)}, ValueError, "it spans 5 columns, the input has 4"),
-        ({"window": (8, 4), "padding": ((1, 1), (0, 0))}, ValueError, r"spans 8 rows, .* 5 with padding \(1, 1\)"),
+        (
+            {"window": 2, "padding": 2},
+            ValueError,
+            r"smaller than the window, which spans 2 along spatial axis 0, got \(2, 2\)",
+        ),
+        ({"window": 2, "padding": ((0, 0), (1, 2))}, ValueError, r"which spans 2 along spatial axis 1, got \(1, 2\)"),
+        ({"window": 6}, ValueError, "the window must fit into the padded input: along spatial axis 0 it spans 6"),
+        ({"window": (5, 5)}, ValueError, "along spatial axis 1 it spans 5, the input has 4"),
+        ({"window": (8, 4), "padding": ((1, 1), (0, 0))}, ValueError, r"spans 8, .* 5 with padding \(1, 1\)"),
+        ({"window": 2, "ceil_mode": 1}, TypeError, "ceil_mode must be a boolean, got 1"),
+        (
+            {"window": 7, "strides": 2, "ceil_mode": True},
+            ValueError,
+            "along spatial axis 0 it spans 7, the input has 5",
+        ),
         ({"window": 2, "channel_axis": 4}, ValueError, "channel_axis must lie in"),
         ({"window": 2, "batch_axis": -5}, ValueError, "batch_axis must lie in"),
         ({"window": 2, "channel_axis": 1.0}, TypeError, "channel_axis must be an integer"),
@@ -74,8 +95,8 @@ def test_arguments(pool, options, error, message):
     [
         ({"dilation": 0}, ValueError, "dilation must be at least 1, got 0"),
         ({"dilation": "2"}, TypeError, "dilation must be an integer, got '2'"),
-        ({"dilation": (1, 4)}, ValueError, "it spans 5 columns, the input has 4"),
-        ({"dilation": (2, 1), "padding": 3}, ValueError, r"which spans 3 rows, got \(3, 3\)"),
+        ({"dilation": (1, 4)}, ValueError, "along spatial axis 1 it spans 5, the input has 4"),
+        ({"dilation": (2, 1), "padding": 3}, ValueError, r"which spans 3 along spatial axis 0, got \(3, 3\)"),
     ],
     ids=str,
 )

@@ -79,6 +79,7 @@ def both_ways(pool, options):
     return f
 
 
+@pytest.mark.slow
 @pools
 def test_one_export_for_all_platforms(pool, options):
     """It holds a choice between the forms, and is right where it runs."""

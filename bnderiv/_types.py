@@ -1,0 +1,16 @@
+"""The types of arguments that several layers have, for type checkers."""
+
+from collections.abc import Hashable, Sequence
+from typing import Literal
+
+PerAxis = int | Sequence[int]
+"""One integer for all spatial axes, or one for each: windows, strides, dilation."""
+
+Padding = Literal["SAME", "VALID"] | int | Sequence[Sequence[int]]
+"""None, as much as ⌈size/stride⌉ windows need, the same on all sides, or a pair (low, high) for each spatial axis."""
+
+AxisName = Hashable | Sequence[Hashable]
+"""The name of a mapped axis, or several."""
+
+Activation = Literal["relu"]
+"""What a batch norm can apply in its own rule."""

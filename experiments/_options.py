@@ -1,0 +1,128 @@
+"""A script's options: a frozen dataclass, read from the command line, checked, and written as a command line again."""
+
+import dataclasses
+import math
+import types
+import typing
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+import tyro
+
+from experiments import _command, _data
+
+CONDITIONS = {
+    ">= 0": lambda n: 0 <= n < math.inf,
+    ">= 1": lambda n: n >= 1,
+    ">= 2": lambda n: n >= 2,
+    "> 0": lambda n: 0 < n < math.inf,
+    "in [0, 1)": lambda n: 0 <= n < 1,
+    "in [0, 2**32)": lambda n: 0 <= n < 2**32,
+}
+AtLeastOne = Annotated[int, ">= 1"]
+Positive = Annotated[float, "> 0"]
+Seed = Annotated[int, "in [0, 2**32)"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """The fields are the options, and the text under each is its help. `Annotated` adds a condition to a type.
+
+    Raises:
+      Refused: a value that its option cannot have.
+    """
+
+    OTHERWISE_THE_SAME: ClassVar[tuple[str, ...]] = ()  # options that do not change what a run computes
+
+    def __post_init__(self) -> None:
+        for name, hint in typing.get_type_hints(type(self), include_extras=True).items():
+            if typing.get_origin(hint) is not ClassVar:
+                object.__setattr__(self, name, _checked(name, getattr(self, name), hint))
+
+    def changed(self) -> dict[str, Any]:
+        """The options that are not the defaults."""
+        fields = [field for field in dataclasses.fields(self) if field.name not in self.OTHERWISE_THE_SAME]
+        return {f.name: getattr(self, f.name) for f in fields if getattr(self, f.name) != f.default}
+
+    def arguments(self, **instead: str) -> list[str]:
+        """The words of the command line that stand for these options; `instead` of what a report must not show."""
+        words: list[str] = []
+        for name, value in (
+            self.changed() | {name: text for name, text in instead.items() if getattr(self, name)}
+        ).items():
+            option = name.replace("_", "-")
+            if isinstance(value, bool):
+                words.append(f"--{option}" if value else f"--no-{option}")
+            else:
+                words += [f"--{option}", *map(str, value if isinstance(value, tuple) else [value])]
+        return words
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Results(Options):
+    """The options of a script that leaves its results in one folder."""
+
+    OTHERWISE_THE_SAME = ("out", "redraw", "memory")
+
+    out: Path | None = None
+    """The folder of the results. None takes one in runs/, which git ignores, by the names of the other options; what is
+    committed lies in results/."""
+
+    def folder(self, script: str) -> Path:
+        """Where the results of a script, its `__file__`, go."""
+        return self.out or _command.folder(script, {name: _short(value) for name, value in self.changed().items()})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measured(Results):
+    """The options of a script whose tables and pictures can be made again from its numbers."""
+
+    redraw: bool = False
+    """Nothing is measured: all else is made again from the numbers that are there."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WithData(Results):
+    """The options of a script that takes images."""
+
+    data: Path | None = None
+    """A folder of IDX files (see experiments/data.md). None takes the digits of scikit-learn."""
+    memory: Positive = _data.MEMORY
+    """The most memory that a file of images may take, in GB."""
+
+
+Kind = TypeVar("Kind", bound=Options)
+
+
+def parse(kind: type[Kind], arguments: list[str] | None, description: str | None) -> Kind:
+    """The options on the command line; a script's docstring says what it is."""
+    return tyro.cli(kind, args=arguments, prog=f"python -m {kind.__module__}", description=description)
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, Path):
+        return value.name
+    return "-".join(map(str, value)) if isinstance(value, tuple) else value
+
+
+def _checked(name: str, value: Any, hint: Any) -> Any:
+    """The value in the type of its option. Files and programs give any type; the command line is checked by tyro."""
+    condition = ""
+    if typing.get_origin(hint) is Annotated:
+        hint, condition, *_ = typing.get_args(hint)
+    if typing.get_origin(hint) is Literal:
+        allowed = typing.get_args(hint)
+        if value not in allowed:
+            raise _command.Refused(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+        return value
+    if typing.get_origin(hint) is tuple:
+        return tuple(_checked(name, each, typing.get_args(hint)[0]) for each in value)
+    if hint is float and type(value) is int:
+        value = float(value)
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        wanted = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
+        raise _command.Refused(f"{name} must be {wanted}, got {value!r}")
+    if condition and not CONDITIONS[condition](value):
+        raise _command.Refused(f"{name} must be {condition}, got {value!r}")
+    return value

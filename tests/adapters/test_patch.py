@@ -1,0 +1,306 @@
+"""`patch` and `convert`: ours in models that cannot be edited, or are built and trained already."""
+
+import importlib
+import sys
+import types
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tests.adapters.alike import alike, normal
+from tests.compiling import fast_jit
+
+# Each adapter, the module that users take the layers from, and the names in it that are ours within `patch`.
+PLACES = {
+    "linen": ("flax.linen", {"BatchNorm", "avg_pool", "max_pool"}),
+    "nnx": ("flax.nnx", {"BatchNorm", "avg_pool", "max_pool"}),
+    "equinox": ("equinox.nn", {"BatchNorm"}),
+    "haiku": ("haiku", {"BatchNorm"}),
+}
+each = pytest.mark.parametrize("adapter", PLACES)
+
+
+@pytest.fixture(autouse=True)
+def _implicit_promotion():
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def both(adapter) -> tuple[Any, Any]:
+    framework = pytest.importorskip(PLACES[adapter][0], reason="needs the frameworks")
+    return importlib.import_module(f"bnderiv.{adapter}"), framework
+
+
+@each
+def test_every_name_until_it_is_undone(adapter):
+    ours, framework = both(adapter)
+    names = PLACES[adapter][1]
+    theirs = {name: getattr(framework, name) for name in names}
+
+    def replaced():
+        return {name for name in names if getattr(framework, name) is getattr(ours, name)}
+
+    with ours.patch() as patch:
+        assert replaced() == names
+        assert (framework, "BatchNorm") in patch.places
+    assert {name: getattr(framework, name) for name in names} == theirs
+    patch = ours.patch()
+    with ours.patch():  # of two, the last one takes it back
+        assert replaced() == names
+    assert replaced() == names
+    patch.undo()
+    patch.undo()
+    assert {name: getattr(framework, name) for name in names} == theirs
+    with pytest.raises(ZeroDivisionError), ours.patch():
+        raise ZeroDivisionError
+    assert not replaced()
+
+
+@each
+def test_modules_that_have_bound_the_class_themselves(adapter, monkeypatch):
+    ours, framework = both(adapter)
+    user = types.ModuleType("user")
+    exec("class Namespace: pass", user.__dict__)
+    bound: Any = user
+    bound.BatchNorm = bound.Namespace.norm = theirs = framework.BatchNorm
+    with ours.patch():
+        assert bound.BatchNorm is theirs
+    with ours.patch(user):
+        assert bound.BatchNorm is bound.Namespace.norm is ours.BatchNorm
+    assert bound.BatchNorm is bound.Namespace.norm is theirs
+    # A module of the framework that is imported within gets ours, and theirs when it is over.
+    late: Any = types.ModuleType(f"{framework.__name__}.late")
+    monkeypatch.setitem(sys.modules, late.__name__, late)
+    with ours.patch():
+        late.BatchNorm = framework.BatchNorm
+        assert late.BatchNorm is ours.BatchNorm
+    assert late.BatchNorm is theirs
+    with pytest.raises(TypeError, match=r"patch takes modules .* got 'user'"):
+        ours.patch("user")
+    assert framework.BatchNorm is theirs
+
+
+@pytest.mark.slow
+def test_haikus_networks():
+    """They take their names from a class in their module. Parameters and state are those of either."""
+    bnderiv_haiku, hk = both("haiku")
+
+    def forward(x):
+        options = {"bottleneck": False, "channels_per_group": (4,) * 4, "use_projection": (True,) * 4}
+        return hk.nets.ResNet((1,) * 4, 3, **options)(x, is_training=True)
+
+    model = hk.without_apply_rng(hk.transform_with_state(forward))
+    x = normal(0, (2, 32, 32, 1), jnp.float64)
+    params, state = fast_jit(lambda: model.init(jax.random.key(0), x))()
+    calls = []
+    original = bnderiv_haiku.BatchNorm.__call__
+
+    class Counted(bnderiv_haiku.BatchNorm):
+        def __call__(self, *args, **kwargs):
+            calls.append(self.module_name)
+            return original(self, *args, **kwargs)
+
+    converted = bnderiv_haiku.convert(model)
+    assert type(converted) is type(model)
+    results = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(bnderiv_haiku._REPLACED, hk.BatchNorm, Counted)
+        for m in (model, converted):
+            results.append(fast_jit(lambda p, s, m=m: m.apply(p, s, x))(params, state))
+            assert len(calls) == (13 if m is converted else 0)
+    alike(results[1], results[0], 1e-9)
+    with pytest.raises(TypeError, match=r"model must be one of Transformed, .*got function"):
+        bnderiv_haiku.convert(forward)
+
+
+@pytest.mark.slow
+def test_convert_linen():
+    bnderiv_linen, nn = both("linen")
+
+    class Block(nn.Module):
+        norm: Any
+        pool: Any = nn.max_pool
+        extra: Any = None
+
+        @nn.compact
+        def __call__(self, x):
+            x = self.norm(use_running_average=False)(nn.Conv(4, (3, 3), param_dtype=jnp.float64)(x))
+            return self.extra(self.pool(x, (2, 2)).mean((1, 2)))
+
+    options = {"dtype": jnp.float64, "param_dtype": jnp.float64}
+    last = nn.Sequential([nn.Dense(3, **options), nn.BatchNorm(False, axis=-1, momentum=0.5, **options)])
+    model = Block(partial(nn.BatchNorm, **options), extra=last)
+    converted = bnderiv_linen.convert(model)
+    assert converted.norm.func is bnderiv_linen.BatchNorm
+    assert converted.norm.keywords == options
+    assert converted.pool is bnderiv_linen.max_pool
+    assert type(converted.extra.layers[1]) is bnderiv_linen.BatchNorm
+    assert converted.extra.layers[1].momentum == 0.5
+    assert converted.extra.layers[0] is last.layers[0]
+    assert model.norm.func is nn.BatchNorm
+    x = normal(0, (4, 8, 8, 2), jnp.float64)
+    variables = fast_jit(lambda: model.init(jax.random.key(0), x))()
+    results = [fast_jit(lambda m=m: m.apply(variables, x, mutable=["batch_stats"]))() for m in (converted, model)]
+    alike(results[0], results[1], 1e-7)  # statistics are float32
+    alike(fast_jit(lambda: converted.init(jax.random.key(0), x))(), variables)
+
+    class Hidden(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.BatchNorm(False)(x)
+
+    with pytest.raises(ValueError, match=r"no field of Hidden holds a layer of Flax .*patch"):
+        bnderiv_linen.convert(Hidden())
+    with bnderiv_linen.patch(), pytest.raises(ValueError, match=r"no field of Hidden"):
+        bnderiv_linen.convert(Hidden())
+
+
+def test_convert_nnx():
+    bnderiv_nnx, nnx = both("nnx")
+
+    class Network(nnx.Module):
+        def __init__(self, rngs):
+            self.first = nnx.Linear(6, 8, rngs=rngs)
+            self.norms = nnx.List([nnx.BatchNorm(8, momentum=0.9, rngs=rngs) for _ in range(2)])
+
+        def __call__(self, x):
+            for norm in self.norms:
+                x = norm(self.first(x) if norm is self.norms[0] else nnx.relu(x))
+            return x
+
+    x = normal(0, (16, 6), jnp.float32)
+    model = Network(nnx.Rngs(0))
+    model(x)  # with statistics that are not the first ones
+    converted = bnderiv_nnx.convert(model)
+    assert {type(norm) for norm in converted.norms} == {bnderiv_nnx.BatchNorm}
+    assert {type(norm) for norm in model.norms} == {nnx.BatchNorm}
+    before = nnx.to_pure_dict(nnx.state(model))
+    alike(nnx.to_pure_dict(nnx.state(converted)), before)
+    y, expected = (nnx.jit(lambda m, x: m(x))(m, x) for m in (converted, model))
+    alike(y, expected, 1e-4)
+    alike(nnx.to_pure_dict(nnx.state(converted)), nnx.to_pure_dict(nnx.state(model)), 1e-4)
+    nnx.update(converted, nnx.state(model))  # the states fit each other
+    with pytest.raises(ValueError, match=r"Linear has no layer of Flax that bnderiv.nnx has"):
+        bnderiv_nnx.convert(model.first)
+
+
+def test_nnx_class_assignment():
+    bnderiv_nnx, nnx = both("nnx")
+    layer, theirs = (nnx.BatchNorm(3, rngs=nnx.Rngs(0)) for _ in range(2))
+    layer.__class__ = bnderiv_nnx.BatchNorm
+    x = normal(0, (8, 3))
+    alike(layer(x), theirs(x))
+    alike(layer.mean[...], theirs.mean[...])
+
+
+@pytest.mark.parametrize("mode", ["batch", "ema"])
+def test_convert_equinox(mode):
+    bnderiv_equinox, _ = both("equinox")
+    import equinox as eqx
+
+    class Network(eqx.Module):
+        layers: list
+        norm: Any
+
+        def __init__(self):
+            self.layers = [eqx.nn.Linear(6, 8, key=jax.random.key(0), dtype=jnp.float64)]
+            self.norm = eqx.nn.BatchNorm(8, "batch", mode=mode, momentum=0.9, dtype=jnp.float64)
+
+        def __call__(self, x, state):
+            return self.norm(self.layers[0](x), state)
+
+    def step(model, state, x):
+        return fast_jit(jax.vmap(model, axis_name="batch", in_axes=(0, None), out_axes=(0, None)))(x, state)
+
+    x = normal(0, (16, 6), jnp.float64)
+    model, state = eqx.nn.make_with_state(Network)()
+    model = eqx.tree_at(lambda m: m.norm.weight, model, jnp.arange(8.0))
+    _, state = step(model, state, x)  # trained
+    converted = bnderiv_equinox.convert(model)
+    assert type(converted.norm) is bnderiv_equinox.BatchNorm
+    by_hand = eqx.tree_at(lambda m: m.norm, model, bnderiv_equinox.BatchNorm.like(model.norm))
+    for m in (converted, by_hand):
+        for change in (lambda m: m, eqx.nn.inference_mode):
+            ours, theirs = (jax.tree.leaves(step(change(n), state, x + 1)) for n in (m, model))
+            alike([jnp.asarray(a) for a in ours], [jnp.asarray(a) for a in theirs])
+    optimizer = optax.adam(0.1)  # whose state is a tree of the model's modules
+    started = optimizer.init(eqx.filter(model, eqx.is_inexact_array))
+    gradient = jax.tree.map(jnp.ones_like, eqx.filter(converted, eqx.is_inexact_array))
+    _, continued = optimizer.update(gradient, bnderiv_equinox.convert(started))
+    assert jax.tree.structure(continued) == jax.tree.structure(bnderiv_equinox.convert(started))
+    with pytest.raises(ValueError, match=r"Linear has no layer of Equinox"):
+        bnderiv_equinox.convert(model.layers[0])
+    with pytest.raises(TypeError, match=r"old must be an equinox.nn.BatchNorm, got Linear"):
+        bnderiv_equinox.BatchNorm.like(model.layers[0])
+    fused = bnderiv_equinox.BatchNorm.like(model.norm, activation="relu")
+    assert float(step(fused, state, normal(1, (16, 8), jnp.float64))[0].min()) == 0
+    with bnderiv_equinox.patch():
+        assert type(bnderiv_equinox.convert(model).norm) is bnderiv_equinox.BatchNorm
+
+
+@each
+@pytest.mark.parametrize("momentum", [-0.1, 1.5, float("nan")])
+def test_momentum_outside_of_0_and_1(adapter, momentum):
+    ours, framework = both(adapter)
+    x = jnp.ones((4, 3))
+    make = {
+        "linen": lambda: ours.BatchNorm(True, momentum=momentum).init(jax.random.key(0), x),
+        "nnx": lambda: ours.BatchNorm(3, momentum=momentum, rngs=framework.Rngs(0)),
+        "equinox": lambda: ours.BatchNorm(3, "batch", momentum=momentum, mode="batch"),
+        "haiku": lambda: framework.testing.transform_and_run(lambda: ours.BatchNorm(True, True, momentum))(),
+    }[adapter]
+    name = "decay_rate" if adapter == "haiku" else "momentum"
+    with pytest.raises(ValueError, match=rf"{name} must lie in \[0, 1\], it weighs the old value; got {momentum}"):
+        make()
+
+
+def _forward(adapter, train, **options):
+    """A function of x alone: the layer, training or not."""
+    ours, framework = both(adapter)
+    x = jnp.ones((6, 3))
+    if adapter == "linen":
+        model = ours.BatchNorm(not train, dtype=jnp.float64, **options)
+        variables = model.init(jax.random.key(0), x)
+        return lambda x: model.apply(variables, x, mutable=["batch_stats"])[0]
+    if adapter == "nnx":
+        graph, state = framework.split(ours.BatchNorm(3, rngs=framework.Rngs(0), dtype=jnp.float64, **options))
+        return lambda x: framework.merge(graph, state, copy=True)(x, use_running_average=not train)
+    if adapter == "equinox":
+        model, state = framework.make_with_state(ours.BatchNorm)(3, "batch", mode="batch", **options)
+        leaves, structure = jax.tree.flatten(state)  # a state is used once
+
+        def one(a):
+            return model(a, jax.tree.unflatten(structure, leaves), inference=not train)[0]
+
+        return jax.vmap(one, axis_name="batch")
+    model = framework.without_apply_rng(
+        framework.transform_with_state(lambda x, train: ours.BatchNorm(True, True, 0.9, **options)(x, train))
+    )
+    start = model.init(jax.random.key(0), x, True)
+    return lambda x: model.apply(*start, x, train)[0]
+
+
+@pytest.mark.slow
+@each
+def test_forward_mode(adapter):
+    """By itself in evaluation; in training by an argument or within the context."""
+    import bnderiv.forward_mode
+
+    x, t = normal(0, (6, 3), jnp.float64), normal(1, (6, 3), jnp.float64)
+
+    def agrees(f):
+        pushed = fast_jit(lambda x, t: jax.jvp(f, (x,), (t,))[1])(x, t)
+        np.testing.assert_allclose(pushed, jnp.tensordot(fast_jit(jax.jacrev(f))(x), t, 2), rtol=1e-6, atol=1e-7)
+
+    agrees(_forward(adapter, train=False))
+    agrees(_forward(adapter, train=True, forward_mode=True))
+    plain = _forward(adapter, train=True)
+    with pytest.raises(TypeError, match=r"forward-mode"):
+        jax.jvp(plain, (x,), (t,))
+    with bnderiv.forward_mode.enabled():
+        agrees(plain)

@@ -1,0 +1,70 @@
+"""`bnderiv.forward_mode.enabled()`: forward mode for code that calls `bnderiv`'s own names."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bnderiv
+from bnderiv import forward_mode
+
+X = jnp.asarray(np.random.default_rng(0).standard_normal((6, 3)))
+KERNEL = jnp.asarray(np.random.default_rng(2).standard_normal((3, 3)))
+T = jnp.asarray(np.random.default_rng(1).standard_normal((6, 3)))
+
+
+def network(layers, x):
+    return layers.softmax(layers.dense(layers.tanh(x), KERNEL))
+
+
+def ours(x):
+    return network(bnderiv, x)
+
+
+EXPECTED = jax.jvp(lambda x: network(bnderiv.reference, x), (X,), (T,))
+
+
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit, jax.checkpoint])
+def test_within_it_and_no_longer(transform):
+    """Also for a function that was compiled before."""
+    f = transform(ours)
+    jax.block_until_ready(f(X))
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(f, (X,), (T,))
+    for _ in range(2):
+        with forward_mode.enabled():
+            for actual, expected in zip(jax.jvp(f, (X,), (T,)), EXPECTED, strict=True):
+                np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=1e-14)
+        with pytest.raises(TypeError, match="forward-mode"):
+            jax.jvp(f, (X,), (T,))
+
+
+def test_within_the_function():
+    def f(x):
+        with forward_mode.enabled():
+            return ours(x)
+
+    for g in (f, jax.jit(f)):
+        np.testing.assert_allclose(jax.jvp(g, (X,), (T,))[1], EXPECTED[1], rtol=1e-12, atol=1e-14)
+        _, push = jax.linearize(g, X)
+        np.testing.assert_allclose(push(T), EXPECTED[1], rtol=1e-12, atol=1e-14)
+
+
+def test_nested_and_after_an_error():
+    with forward_mode.enabled():
+        with pytest.raises(ZeroDivisionError), forward_mode.enabled():
+            raise ZeroDivisionError
+        jax.jvp(ours, (X,), (T,))
+        forward_mode.relu(X)
+        jax.jvp(ours, (X,), (T,))
+    with pytest.raises(TypeError):
+        jax.jvp(ours, (X,), (T,))
+
+
+def test_the_error_says_where_to_go():
+    with pytest.raises(TypeError) as caught:
+        jax.jvp(bnderiv.relu, (X,), (T,))
+    assert any("bnderiv.forward_mode.enabled()" in note for note in caught.value.__notes__)
+    _, push = jax.linearize(bnderiv.relu, X)  # raises only when its result is called
+    with pytest.raises(TypeError, match="forward-mode"):
+        push(T)
