@@ -184,7 +184,7 @@ def test_the_channel_axis_is_where_it_is_said(shape):
 
 @every_norm
 def test_none_changes_nothing(name):
-    norm = {"rms_norm": lambda x, g, b: bnderiv.rms_norm(x, g)}.get(name, NORMS[name][0])
+    norm: Any = {"rms_norm": lambda x, g, b: bnderiv.rms_norm(x, g)}.get(name, NORMS[name][0])
     if name == "layer_norm-two-axes":
         norm = partial(OURS.layer_norm, axis=(1, 2))
     x = jnp.asarray(_draw(name)[0], jnp.float32)
