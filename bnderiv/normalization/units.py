@@ -157,7 +157,7 @@ def _better(unit: Unit, mean: jax.Array, var: jax.Array, eps: Epsilon) -> Unit:
 def _sample_mean(groups: Groups, x: jax.Array, where: jax.Array | None) -> jax.Array:
     """The mean of a small sample: one place of every example (a sharded batch stays so), or more of few examples."""
     most = math.prod(x.shape[i] for i in groups.reduced if isinstance(x.shape[i], int))
-    sample, taken = max(SAMPLE, TIMES_ROOT * math.isqrt(most)), 1
+    sample, taken = max(1, max(SAMPLE, TIMES_ROOT * math.isqrt(most * groups.each)) // groups.each), 1
     for i in groups.reduced:
         size = x.shape[i]
         if isinstance(size, int):
