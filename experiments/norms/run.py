@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -25,7 +24,8 @@ import numpy as np
 
 import bnderiv
 from experiments import _options, _report
-from experiments.benchmark import allocator, clock
+from experiments.benchmark import allocator, clock, flax_peer
+from experiments.benchmark.layers import other_norm
 
 EPS = 1e-6  # Flax's default
 GROUPS = 32
@@ -53,26 +53,14 @@ class Settings(_options.Measured):
     """Of the inputs, the parameters and the cotangents."""
 
 
-def norms(name: str) -> dict[str, Norm]:
-    """The contestants, as functions of x, gamma and beta."""
-    plain = partial(getattr(bnderiv.reference, name), eps=EPS)
-    ours = partial(getattr(bnderiv, name), eps=EPS)
-    if name == "group_norm":
-        plain, ours = partial(plain, groups=GROUPS), partial(ours, groups=GROUPS)
-    module = {
-        "layer_norm": nn.LayerNorm(epsilon=EPS),
-        "group_norm": nn.GroupNorm(num_groups=GROUPS, epsilon=EPS),
-        "instance_norm": nn.InstanceNorm(epsilon=EPS),
-        "rms_norm": nn.RMSNorm(epsilon=EPS),
-    }[name]
-
-    def flax(x: jax.Array, gamma: jax.Array, beta: jax.Array) -> Any:
-        with_beta = {} if name == "rms_norm" else {"bias": beta}
-        return module.apply({"params": {"scale": gamma, **with_beta}}, x)
-
-    if name == "rms_norm":
-        return {"bnderiv": lambda x, g, _: ours(x, g), "flax": flax, "plain": lambda x, g, _: plain(x, g)}
-    return {"bnderiv": ours, "flax": flax, "plain": plain}
+def contestants(name: str) -> dict[str, Norm]:
+    """As functions of x, gamma and beta."""
+    options = {"eps": EPS, "groups": GROUPS}
+    return {
+        "bnderiv": partial(other_norm, bnderiv, name, **options),
+        "flax": partial(flax_peer.other_norm, name, **options),
+        "plain": partial(other_norm, bnderiv.reference, name, **options),
+    }
 
 
 def both_ways(norm: Norm) -> Callable[..., Any]:
@@ -95,13 +83,13 @@ def drawn(shape: tuple[int, ...], seed: int) -> list[np.ndarray]:
 def errors(name: str, seed: int) -> Iterator[dict[str, Any]]:
     """For each input: the relative errors of y and dx of each contestant; None where one is not finite."""
     x, *others = drawn(OF_ERRORS[name], seed)
-    programs = {who: both_ways(norm) for who, norm in norms(name).items()}
+    programs = {who: both_ways(norm) for who, norm in contestants(name).items()}
     inputs = {f"mean {mean:g}": x + np.float32(mean) for mean in MEANS}
     inputs |= {f"scale {scale:g}": x * np.float32(scale) for scale in SCALES}
     for title, values in inputs.items():
         wide = [np.asarray(a, np.float64) for a in (values, *others)]
         with jax.enable_x64(True):
-            y, (dx, *_) = both_ways(norms(name)["plain"])(*wide)
+            y, (dx, *_) = both_ways(contestants(name)["plain"])(*wide)
         found = {}
         for who, program in programs.items():
             ours_y, (ours_dx, *_) = program(values, *others)
@@ -118,9 +106,9 @@ def _relative(actual: Any, expected: Any) -> float | None:
 
 def times(name: str, shape: tuple[int, ...], settings: Settings) -> dict[str, Any]:
     arguments = [jnp.asarray(a) for a in drawn(shape, settings.seed)]
-    contestants = {who: clock.of_jax(both_ways(norm), *arguments) for who, norm in norms(name).items()}
+    programs = {who: clock.of_jax(both_ways(norm), *arguments) for who, norm in contestants(name).items()}
     effort = clock.QUICK if settings.quick else clock.FULL
-    return {"norm": name, "shape": list(shape), "times": clock.interleaved(contestants, effort)}
+    return {"norm": name, "shape": list(shape), "times": clock.interleaved(programs, effort)}
 
 
 def _medians(row: dict[str, Any]) -> dict[str, float]:
