@@ -12,7 +12,7 @@ from jax.core import Tracer
 
 Pair = tuple[int, int]
 Ints = tuple[int, ...]
-Padding = tuple[Pair, ...]  # (before, after) for each spatial axis
+Pads = tuple[Pair, ...]  # (before, after) for each spatial axis
 
 
 def float_array(name: str, value: Any) -> jax.Array:
@@ -177,7 +177,7 @@ def integers(name: str, value: Any, count: int, *, at_least: int = 1) -> tuple[i
 
 def paddings(
     padding: Any, sizes: Ints, window: Ints, strides: Ints, dilation: Ints, *, ceil_mode: bool = False
-) -> Padding:
+) -> Pads:
     """`padding` as a pair (before, after) for each spatial axis.
 
     "VALID" pads nothing; "SAME" pads so that ⌈size/stride⌉ outputs fit, the odd cell after; an int pads all sides.

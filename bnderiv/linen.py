@@ -1,7 +1,6 @@
 """Norms and pooling for Flax linen, under Flax's names: change the import, keep the model and its checkpoints."""
 
 import dataclasses
-from functools import partial
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -21,7 +20,7 @@ from bnderiv.adapters.batch_norm import (
     running_average,
 )
 from bnderiv.adapters.flax_pooling import avg_pool, max_pool
-from bnderiv.adapters.patching import Patch
+from bnderiv.adapters.patching import Patch, with_parts
 
 try:
     import flax.linen as nn
@@ -240,15 +239,4 @@ def _converted(a: Any) -> Any:
             return _REPLACED[type(a)](**new)
         changed = {name: value for name, value in new.items() if value is not fields[name]}
         return a.clone(**changed) if changed else a
-    if isinstance(a, partial):
-        function, args, keywords = (_converted(part) for part in (a.func, a.args, a.keywords))
-        same = function is a.func and args is a.args and keywords is a.keywords
-        return a if same else type(a)(function, *args, **keywords)
-    if isinstance(a, dict):
-        new = {key: _converted(value) for key, value in a.items()}
-        return a if all(new[key] is a[key] for key in a) else new
-    if isinstance(a, (list, tuple)):
-        new = [_converted(value) for value in a]
-        same = all(n is value for n, value in zip(new, a, strict=True))
-        return a if same else type(a)(*new) if hasattr(a, "_fields") else type(a)(new)
-    return next((ours for theirs, ours in _REPLACED.items() if a is theirs), a)
+    return next((ours for theirs, ours in _REPLACED.items() if a is theirs), None) or with_parts(_converted, a)

@@ -18,7 +18,7 @@ from bnderiv.adapters.batch_norm import (
     running_average,
 )
 from bnderiv.adapters.flax_pooling import avg_pool, max_pool
-from bnderiv.adapters.patching import Patch
+from bnderiv.adapters.patching import Patch, with_parts
 
 try:
     from flax import nnx
@@ -169,8 +169,6 @@ _REPLACED: dict[Any, Any] = {
     nnx.avg_pool: avg_pool,
     nnx.max_pool: max_pool,
 }
-# Of these, the modules, whose instances `convert` replaces.
-_MODULES = {theirs: ours for theirs, ours in _REPLACED.items() if isinstance(theirs, type)}
 Model = TypeVar("Model")
 
 
@@ -191,6 +189,8 @@ def patch(*modules: ModuleType) -> Patch:
 def convert(model: Model) -> Model:
     """A copy of a built model with our layers, and the state of its own.
 
+    Pools are replaced where an attribute holds them, also in a partial; for what its methods name, use `patch`.
+
     Args:
       model: a module, trained or not. It is left as it is.
 
@@ -198,7 +198,7 @@ def convert(model: Model) -> Model:
       The copy. Its state fits the model's, and that of an optimizer fits both.
 
     Raises:
-      ValueError: the model has no norm of Flax.
+      ValueError: the model has no norm or pool of Flax.
 
     Example:
       >>> import bnderiv.nnx, flax.nnx
@@ -207,10 +207,19 @@ def convert(model: Model) -> Model:
       >>> type(model.layers[1]).__module__
       'bnderiv.nnx'
     """
-    copy = nnx.clone(model)
-    found = [node for _, node in nnx.iter_graph(copy) if type(node) in _MODULES]
-    for node in found:
-        node.__class__ = _MODULES[type(node)]
+    copy, found = nnx.clone(model), False
+    for node in [node for _, node in nnx.iter_graph(copy) if isinstance(node, nnx.Pytree)]:
+        if type(node) in _REPLACED:
+            node.__class__, found = _REPLACED[type(node)], True
+        for name, value in list(vars(node).items()):
+            new = _converted(value)
+            if new is not value:
+                vars(node)[name], found = new, True
     if not found:
-        raise ValueError(f"{type(model).__name__} has no layer of Flax that bnderiv.nnx has")
+        raise ValueError(f"{type(model).__name__} holds no layer of Flax that bnderiv.nnx has")
     return copy
+
+
+def _converted(a: Any) -> Any:
+    """A function or class of Flax, or what holds them, with ours; or the same object."""
+    return next((ours for theirs, ours in _REPLACED.items() if a is theirs), None) or with_parts(_converted, a)

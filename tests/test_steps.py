@@ -327,12 +327,17 @@ def _results():
     ones = jnp.ones(3)
     yield steps.dense, (z, jnp.ones((3, 3)), ones, z)
     yield steps.flatten, (z, z)
+    yield steps.conv, (image[0], jnp.ones((3, 2, 1)), None, jnp.ones((4, 2, 1)))
     yield steps.conv2d, (image, jnp.ones((3, 3, 2, 1)), None, jnp.ones((2, 2, 2, 1)))
     yield lambda x, dy: steps.avg_pool(x, 2, dy), (image, image[:, ::2, ::2])
     yield lambda x, dy: steps.max_pool(x, 2, dy), (image, image[:, ::2, ::2])
     for batch_norm in (steps.batch_norm, steps.batch_norm_relu, steps.batch_norm_graph):
         yield batch_norm, (z, ones, ones, z)
     yield steps.batch_norm_inference, (z, ones, ones, ones, ones, z)
+    yield steps.layer_norm, (z, ones, ones, z)
+    yield lambda x, dy: steps.group_norm(x, ones[:2], ones[:2], 2, dy), (image, image)
+    yield steps.instance_norm, (image, ones[:2], ones[:2], image)
+    yield steps.rms_norm, (z, ones, z)
     for activation in (steps.relu, steps.tanh, steps.sigmoid, steps.softmax, steps.log_softmax):
         yield activation, (z, z)
     yield steps.softmax_cross_entropy, (z, z)
@@ -352,7 +357,7 @@ def test_every_field_is_documented_and_no_rule_is_attached():
         assert [line.split()[0] for line in str(result).splitlines()[2:]] == has
         for name in cls._fields:
             assert re.fullmatch(r"(.+, shape .+ .*|option): .+\.", getattr(cls, name).__doc__), name
-    assert len(names) == 17
+    assert len(names) == 21  # one for each of the functions, except that `conv` and `conv2d` share theirs
 
 
 def test_a_step_function_for_every_layer_and_loss():
@@ -368,11 +373,16 @@ def _ways():
     pooled = {"strides": 1, "padding": ((0, 1), (1, 0)), "channel_axis": 1}
     yield lambda x: steps.dense(x, jnp.ones((3, 3)), None, z), z
     yield lambda x: steps.conv2d(x, jnp.ones((3, 3, 2, 2)), None, dy, padding="SAME", channel_axis=1), image
+    yield lambda x: steps.conv(x, jnp.ones((3, 4, 4)), None, dy[0], padding=((0, 2),), channel_axis=1), image[0]
     yield lambda x: steps.avg_pool(x, 2, dy, count_include_pad=False, **pooled), image
     yield lambda x: steps.max_pool(x, 2, dy, **pooled), image
     for batch_norm in (steps.batch_norm, steps.batch_norm_relu, steps.batch_norm_graph):
         yield lambda x, batch_norm=batch_norm: batch_norm(x, ones[:2], ones[:2], dy, channel_axis=1), image
     yield lambda x: steps.batch_norm_inference(x, ones, ones, ones, ones, z, eps=0), z
+    yield lambda x: steps.layer_norm(x, jnp.ones((2, 3)), jnp.ones((2, 3)), z, axis=(0, 1), eps=0.1), z
+    yield lambda x: steps.group_norm(x, ones[:2], ones[:2], 1, dy, channel_axis=1), image
+    yield lambda x: steps.instance_norm(x, ones[:2], ones[:2], dy, channel_axis=1), image
+    yield lambda x: steps.rms_norm(x, ones[:2], z, axis=0), z
     yield lambda x: steps.softmax(x, z, axis=0), z
     yield lambda x: steps.log_softmax(x, z, axis=0), z
     yield lambda x: steps.squared_error(x, z), z

@@ -5,6 +5,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from bnderiv.adapters.batch_norm import promote, real_array
 from bnderiv.adapters.norms import normalize
@@ -33,7 +34,7 @@ class LayerNorm(eqx.nn.LayerNorm):
 
     __init__ = eqx.nn.LayerNorm.__init__  # otherwise type checkers would make one of the fields
 
-    def __call__(self, x: Any, state: Any = _NO_STATE, *, key: Any = None) -> Any:
+    def __call__(self, x: ArrayLike, state: Any = _NO_STATE, *, key: jax.Array | None = None) -> Any:
         """Normalizes one example by its own statistics.
 
         Args:
@@ -68,7 +69,7 @@ class GroupNorm(eqx.nn.GroupNorm):
 
     __init__ = eqx.nn.GroupNorm.__init__  # otherwise type checkers would make one of the fields
 
-    def __call__(self, x: Any, state: Any = _NO_STATE, *, key: Any = None) -> Any:
+    def __call__(self, x: ArrayLike, state: Any = _NO_STATE, *, key: jax.Array | None = None) -> Any:
         """Normalizes one example by the statistics of groups of its channels.
 
         Args:
@@ -109,7 +110,7 @@ class RMSNorm(eqx.nn.RMSNorm):
 
     __init__ = eqx.nn.RMSNorm.__init__  # otherwise type checkers would make one of the fields
 
-    def __call__(self, x: Any, state: Any = _NO_STATE, *, key: Any = None) -> Any:
+    def __call__(self, x: ArrayLike, state: Any = _NO_STATE, *, key: jax.Array | None = None) -> Any:
         """Divides one example by its root mean square. Arguments, result and errors: `LayerNorm.__call__`."""
         x = _of_shape(x, self.shape)
         with jax.named_scope("bnderiv.equinox.RMSNorm"):

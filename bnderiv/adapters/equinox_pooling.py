@@ -7,6 +7,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from bnderiv import _checks
 from bnderiv._numbers import accumulator
@@ -14,24 +15,34 @@ from bnderiv.pooling.avg_pool import avg_pool
 from bnderiv.pooling.max_pool import max_pool
 
 
-class _Average(eqx.nn.Pool):
-    def __call__(self, x: Any, *, key: Any = None) -> jax.Array:
-        """The mean over each window of `x`, shape (channels, spatial axes...); `key` is ignored."""
-        if not _checks.is_float(x):
-            return super().__call__(x, key=key)
-        every = math.prod(self.kernel_size)  # cells past the padding count too
-        return _of_one(avg_pool, x, divisor_override=every, **_options(self))
+def _floating(compute: Callable[[Any, Any], jax.Array], theirs: Any) -> Callable[..., jax.Array]:
+    """A `__call__` by `compute` for floating input; other dtypes are left to the class of Equinox."""
+
+    def __call__(self: Any, x: ArrayLike, *, key: jax.Array | None = None) -> jax.Array:
+        """Pools one example `x`, shape (channels, spatial axes...); `key` is ignored."""
+        return compute(self, x) if _checks.is_float(x) else theirs.__call__(self, jnp.asarray(x), key=key)
+
+    return __call__
 
 
-class _Maximum(eqx.nn.Pool):
-    def __call__(self, x: Any, *, key: Any = None) -> jax.Array:
-        """The maximum of each window of `x`, shape (channels, spatial axes...); `key` is ignored."""
-        if not _checks.is_float(x):
-            return super().__call__(x, key=key)
-        return _of_one(max_pool, x, **_options(self))
+def _average(pool: eqx.nn.Pool, x: Any) -> jax.Array:
+    every = math.prod(pool.kernel_size)  # cells past the padding count too
+    return _of_one(avg_pool, x, divisor_override=every, **_options(pool))
 
 
-class AvgPool1d(_Average, eqx.nn.AvgPool1d):
+def _maximum(pool: eqx.nn.Pool, x: Any) -> jax.Array:
+    return _of_one(max_pool, x, **_options(pool))
+
+
+def _adaptive_average(pool: eqx.nn.AdaptivePool, x: Any) -> jax.Array:
+    return _adaptive(avg_pool, x, pool.target_shape)
+
+
+def _adaptive_maximum(pool: eqx.nn.AdaptivePool, x: Any) -> jax.Array:
+    return _adaptive(max_pool, x, pool.target_shape)
+
+
+class AvgPool1d(eqx.nn.AvgPool1d):
     """`equinox.nn.AvgPool1d` computed by `bnderiv.avg_pool`; see `AvgPool2d`.
 
     Example:
@@ -40,8 +51,11 @@ class AvgPool1d(_Average, eqx.nn.AvgPool1d):
       [[2.0, 4.0]]
     """
 
+    __init__ = eqx.nn.AvgPool1d.__init__  # otherwise type checkers would make one of the fields; so in each class
+    __call__ = _floating(_average, eqx.nn.AvgPool1d)
 
-class AvgPool2d(_Average, eqx.nn.AvgPool2d):
+
+class AvgPool2d(eqx.nn.AvgPool2d):
     """`equinox.nn.AvgPool2d` computed by `bnderiv.avg_pool`: its arguments, defaults and fields.
 
     Half precision is accumulated in float32. Where Equinox refuses what `use_ceil` adds to the padding, the result is
@@ -54,8 +68,11 @@ class AvgPool2d(_Average, eqx.nn.AvgPool2d):
       [[[2.0, 6.0]]]
     """
 
+    __init__ = eqx.nn.AvgPool2d.__init__
+    __call__ = _floating(_average, eqx.nn.AvgPool2d)
 
-class AvgPool3d(_Average, eqx.nn.AvgPool3d):
+
+class AvgPool3d(eqx.nn.AvgPool3d):
     """`equinox.nn.AvgPool3d` computed by `bnderiv.avg_pool`; see `AvgPool2d`.
 
     Example:
@@ -64,8 +81,11 @@ class AvgPool3d(_Average, eqx.nn.AvgPool3d):
       [3.5]
     """
 
+    __init__ = eqx.nn.AvgPool3d.__init__
+    __call__ = _floating(_average, eqx.nn.AvgPool3d)
 
-class MaxPool1d(_Maximum, eqx.nn.MaxPool1d):
+
+class MaxPool1d(eqx.nn.MaxPool1d):
     """`equinox.nn.MaxPool1d` computed by `bnderiv.max_pool`; see `MaxPool2d`.
 
     Example:
@@ -74,8 +94,11 @@ class MaxPool1d(_Maximum, eqx.nn.MaxPool1d):
       [[3.0, 3.0]]
     """
 
+    __init__ = eqx.nn.MaxPool1d.__init__
+    __call__ = _floating(_maximum, eqx.nn.MaxPool1d)
 
-class MaxPool2d(_Maximum, eqx.nn.MaxPool2d):
+
+class MaxPool2d(eqx.nn.MaxPool2d):
     """`equinox.nn.MaxPool2d` computed by `bnderiv.max_pool`: its arguments, defaults and fields.
 
     The gradient goes to the first maximum in row-major order. Errors are those of `AvgPool2d`.
@@ -86,8 +109,11 @@ class MaxPool2d(_Maximum, eqx.nn.MaxPool2d):
       [[[3.0, 7.0]]]
     """
 
+    __init__ = eqx.nn.MaxPool2d.__init__
+    __call__ = _floating(_maximum, eqx.nn.MaxPool2d)
 
-class MaxPool3d(_Maximum, eqx.nn.MaxPool3d):
+
+class MaxPool3d(eqx.nn.MaxPool3d):
     """`equinox.nn.MaxPool3d` computed by `bnderiv.max_pool`; see `MaxPool2d`.
 
     Example:
@@ -96,24 +122,11 @@ class MaxPool3d(_Maximum, eqx.nn.MaxPool3d):
       [7.0]
     """
 
-
-class _AdaptiveAverage(eqx.nn.AdaptivePool):
-    def __call__(self, x: Any, *, key: Any = None) -> jax.Array:
-        """The means of `x`, shape (channels, spatial axes...), in `target_shape`; `key` is ignored."""
-        if not _checks.is_float(x):
-            return super().__call__(x, key=key)
-        return _adaptive(avg_pool, x, self.target_shape)
+    __init__ = eqx.nn.MaxPool3d.__init__
+    __call__ = _floating(_maximum, eqx.nn.MaxPool3d)
 
 
-class _AdaptiveMaximum(eqx.nn.AdaptivePool):
-    def __call__(self, x: Any, *, key: Any = None) -> jax.Array:
-        """The maxima of `x`, shape (channels, spatial axes...), in `target_shape`; `key` is ignored."""
-        if not _checks.is_float(x):
-            return super().__call__(x, key=key)
-        return _adaptive(max_pool, x, self.target_shape)
-
-
-class AdaptiveAvgPool1d(_AdaptiveAverage, eqx.nn.AdaptiveAvgPool1d):
+class AdaptiveAvgPool1d(eqx.nn.AdaptiveAvgPool1d):
     """`equinox.nn.AdaptiveAvgPool1d` computed by `bnderiv.avg_pool`; see `AdaptiveAvgPool2d`.
 
     Example:
@@ -122,8 +135,11 @@ class AdaptiveAvgPool1d(_AdaptiveAverage, eqx.nn.AdaptiveAvgPool1d):
       [[2.0, 5.0]]
     """
 
+    __init__ = eqx.nn.AdaptiveAvgPool1d.__init__
+    __call__ = _floating(_adaptive_average, eqx.nn.AdaptiveAvgPool1d)
 
-class AdaptiveAvgPool2d(_AdaptiveAverage, eqx.nn.AdaptiveAvgPool2d):
+
+class AdaptiveAvgPool2d(eqx.nn.AdaptiveAvgPool2d):
     """`equinox.nn.AdaptiveAvgPool2d` computed by `bnderiv.avg_pool`: its arguments and fields.
 
     Windows tile each axis. Where the target size does not divide it, the first ones are a cell longer, as in Equinox
@@ -136,8 +152,11 @@ class AdaptiveAvgPool2d(_AdaptiveAverage, eqx.nn.AdaptiveAvgPool2d):
       [[[2.0, 6.0]]]
     """
 
+    __init__ = eqx.nn.AdaptiveAvgPool2d.__init__
+    __call__ = _floating(_adaptive_average, eqx.nn.AdaptiveAvgPool2d)
 
-class AdaptiveAvgPool3d(_AdaptiveAverage, eqx.nn.AdaptiveAvgPool3d):
+
+class AdaptiveAvgPool3d(eqx.nn.AdaptiveAvgPool3d):
     """`equinox.nn.AdaptiveAvgPool3d` computed by `bnderiv.avg_pool`; see `AdaptiveAvgPool2d`.
 
     Example:
@@ -146,8 +165,11 @@ class AdaptiveAvgPool3d(_AdaptiveAverage, eqx.nn.AdaptiveAvgPool3d):
       [3.5]
     """
 
+    __init__ = eqx.nn.AdaptiveAvgPool3d.__init__
+    __call__ = _floating(_adaptive_average, eqx.nn.AdaptiveAvgPool3d)
 
-class AdaptiveMaxPool1d(_AdaptiveMaximum, eqx.nn.AdaptiveMaxPool1d):
+
+class AdaptiveMaxPool1d(eqx.nn.AdaptiveMaxPool1d):
     """`equinox.nn.AdaptiveMaxPool1d` computed by `bnderiv.max_pool`; see `AdaptiveMaxPool2d`.
 
     Example:
@@ -156,8 +178,11 @@ class AdaptiveMaxPool1d(_AdaptiveMaximum, eqx.nn.AdaptiveMaxPool1d):
       [[3.0, 5.0]]
     """
 
+    __init__ = eqx.nn.AdaptiveMaxPool1d.__init__
+    __call__ = _floating(_adaptive_maximum, eqx.nn.AdaptiveMaxPool1d)
 
-class AdaptiveMaxPool2d(_AdaptiveMaximum, eqx.nn.AdaptiveMaxPool2d):
+
+class AdaptiveMaxPool2d(eqx.nn.AdaptiveMaxPool2d):
     """`equinox.nn.AdaptiveMaxPool2d` computed by `bnderiv.max_pool`: its arguments and fields.
 
     Windows are those of `AdaptiveAvgPool2d`. The gradient goes to one of equal maxima; Equinox divides it.
@@ -168,8 +193,11 @@ class AdaptiveMaxPool2d(_AdaptiveMaximum, eqx.nn.AdaptiveMaxPool2d):
       [[[3.0, 7.0]]]
     """
 
+    __init__ = eqx.nn.AdaptiveMaxPool2d.__init__
+    __call__ = _floating(_adaptive_maximum, eqx.nn.AdaptiveMaxPool2d)
 
-class AdaptiveMaxPool3d(_AdaptiveMaximum, eqx.nn.AdaptiveMaxPool3d):
+
+class AdaptiveMaxPool3d(eqx.nn.AdaptiveMaxPool3d):
     """`equinox.nn.AdaptiveMaxPool3d` computed by `bnderiv.max_pool`; see `AdaptiveMaxPool2d`.
 
     Example:
@@ -177,6 +205,9 @@ class AdaptiveMaxPool3d(_AdaptiveMaximum, eqx.nn.AdaptiveMaxPool3d):
       >>> bnderiv.equinox.AdaptiveMaxPool3d(1)(jnp.arange(8.0).reshape(1, 2, 2, 2)).ravel().tolist()
       [7.0]
     """
+
+    __init__ = eqx.nn.AdaptiveMaxPool3d.__init__
+    __call__ = _floating(_adaptive_maximum, eqx.nn.AdaptiveMaxPool3d)
 
 
 def _options(pool: eqx.nn.Pool) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 import haiku as hk
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from bnderiv import _checks
 from bnderiv.adapters.batch_norm import feature_axes, promote, real_array
@@ -46,7 +47,7 @@ class LayerNorm(_Follower, hk.LayerNorm):
       [[-1.0, 1.0], [-1.0, 1.0]]
     """
 
-    def __call__(self, inputs: Any, scale: Any = None, offset: Any = None) -> jax.Array:
+    def __call__(self, inputs: ArrayLike, scale: ArrayLike | None = None, offset: ArrayLike | None = None) -> jax.Array:
         """Normalizes each example of `inputs` by its own statistics.
 
         Args:
@@ -103,7 +104,7 @@ class GroupNorm(_Follower, hk.GroupNorm):
       [[-1.0, 1.0, -1.0, 1.0]]
     """
 
-    def __call__(self, x: Any, scale: Any = None, offset: Any = None) -> jax.Array:
+    def __call__(self, x: ArrayLike, scale: ArrayLike | None = None, offset: ArrayLike | None = None) -> jax.Array:
         """Normalizes each example of `x` by the statistics of groups of its channels.
 
         Args:
@@ -155,7 +156,7 @@ class RMSNorm(_Follower, hk.RMSNorm):
       [[1.0, -1.0], [1.0, 1.0]]
     """
 
-    def __call__(self, inputs: Any) -> jax.Array:
+    def __call__(self, inputs: ArrayLike) -> jax.Array:
         """Divides each example of `inputs` by its root mean square.
 
         Args:

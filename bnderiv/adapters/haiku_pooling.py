@@ -9,6 +9,7 @@ from typing import Any
 import haiku as hk
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from bnderiv import _checks
 from bnderiv.adapters.pooling import Ints, pool_axes
@@ -17,7 +18,7 @@ from bnderiv.pooling import max_pool as _max_pool
 
 
 def avg_pool(
-    value: Any,
+    value: ArrayLike,
     window_shape: int | Sequence[int],
     strides: int | Sequence[int],
     padding: str,
@@ -55,7 +56,7 @@ def avg_pool(
 
 
 def max_pool(
-    value: Any,
+    value: ArrayLike,
     window_shape: int | Sequence[int],
     strides: int | Sequence[int],
     padding: str,
@@ -86,7 +87,7 @@ class AvgPool(hk.AvgPool):
       [[2.0]]
     """
 
-    def __call__(self, value: Any) -> jax.Array:
+    def __call__(self, value: ArrayLike) -> jax.Array:
         return avg_pool(value, self.window_shape, self.strides, self.padding, self.channel_axis)
 
 
@@ -100,7 +101,7 @@ class MaxPool(hk.MaxPool):
       [[3.0]]
     """
 
-    def __call__(self, value: Any) -> jax.Array:
+    def __call__(self, value: ArrayLike) -> jax.Array:
         return max_pool(value, self.window_shape, self.strides, self.padding, self.channel_axis)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 from flax.linen.dtypes import canonicalize_dtype
+from jax.typing import ArrayLike
 
 from bnderiv.adapters.batch_norm import feature_axes, real_array
 from bnderiv.adapters.norms import along, channel_group, group_axes, instance_axes, normalize, refuse_axis_name
@@ -35,7 +36,7 @@ class LayerNorm(nn.LayerNorm):
     """
 
     @nn.compact
-    def __call__(self, x: Any, *, mask: Any = None) -> jax.Array:
+    def __call__(self, x: ArrayLike, *, mask: ArrayLike | None = None) -> jax.Array:
         """Normalizes each example of `x` by its own statistics.
 
         Args:
@@ -70,7 +71,7 @@ class RMSNorm(nn.RMSNorm):
     """
 
     @nn.compact
-    def __call__(self, x: Any, *, mask: Any = None) -> jax.Array:
+    def __call__(self, x: ArrayLike, *, mask: ArrayLike | None = None) -> jax.Array:
         """Divides each example of `x` by its root mean square. Arguments, result and errors: `LayerNorm.__call__`."""
         x = real_array("x", x)
         reduced = feature_axes(self.reduction_axes, x.ndim, "reduction_axes")
@@ -92,7 +93,7 @@ class GroupNorm(nn.GroupNorm):
     """
 
     @nn.compact
-    def __call__(self, x: Any, *, mask: Any = None) -> jax.Array:
+    def __call__(self, x: ArrayLike, *, mask: ArrayLike | None = None) -> jax.Array:
         """Normalizes each example of `x` by the statistics of groups of its channels, which are the last axis.
 
         Args:
@@ -128,7 +129,7 @@ class InstanceNorm(nn.InstanceNorm):
     """
 
     @nn.compact
-    def __call__(self, x: Any, *, mask: Any = None) -> jax.Array:
+    def __call__(self, x: ArrayLike, *, mask: ArrayLike | None = None) -> jax.Array:
         """Normalizes each feature of each example by its own statistics. The rest is as in `LayerNorm.__call__`.
 
         Raises:

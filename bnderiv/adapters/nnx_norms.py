@@ -5,6 +5,7 @@ from typing import Any
 import jax
 from flax import nnx
 from flax.nnx.nn import dtypes
+from jax.typing import ArrayLike
 
 from bnderiv.adapters.batch_norm import feature_axes, real_array
 from bnderiv.adapters.norms import along, group_axes, instance_axes, normalize, refuse_axis_name
@@ -27,7 +28,7 @@ class LayerNorm(nnx.LayerNorm):
       [[-1.0, 1.0], [-1.0, 1.0]]
     """
 
-    def __call__(self, x: Any, *, mask: Any = None) -> jax.Array:
+    def __call__(self, x: ArrayLike, *, mask: ArrayLike | None = None) -> jax.Array:
         """Normalizes each example of `x` by its own statistics.
 
         Args:
@@ -60,7 +61,7 @@ class RMSNorm(nnx.RMSNorm):
       [[1.0, -1.0], [1.0, 1.0]]
     """
 
-    def __call__(self, x: Any, mask: Any = None) -> jax.Array:
+    def __call__(self, x: ArrayLike, mask: ArrayLike | None = None) -> jax.Array:
         """Divides each example of `x` by its root mean square. Arguments, result and errors: `LayerNorm.__call__`."""
         x = real_array("x", x)
         reduced = feature_axes(self.reduction_axes, x.ndim, "reduction_axes")
@@ -81,7 +82,7 @@ class GroupNorm(nnx.GroupNorm):
       [[-1.0, 1.0, -1.0, 1.0]]
     """
 
-    def __call__(self, x: Any, *, mask: Any = None) -> jax.Array:
+    def __call__(self, x: ArrayLike, *, mask: ArrayLike | None = None) -> jax.Array:
         """Normalizes each example of `x` by the statistics of groups of its channels, which are the last axis.
 
         Args:
@@ -116,7 +117,7 @@ class InstanceNorm(nnx.InstanceNorm):
       [[[-1.0, -1.0], [1.0, 1.0]]]
     """
 
-    def __call__(self, x: Any, *, mask: Any = None) -> jax.Array:
+    def __call__(self, x: ArrayLike, *, mask: ArrayLike | None = None) -> jax.Array:
         """Normalizes each feature of each example by its own statistics. The rest is as in `LayerNorm.__call__`.
 
         Raises:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from bnderiv import _checks
 from bnderiv._numbers import accumulator
@@ -95,8 +96,8 @@ def along(name: str, parameter: jax.Array | None, x: jax.Array, axes: tuple[int,
 
 def normalize(
     x: jax.Array,
-    scale: jax.Array | None,
-    bias: jax.Array | None,
+    scale: ArrayLike | None,
+    bias: ArrayLike | None,
     reduced: tuple[int, ...],
     *,
     eps: Any,

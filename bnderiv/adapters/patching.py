@@ -1,7 +1,8 @@
 """Ours in the place of a framework's layers, for models that cannot be edited."""
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from types import ModuleType
 from typing import Any, Self
 
@@ -66,3 +67,19 @@ def _places(package: str | None, modules: tuple[ModuleType, ...]) -> Iterator[An
         for value in list(vars(module).values()):
             if isinstance(value, type) and value.__module__ == module.__name__:
                 yield value
+
+
+def with_parts(change: Callable[[Any], Any], a: Any) -> Any:
+    """A partial, dict, list or tuple with its parts changed; the same object if none is, or if it is something else."""
+    if isinstance(a, partial):
+        new = [change(part) for part in (a.func, a.args, a.keywords)]
+        same = all(n is part for n, part in zip(new, (a.func, a.args, a.keywords), strict=True))
+        return a if same else type(a)(new[0], *new[1], **new[2])
+    if isinstance(a, dict):
+        new = {key: change(value) for key, value in a.items()}
+        return a if all(new[key] is a[key] for key in a) else new
+    if isinstance(a, (list, tuple)):
+        new = [change(value) for value in a]
+        same = all(n is value for n, value in zip(new, a, strict=True))
+        return a if same else type(a)(*new) if hasattr(a, "_fields") else type(a)(new)
+    return a

@@ -1,6 +1,5 @@
 """Convolution with its gradient in closed form: three correlations (derivation.md, C1–C13)."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -8,9 +7,10 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from bnderiv import _checks
-from bnderiv._checks import Ints, Padding
+from bnderiv._checks import Ints, Pads
 from bnderiv._numbers import accumulator
 from bnderiv._rule import closed_form
+from bnderiv._types import Padding, PerAxis
 from bnderiv.convolution.correlations import with_fastest
 
 
@@ -19,9 +19,9 @@ def conv(
     kernel: jax.Array,
     bias: jax.Array | None = None,
     *,
-    strides: int | Sequence[int] = 1,
-    padding: str | int | Sequence[Sequence[int]] = "VALID",
-    dilation: int | Sequence[int] = 1,
+    strides: PerAxis = 1,
+    padding: Padding = "VALID",
+    dilation: PerAxis = 1,
     groups: int = 1,
     channel_axis: int = -1,
     batch_axis: int = 0,
@@ -88,7 +88,7 @@ class _Geometry(NamedTuple):
     """The options of a convolution. `layout`: the axes of batch and channels in x and z, then the spatial ones."""
 
     strides: Ints
-    padding: Padding
+    padding: Pads
     dilation: Ints
     groups: int
     layout: Ints

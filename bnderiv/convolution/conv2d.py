@@ -1,10 +1,9 @@
 """Convolution with two spatial axes."""
 
-from collections.abc import Sequence
-
 import jax
 
 from bnderiv import _checks
+from bnderiv._types import Padding, PerAxis
 from bnderiv.convolution.conv import conv
 
 
@@ -13,9 +12,9 @@ def conv2d(
     kernel: jax.Array,
     bias: jax.Array | None = None,
     *,
-    strides: int | Sequence[int] = 1,
-    padding: str | int | Sequence[Sequence[int]] = "VALID",
-    dilation: int | Sequence[int] = 1,
+    strides: PerAxis = 1,
+    padding: Padding = "VALID",
+    dilation: PerAxis = 1,
     groups: int = 1,
     channel_axis: int = -1,
     batch_axis: int = 0,

@@ -4,13 +4,15 @@ The operands of the correlations are steps too: the padded input, δ dilated and
 correlation needs padding.
 """
 
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 from jax import lax
+from jax.typing import ArrayLike
 
 from bnderiv import _checks
-from bnderiv._checks import Ints, Padding
+from bnderiv._checks import Ints, Pads
+from bnderiv._types import Padding, PerAxis
 from bnderiv.steps.table import INPUT, arrays, cotangent, derivation, gather
 
 
@@ -23,7 +25,7 @@ class Conv(NamedTuple):
     bias: Annotated[jax.Array | None, "b", "(K,)", INPUT, "biases, or None"]
     dy: Annotated[jax.Array, "δ = ∂J/∂z", "as z", INPUT, "gradient from above"]
     strides: Annotated[Ints, "from window to window"]
-    padding: Annotated[Padding, "zeros before and after"]
+    padding: Annotated[Pads, "zeros before and after"]
     dilation: Annotated[Ints, "from cell to cell of a window"]
     groups: Annotated[int, "G, how many parts the channels are in"]
     channel_axis: Annotated[int, "where the channels are"]
@@ -44,14 +46,14 @@ class Conv(NamedTuple):
 
 
 def conv(
-    x: Any,
-    kernel: Any,
-    bias: Any,
-    dy: Any,
+    x: ArrayLike,
+    kernel: ArrayLike,
+    bias: ArrayLike | None,
+    dy: ArrayLike,
     *,
-    strides: Any = 1,
-    padding: Any = "VALID",
-    dilation: Any = 1,
+    strides: PerAxis = 1,
+    padding: Padding = "VALID",
+    dilation: PerAxis = 1,
     groups: int = 1,
     channel_axis: int = -1,
     batch_axis: int = 0,
@@ -134,14 +136,14 @@ def conv(
 
 
 def conv2d(
-    x: Any,
-    kernel: Any,
-    bias: Any,
-    dy: Any,
+    x: ArrayLike,
+    kernel: ArrayLike,
+    bias: ArrayLike | None,
+    dy: ArrayLike,
     *,
-    strides: Any = 1,
-    padding: Any = "VALID",
-    dilation: Any = 1,
+    strides: PerAxis = 1,
+    padding: Padding = "VALID",
+    dilation: PerAxis = 1,
     groups: int = 1,
     channel_axis: int = -1,
     batch_axis: int = 0,

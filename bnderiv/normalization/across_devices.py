@@ -1,7 +1,6 @@
 """A batch sharded over devices: their moments are merged by true counts, in one collective (derivation.md, N26)."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +8,10 @@ import numpy as np
 from jax import lax
 
 from bnderiv._checks import same_varying
+from bnderiv._types import AxisName
 from bnderiv.normalization.normalize import Moments
 from bnderiv.normalization.units import Unit, about_the_mean, above_noise, scale_for
 
-AxisName = Any  # a hashable name, or a tuple of them
 IndexGroups = Sequence[Sequence[int]]
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from bnderiv import _checks
 from bnderiv._rule import layer
+from bnderiv._types import AxisName
 from bnderiv.normalization.across_devices import merge
 from bnderiv.normalization.arguments import epsilon, laid
 from bnderiv.normalization.groups import Groups
@@ -27,7 +27,7 @@ def batch_norm(
     channel_axis: int = -1,
     eps: float | jax.Array = 1e-5,
     where: jax.Array | None = None,
-    axis_name: Any = None,
+    axis_name: AxisName | None = None,
     axis_index_groups: Sequence[Sequence[int]] | None = None,
     assumed_mean: jax.Array | None = None,
 ) -> tuple[jax.Array, BatchStats]:
@@ -88,7 +88,7 @@ def batch_norm_relu(
     channel_axis: int = -1,
     eps: float | jax.Array = 1e-5,
     where: jax.Array | None = None,
-    axis_name: Any = None,
+    axis_name: AxisName | None = None,
     axis_index_groups: Sequence[Sequence[int]] | None = None,
     assumed_mean: jax.Array | None = None,
 ) -> tuple[jax.Array, BatchStats]:

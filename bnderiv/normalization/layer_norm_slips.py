@@ -59,6 +59,8 @@ _RMS_SLIPS: list[tuple[str, dict[str, Line]]] = [
 
 def of_layer_norm(steps: Any) -> Iterator[Any]:
     """(step, sentence, the value it would have given), and which steps it was made in; as `slips.of_batch_norm`."""
+    if _of_several(steps):
+        return
     rest = tuple(i for i in range(steps.x.ndim) if i not in steps.axis)
     inputs = _inputs(steps, steps.x.shape, steps.axis, rest)
     yield from _of_other_axes(inputs, steps, "the features", "all other axes")
@@ -66,6 +68,8 @@ def of_layer_norm(steps: Any) -> Iterator[Any]:
 
 def of_group_norm(steps: Any) -> Iterator[Any]:
     """As `of_layer_norm`, of x with an axis for the groups."""
+    if _of_several(steps):
+        return
     x, axis = steps.x, steps.channel_axis % steps.x.ndim
     grouped = (*x.shape[:axis], steps.groups, x.shape[axis] // steps.groups, *x.shape[axis + 1 :])
     over = tuple(i for i in range(1, len(grouped)) if i != axis)
@@ -77,6 +81,8 @@ def of_group_norm(steps: Any) -> Iterator[Any]:
 
 def of_instance_norm(steps: Any) -> Iterator[Any]:
     """As `of_layer_norm`."""
+    if _of_several(steps):
+        return
     axis = steps.channel_axis % steps.x.ndim
     over = tuple(i for i in range(1, steps.x.ndim) if i != axis)
     inputs = _inputs(steps, steps.x.shape, over, (0, *over))
@@ -85,10 +91,17 @@ def of_instance_norm(steps: Any) -> Iterator[Any]:
 
 def of_rms_norm(steps: Any) -> Iterator[Any]:
     """As `of_layer_norm`."""
+    if _of_several(steps):
+        return
     rest = tuple(i for i in range(steps.x.ndim) if i not in steps.axis)
     inputs = _inputs(steps, steps.x.shape, steps.axis, rest)
     slips = [(spoken(sentence, inputs), lines) for sentence, lines in _RMS_SLIPS]
     yield from followed(_RMS, slips, inputs, _shaped_like(steps))
+
+
+def _of_several(steps: Any) -> bool:
+    """Whether these are the steps of many layers at once, by vmap."""
+    return np.ndim(steps.gamma) != len(getattr(steps, "axis", ("channels",)))
 
 
 def _of_other_axes(inputs: SimpleNamespace, steps: Any, over: str, rest: str) -> Iterator[Any]:

@@ -1,10 +1,12 @@
 """Layer, group, instance and RMS norm, step by step (derivation.md, N32–N36): batch norm's lines over other axes."""
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from bnderiv import _checks
 from bnderiv.normalization.arguments import normalized_axes
@@ -57,7 +59,15 @@ class LayerNorm(NamedTuple):
     dx: GradientOfX
 
 
-def layer_norm(x: Any, gamma: Any, beta: Any, dy: Any, *, axis: Any = -1, eps: Any = 1e-5) -> LayerNorm:
+def layer_norm(
+    x: ArrayLike,
+    gamma: ArrayLike | None,
+    beta: ArrayLike | None,
+    dy: ArrayLike,
+    *,
+    axis: int | Sequence[int] = -1,
+    eps: ArrayLike = 1e-5,
+) -> LayerNorm:
     """Layer norm and its gradient, one line for each line of the derivation (part D).
 
     Args:
@@ -117,7 +127,14 @@ class GroupNorm(NamedTuple):
 
 
 def group_norm(
-    x: Any, gamma: Any, beta: Any, groups: int, dy: Any, *, channel_axis: int = -1, eps: Any = 1e-5
+    x: ArrayLike,
+    gamma: ArrayLike | None,
+    beta: ArrayLike | None,
+    groups: int,
+    dy: ArrayLike,
+    *,
+    channel_axis: int = -1,
+    eps: ArrayLike = 1e-5,
 ) -> GroupNorm:
     """Group norm and its gradient: x gets an axis for the groups. Other arguments and errors as in `layer_norm`.
 
@@ -177,7 +194,15 @@ class InstanceNorm(NamedTuple):
     dx: GradientOfX
 
 
-def instance_norm(x: Any, gamma: Any, beta: Any, dy: Any, *, channel_axis: int = -1, eps: Any = 1e-5) -> InstanceNorm:
+def instance_norm(
+    x: ArrayLike,
+    gamma: ArrayLike | None,
+    beta: ArrayLike | None,
+    dy: ArrayLike,
+    *,
+    channel_axis: int = -1,
+    eps: ArrayLike = 1e-5,
+) -> InstanceNorm:
     """Instance norm and its gradient. Arguments and errors as in `layer_norm`.
 
     Example:
@@ -244,7 +269,9 @@ class RmsNorm(NamedTuple):
     dx: Annotated[jax.Array, "∂J/∂x", "as x", "(N36)", "gradient of the input, the sum of the two parts"]
 
 
-def rms_norm(x: Any, gamma: Any, dy: Any, *, axis: Any = -1, eps: Any = 1e-6) -> RmsNorm:
+def rms_norm(
+    x: ArrayLike, gamma: ArrayLike | None, dy: ArrayLike, *, axis: int | Sequence[int] = -1, eps: ArrayLike = 1e-6
+) -> RmsNorm:
     """RMS norm and its gradient. Arguments and errors as in `layer_norm`.
 
     Example:

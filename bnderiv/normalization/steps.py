@@ -9,6 +9,7 @@ from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from bnderiv import _checks
 from bnderiv._checks import along
@@ -66,7 +67,9 @@ class BatchNorm(NamedTuple):
     dx: GradientOfX
 
 
-def batch_norm(x: Any, gamma: Any, beta: Any, dy: Any, *, channel_axis: int = -1, eps: Any = 1e-5) -> BatchNorm:
+def batch_norm(
+    x: ArrayLike, gamma: ArrayLike, beta: ArrayLike, dy: ArrayLike, *, channel_axis: int = -1, eps: ArrayLike = 1e-5
+) -> BatchNorm:
     """Batch norm and its gradient, one line for each line of the derivation (part A).
 
     Args:
@@ -149,7 +152,14 @@ class BatchNormRelu(NamedTuple):
 
 
 def batch_norm_relu(
-    x: Any, gamma: Any, beta: Any, dy: Any, *, residual: Any = None, channel_axis: int = -1, eps: Any = 1e-5
+    x: ArrayLike,
+    gamma: ArrayLike,
+    beta: ArrayLike,
+    dy: ArrayLike,
+    *,
+    residual: ArrayLike | None = None,
+    channel_axis: int = -1,
+    eps: ArrayLike = 1e-5,
 ) -> BatchNormRelu:
     """`batch_norm`, then a ReLU (N22), before which a residual z may be added (N31): shape of x, floating dtype.
 
@@ -201,7 +211,7 @@ def centering_jacobian(n: int) -> jax.Array:
     return jnp.eye(n) - 1 / n  # (N15); the 1/n is (N14)
 
 
-def variance_jacobian(h: Any) -> jax.Array:
+def variance_jacobian(h: ArrayLike) -> jax.Array:
     """∂σ²_l/∂h_il = 2/N (h_il − μ_l), shape (N, H) by [i, l] (N16). It is 0 for the other columns, j ≠ l.
 
     Args:
@@ -223,7 +233,7 @@ def variance_jacobian(h: Any) -> jax.Array:
     return 2 / h.shape[0] * (h - h.mean(0, keepdims=True))  # (N16)
 
 
-def normalization_jacobian(h: Any, eps: Any) -> jax.Array:
+def normalization_jacobian(h: ArrayLike, eps: ArrayLike) -> jax.Array:
     """∂ĥ_kl/∂h_il for every column l, shape (H, N, N) by [l, k, i] (N17): one symmetric block for each column.
 
     The whole Jacobian, (N, H, N, H) by [k, l, i, j], has these blocks where j = l and 0 elsewhere.
@@ -297,7 +307,7 @@ class BatchNormGraph(NamedTuple):
 
 
 def batch_norm_graph(
-    x: Any, gamma: Any, beta: Any, dy: Any, *, channel_axis: int = -1, eps: Any = 1e-5
+    x: ArrayLike, gamma: ArrayLike, beta: ArrayLike, dy: ArrayLike, *, channel_axis: int = -1, eps: ArrayLike = 1e-5
 ) -> BatchNormGraph:
     """Batch norm as a graph of elementary nodes, and back through them one at a time.
 
@@ -367,7 +377,15 @@ class BatchNormInference(NamedTuple):
 
 
 def batch_norm_inference(
-    x: Any, gamma: Any, beta: Any, mean: Any, var: Any, dy: Any, *, channel_axis: int = -1, eps: Any = 1e-5
+    x: ArrayLike,
+    gamma: ArrayLike,
+    beta: ArrayLike,
+    mean: ArrayLike,
+    var: ArrayLike,
+    dy: ArrayLike,
+    *,
+    channel_axis: int = -1,
+    eps: ArrayLike = 1e-5,
 ) -> BatchNormInference:
     """Normalization by given statistics and its five gradients (N23). Arguments and errors as in `batch_norm`.
 

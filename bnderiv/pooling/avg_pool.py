@@ -3,7 +3,6 @@
 import functools
 import math
 import operator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ from bnderiv._cpu import quotient
 from bnderiv._numbers import accumulator
 from bnderiv._rule import closed_form
 from bnderiv._target import by_target
+from bnderiv._types import Padding, PerAxis
 from bnderiv.pooling import _xla
 from bnderiv.pooling._windows import (
     Windows,
@@ -38,10 +38,10 @@ UPSAMPLED = 8
 
 def avg_pool(
     x: jax.Array,
-    window: Any,
+    window: PerAxis,
     *,
-    strides: Any = None,
-    padding: Any = "VALID",
+    strides: PerAxis | None = None,
+    padding: Padding = "VALID",
     count_include_pad: bool = True,
     ceil_mode: bool = False,
     divisor_override: int | None = None,

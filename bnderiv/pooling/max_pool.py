@@ -5,7 +5,6 @@ import itertools
 import math
 import operator
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ from bnderiv import _checks
 from bnderiv._numbers import accumulator
 from bnderiv._rule import closed_form
 from bnderiv._target import by_target
+from bnderiv._types import Padding, PerAxis
 from bnderiv.pooling import _xla
 from bnderiv.pooling._windows import Block, Windows, pad, take, upsample, windows, with_margins
 
@@ -35,11 +35,11 @@ DOUBLED = 16
 
 def max_pool(
     x: jax.Array,
-    window: Any,
+    window: PerAxis,
     *,
-    strides: Any = None,
-    padding: Any = "VALID",
-    dilation: Any = 1,
+    strides: PerAxis | None = None,
+    padding: Padding = "VALID",
+    dilation: PerAxis = 1,
     ceil_mode: bool = False,
     channel_axis: int = -1,
     batch_axis: int = 0,

@@ -11,9 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 
 from bnderiv import _checks
-from bnderiv._checks import Ints, Padding
+from bnderiv._checks import Ints, Pads
+from bnderiv._types import Padding, PerAxis
 from bnderiv.pooling._windows import windows
 from bnderiv.steps.table import INPUT, arrays, cotangent, derivation, gather
 
@@ -22,7 +24,7 @@ Input = Annotated[jax.Array, "a", "(B, M, N, C)", INPUT, "activations of the lay
 FromAbove = Annotated[jax.Array, "δ = ∂J/∂z", "as z", INPUT, "gradient from above"]
 Window = Annotated[Ints, "cells of a window along each spatial axis"]
 Strides = Annotated[Ints, "from window to window"]
-Padded = Annotated[Padding, "cells added before and after"]
+Padded = Annotated[Pads, "cells added before and after"]
 CeilMode = Annotated[bool, "whether a last window may extend past the padding"]
 ChannelAxis = Annotated[int, "where the channels are"]
 BatchAxis = Annotated[int, "where the examples are"]
@@ -77,12 +79,12 @@ class MaxPool(NamedTuple):
 
 
 def avg_pool(
-    x: Any,
-    window: Any,
-    dy: Any,
+    x: ArrayLike,
+    window: PerAxis,
+    dy: ArrayLike,
     *,
-    strides: Any = None,
-    padding: Any = "VALID",
+    strides: PerAxis | None = None,
+    padding: Padding = "VALID",
     count_include_pad: bool = True,
     ceil_mode: bool = False,
     divisor_override: int | None = None,
@@ -132,13 +134,13 @@ def avg_pool(
 
 
 def max_pool(
-    x: Any,
-    window: Any,
-    dy: Any,
+    x: ArrayLike,
+    window: PerAxis,
+    dy: ArrayLike,
     *,
-    strides: Any = None,
-    padding: Any = "VALID",
-    dilation: Any = 1,
+    strides: PerAxis | None = None,
+    padding: Padding = "VALID",
+    dilation: PerAxis = 1,
     ceil_mode: bool = False,
     channel_axis: int = -1,
     batch_axis: int = 0,
@@ -177,7 +179,7 @@ class Windows(NamedTuple):
     sizes: Ints
     window: Ints
     strides: Ints
-    padding: Padding
+    padding: Pads
     dilation: Ints
     beyond: Ints  # cells past the padding that ceil_mode adds
 

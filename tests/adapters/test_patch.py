@@ -15,12 +15,17 @@ import pytest
 from tests.adapters.alike import alike, normal
 from tests.compiling import fast_jit
 
+FLAX = {"BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm", "avg_pool", "max_pool"}
 # Each adapter, the module that users take the layers from, and the names in it that are ours within `patch`.
 PLACES = {
-    "linen": ("flax.linen", {"BatchNorm", "avg_pool", "max_pool"}),
-    "nnx": ("flax.nnx", {"BatchNorm", "avg_pool", "max_pool"}),
-    "equinox": ("equinox.nn", {"BatchNorm"}),
-    "haiku": ("haiku", {"BatchNorm"}),
+    "linen": ("flax.linen", FLAX),
+    "nnx": ("flax.nnx", FLAX),
+    "equinox": (
+        "equinox.nn",
+        {"BatchNorm", "GroupNorm", "LayerNorm", "RMSNorm"}
+        | {f"{kind}Pool{n}d" for kind in ("Avg", "Max", "AdaptiveAvg", "AdaptiveMax") for n in (1, 2, 3)},
+    ),
+    "haiku": ("haiku", FLAX | {"AvgPool", "MaxPool"}),
 }
 each = pytest.mark.parametrize("adapter", PLACES)
 
@@ -45,6 +50,7 @@ def test_every_name_until_it_is_undone(adapter):
     def replaced():
         return {name for name in names if getattr(framework, name) is getattr(ours, name)}
 
+    assert names == {name for name in ours.__all__ if hasattr(framework, name)} - {"min_pool", "pool"}  # Flax's own
     with ours.patch() as patch:
         assert replaced() == names
         assert (framework, "BatchNorm") in patch.places
@@ -118,6 +124,96 @@ def test_haikus_networks():
         bnderiv_haiku.convert(forward)
 
 
+def _stack(adapter) -> Any:
+    """A model of norms and pools, of whatever classes stand at the framework's names. It takes (4, 8, 8, 4)."""
+    _, framework = both(adapter)
+    if adapter == "haiku":
+
+        def forward(x):
+            for layer in (
+                framework.InstanceNorm(True, True),
+                framework.GroupNorm(2),
+                framework.LayerNorm(-1, True, True),
+                framework.RMSNorm(-1),
+                framework.AvgPool((1, 2, 2, 1), 1, "SAME"),
+                framework.MaxPool((1, 2, 2, 1), 1, "VALID"),
+            ):
+                x = layer(x)
+            x = framework.avg_pool(x, (1, 3, 3, 1), (1, 2, 2, 1), "VALID")
+            return framework.max_pool(x, (1, 2, 2, 1), (1, 1, 1, 1), "VALID")
+
+        return framework.without_apply_rng(framework.transform(forward))
+    if adapter == "equinox":
+        of = {"dtype": jnp.float64}
+        return framework.Sequential(
+            [
+                framework.LayerNorm((4, 8, 8), **of),
+                framework.GroupNorm(2, 4, **of),
+                framework.RMSNorm((4, 8, 8), use_bias=False, **of),
+                framework.AvgPool2d(2, padding=1),
+                framework.MaxPool2d(2, use_ceil=True),
+                framework.AdaptiveMaxPool2d(3),
+                framework.AdaptiveAvgPool2d((2, 1)),
+            ]
+        )
+    of = {"dtype": jnp.float64, "param_dtype": jnp.float64}
+    pools = [partial(framework.avg_pool, window_shape=(2, 2)), partial(framework.max_pool, window_shape=(2, 2))]
+    if adapter == "nnx":
+        of["rngs"] = framework.Rngs(0)
+        norms = framework.InstanceNorm(4, **of), framework.GroupNorm(4, num_groups=2, **of)
+        return framework.Sequential(*norms, framework.LayerNorm(4, **of), framework.RMSNorm(4, **of), *pools)
+    norms = [framework.InstanceNorm(**of), framework.GroupNorm(2, **of), framework.LayerNorm(**of)]
+    return framework.Sequential([*norms, framework.RMSNorm(**of), *pools])
+
+
+def _function(adapter, model) -> tuple[Any, Any]:
+    """A function of parameters and x, and parameters that are not the first ones."""
+    _, framework = both(adapter)
+    x = jnp.ones((4, 8, 8, 4))
+    if adapter == "nnx":
+        graph, params = framework.split(model)
+        return lambda params, x: framework.merge(graph, params)(x), params
+    if adapter == "equinox":
+        arrays, rest = jax.tree.flatten(model)
+        numbers = [jnp.asarray(a) for a in arrays if hasattr(a, "dtype")]
+
+        def apply(numbers, x):
+            given = iter(numbers)
+            layer = jax.tree.unflatten(rest, [next(given) if hasattr(a, "dtype") else a for a in arrays])
+            return jax.vmap(layer)(jnp.moveaxis(x, -1, 1))
+
+        return apply, numbers
+    return model.apply, model.init(jax.random.key(0), x.astype(jnp.float64))
+
+
+@pytest.mark.slow
+@each
+def test_norms_and_pools(adapter):
+    """By `patch` and by `convert` they are ours, and in float64 output and gradients are the framework's."""
+    ours, _ = both(adapter)
+    x, dy = normal(0, (4, 8, 8, 4), jnp.float64), None
+
+    def results(model):
+        nonlocal dy
+        apply, params = _function(adapter, model)
+        params = jax.tree.map(lambda a: a + 0.1 * jnp.arange(a.size).reshape(a.shape), params)
+        rules = str(jax.make_jaxpr(apply)(params, x)).count("custom_vjp_call[")
+        y = jax.eval_shape(apply, params, x)
+        dy = normal(1, y.shape, jnp.float64) if dy is None else dy
+        out = fast_jit(lambda p, x, dy: (lambda y, pull: (y, pull(dy)))(*jax.vjp(apply, p, x)))(params, x, dy)
+        return rules, [jnp.asarray(a) for a in jax.tree.leaves(out)]
+
+    model = _stack(adapter)
+    rules, expected = results(model)
+    assert rules == 0
+    with ours.patch():
+        patched = results(_stack(adapter))
+    for rules, found in (patched, results(ours.convert(model))):
+        assert rules >= {"linen": 6, "nnx": 6, "equinox": 7, "haiku": 8}[adapter]
+        alike(found, expected)
+    assert results(model)[0] == 0
+
+
 @pytest.mark.slow
 def test_convert_linen():
     bnderiv_linen, nn = both("linen")
@@ -185,17 +281,35 @@ def test_convert_nnx():
     alike(y, expected, 1e-4)
     alike(nnx.to_pure_dict(nnx.state(converted)), nnx.to_pure_dict(nnx.state(model)), 1e-4)
     nnx.update(converted, nnx.state(model))  # the states fit each other
-    with pytest.raises(ValueError, match=r"Linear has no layer of Flax that bnderiv.nnx has"):
+    with pytest.raises(ValueError, match=r"Linear holds no layer of Flax that bnderiv.nnx has"):
         bnderiv_nnx.convert(model.first)
 
 
-def test_nnx_class_assignment():
+@pytest.mark.parametrize("name", sorted(FLAX - {"avg_pool", "max_pool"}))
+def test_nnx_class_assignment(name):
     bnderiv_nnx, nnx = both("nnx")
-    layer, theirs = (nnx.BatchNorm(3, rngs=nnx.Rngs(0)) for _ in range(2))
-    layer.__class__ = bnderiv_nnx.BatchNorm
-    x = normal(0, (8, 3))
+    options = {"num_groups": 2} if name == "GroupNorm" else {}
+    layer, theirs = (getattr(nnx, name)(4, **options, rngs=nnx.Rngs(0)) for _ in range(2))
+    layer.__class__ = getattr(bnderiv_nnx, name)
+    x = normal(0, (8, 5, 4))
     alike(layer(x), theirs(x))
-    alike(layer.mean[...], theirs.mean[...])
+    alike(nnx.to_pure_dict(nnx.state(layer)), nnx.to_pure_dict(nnx.state(theirs)))
+
+
+def test_convert_nnx_where_attributes_hold_functions():
+    bnderiv_nnx, nnx = both("nnx")
+
+    class Network(nnx.Module):
+        def __init__(self):
+            self.pools = {"first": (nnx.max_pool, nnx.relu)}
+            self.norm = nnx.LayerNorm
+
+    model = Network()
+    converted = bnderiv_nnx.convert(model)
+    assert converted.pools == {"first": (bnderiv_nnx.max_pool, nnx.relu)}
+    assert converted.norm is bnderiv_nnx.LayerNorm
+    assert model.pools == {"first": (nnx.max_pool, nnx.relu)}
+    assert model.norm is nnx.LayerNorm
 
 
 @pytest.mark.parametrize("mode", ["batch", "ema"])

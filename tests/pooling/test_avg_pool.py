@@ -70,8 +70,10 @@ def test_the_equal_spellings():
     expected = bnderiv.avg_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
     np.testing.assert_array_equal(bnderiv.avg_pool(x, 3, strides=2, padding=1), expected)
     np.testing.assert_array_equal(bnderiv.avg_pool(x, [3, 3], strides=[2, 2], padding=[[1, 1], [1, 1]]), expected)
-    np.testing.assert_array_equal(bnderiv.avg_pool(x, np.int64(3), strides=2, padding=1), expected)
-    np.testing.assert_array_equal(bnderiv.avg_pool(x, 3), bnderiv.avg_pool(x, 3, strides=3, padding="valid"))
+    number: Any = np.int64(3)
+    np.testing.assert_array_equal(bnderiv.avg_pool(x, number, strides=2, padding=1), expected)
+    lower_case: Any = "valid"
+    np.testing.assert_array_equal(bnderiv.avg_pool(x, 3), bnderiv.avg_pool(x, 3, strides=3, padding=lower_case))
 
 
 # Size, window, stride and padding, and what PyTorch 2.13 gives for 1, 2, 3, …: the averages with and without padding
