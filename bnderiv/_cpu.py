@@ -88,7 +88,10 @@ class _Rows(NamedTuple):
         if a.ndim < 2:
             return a
         shared = all(n == 1 for n in a.shape[:-1])
-        return a[..., None, : self.channels] if shared else a.reshape(*a.shape[:-1], self.columns, self.channels)
+        # What is shared goes to a loop over all elements, by channels again, which would compute it for each.
+        return (
+            quotient(a[..., None, : self.channels]) if shared else a.reshape(*a.shape[:-1], self.columns, self.channels)
+        )
 
     def inner(self, a: jax.Array) -> jax.Array:
         columns = a.sum(self.both, keepdims=True).reshape(-1, self.channels)
@@ -107,6 +110,10 @@ class _Rows(NamedTuple):
     @property
     def reduced(self) -> tuple[int, ...]:
         return self.both
+
+    @property
+    def each(self) -> int:
+        return self.columns
 
     def count(self, x: jax.Array, where: None) -> Any:
         number = x.size // self.channels

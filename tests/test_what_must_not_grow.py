@@ -130,7 +130,7 @@ def test_lenet_step(devices, moved, kept):
     program = lenet_program(devices)
     assert not opcodes(program, at_least=1000) & SLOW
     # Some ten for the second kernel's band, and the vectors of four batch norms, a microsecond each.
-    assert len(list(launched(program))) <= 148
+    assert len(list(launched(program))) <= 151
     assert len(re.findall(r" dot\(", program.as_text())) <= 13
     cost = program.cost_analysis()
     assert cost["flops"] < 2.85 * steps.flops(32)  # the zeros of banded kernels, and all that is no product

@@ -19,7 +19,7 @@ class LayerNorm(eqx.nn.LayerNorm):
     Fields have Equinox's shapes and dtypes, so leaves saved from either load into the other. Differences from Equinox:
 
     * Statistics and gradient are right at any mean and scale. The gradient is the closed form and saves only x and the
-      statistics. Forward-mode differentiation works within `bnderiv.forward_mode.enabled()`.
+      statistics. Forward-mode differentiation must be asked for, by `bnderiv.forward_mode.enabled()`.
     * Complex input raises.
 
     Args:

@@ -30,7 +30,7 @@ class LayerNorm(_Follower, hk.LayerNorm):
     reduced axes and those of the parameters may differ, in any way. Differences from Haiku:
 
     * Statistics and gradient are right at any mean and scale. The gradient is the closed form and saves only the input
-      and the statistics. Forward-mode differentiation works within `bnderiv.forward_mode.enabled()`.
+      and the statistics. Forward-mode differentiation must be asked for, by `bnderiv.forward_mode.enabled()`.
     * Half precision is computed in float32. `use_fast_variance` has no effect.
     * Complex input raises, and so does an axis out of range.
     * A policy that `haiku.mixed_precision` has for Haiku's class when the layer is made applies to it, too, unless it

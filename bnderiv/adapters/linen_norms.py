@@ -18,7 +18,7 @@ class LayerNorm(nn.LayerNorm):
     Differences from Flax:
 
     * Statistics and gradient are right at any mean and scale. The gradient is the closed form and saves only x and the
-      statistics. Forward-mode differentiation works within `bnderiv.forward_mode.enabled()`.
+      statistics. Forward-mode differentiation must be asked for, by `bnderiv.forward_mode.enabled()`.
     * Half precision is always computed in float32. Where a mask leaves nothing, y is finite.
     * Complex input raises, and so does `axis_name`: statistics over mapped axes are for BatchNorm alone.
 

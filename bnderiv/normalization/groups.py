@@ -63,9 +63,14 @@ class Groups:
         """The axes of `total`, in order."""
         return tuple(sorted(self.both + self.statistics))
 
+    @property
+    def each(self) -> int:
+        """The elements of a group at each place along these axes."""
+        return 1
+
     def size_in(self, x: jax.Array) -> Any:
         """The elements of x that share statistics."""
-        return math.prod(x.shape[i] for i in self.reduced)
+        return math.prod(x.shape[i] for i in self.reduced) * self.each
 
     def count(self, x: jax.Array, where: jax.Array | None) -> Any:
         """n, the elements that share statistics: a number, or with a mask the True ones of each group."""
@@ -100,5 +105,6 @@ class ChannelGroups(Groups):
     def laid(self, statistics: Any) -> Any:
         return jax.tree.map(lambda a: jnp.repeat(a, self.size, self.axis) if jnp.ndim(a) else a, statistics)
 
-    def size_in(self, x: jax.Array) -> Any:
-        return super().size_in(x) * self.size
+    @property
+    def each(self) -> int:
+        return self.size

@@ -157,29 +157,34 @@ def _better(unit: Unit, mean: jax.Array, var: jax.Array, eps: Epsilon) -> Unit:
 def _sample_mean(groups: Groups, x: jax.Array, where: jax.Array | None) -> jax.Array:
     """The mean of a small sample: one place of every example (a sharded batch stays so), or more of few examples."""
     most = math.prod(x.shape[i] for i in groups.reduced if isinstance(x.shape[i], int))
-    sample, taken = max(SAMPLE, TIMES_ROOT * math.isqrt(most)), 1
+    sample, taken = max(1, max(SAMPLE, TIMES_ROOT * math.isqrt(most * groups.each)) // groups.each), 1
+    places = [slice(None)] * x.ndim
     for i in groups.reduced:
         size = x.shape[i]
         if isinstance(size, int):
             wanted = max(sample, most // 32) if i == groups.reduced[0] else -(-sample // taken)
-            x, where = _thinned(x, i, wanted), None if where is None else _thinned(where, i, wanted)
-            taken *= x.shape[i]
+            places[i] = _places(size, wanted, innermost=i == x.ndim - 1)
+            taken *= len(range(size)[places[i]])
+    x = _taken(x, places)  # at once: a slice of a slice is written between
+    where = None if where is None else _taken(where, places)
     n = groups.count(x, where)
     return groups.total(masked(where, x.astype(n.dtype))) / (n if where is None else jnp.maximum(n, 1))
 
 
-def _thinned(a: jax.Array, axis: int, wanted: int) -> jax.Array:
-    """About `wanted` places along this axis, evenly; of the innermost a stretch, as a part of a tile costs as much.
-
-    In a mask an axis of length 1 stays.
-    """
-    size = a.shape[axis]
+def _places(size: int, wanted: int, innermost: bool) -> slice:
+    """About so many of these places, evenly; of the innermost axis a stretch, as a part of a tile costs as much."""
     stride = max(1, size // wanted)
     if stride == 1:
-        return a
-    if axis == a.ndim - 1:
-        return lax.slice_in_dim(a, (size - wanted) // 2, (size + wanted) // 2, axis=axis)
-    return lax.slice_in_dim(a, stride // 2, None, stride, axis)
+        return slice(None)
+    if innermost:
+        return slice((size - wanted) // 2, (size + wanted) // 2)
+    return slice(stride // 2, None, stride)
+
+
+def _taken(a: jax.Array, places: list[slice]) -> jax.Array:
+    """These places of x; or of a mask, where an axis of length 1 stays."""
+    bounds = [(0, n, 1) if n == 1 or p == slice(None) else p.indices(n) for n, p in zip(a.shape, places, strict=True)]
+    return lax.slice(a, *zip(*bounds, strict=True))
 
 
 def scale_for(size: jax.Array, least: float | None = None) -> jax.Array:

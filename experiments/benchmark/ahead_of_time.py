@@ -9,7 +9,7 @@
 Needs `pip install -e ".[experiments,flax,accelerators]"`. Each case is a forward and a backward pass as in training,
 compiled for one device, and its program counted: kernels, bytes, cycles (the TPU compiler's own estimate), temporary
 memory, stored masks, float32 convolutions. Caches, autotuning and cuDNN's choice of algorithm are not in the counts.
-Of the norms there is batch norm alone. A target takes a few minutes on two cores; LeNet-5 takes a TPU's compiler some
+A target takes a few minutes on two cores; LeNet-5 takes a TPU's compiler some
 minutes more.
 """
 
@@ -36,11 +36,15 @@ import jax.numpy as jnp
 import bnderiv
 from experiments import _options, _programs, _report
 from experiments.benchmark import compiled_tables, peers, steps, targets
-from experiments.benchmark.layers import by
+from experiments.benchmark.layers import by, other_norm
 
 NORMS = ((256, 112, 112, 64), (256, 56, 56, 256), (256, 7, 7, 2048))  # the first, the largest, the last of ResNet-50
 SMALL = (64, 56, 56, 256)  # a batch at which XLA may prefer to store the ReLU's mask
 FEW = (1024, 28, 28, 6)  # as in LeNet-5
+TOKENS, FEATURES = (16, 4096, 1024), (64, 56, 56, 64)
+OTHER_NORMS = (
+    ("layer_norm", TOKENS), ("rms_norm", TOKENS), ("group_norm", FEATURES), ("instance_norm", FEATURES)
+)  # fmt: skip
 IMAGES, LAST = (256, 112, 112, 64), (256, 7, 7, 2048)
 POOLS = (  # kind, window, stride, padding, shape
     ("max", 3, 2, 1, IMAGES),
@@ -108,6 +112,10 @@ def cases() -> Iterator[Case]:
                 name = f"batch norm{' + relu' * relu}, {by(shape)}"
                 x = spec(shape, dtype)
                 yield Case(f"{name}, {dtype}", x, partial(batch_norms, x, relu))
+    for norm, shape in OTHER_NORMS:
+        for dtype in ("float32", "bfloat16"):
+            x = spec(shape, dtype)
+            yield Case(f"{norm.replace('_', ' ')}, {by(shape)}, {dtype}", x, partial(other_norms, norm, x))
     for kind, window, stride, padding, shape in POOLS:
         for dtype in ("float32", "bfloat16"):
             name = f"{kind} pool {window}×{window}/{stride}{', padding 1' if padding else ''}, {by(shape)}"
@@ -143,6 +151,18 @@ def normalized(package: Any, running: Any, x: Any, *args: Any, relu: bool = True
     layer = package.batch_norm_relu if relu else package.batch_norm
     y, batch = layer(x, *args, assumed_mean=running.mean)
     return y, package.update_running_stats(running, jax.lax.stop_gradient(batch))
+
+
+def other_norms(name: str, x: jax.ShapeDtypeStruct) -> dict[str, Program]:
+    options = {"eps": 1e-6, "groups": 32}  # Flax's defaults
+    layers = {who: partial(other_norm, package, name, **options) for who, package in packages().items()}
+    if flax := peers.flax():
+        layers["Flax"] = partial(flax.other_norm, name, **options)
+    vector = spec(x.shape[-1:])
+    arguments = (), (x, vector, vector), x
+    return {
+        who: Program(in_training(lambda state, *args, f=f: (f(*args), state)), arguments) for who, f in layers.items()
+    }
 
 
 def pools(kind: str, window: int, stride: int, padding: int, x: jax.ShapeDtypeStruct) -> dict[str, Program]:

@@ -1,6 +1,7 @@
 """Flax's side: its own layers in the same network, and its layers one by one. Imported only where flax is installed."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -50,6 +51,17 @@ def batch_norm(x: jax.Array, gamma: jax.Array, beta: jax.Array, relu: bool) -> t
     variables = {"params": {"scale": gamma, "bias": beta}, "batch_stats": running}
     y, new = layer.apply(variables, x, mutable=["batch_stats"])
     return (nn.relu(y) if relu else y), new
+
+
+def other_norm(name: str, x: jax.Array, gamma: jax.Array, beta: jax.Array, *, eps: float, groups: int) -> jax.Array:
+    """Layer, group, instance or RMS norm by bnderiv's name for it; y has the dtype of x."""
+    layer: Any = {
+        "layer_norm": nn.LayerNorm,
+        "group_norm": partial(nn.GroupNorm, groups),
+        "instance_norm": nn.InstanceNorm,
+        "rms_norm": nn.RMSNorm,
+    }[name](epsilon=eps, dtype=x.dtype)
+    return layer.apply({"params": {"scale": gamma, **({} if name == "rms_norm" else {"bias": beta})}}, x)
 
 
 def pool(kind: str, x: jax.Array, window: int, stride: int, padding: int = 0) -> jax.Array:

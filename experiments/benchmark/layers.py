@@ -42,6 +42,16 @@ def pools(kind: str, effort: Effort, torch: Torch) -> dict[str, Any]:
     return {"cases": cases}
 
 
+def other_norm(
+    package: Any, name: str, x: jax.Array, gamma: jax.Array, beta: jax.Array, *, eps: float, groups: int
+) -> jax.Array:
+    """Layer, group, instance or RMS norm of bnderiv, or of its reference; `groups` is group norm's."""
+    norm = partial(getattr(package, name), eps=eps)
+    if name == "rms_norm":
+        return norm(x, gamma)
+    return norm(x, gamma, beta, groups) if name == "group_norm" else norm(x, gamma, beta)
+
+
 def batch_norms(relu: bool, effort: Effort, torch: Torch) -> dict[str, Any]:
     shapes = SHAPES[2:] if effort.quick else SHAPES
     return {"cases": [batch_norm(effort, torch, shape, jnp.float32, relu) for shape in shapes]}

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 nn = pytest.importorskip("flax.linen", reason="needs the extra flax")
 
@@ -240,3 +241,26 @@ def test_errors_at_the_call(name):
     with pytest.raises(ValueError, match=r"mask must broadcast to the shape of x, \(2, 3, 6\), got shape \(4,\)"):
         model.init(KEY, normal(0, (2, 3, 6)), mask=jnp.ones(4, bool))
     assert model.init_with_output(KEY, jnp.zeros((0, 3, 6), jnp.float32))[0].shape == (0, 3, 6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+@pytest.mark.parametrize(
+    ("name", "options"), [("LayerNorm", {"reduction_axes": (1, 2)}), ("GroupNorm", {"num_groups": 2})]
+)
+def test_over_devices(name, options, kind):
+    x, delta = normal(0, (4, 6, 8), jnp.float64), normal(1, (4, 6, 8), jnp.float64)
+    model, _ = pair(name, **options, **FLOAT64)
+    params = model.init(KEY, x)["params"]
+
+    def gradient(params, x, delta):
+        return jax.grad(lambda p, x: (delta * model.apply({"params": p}, x)).sum(), (0, 1))(params, x)
+
+    expected = fast_jit(gradient)(params, x, delta)
+    mesh = jax.make_mesh((2, 2), ("a", "b"), axis_types=(getattr(jax.sharding.AxisType, kind),) * 2)
+    over = P("a", "b" if kind == "Explicit" else None)
+    if kind == "Auto":
+        gradient = jax.shard_map(gradient, mesh=mesh, in_specs=(P(), over, over), out_specs=(P(), over))
+    with jax.set_mesh(mesh):
+        sharded = (jax.device_put(a, jax.NamedSharding(mesh, over)) for a in (x, delta))
+        alike(fast_jit(gradient)(jax.device_put(params, jax.NamedSharding(mesh, P())), *sharded), expected)

@@ -1,0 +1,196 @@
+"""Layer, group, instance and RMS norm beside Flax's and plain jnp: how far off, and how fast.
+
+    python -m experiments.norms.run
+    python -m experiments.norms.run --quick      small shapes, few rounds: to see that it works
+
+Errors are of y and dx in float32, relative to float64 from the same rounded inputs. Times are of a forward and a
+backward pass, compiled as one program, taken in turns; memory stays with the process.
+"""
+
+from experiments import _command
+
+if __name__ == "__main__":
+    _command.start("experiments.norms.run", extras="experiments,flax")
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+
+import bnderiv
+from experiments import _options, _report
+from experiments.benchmark import allocator, clock, flax_peer
+from experiments.benchmark.layers import other_norm
+
+EPS = 1e-6  # Flax's default
+GROUPS = 32
+MEANS = (0.0, 1e2, 1e3, 1e4)
+SCALES = (1e20, 1e30)
+IMAGES = (64, 56, 56, 64)
+SHAPES = {  # of the times: a transformer's tokens, a vision transformer's, long and wide ones; images of a ResNet
+    "layer_norm": ((8, 512, 768), (32, 197, 768), (16, 4096, 1024)),
+    "group_norm": (IMAGES,),
+    "instance_norm": (IMAGES,),
+    "rms_norm": ((8, 512, 768), (32, 197, 768), (16, 4096, 1024)),
+}
+OF_ERRORS = {name: (64, 768) if "layer" in name or "rms" in name else (8, 28, 28, 64) for name in SHAPES}
+
+Norm = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(_options.Measured):
+    """What is measured."""
+
+    quick: bool = False
+    """Small shapes and few rounds, to see that it works."""
+    seed: _options.Seed = 0
+    """Of the inputs, the parameters and the cotangents."""
+
+
+def contestants(name: str) -> dict[str, Norm]:
+    """As functions of x, gamma and beta."""
+    options = {"eps": EPS, "groups": GROUPS}
+    return {
+        "bnderiv": partial(other_norm, bnderiv, name, **options),
+        "flax": partial(flax_peer.other_norm, name, **options),
+        "plain": partial(other_norm, bnderiv.reference, name, **options),
+    }
+
+
+def both_ways(norm: Norm) -> Callable[..., Any]:
+    """A compiled program of y and all gradients."""
+
+    def run(x: jax.Array, gamma: jax.Array, beta: jax.Array, delta: jax.Array) -> Any:
+        y, pull_back = jax.vjp(norm, x, gamma, beta)
+        return y, pull_back(delta)
+
+    return jax.jit(run)
+
+
+def drawn(shape: tuple[int, ...], seed: int) -> list[np.ndarray]:
+    """x, gamma, beta and the cotangent of y."""
+    rng = np.random.default_rng(seed)
+    sizes = (shape, shape[-1:], shape[-1:], shape)
+    return [rng.standard_normal(size).astype(np.float32) for size in sizes]
+
+
+def errors(name: str, seed: int) -> Iterator[dict[str, Any]]:
+    """For each input: the relative errors of y and dx of each contestant; None where one is not finite."""
+    x, *others = drawn(OF_ERRORS[name], seed)
+    programs = {who: both_ways(norm) for who, norm in contestants(name).items()}
+    inputs = {f"mean {mean:g}": x + np.float32(mean) for mean in MEANS}
+    inputs |= {f"scale {scale:g}": x * np.float32(scale) for scale in SCALES}
+    for title, values in inputs.items():
+        wide = [np.asarray(a, np.float64) for a in (values, *others)]
+        with jax.enable_x64(True):
+            y, (dx, *_) = both_ways(contestants(name)["plain"])(*wide)
+        found = {}
+        for who, program in programs.items():
+            ours_y, (ours_dx, *_) = program(values, *others)
+            found[who] = [_relative(a, b) for a, b in ((ours_y, y), (ours_dx, dx))]
+        yield {"norm": name, "input": title, "errors": found}
+
+
+def _relative(actual: Any, expected: Any) -> float | None:
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    size = np.abs(expected).max()
+    error = np.linalg.norm((actual - expected) / size) / np.linalg.norm(expected / size)
+    return float(f"{error:.3g}") if np.isfinite(error) else None
+
+
+def times(name: str, shape: tuple[int, ...], settings: Settings) -> dict[str, Any]:
+    arguments = [jnp.asarray(a) for a in drawn(shape, settings.seed)]
+    programs = {who: clock.of_jax(both_ways(norm), *arguments) for who, norm in contestants(name).items()}
+    effort = clock.QUICK if settings.quick else clock.FULL
+    return {"norm": name, "shape": list(shape), "times": clock.interleaved(programs, effort)}
+
+
+def _medians(row: dict[str, Any]) -> dict[str, float]:
+    return {who: found["ms"][1] for who, found in row["times"].items()}
+
+
+def _tables(content: dict[str, Any]) -> list[_report.Part]:
+    def shown(pair: list[float | None]) -> str:
+        return " / ".join("NaN" if e is None else "all wrong" if e > 0.5 else f"{e:.1e}" for e in pair)
+
+    rows = [[row["norm"], row["input"], *map(shown, row["errors"].values())] for row in content["errors"]]
+    columns = ["norm", "input", "bnderiv", "Flax", "plain jnp, two passes"]
+    caption = "Relative error of y / dx in float32. All wrong: more than a half."
+    parts: list[_report.Part] = [_report.Table("Errors", columns, rows, caption)]
+    measured = []
+    for row in content["times"]:
+        ms = _medians(row)
+        ratios = [f"{ms[who] / ms['bnderiv']:.2f}×" for who in ("flax", "plain")]
+        measured.append([row["norm"], "×".join(map(str, row["shape"])), f"{ms['bnderiv']:.3g} ms", *ratios])
+    columns = ["norm", "shape", "bnderiv", "Flax", "plain jnp"]
+    caption = (
+        "Median of a forward and a backward pass; the others' time over bnderiv's, above 1 where bnderiv is faster."
+    )
+    return [*parts, _report.Table("Times", columns, measured, caption)]
+
+
+def _picture(content: dict[str, Any]) -> bytes:
+    figure, axes = plt.subplots(1, len(SHAPES), figsize=(11, 3.2), sharey=True, layout="constrained")
+    for axis, name in zip(axes, SHAPES, strict=True):
+        rows = [row for row in content["errors"] if row["norm"] == name and row["input"].startswith("mean")]
+        for who, label in (("flax", "Flax"), ("plain", "plain, two passes"), ("bnderiv", "bnderiv")):
+            worst = [max(e if e is not None else np.nan for e in row["errors"][who]) for row in rows]
+            axis.plot(range(len(rows)), worst, "o-", label=label)
+        axis.set(yscale="log", title=name, xlabel="mean of x")
+        axis.set_xticks(range(len(rows)), [row["input"].removeprefix("mean ") for row in rows])
+        axis.axhline(2e-7, color="gray", lw=0.8, ls=":")
+    axes[0].set_ylabel("relative error of y or dx")
+    axes[-1].legend(loc="center")  # where there is room
+    return _report.png(figure)
+
+
+def _markdown(parts: list[_report.Part]) -> str:
+    lines: list[str] = []
+    for table in parts:
+        assert isinstance(table, _report.Table)
+        lines += [f"## {table.title}", "", table.caption, ""]
+        lines += ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
+        lines += ["| " + " | ".join(map(str, row)) + " |" for row in table.rows] + [""]
+    return "\n".join(lines)
+
+
+@_command.command
+def main(arguments: list[str] | None = None) -> None:
+    settings = _options.parse(Settings, arguments, __doc__)
+    if not settings.redraw:
+        allocator.start_again(True)
+    out = _command.make(settings.folder(__file__))
+    if settings.redraw:
+        content = _report.numbers(out / "norms.json")
+    else:
+        content = {"eps": EPS, "groups": GROUPS, "seed": settings.seed, "errors": [], "times": []}
+        shapes = [(name, (2, 16, 64) if settings.quick else shape) for name, some in SHAPES.items() for shape in some]
+        with _command.bar(total=len(SHAPES) + len(shapes), desc="norms") as bar:
+            for name in SHAPES:
+                content["errors"] += errors(name, settings.seed)
+                bar.update()
+            for name, shape in shapes:
+                content["times"].append(times(name, shape, settings))
+                bar.update()
+        content |= {"date": _report.today(), "machine": _report.machine(), "versions": _report.versions("flax")}
+    tables, picture = _tables(content), _picture(content)
+    summary = "The other norms are right at any mean and scale, as batch norm is."
+    facts = {name: content[name] for name in ("date", "machine", "versions")}
+    caption = "The worse error of y and dx against the mean of x. Dotted: what bnderiv promises up to a mean of 1e4."
+    parts = [_report.Picture("Errors against the mean", picture, caption), *tables]
+    command = _command.line("experiments.norms.run", *settings.arguments())
+    configuration = dataclasses.asdict(settings)
+    page = _report.page("The other norms", summary, parts, command=command, configuration=configuration, facts=facts)
+    files = {
+        "norms.json": None if settings.redraw else _report.as_json(content, "flax"),
+        "norms.md": _markdown(tables).encode(),
+        "norms.png": picture,
+        "report.html": page,
+    }
+    _report.leave(out, files)
