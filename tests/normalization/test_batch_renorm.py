@@ -19,7 +19,7 @@ from tests.normalization.truth import relative_error
 EPS = 1e-5
 
 
-def _problem(shape=(64, 4), mean=2.0, deviation=3.0, dtype=np.float64):
+def _problem(shape=(64, 4), mean=2.0, deviation=3.0, dtype: Any = np.float64):
     """x, γ, β, δ."""
     rng = np.random.default_rng(0)
     drawn = (
