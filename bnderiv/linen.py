@@ -173,16 +173,16 @@ class BatchNorm(nn.BatchNorm):
 class BatchRenorm(BatchNorm):
     """Batch renormalization (Ioffe, 2017): `bnderiv.batch_renorm` in the place of `batch_norm` in training.
 
-    Flax has no such layer. Names and variables are those of the one that CrossQ, sbx and purejaxql share, defaults those
-    of sbx: 'scale' and 'bias' in 'params', and in 'batch_stats' 'mean' and 'var' (biased), 'steps', the batches seen in
-    training, and the limits 'r_max' and 'd_max'. Their checkpoints load, and training goes on from there. For the first
-    `warm_up_steps` it is batch norm. Evaluation is that of `BatchNorm`.
+    Flax has no such layer. Names, defaults and variables are those of the one in sbx, which CrossQ and purejaxql have,
+    too: 'scale' and 'bias' in 'params', and in 'batch_stats' 'mean' and 'var' (biased), 'steps', the batches seen in
+    training, and the limits 'r_max' and 'd_max'. Its checkpoints load, and training goes on from there. For the first
+    `warmup_steps` it is batch norm. Evaluation is that of `BatchNorm`.
 
     Differences from that layer: those of `BatchNorm` from Flax; and ε is in both deviations, as in the paper, so that y
     differs by about ε/σ² of its size.
 
     Attributes:
-      warm_up_steps: after so many batches the correction begins, within the limits. At least 0.
+      warmup_steps: after so many batches the correction begins, within the limits. At least 0.
       r_max: the ratio of the deviations is clipped to [1/r_max, r_max]; at least 1. It initializes the variable.
       d_max: the difference of the means is clipped to [−d_max, d_max] deviations; at least 0. It initializes the
         variable.
@@ -194,7 +194,7 @@ class BatchRenorm(BatchNorm):
 
     Example:
       >>> import bnderiv.linen, jax, jax.numpy as jnp
-      >>> model = bnderiv.linen.BatchRenorm(use_running_average=False, momentum=0.5, warm_up_steps=1)
+      >>> model = bnderiv.linen.BatchRenorm(use_running_average=False, momentum=0.5, warmup_steps=1)
       >>> x = jnp.array([[1.0], [3.0]], jnp.float32)
       >>> variables = model.init(jax.random.key(0), x)
       >>> for _ in range(2):
@@ -206,7 +206,7 @@ class BatchRenorm(BatchNorm):
     """
 
     epsilon: float = 1e-3
-    warm_up_steps: int = 100_000
+    warmup_steps: int = 100_000
     r_max: float = 3.0
     d_max: float = 5.0
 
@@ -214,9 +214,9 @@ class BatchRenorm(BatchNorm):
         steps = self.variable("batch_stats", "steps", jnp.zeros, (), jnp.int32)
         r_max = self.variable("batch_stats", "r_max", limit, "r_max", self.r_max, 1, mean)
         d_max = self.variable("batch_stats", "d_max", limit, "d_max", self.d_max, 0, mean)
-        renorm = Renorm.after(self.warm_up_steps, steps.value, mean, var, r_max.value, d_max.value)
+        renorm = Renorm.after(self.warmup_steps, steps.value, mean, var, r_max.value, d_max.value)
         if counts:
-            steps.value += 1
+            steps.value = steps.value + 1  # not in place: restored, it is a read-only array
         return renorm
 
 

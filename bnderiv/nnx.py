@@ -172,11 +172,11 @@ class BatchRenorm(BatchNorm):
     """Batch renormalization (Ioffe, 2017): `bnderiv.batch_renorm` in the place of `batch_norm` in training.
 
     Flax has no such layer. Variables are those of `BatchNorm` and `steps`, the batches seen in training
-    (`nnx.BatchStat`). For the first `warm_up_steps` it is batch norm. Evaluation is that of `BatchNorm`.
+    (`nnx.BatchStat`). For the first `warmup_steps` it is batch norm. Evaluation is that of `BatchNorm`.
 
     Args:
       num_features: the number of features.
-      warm_up_steps: after so many batches the correction begins, within the limits. At least 0.
+      warmup_steps: after so many batches the correction begins, within the limits. At least 0.
       r_max: the ratio of the deviations is clipped to [1/r_max, r_max]; at least 1.
       d_max: the difference of the means is clipped to [−d_max, d_max] deviations; at least 0.
       epsilon: added to both variances.
@@ -187,7 +187,7 @@ class BatchRenorm(BatchNorm):
 
     Example:
       >>> import bnderiv.nnx, flax.nnx, jax.numpy as jnp
-      >>> layer = bnderiv.nnx.BatchRenorm(1, momentum=0.5, warm_up_steps=1, rngs=flax.nnx.Rngs(0))
+      >>> layer = bnderiv.nnx.BatchRenorm(1, momentum=0.5, warmup_steps=1, rngs=flax.nnx.Rngs(0))
       >>> x = jnp.array([[1.0], [3.0]], jnp.float32)
       >>> for _ in range(2):
       ...     print(layer(x, use_running_average=False).round(2).tolist())
@@ -199,7 +199,7 @@ class BatchRenorm(BatchNorm):
         self,
         num_features: int,
         *,
-        warm_up_steps: int = 100_000,
+        warmup_steps: int = 100_000,
         r_max: float = 3.0,
         d_max: float = 5.0,
         epsilon: float = 1e-3,
@@ -209,12 +209,12 @@ class BatchRenorm(BatchNorm):
         limit("r_max", r_max, 1, self.mean[...])
         limit("d_max", d_max, 0, self.mean[...])
         self.steps = nnx.BatchStat(jnp.zeros((), jnp.int32))
-        self.warm_up_steps = warm_up_steps
+        self.warmup_steps = warmup_steps
         self.r_max = r_max
         self.d_max = d_max
 
     def _renorm(self, mean: jax.Array, var: jax.Array) -> Renorm:
-        renorm = Renorm.after(self.warm_up_steps, self.steps[...], mean, var, self.r_max, self.d_max)
+        renorm = Renorm.after(self.warmup_steps, self.steps[...], mean, var, self.r_max, self.d_max)
         self.steps[...] += 1
         return renorm
 

@@ -41,9 +41,9 @@ class Renorm(NamedTuple):
     d_max: Any
 
     @staticmethod
-    def after(warm_up_steps: int, steps: Any, mean: jax.Array, var: jax.Array, r_max: Any, d_max: Any) -> "Renorm":
+    def after(warmup_steps: int, steps: Any, mean: jax.Array, var: jax.Array, r_max: Any, d_max: Any) -> "Renorm":
         """With limits that open after so many steps of plain batch norm."""
-        warm = jnp.asarray(steps >= warm_up_steps)
+        warm = jnp.asarray(steps >= warmup_steps)
         r_max, d_max = (jnp.asarray(a, accumulator(var.dtype)) for a in (r_max, d_max))
         return Renorm(mean, var, jnp.where(warm, r_max, 1), jnp.where(warm, d_max, 0))
 

@@ -21,7 +21,7 @@ OPTIONS: dict[str, Any] = {
     "momentum": 0.8,
     "r_max": 1.5,
     "d_max": 0.7,
-    "warm_up_steps": 2,
+    "warmup_steps": 2,
     "dtype": jnp.float64,
     "param_dtype": jnp.float64,
 }
@@ -36,13 +36,13 @@ def _batches(count=5, shape=(6, 3)):
     return [jnp.asarray(0.4 * i + (1 + 0.3 * i) * rng.standard_normal(shape)) for i in range(count)]
 
 
-def _paper(batches, deltas, gamma, beta, *, momentum, r_max, d_max, warm_up_steps, eps=1e-3, **_):
+def _paper(batches, deltas, gamma, beta, *, momentum, r_max, d_max, warmup_steps, eps=1e-3, **_):
     """y and (dx, dγ, dβ) of each step, and the running statistics at the end."""
     mean, var, steps = np.zeros(3), np.ones(3), []
     for i, (x, delta) in enumerate(zip(map(np.asarray, batches), map(np.asarray, deltas), strict=True)):
         own, running = np.sqrt(x.var(0) + eps), np.sqrt(var + eps)
         r, d = np.ones(3), np.zeros(3)
-        if i >= warm_up_steps:
+        if i >= warmup_steps:
             r, d = np.clip(own / running, 1 / r_max, r_max), np.clip((x.mean(0) - mean) / running, -d_max, d_max)
         x_hat = (x - x.mean(0)) / own
         dx = gamma * r / own * (delta - delta.mean(0) - x_hat * (delta * x_hat).mean(0))
@@ -92,7 +92,11 @@ def test_linen_follows_the_paper():
     # Evaluation is batch norm's, and moves nothing.
     evaluated = RENORM(use_running_average=True, **OPTIONS)
     y, updated = evaluated.apply({"params": params, "batch_stats": stats}, x, mutable=["batch_stats"])
-    near(y, bnderiv.batch_norm_inference(x, *params.values(), stats["mean"], stats["var"], eps=1e-3), 1e-12)
+    near(
+        y,
+        bnderiv.batch_norm_inference(x, params["scale"], params["bias"], stats["mean"], stats["var"], eps=1e-3),
+        1e-12,
+    )
     assert updated["batch_stats"]["steps"].tolist() == 5
 
 
@@ -119,13 +123,15 @@ def test_nnx_follows_the_paper():
     assert layer.steps[...].dtype == jnp.int32
     near(
         layer(x, use_running_average=True),
-        bnderiv.batch_norm_inference(x, *params.values(), layer.mean[...], layer.var[...], eps=1e-3),
+        bnderiv.batch_norm_inference(x, params["scale"], params["bias"], layer.mean[...], layer.var[...], eps=1e-3),
         1e-12,
     )
     assert layer.steps[...].tolist() == 5
 
 
-@pytest.mark.parametrize("stored", [int, np.float32], ids=["as_initialized", "after_a_mean_over_devices"])
+@pytest.mark.parametrize(
+    "stored", [int, np.float32, np.asarray], ids=["as_initialized", "after_a_mean_over_devices", "arrays"]
+)
 def test_a_checkpoint_of_the_layer_people_copy_goes_on(stored):
     """Its limits and its counter are Python integers at first."""
     x = _batches(1)[0].astype(jnp.float32)
@@ -152,7 +158,7 @@ def test_a_checkpoint_of_the_layer_people_copy_goes_on(stored):
 
 def _ours(framework, x, mask=None, residual=None, **options):
     """y of the first batch after a warm-up of none, in float64."""
-    options = {"warm_up_steps": 0, "dtype": jnp.float64, **options}
+    options = {"warmup_steps": 0, "dtype": jnp.float64, **options}
     if framework == "nnx":
         features = x.shape[options.get("axis", -1)]
         layer = NNX(features, rngs=nnx.Rngs(0), **options)
@@ -165,7 +171,7 @@ def _ours(framework, x, mask=None, residual=None, **options):
 @pytest.mark.parametrize("framework", ["linen", "nnx"])
 def test_options_of_batch_norm(framework):
     (x,) = _batches(1, (4, 3, 2))
-    unit = jnp.ones(3), jnp.zeros(3), jnp.zeros(3), jnp.ones(3)
+    unit: Any = [jnp.ones(3), jnp.zeros(3), jnp.zeros(3), jnp.ones(3)]
     mask = jnp.asarray(np.arange(8).reshape(4, 1, 2) % 3 > 0)
     plain, _ = REFERENCE(x, *unit, channel_axis=1, eps=1e-3, where=mask)
     near(_ours(framework, x, mask, axis=1), plain, 1e-12)
@@ -179,11 +185,11 @@ def test_options_of_batch_norm(framework):
 def test_several_feature_axes_and_devices():
     (x,) = _batches(1, (8, 3, 2))
     over_both = _ours("linen", x, axis=(1, 2))
-    unit = jnp.ones(6), jnp.zeros(6), jnp.zeros(6), jnp.ones(6)
+    unit: Any = [jnp.ones(6), jnp.zeros(6), jnp.zeros(6), jnp.ones(6)]
     expected, _ = REFERENCE(x.reshape(8, 6), *unit, eps=1e-3)
     near(over_both.reshape(8, 6), expected, 1e-12)
 
-    model = RENORM(use_running_average=False, axis=(1, 2), axis_name="devices", warm_up_steps=0, dtype=jnp.float64)
+    model = RENORM(use_running_average=False, axis=(1, 2), axis_name="devices", warmup_steps=0, dtype=jnp.float64)
     variables = model.init(jax.random.key(0), x)
     shards = x.reshape(4, 2, 3, 2)
     y, updated = jax.vmap(lambda x: model.apply(variables, x, mutable=["batch_stats"]), axis_name="devices")(shards)
