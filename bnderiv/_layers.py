@@ -12,6 +12,7 @@ from bnderiv.linear.flatten import flatten
 from bnderiv.loss.softmax_cross_entropy import softmax_cross_entropy, softmax_cross_entropy_with_integer_labels
 from bnderiv.loss.squared_error import squared_error
 from bnderiv.normalization.batch_norm import batch_norm, batch_norm_relu
+from bnderiv.normalization.batch_renorm import batch_renorm
 from bnderiv.normalization.group_norm import group_norm, instance_norm
 from bnderiv.normalization.inference import batch_norm_inference
 from bnderiv.normalization.layer_norm import layer_norm
@@ -28,6 +29,7 @@ __all__ = [
     "batch_norm",
     "batch_norm_relu",
     "batch_norm_inference",
+    "batch_renorm",
     "layer_norm",
     "group_norm",
     "instance_norm",

@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 from bnderiv._types import Activation
 from bnderiv.adapters import missing
 from bnderiv.adapters.batch_norm import (
+    Renorm,
     check_momentum,
     feature_axes,
     normalize_by_batch,
@@ -21,6 +22,7 @@ from bnderiv.adapters.batch_norm import (
 )
 from bnderiv.adapters.flax_pooling import avg_pool, max_pool
 from bnderiv.adapters.patching import Patch, with_parts
+from bnderiv.normalization.arguments import limit
 
 try:
     import flax.linen as nn
@@ -34,6 +36,7 @@ from bnderiv.adapters.linen_norms import GroupNorm, InstanceNorm, LayerNorm, RMS
 # `min_pool` and `pool` are Flax's own.
 __all__ = [
     "BatchNorm",
+    "BatchRenorm",
     "GroupNorm",
     "InstanceNorm",
     "LayerNorm",
@@ -120,6 +123,8 @@ class BatchNorm(nn.BatchNorm):
         scale = self.param("scale", self.scale_init, shape, self.param_dtype) if self.use_scale else None
         bias = self.param("bias", self.bias_init, shape, self.param_dtype) if self.use_bias else None
         dtype = canonicalize_dtype(x, scale, bias, dtype=self.dtype)
+        initializing = self.is_initializing()  # no map has axis_name yet, and the running statistics stay
+        renorm = self._renorm(mean.value, var.value, counts=not (use_running_average or initializing))
 
         if use_running_average:
             return normalize_by_given(
@@ -135,7 +140,6 @@ class BatchNorm(nn.BatchNorm):
                 residual=residual,
             )
 
-        initializing = self.is_initializing()  # no map has axis_name yet, and the running statistics stay
         y, batch = normalize_by_batch(
             x,
             scale,
@@ -149,6 +153,7 @@ class BatchNorm(nn.BatchNorm):
             axis_name=None if initializing else self.axis_name,
             axis_index_groups=None if initializing else self.axis_index_groups,
             assumed_mean=mean.value,
+            renorm=renorm,
             forward_mode=self.forward_mode,
         )
         if not initializing:
@@ -158,6 +163,60 @@ class BatchNorm(nn.BatchNorm):
                 dtype = promote(running.value.dtype, computed)
                 running.value = running_average(self.momentum, running.value, new, batch.counted, dtype)
         return y
+
+    def _renorm(self, mean: jax.Array, var: jax.Array, counts: bool) -> Renorm | None:
+        """What the batch's statistics are corrected by; `counts`: whether this call is a step of training."""
+        return None
+
+
+class BatchRenorm(BatchNorm):
+    """Batch renormalization (Ioffe, 2017): `bnderiv.batch_renorm` in the place of `batch_norm` in training.
+
+    Flax has no such layer. Names, defaults and variables are those of the one in sbx, which CrossQ and purejaxql have,
+    too: 'scale' and 'bias' in 'params', and in 'batch_stats' 'mean' and 'var' (biased), 'steps', the batches seen in
+    training, and the limits 'r_max' and 'd_max'. Its checkpoints load, and training goes on from there. For the first
+    `warmup_steps` it is batch norm. Evaluation is that of `BatchNorm`.
+
+    Differences from that layer: those of `BatchNorm` from Flax; and ε is in both deviations, as in the paper, so that y
+    differs by about ε/σ² of its size.
+
+    Attributes:
+      warmup_steps: after so many batches the correction begins, within the limits. At least 0.
+      r_max: the ratio of the deviations is clipped to [1/r_max, r_max]; at least 1. It initializes the variable.
+      d_max: the difference of the means is clipped to [−d_max, d_max] deviations; at least 0. It initializes the
+        variable.
+      activation: as in `BatchNorm`, but not fused: one more array is saved.
+      others: as in `BatchNorm`.
+
+    Raises:
+      ValueError: a limit that is too small, and as in `BatchNorm`.
+
+    Example:
+      >>> import bnderiv.linen, jax, jax.numpy as jnp
+      >>> model = bnderiv.linen.BatchRenorm(use_running_average=False, momentum=0.5, warmup_steps=1)
+      >>> x = jnp.array([[1.0], [3.0]], jnp.float32)
+      >>> variables = model.init(jax.random.key(0), x)
+      >>> for _ in range(2):
+      ...     y, updated = model.apply(variables, x, mutable=["batch_stats"])
+      ...     variables = {**variables, **updated}
+      ...     print(y.round(2).tolist())
+      [[-1.0], [1.0]]
+      [[0.0], [2.0]]
+    """
+
+    epsilon: float = 1e-3
+    warmup_steps: int = 100_000
+    r_max: float = 3.0
+    d_max: float = 5.0
+
+    def _renorm(self, mean: jax.Array, var: jax.Array, counts: bool) -> Renorm:
+        steps = self.variable("batch_stats", "steps", jnp.zeros, (), jnp.int32)
+        r_max = self.variable("batch_stats", "r_max", limit, "r_max", self.r_max, 1, mean)
+        d_max = self.variable("batch_stats", "d_max", limit, "d_max", self.d_max, 0, mean)
+        renorm = Renorm.after(self.warmup_steps, steps.value, mean, var, r_max.value, d_max.value)
+        if counts:
+            steps.value = steps.value + 1  # not in place: restored, it is a read-only array
+        return renorm
 
 
 # What `patch` replaces: Flax's, and ours.

@@ -4,11 +4,13 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from bnderiv._types import Activation
 from bnderiv.adapters import missing
 from bnderiv.adapters.batch_norm import (
+    Renorm,
     check_activation,
     check_momentum,
     feature_axes,
@@ -19,6 +21,7 @@ from bnderiv.adapters.batch_norm import (
 )
 from bnderiv.adapters.flax_pooling import avg_pool, max_pool
 from bnderiv.adapters.patching import Patch, with_parts
+from bnderiv.normalization.arguments import limit
 
 try:
     from flax import nnx
@@ -32,6 +35,7 @@ from bnderiv.adapters.nnx_norms import GroupNorm, InstanceNorm, LayerNorm, RMSNo
 # `min_pool` and `pool` are Flax's own.
 __all__ = [
     "BatchNorm",
+    "BatchRenorm",
     "GroupNorm",
     "InstanceNorm",
     "LayerNorm",
@@ -151,12 +155,68 @@ class BatchNorm(nnx.BatchNorm):
             axis_name=self.axis_name,
             axis_index_groups=self.axis_index_groups,
             assumed_mean=mean,
+            renorm=self._renorm(mean, var),
             forward_mode=self.forward_mode,
         )
         for running, new in ((self.mean, batch.mean), (self.var, batch.var)):
             average = running_average(self.momentum, running[...], new, batch.counted, running[...].dtype)
             running[...] = jax.lax.stop_gradient(average)
         return y
+
+    def _renorm(self, mean: jax.Array, var: jax.Array) -> Renorm | None:
+        """What the batch's statistics are corrected by, in a step of training."""
+        return None
+
+
+class BatchRenorm(BatchNorm):
+    """Batch renormalization (Ioffe, 2017): `bnderiv.batch_renorm` in the place of `batch_norm` in training.
+
+    Flax has no such layer. Variables are those of `BatchNorm` and `steps`, the batches seen in training
+    (`nnx.BatchStat`). For the first `warmup_steps` it is batch norm. Evaluation is that of `BatchNorm`.
+
+    Args:
+      num_features: the number of features.
+      warmup_steps: after so many batches the correction begins, within the limits. At least 0.
+      r_max: the ratio of the deviations is clipped to [1/r_max, r_max]; at least 1.
+      d_max: the difference of the means is clipped to [−d_max, d_max] deviations; at least 0.
+      epsilon: added to both variances.
+      **others: as in `BatchNorm`. An activation is not fused: one more array is saved.
+
+    Raises:
+      ValueError: a limit that is too small, and as in `BatchNorm`.
+
+    Example:
+      >>> import bnderiv.nnx, flax.nnx, jax.numpy as jnp
+      >>> layer = bnderiv.nnx.BatchRenorm(1, momentum=0.5, warmup_steps=1, rngs=flax.nnx.Rngs(0))
+      >>> x = jnp.array([[1.0], [3.0]], jnp.float32)
+      >>> for _ in range(2):
+      ...     print(layer(x, use_running_average=False).round(2).tolist())
+      [[-1.0], [1.0]]
+      [[0.0], [2.0]]
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        warmup_steps: int = 100_000,
+        r_max: float = 3.0,
+        d_max: float = 5.0,
+        epsilon: float = 1e-3,
+        **others: Any,
+    ):
+        super().__init__(num_features, epsilon=epsilon, **others)
+        limit("r_max", r_max, 1, self.mean[...])
+        limit("d_max", d_max, 0, self.mean[...])
+        self.steps = nnx.BatchStat(jnp.zeros((), jnp.int32))
+        self.warmup_steps = warmup_steps
+        self.r_max = r_max
+        self.d_max = d_max
+
+    def _renorm(self, mean: jax.Array, var: jax.Array) -> Renorm:
+        renorm = Renorm.after(self.warmup_steps, self.steps[...], mean, var, self.r_max, self.d_max)
+        self.steps[...] += 1
+        return renorm
 
 
 # What `patch` replaces: Flax's, and ours.

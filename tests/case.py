@@ -21,6 +21,8 @@ class Case:
     label: str
     arrays: Callable[[np.random.Generator], tuple[np.ndarray | None, ...]]
     options: dict[str, Any] = field(default_factory=dict)
+    # Whether the gradient is the value's derivative: not where the layer holds a part of the value constant.
+    differentiable: bool = True
 
     def __str__(self) -> str:
         return f"{self.layer}-{self.label}"

@@ -32,5 +32,7 @@ def equals_its_layer(case: Case, value: str, gradients: tuple[str, ...]) -> None
         return out, pull_back(back), getattr(bnderiv.steps, case.layer)(*arguments, dy=dy, **options)
 
     out, expected, steps = run(drawn, floats)
+    if case.layer == "batch_renorm":
+        expected = expected[:3]  # the running statistics have no gradient
     near(getattr(steps, value), out, 1e-12)
     near([getattr(steps, name) for name in gradients[: len(expected)]], expected, 1e-12)

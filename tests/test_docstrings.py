@@ -40,6 +40,7 @@ PUBLIC = [
         for adapter in ("linen", "nnx", "haiku")
         for norm in ("LayerNorm", "RMSNorm", "GroupNorm", "InstanceNorm")
     ),
+    *(f"{adapter}.BatchRenorm" for adapter in ("linen", "nnx")),
     *(f"equinox.{norm}" for norm in ("LayerNorm", "RMSNorm", "GroupNorm")),
 ]
 

@@ -33,6 +33,7 @@ FLOATS = {
         lambda layers, a: layers.batch_norm_inference(X, VECTOR, VECTOR, VECTOR, a),
         VECTOR,
     ),
+    "batch_renorm": ("mean", lambda layers, a: layers.batch_renorm(X, VECTOR, VECTOR, a, VECTOR), VECTOR),
     "layer_norm": ("beta", lambda layers, a: layers.layer_norm(X, VECTOR, a), VECTOR),
     "group_norm": ("gamma", lambda layers, a: layers.group_norm(X, a, None, 3), VECTOR),
     "instance_norm": ("x", lambda layers, a: layers.instance_norm(a, VECTOR, None), IMAGE),

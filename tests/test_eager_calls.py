@@ -16,9 +16,10 @@ from tests.case import random_like
 from tests.contract import HALF, near
 
 # Programs of a call, of a gradient's forward and of its backward, at most; 1 each where not listed. For batch norm two
-# are vectors of gamma and beta. Its gradient calls `statistics`, `normalize` and `_batch_stats`; back through these
+# are vectors of gamma and beta. Its gradient calls `statistics`, `normalize` and `batch_stats`; back through these
 # three, two sums of cotangents, and gamma and beta again.
 PROGRAMS = {"batch_norm": (3, 5, 7), "batch_norm_relu": (3, 5, 7), "batch_norm_inference": (3, 5, 7)}
+PROGRAMS |= {"batch_renorm": (2, 5, 8)}
 PROGRAMS |= dict.fromkeys(("layer_norm", "group_norm", "instance_norm"), (2, 3, 7))
 
 
@@ -39,6 +40,8 @@ def calls(n):
         "batch_norm": ((x, vector(), vector()), {}),
         "batch_norm_relu": ((x, vector(), vector()), {}),
         "batch_norm_inference": ((x, vector(), vector(), vector(), positive), {}),
+        # The running statistics have no gradient, and JAX's zeros for them are on the default device.
+        "batch_renorm": ((x, vector(), vector()), {"mean": vector(), "var": positive, "r_max": np.float32(2)}),
         "layer_norm": ((h, normal(9), normal(9)), {}),
         "group_norm": ((normal(n, 4, 6), normal(6), normal(6)), {"groups": np.int64(2)}),
         "instance_norm": ((x, vector(), vector()), {}),

@@ -84,6 +84,13 @@ LAYERS = {
         *[((4,), P())] * 2,
         ((8, 4), P(None, "model")),  # unlike x: y is sharded like x, the gradient like z
     ),
+    "batch_renorm-channels": (
+        "batch_renorm",
+        {},
+        ((4, 3, 3, 2), P("data", None, None, "model")),
+        *[((2,), P("model"))] * 2,
+        *[((2,), P())] * 2,
+    ),
     "layer_norm-features": ("layer_norm", {}, ((8, 2, 4), P("data", None, "model")), *[((4,), P("model"))] * 2),
     "group_norm-channels": (
         "group_norm",
@@ -133,7 +140,7 @@ def _expected_specs(name, specs):
         return [P(x[0], specs[1][1])]
     if name == "conv2d":
         return [P(specs[1][3], None, None, x[3]) if x[3] else P(x[0], None, None, specs[1][3])]
-    if name in ("batch_norm", "batch_norm_relu"):
+    if name in ("batch_norm", "batch_norm_relu", "batch_renorm"):
         return [x, *[P(x[-1])] * 3]
     if name in ("softmax_cross_entropy", "squared_error"):
         return [P(x[0])]

@@ -183,6 +183,37 @@ def test_batch_norms_relatives_know_its_slips(function):
     assert "missing γ" in found.slip
 
 
+def test_the_slips_of_batch_renorm_are_recognized():
+    x, gamma, beta, dy = _drawn((6, 3))
+    mean, var = np.array([1.5, 2.5, 40.0]), np.array([8.0, 12.0, 0.1])  # r and d of the last are clipped
+    right = steps.batch_renorm(x, gamma, beta, mean, var, dy)
+    s = jax.tree.map(np.asarray, right)
+    assert (s.r[2], s.d[2]) == (3, -5)
+    deviation = np.sqrt(s.batch_var + 1e-5)
+    free = np.array([1, 1, 0])
+    d_var = s.d_var + free * 0.5 * (s.d_x_hat * s.x_hat).sum(0) / deviation**2
+    d_mu = s.d_mu + free * (gamma * dy).sum(0) / s.running_std
+    through_both = s.dx_through_x_hat + d_mu / 6 + d_var * 2 / 6 * (x - s.mu)
+    for mine, step, words in (
+        ({"r": 1 / s.r}, "r", "inverted"),
+        ({"r": np.clip((s.batch_var + 1e-5) / (var + 1e-5), 1 / 3, 3)}, "r", "ratio of the variances"),
+        ({"d": (s.mu - mean) / s.running_std}, "d", "not clipped"),
+        ({"d": np.clip((s.mu - mean) / deviation, -5, 5)}, "d", "the batch's deviation"),
+        ({"y": gamma * s.x_hat * s.r + s.d + beta}, "y", "d without γ"),
+        ({"d_gamma": (dy * s.x_hat).sum(0)}, "d_gamma", "is batch norm's"),
+        ({"d_x_hat": gamma * dy}, "d_x_hat", "missing r"),
+        ({"d_var": d_var}, "d_var", "r is differentiated"),
+        ({"d_mu": d_mu}, "d_mu", "d is differentiated"),
+        ({"dx": through_both}, "dx", "r and d are differentiated"),
+        ({"batch_var": x.var(0, ddof=1)}, "batch_var", "unbiased"),
+        ({"dx": s.dx_through_x_hat + s.dx_through_mu}, "dx", "the part through σ²"),
+    ):
+        found = differs(mine, right)
+        assert found.step == step
+        assert words in str(found.slip), (step, found.slip)
+    assert steps.first_difference(right, right) is None
+
+
 def test_the_slips_of_a_residual_are_recognized():
     x, gamma, beta, dy = _drawn((6, 3))
     z = 2 * np.random.default_rng(1).normal(size=x.shape)
@@ -338,6 +369,7 @@ def _results():
     yield lambda x, dy: steps.group_norm(x, ones[:2], ones[:2], 2, dy), (image, image)
     yield steps.instance_norm, (image, ones[:2], ones[:2], image)
     yield steps.rms_norm, (z, ones, z)
+    yield steps.batch_renorm, (z, ones, ones, ones, ones, z)
     for activation in (steps.relu, steps.tanh, steps.sigmoid, steps.softmax, steps.log_softmax):
         yield activation, (z, z)
     yield steps.softmax_cross_entropy, (z, z)
@@ -357,7 +389,7 @@ def test_every_field_is_documented_and_no_rule_is_attached():
         assert [line.split()[0] for line in str(result).splitlines()[2:]] == has
         for name in cls._fields:
             assert re.fullmatch(r"(.+, shape .+ .*|option): .+\.", getattr(cls, name).__doc__), name
-    assert len(names) == 21  # one for each of the functions, except that `conv` and `conv2d` share theirs
+    assert len(names) == 22  # one for each of the functions, except that `conv` and `conv2d` share theirs
 
 
 def test_a_step_function_for_every_layer_and_loss():
@@ -383,6 +415,7 @@ def _ways():
     yield lambda x: steps.group_norm(x, ones[:2], ones[:2], 1, dy, channel_axis=1), image
     yield lambda x: steps.instance_norm(x, ones[:2], ones[:2], dy, channel_axis=1), image
     yield lambda x: steps.rms_norm(x, ones[:2], z, axis=0), z
+    yield lambda x: steps.batch_renorm(x, ones, ones, ones, ones, z, r_max=2, eps=0), z
     yield lambda x: steps.softmax(x, z, axis=0), z
     yield lambda x: steps.log_softmax(x, z, axis=0), z
     yield lambda x: steps.squared_error(x, z), z

@@ -23,6 +23,7 @@ CASES: list[tuple[str, tuple[str, ...], dict[str, Any]]] = [
     ("batch_norm", ("b, 4, 4, 3", "3", "3"), {"where": np.arange(16).reshape(1, 4, 4, 1) % 3 > 0}),
     ("batch_norm_relu", ("b, 14, 14, 6", "6", "6"), {}),
     ("batch_norm_inference", ("b, 4, 4, 6", "6", "6", "6", "6"), {}),
+    ("batch_renorm", ("b, h, w, c", "c", "c", "c", "c"), {}),
     ("layer_norm", ("b, h, 20", "20", "20"), {}),
     ("layer_norm", ("b, h, c", "c", "c"), {}),
     ("group_norm", ("b, h, w, 6", "6", "6"), {"groups": 2}),
@@ -81,7 +82,7 @@ def test_one_program_for_every_size(attachment, layer, shapes, options):
     program = jax.export.deserialize(program.serialize(vjp_order=1))
     for sizes in ({"b": 1, "h": 3, "w": 5, "c": 2}, {"b": 6, "h": 18, "w": 14, "c": 17}):
         args = tuple(random_like(jnp.zeros(tuple(eval(f"{s},", {}, sizes))), i) for i, s in enumerate(shapes))
-        if layer == "batch_norm_inference":
+        if layer in ("batch_norm_inference", "batch_renorm"):
             args = (*args[:4], args[4] ** 2 + 0.1)
         actual, expected = (
             contract.compiled(f)(contract.cotangent_of(f, args), *args)

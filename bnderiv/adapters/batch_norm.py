@@ -1,4 +1,4 @@
-"""What the BatchNorm layers of the adapters share: the library's functions over any feature axes and dtypes.
+"""What the adapters' BatchNorm and BatchRenorm share: the library's functions over any feature axes and dtypes.
 
 A framework's layer may have several feature axes or none, no scale or no bias, and an output dtype unlike its input's.
 The library's functions have one channel axis, and y has the dtype of x. Names, shapes and dtypes are up to each
@@ -19,6 +19,7 @@ from bnderiv._numbers import accumulator
 from bnderiv._rule import both_modes, layer
 from bnderiv.activation.relu import relu
 from bnderiv.normalization.batch_norm import batch_norm, batch_norm_relu
+from bnderiv.normalization.batch_renorm import batch_renorm
 from bnderiv.normalization.inference import batch_norm_inference
 from bnderiv.normalization.running_stats import average, weights
 
@@ -29,6 +30,22 @@ class Batch(NamedTuple):
     mean: jax.Array
     var: jax.Array
     counted: jax.Array
+
+
+class Renorm(NamedTuple):
+    """What `batch_renorm` corrects by: the running statistics, in the shape of the features, and the limits."""
+
+    mean: jax.Array
+    var: jax.Array
+    r_max: Any
+    d_max: Any
+
+    @staticmethod
+    def after(warmup_steps: int, steps: Any, mean: jax.Array, var: jax.Array, r_max: Any, d_max: Any) -> "Renorm":
+        """With limits that open after so many steps of plain batch norm."""
+        warm = jnp.asarray(steps >= warmup_steps)
+        r_max, d_max = (jnp.asarray(a, accumulator(var.dtype)) for a in (r_max, d_max))
+        return Renorm(mean, var, jnp.where(warm, r_max, 1), jnp.where(warm, d_max, 0))
 
 
 def real_array(name: str, x: Any) -> jax.Array:
@@ -105,12 +122,14 @@ def normalize_by_batch(
     axis_name: Any = None,
     axis_index_groups: Any = None,
     assumed_mean: jax.Array | None = None,
+    renorm: Renorm | None = None,
     forward_mode: bool = False,
 ) -> tuple[jax.Array, Batch]:
     """Normalizes by the batch's statistics.
 
     `scale`, `bias` and `assumed_mean` (the running one) have the shape of the features, and `residual` that of x; y has
-    `dtype`. `forward_mode`: whether to differentiate in both modes.
+    `dtype`. `renorm`: for batch renormalization, in which the ReLU has a rule of its own. `forward_mode`: whether to
+    differentiate in both modes.
     """
     check_activation(activation)
     residual = checked_residual(residual, activation, x)
@@ -120,9 +139,15 @@ def normalize_by_batch(
         return x.astype(dtype), Batch(nothing, nothing, jnp.zeros(layout.features, bool))
     if mask is not None:
         mask = layout.merge_mask(mask)
-    normalize = batch_norm
-    if activation == "relu":
-        normalize = partial(batch_norm_relu, residual=None if residual is None else layout.merge(residual))
+    if residual is not None:
+        residual = layout.merge(residual)
+    if renorm is not None:
+        mean, var = (jnp.reshape(a, -1) for a in renorm[:2])
+        normalize = partial(batch_renorm, mean=mean, var=var, r_max=renorm.r_max, d_max=renorm.d_max)
+    else:
+        assumed_mean = None if assumed_mean is None else jnp.reshape(assumed_mean, -1)
+        fused = partial(batch_norm_relu, residual=residual) if activation == "relu" else batch_norm
+        normalize = partial(fused, assumed_mean=assumed_mean)
     with both_modes(forward_mode):
         y, stats = normalize(
             layout.merge(x.astype(promote(x.dtype, dtype))),
@@ -132,8 +157,9 @@ def normalize_by_batch(
             where=mask,
             axis_name=tuple(axis_name) if isinstance(axis_name, list) else axis_name,
             axis_index_groups=axis_index_groups,
-            assumed_mean=None if assumed_mean is None else jnp.reshape(assumed_mean, -1),
         )
+        if renorm is not None and activation == "relu":
+            y = relu(y if residual is None else y + residual.astype(y.dtype))
     mean, var, count = (a.reshape(layout.features) for a in stats)
     return layout.split(y).astype(dtype), Batch(mean, var, count > 0)
 

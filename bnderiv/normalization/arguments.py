@@ -44,6 +44,40 @@ def parameter(name: str, value: Any, x: jax.Array, axes: tuple[int, ...], neutra
     return value
 
 
+def with_channels(x: Any, channel_axis: Any, **vectors: Any) -> tuple[Any, ...]:
+    """x, its channel axis counted from the front, and each vector, which has one number per channel.
+
+    Raises:
+      TypeError: no floating dtype.
+      ValueError: x is empty or of rank 1, the axis is out of range, or a vector has another shape.
+    """
+    x = _checks.float_array("x", x)
+    _checks.rank_at_least("x", x, 2, "batch and channels")
+    _checks.nonempty("x", x)
+    axis = _checks.axis("channel_axis", channel_axis, x.ndim)
+    for name, value in vectors.items():
+        vectors[name] = _checks.float_array(name, value)
+        _checks.shape_is(name, vectors[name], (x.shape[axis],), "one per channel of x")
+    return x, axis, *vectors.values()
+
+
+def index_groups(groups: Any, axis_name: Any) -> tuple[tuple[int, ...], ...] | None:
+    """`axis_index_groups` as tuples.
+
+    Raises:
+      TypeError: no sequences of integers.
+      ValueError: without `axis_name`.
+    """
+    if groups is None:
+        return None
+    if axis_name is None:
+        raise ValueError("axis_index_groups must come with axis_name, got axis_name=None")
+    try:
+        return tuple(tuple(_checks.integer("axis_index_groups", i) for i in group) for group in groups)
+    except TypeError:
+        raise TypeError(f"axis_index_groups must be sequences of indices, got {groups!r}") from None
+
+
 def laid(x: jax.Array, axes: tuple[int, ...], a: jax.Array) -> jax.Array:
     """What has the shape of x along `axes`, in the accumulator's dtype and of the rank of x."""
     return lax.expand_dims(a.astype(accumulator(x.dtype)), [i for i in range(x.ndim) if i not in axes])
@@ -62,11 +96,7 @@ def epsilon(eps: Any, x: jax.Array) -> Epsilon:
 
 def nonnegative(name: str, value: Any, dtype: Any) -> Any:
     """`value`, a real scalar of at least 0 that the dtype holds (a traced one is taken at its word)."""
-    if not isinstance(value, (float, int, np.number, np.ndarray, jax.Array)) or jnp.ndim(value):
-        raise TypeError(f"{name} must be a real number, got {value!r}")
-    kinds = (jnp.floating, jnp.integer)
-    if not isinstance(value, (float, int)) and not any(jnp.issubdtype(value.dtype, kind) for kind in kinds):
-        raise TypeError(f"{name} must be a real number, got {value!r}")
+    _real_number(name, value)
     if not isinstance(value, Tracer):
         try:
             fits = 0 <= float(value) <= float(jnp.finfo(dtype).max)
@@ -75,3 +105,24 @@ def nonnegative(name: str, value: Any, dtype: Any) -> Any:
         if not fits:
             raise ValueError(f"{name} must be finite and at least 0 in {jnp.dtype(dtype).name}, got {value}")
     return value
+
+
+def limit(name: str, value: Any, least: int, x: jax.Array) -> jax.Array:
+    """`value`, a real scalar of at least `least` or infinity, in the accumulator's dtype of x.
+
+    Raises:
+      TypeError: no real number.
+      ValueError: smaller, or NaN. (A traced one is taken at its word.)
+    """
+    _real_number(name, value)
+    if not isinstance(value, Tracer) and not value >= least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+    return jnp.asarray(value, accumulator(x.dtype))
+
+
+def _real_number(name: str, value: Any) -> None:
+    if not isinstance(value, (float, int, np.number, np.ndarray, jax.Array)) or jnp.ndim(value):
+        raise TypeError(f"{name} must be a real number, got {value!r}")
+    kinds = (jnp.floating, jnp.integer)
+    if not isinstance(value, (float, int)) and not any(jnp.issubdtype(value.dtype, kind) for kind in kinds):
+        raise TypeError(f"{name} must be a real number, got {value!r}")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from bnderiv import _checks
 from bnderiv._rule import layer
 from bnderiv._types import AxisName
 from bnderiv.normalization.across_devices import merge
-from bnderiv.normalization.arguments import epsilon, laid
+from bnderiv.normalization.arguments import epsilon, index_groups, laid, with_channels
 from bnderiv.normalization.groups import Groups
 from bnderiv.normalization.normalize import Affine, Moments, normalize, statistics
 from bnderiv.normalization.running_stats import BatchStats
@@ -115,29 +116,19 @@ def batch_norm_relu(
 
 
 def _public(relu, x, gamma, beta, residual, channel_axis, eps, where, axis_name, groups, assumed_mean):
-    x = _checks.float_array("x", x)
-    _checks.rank_at_least("x", x, 2, "batch and channels")
-    _checks.nonempty("x", x)
-    axis = _checks.axis("channel_axis", channel_axis, x.ndim)
-    vectors = {"gamma": gamma, "beta": beta, "assumed_mean": assumed_mean}
-    for name, value in vectors.items():
-        if value is not None or name != "assumed_mean":
-            vectors[name] = _checks.float_array(name, value)
-            _checks.shape_is(name, vectors[name], (x.shape[axis],), "one per channel of x")
+    vectors = {"gamma": gamma, "beta": beta}
+    if assumed_mean is not None:
+        vectors["assumed_mean"] = assumed_mean
+    x, axis, *vectors = with_channels(x, channel_axis, **vectors)
+    gamma, beta, assumed_mean = (*vectors, None)[:3]
     if residual is not None:
         residual = _checks.float_array("residual", residual)
         _checks.shape_is("residual", residual, x.shape, "that of x")
     eps = epsilon(eps, x)
     if where is not None:
         where = _checks.mask("where", where, x.shape)
-    if groups is not None and axis_name is None:
-        raise ValueError("axis_index_groups must come with axis_name, got axis_name=None")
-    if groups is not None:
-        try:
-            groups = tuple(tuple(_checks.integer("axis_index_groups", i) for i in group) for group in groups)
-        except TypeError:
-            raise TypeError(f"axis_index_groups must be sequences of indices, got {groups!r}") from None
-    return _batch_norm(relu, axis, axis_name, groups, x, where, *vectors.values(), residual, *eps)
+    groups = index_groups(groups, axis_name)
+    return _batch_norm(relu, axis, axis_name, groups, x, where, gamma, beta, assumed_mean, residual, *eps)
 
 
 def _result(relu, axis, axis_name, groups, x, *_):
@@ -149,26 +140,34 @@ def _batch_norm(relu, axis, axis_name, index_groups, x, where, gamma, beta, assu
     groups = Groups(tuple(i for i in range(x.ndim) if i != axis))
     lay = partial(laid, x, (axis,))
     affine, eps = Affine(lay(gamma), lay(beta), residual), Epsilon(eps, root)
+    assumed_mean = None if assumed_mean is None else lay(assumed_mean)
+    n, moments = batch_moments(groups, x, where, eps, assumed_mean, axis_name, index_groups)
+    y = normalize(groups, relu, x, where, affine, eps, varying_like(x, moments))
+    return y, batch_stats(n, moments)
+
+
+def batch_moments(
+    groups: Groups, x: jax.Array, where: Any, eps: Epsilon, assumed_mean: Any, axis_name: Any, index_groups: Any
+) -> tuple[Any, Moments]:
+    """How many elements count, and their moments, over the devices along `axis_name` too."""
     n = groups.count(x, where)
-    if assumed_mean is not None:
-        assumed_mean = lay(assumed_mean)
-        if where is not None:  # the mean of nothing is 0, whatever is assumed
-            assumed_mean = jnp.where(n > 0, assumed_mean, 0)
+    if assumed_mean is not None and where is not None:  # the mean of nothing is 0, whatever is assumed
+        assumed_mean = jnp.where(n > 0, assumed_mean, 0)
     least_one = n if where is None else jnp.maximum(n, 1)
     moments = statistics(groups, x, where, least_one, eps, assumed_mean)
     if axis_name is not None and axis_name != ():
         n, moments = merge(n, moments, axis_name, index_groups)
-    y = normalize(groups, relu, x, where, affine, eps, _varying_like(x, moments))
-    return y, _batch_stats(n, moments)
+    return n, moments
 
 
-def _varying_like(x: jax.Array, moments: Moments) -> Moments:
+def varying_like(x: jax.Array, moments: Moments) -> Moments:
+    """The moments, cast to vary over the manual mesh axes that x varies over."""
     leaves, structure = jax.tree.flatten(moments)
     return jax.tree.unflatten(structure, _checks.same_varying(x, *leaves)[1:])
 
 
 @jax.jit  # one program in an eager gradient, where it is not a part of any
-def _batch_stats(n: jax.Array, moments: Moments) -> BatchStats:
+def batch_stats(n: jax.Array, moments: Moments) -> BatchStats:
     """The moments in the unit of x, (C,) each."""
     (shift, scale), mean, var = moments
     # Twice 1/s, which is exact: s² may underflow, and 1/s² overflow where the variance does not.

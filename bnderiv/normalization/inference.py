@@ -4,9 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bnderiv import _checks
 from bnderiv._rule import layer
-from bnderiv.normalization.arguments import epsilon, laid
+from bnderiv.normalization.arguments import epsilon, laid, with_channels
 from bnderiv.normalization.groups import Groups
 from bnderiv.normalization.normalize import Affine, Moments, normalize
 from bnderiv.normalization.units import Epsilon, Unit, scale_for
@@ -44,27 +43,20 @@ def batch_norm_inference(
       >>> bnderiv.batch_norm_inference(x, jnp.ones(1), jnp.zeros(1), mean, var, eps=0).tolist()
       [[-1.0], [1.0]]
     """
-    x = _checks.float_array("x", x)
-    _checks.rank_at_least("x", x, 2, "batch and channels")
-    _checks.nonempty("x", x)
-    axis = _checks.axis("channel_axis", channel_axis, x.ndim)
-    vectors = {"gamma": gamma, "beta": beta, "mean": mean, "var": var}
-    for name, value in vectors.items():
-        vectors[name] = _checks.float_array(name, value)
-        _checks.shape_is(name, vectors[name], (x.shape[axis],), "one per channel of x")
-    return _inference(axis, x, *vectors.values(), *epsilon(eps, x))
+    x, axis, *vectors = with_channels(x, channel_axis, gamma=gamma, beta=beta, mean=mean, var=var)
+    return _inference(axis, x, *vectors, *epsilon(eps, x))
 
 
 @layer(static=1, result=lambda axis, x, *_: x)
 def _inference(axis, x, gamma, beta, mean, var, eps, root):
     groups = Groups(tuple(i for i in range(x.ndim) if i != axis))
     gamma, beta, mean, var = (laid(x, (axis,), a) for a in (gamma, beta, mean, var))
-    moments = _given(mean, var, root)
+    moments = given(mean, var, root)
     return normalize(groups, False, x, None, Affine(gamma, beta), Epsilon(eps, root), moments)
 
 
 @jax.jit  # one program in an eager gradient, where it is not a part of any
-def _given(mean: jax.Array, var: jax.Array, root: jax.Array) -> Moments:
+def given(mean: jax.Array, var: jax.Array, root: jax.Array) -> Moments:
     """Given statistics as moments: K is the mean, so m = 0, by which the gradient of the mean goes."""
     shift = lax.stop_gradient(mean)
     # A quarter, so that neither x − K nor σ² + ε overflows.

@@ -11,6 +11,7 @@ __all__ = [
     "batch_norm",
     "batch_norm_relu",
     "batch_norm_inference",
+    "batch_renorm",
     "layer_norm",
     "group_norm",
     "instance_norm",
@@ -66,6 +67,26 @@ def batch_norm_inference(x, gamma, beta, mean, var, *, channel_axis=-1, eps=1e-5
     channels_last = jnp.moveaxis(x.astype(dtype), channel_axis, -1)
     y = _scale_and_shift(channels_last, gamma, beta, mean.astype(dtype), var.astype(dtype), eps)
     return jnp.moveaxis(y, -1, channel_axis).astype(x.dtype)
+
+
+def batch_renorm(
+    x, gamma, beta, mean, var, *, r_max=3.0, d_max=5.0, channel_axis=-1, eps=1e-5, where=None, axis_name=None,
+    axis_index_groups=None,
+):  # fmt: skip
+    """Batch norm's x̂, corrected by r and d, which have no derivative; see `bnderiv.batch_renorm`."""
+    dtype = accumulator(x.dtype)
+    ones = jnp.ones(gamma.shape, dtype)
+    x_hat, stats = batch_norm(
+        x.astype(dtype), ones, 0 * ones, channel_axis=channel_axis, eps=eps, where=where,
+        axis_name=axis_name, axis_index_groups=axis_index_groups,
+    )  # fmt: skip
+    r_max, d_max = (jnp.asarray(a, dtype) for a in (r_max, d_max))
+    deviation = jnp.sqrt(var.astype(dtype) + eps)
+    r = jnp.clip(jnp.sqrt(stats.var + eps) / deviation, 1 / r_max, r_max)
+    d = jnp.clip((stats.mean - mean.astype(dtype)) / deviation, -d_max, d_max)
+    r, d, gamma, beta = (_row(a, x) for a in (*lax.stop_gradient((r, d)), gamma.astype(dtype), beta.astype(dtype)))
+    y = gamma * (jnp.moveaxis(x_hat, channel_axis, -1) * r + d) + beta
+    return jnp.moveaxis(y, -1, channel_axis).astype(x.dtype), stats
 
 
 def layer_norm(x, gamma, beta, *, axis=-1, eps=1e-5, where=None):

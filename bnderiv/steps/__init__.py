@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         batch_norm_graph,
         batch_norm_inference,
         batch_norm_relu,
+        batch_renorm,
         centering_jacobian,
         normalization_jacobian,
         variance_jacobian,

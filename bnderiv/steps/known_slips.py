@@ -19,8 +19,8 @@ from bnderiv.loss import steps as loss_steps
 from bnderiv.models.slips import of_lenet5
 from bnderiv.models.steps import LeNet5
 from bnderiv.normalization import layer_norm_slips, layer_norm_steps
-from bnderiv.normalization.slips import of_batch_norm, of_batch_norm_graph, of_batch_norm_relu
-from bnderiv.normalization.steps import BatchNorm, BatchNormGraph, BatchNormRelu
+from bnderiv.normalization.slips import of_batch_norm, of_batch_norm_graph, of_batch_norm_relu, of_batch_renorm
+from bnderiv.normalization.steps import BatchNorm, BatchNormGraph, BatchNormRelu, BatchRenorm
 from bnderiv.pooling.slips import of_avg_pool, of_max_pool
 from bnderiv.pooling.steps import AvgPool, MaxPool
 from bnderiv.steps.rounding import distance, largest, wide
@@ -36,6 +36,7 @@ _ROOMS: dict[type, Callable[[Any], Iterable[Any]]] = {
     BatchNorm: of_batch_norm,
     BatchNormRelu: of_batch_norm_relu,
     BatchNormGraph: of_batch_norm_graph,
+    BatchRenorm: of_batch_renorm,
     layer_norm_steps.LayerNorm: layer_norm_slips.of_layer_norm,
     layer_norm_steps.GroupNorm: layer_norm_slips.of_group_norm,
     layer_norm_steps.InstanceNorm: layer_norm_slips.of_instance_norm,

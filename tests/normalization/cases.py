@@ -59,6 +59,27 @@ def _inference(*shape, channels, axis=-1):
     return arrays
 
 
+def _renorm(*shape, channels, axis=-1):
+    """Running statistics near the batch's, so that neither r nor d is clipped."""
+
+    def arrays(rng):
+        mean, var = 2 + 0.5 * rng.standard_normal(channels), 9 * (0.5 + rng.random(channels))
+        return *random_input(*shape, channels=channels, axis=axis)(rng), mean, var
+
+    return arrays
+
+
+def _at_the_limits(*shape, channels):
+    """Running statistics far from the batch's, on either side in turn: r and d do not move."""
+
+    def arrays(rng):
+        odd = np.arange(channels) % 2
+        mean, var = np.where(odd, -9.0, 13.0), np.where(odd, 0.3, 270.0)
+        return *random_input(*shape, channels=channels)(rng), mean, var
+
+    return arrays
+
+
 _ROWS = np.array([True, False, True, True, False])[:, None]
 _IMAGES = np.random.default_rng(7).random((3, 2, 4, 1)) < 0.6
 _EACH = np.random.default_rng(8).random((6, 3)) < 0.6
@@ -81,6 +102,15 @@ CASES = (
     Case("batch_norm_relu", "masked-pixels", random_input(3, 2, 4, channels=2), {"where": _IMAGES}),
     RESIDUAL := Case("batch_norm_relu", "residual", _residual(random_input(3, 2, 4, channels=3))),
     Case("batch_norm_relu", "residual-masked", _residual(random_input(6, channels=3)), {"where": _EACH}),
+    Case("batch_renorm", "at-the-limits", _at_the_limits(7, channels=4), {"r_max": 1.5, "d_max": 0.5}),
+    RENORM := Case("batch_renorm", "images", _renorm(3, 2, 4, channels=2), differentiable=False),
+    Case(
+        "batch_renorm",
+        "channels-first-masked",
+        _renorm(3, 8, channels=2, axis=1),
+        {"channel_axis": 1, "where": _PLACES, "r_max": 1.2, "d_max": 0.1},
+        differentiable=False,
+    ),
     LAYER := Case("layer_norm", "tokens", _features(3, 4, 5)),
     Case("layer_norm", "images", _features(3, 2, 4, axes=(1, 2)), {"axis": (-1, 1)}),
     Case("layer_norm", "masked", _features(6, 3, 4, axes=(1,)), {"axis": 1, "where": _TOKENS}),
@@ -177,6 +207,33 @@ def _gamma_outside_of_the_means(layer, axes):
     return change
 
 
+def _corrections(arguments):
+    """r, d and x̂ of `batch_renorm`, as they broadcast against x."""
+    x, _, _, mean, var = arguments
+    others = tuple(range(x.ndim - 1))
+    own, running = jnp.sqrt(x.var(others) + 1e-5), jnp.sqrt(var + 1e-5)
+    mu, mean, own, running = (a[None, None, None] for a in (x.mean(others), mean, own, running))
+    return own / running, (mu - mean) / running, (x - mu) / own
+
+
+def _corrections_differentiated(right, arguments, cotangent):
+    """Where nothing is clipped: that of inference, by given statistics."""
+    return gradients(bnderiv.batch_norm_inference, arguments, cotangent[0])
+
+
+def _gamma_without_d(right, arguments, cotangent):
+    r, _, x_hat = _corrections(arguments)
+    product = cotangent[0] * x_hat * r
+    return right[0], product.sum(range(product.ndim - 1)), *right[2:]
+
+
+def _r_inverted(right, arguments, cotangent):
+    """1/r in the place of r in what comes back through y; what comes back through the statistics stays."""
+    delta, stats = cotangent
+    r, *_ = _corrections(arguments)
+    return gradients(bnderiv.batch_renorm, arguments, (delta / r**2, stats))[0], *right[1:]
+
+
 def _dropped(layer, part, **options):
     def change(right, arguments, cotangent):
         steps = getattr(bnderiv.steps, layer)(*arguments, dy=cotangent, **options)
@@ -199,6 +256,10 @@ SLIPS = (
     Slip("channel-for-group", GROUP, _channel_for_group),
     Slip("instance-mean-part-dropped", INSTANCE, _dropped("instance_norm", "dx_through_mu")),
     Slip("rms-part-dropped", RMS, _dropped("rms_norm", "dx_through_mean_square")),
+    Slip("corrections-differentiated", RENORM, _corrections_differentiated),
+    Slip("d-missing-in-gamma", RENORM, _gamma_without_d),
+    Slip("r-inverted", RENORM, _r_inverted),
+    Slip("running-mean-has-a-gradient", RENORM, lambda right, *_: (*right[:3], right[2], right[4])),
     Slip("mean-part-dropped", ROWS, _with_part(lambda s: -s.dx_through_mu)),
     Slip("variance-part-dropped", ROWS, _with_part(lambda s: -s.dx_through_var)),
     Slip("batch-size-for-count", IMAGES, _with_part(_batch_size_for_count)),
