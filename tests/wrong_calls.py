@@ -44,6 +44,8 @@ def wrong(state: eqx.nn.State, norm: bnderiv.haiku.BatchNorm) -> None:
     bnderiv.instance_norm(x, vector, vector, where="all")  # pyright: ignore[reportArgumentType]
     bnderiv.rms_norm(x, vector, axis=(1.0,))  # pyright: ignore[reportArgumentType]
     bnderiv.batch_norm(x, vector, vector, axis_name={"data"})  # pyright: ignore[reportArgumentType]
+    bnderiv.batch_renorm(x, vector, vector, vector)  # pyright: ignore[reportCallIssue]
+    bnderiv.batch_renorm(x, vector, vector, vector, vector, r_max="3")  # pyright: ignore[reportArgumentType]
     bnderiv.batch_norm(x, vector, vector, channel_axis="C")  # pyright: ignore[reportArgumentType]
     bnderiv.batch_norm(x, vector)  # pyright: ignore[reportCallIssue]
     bnderiv.batch_norm(x, vector, vector, -1)  # pyright: ignore[reportCallIssue]
@@ -57,6 +59,7 @@ def wrong(state: eqx.nn.State, norm: bnderiv.haiku.BatchNorm) -> None:
     steps.max_pool(x, "two", x)  # pyright: ignore[reportArgumentType]
     steps.avg_pool(x, 2, None)  # pyright: ignore[reportArgumentType]
     steps.layer_norm(x, None, None, "dy")  # pyright: ignore[reportArgumentType]
+    steps.batch_renorm(x, vector, vector, vector, None, x)  # pyright: ignore[reportArgumentType]
     steps.batch_norm(x, None, vector, x)  # pyright: ignore[reportArgumentType]
     steps.tanh("x", rows)  # pyright: ignore[reportArgumentType]
     steps.softmax_cross_entropy(rows, rows, class_weights="w")  # pyright: ignore[reportArgumentType]
@@ -91,6 +94,7 @@ def right(state: eqx.nn.State, model: hk.TransformedWithState) -> None:
     bnderiv.dense(x, rows, None)
     bnderiv.batch_norm(x, vector, vector, axis_name=("a", "b"), axis_index_groups=[[0, 1]], eps=jnp.asarray(1e-3))
     bnderiv.batch_norm(x, vector, vector, axis_name="data", assumed_mean=vector)
+    bnderiv.batch_renorm(x, vector, vector, vector, vector, r_max=jnp.asarray(2.0), axis_name=["a", "b"])
     bnderiv.layer_norm(x, None, vector, axis=(-2, -1))
     bnderiv.instance_norm(bnderiv.group_norm(x, vector, None, 3), None, vector, where=x > 0, channel_axis=1)
     bnderiv.rms_norm(x, None, axis=[1, 2], eps=jnp.asarray(1e-6))

@@ -453,17 +453,17 @@ class BatchRenorm(NamedTuple):
 
 
 def batch_renorm(
-    x: Any,
-    gamma: Any,
-    beta: Any,
-    mean: Any,
-    var: Any,
-    dy: Any,
+    x: ArrayLike,
+    gamma: ArrayLike,
+    beta: ArrayLike,
+    mean: ArrayLike,
+    var: ArrayLike,
+    dy: ArrayLike,
     *,
-    r_max: Any = 3.0,
-    d_max: Any = 5.0,
+    r_max: ArrayLike = 3.0,
+    d_max: ArrayLike = 5.0,
     channel_axis: int = -1,
-    eps: Any = 1e-5,
+    eps: ArrayLike = 1e-5,
 ) -> BatchRenorm:
     """Batch norm corrected by r and d (N37). Arguments and errors as in `batch_norm`, and as in the layer.
 
