@@ -15,7 +15,7 @@ FIRST = tuple(next(case for case in CASES if case.layer == layer) for layer in L
 DISTINCT = [pytest.param(case, marks=pytest.mark.exhaustive if case.layer == "instance_norm" else ()) for case in FIRST]
 
 
-# What says at another case what is said already: `vjp` by autodiff of the reference, `jvp_of_gradient` in one mode more.
+# At another case others say the same: `vjp` against the reference's autodiff, `jvp_of_gradient` in one mode more.
 REPEATED = {contract.finite_differences, contract.gradient_of_gradient}
 EXHAUSTIVE = [pytest.mark.slow, pytest.mark.exhaustive]
 
