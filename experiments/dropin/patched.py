@@ -23,17 +23,17 @@ def _counted(name, function):
 
 
 def pytest_configure() -> None:
-    classes: set[Any] = set()
+    classes: dict[Any, str] = {}
     for framework in ("linen", "nnx", "equinox", "haiku"):
         adapter = importlib.import_module(f"bnderiv.{framework}")
         for place, name in adapter.patch().places:
             ours = getattr(place, name)
             if isinstance(ours, type):
-                classes.add(ours)
+                classes[ours] = f"bnderiv.{framework}.{ours.__name__}"
             else:
-                setattr(place, name, _counted(f"bnderiv.linen.{name}", ours))
-    for ours in classes:
-        ours.__call__ = _counted(f"{ours.__module__}.{ours.__name__}", ours.__call__)
+                setattr(place, name, _counted(f"bnderiv.{framework}.{name}", ours))
+    for ours, name in classes.items():
+        ours.__call__ = _counted(name, ours.__call__)
 
 
 def pytest_terminal_summary(terminalreporter) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 
+import bnderiv.forward_mode
 from tests.adapters.alike import alike, normal
 from tests.compiling import fast_jit
 
@@ -189,7 +190,7 @@ def _function(adapter, model) -> tuple[Any, Any]:
 @pytest.mark.slow
 @each
 def test_norms_and_pools(adapter):
-    """By `patch` and by `convert` they are ours, and in float64 output and gradients are the framework's."""
+    """By `patch` and by `convert` they are ours, and in float64 output, gradients and jvp are the framework's."""
     ours, _ = both(adapter)
     x, dy = normal(0, (4, 8, 8, 4), jnp.float64), None
 
@@ -211,7 +212,10 @@ def test_norms_and_pools(adapter):
     for rules, found in (patched, results(ours.convert(model))):
         assert rules >= {"linen": 6, "nnx": 6, "equinox": 7, "haiku": 8}[adapter]
         alike(found, expected)
-    assert results(model)[0] == 0
+    functions = [partial(*_function(adapter, m)) for m in (ours.convert(model), model)]  # the model is as it was
+    with bnderiv.forward_mode.enabled():
+        pushed = [fast_jit(lambda x, t, f=f: jax.jvp(f, (x,), (t,))[1])(x, jnp.cos(x)) for f in functions]
+    alike(*pushed)
 
 
 @pytest.mark.slow
@@ -403,8 +407,6 @@ def _forward(adapter, train, **options):
 @each
 def test_forward_mode(adapter):
     """By itself in evaluation; in training by an argument or within the context."""
-    import bnderiv.forward_mode
-
     x, t = normal(0, (6, 3), jnp.float64), normal(1, (6, 3), jnp.float64)
 
     def agrees(f):

@@ -27,8 +27,10 @@ QUICK = {
     "experiments.dropin.run": "--parts time-float32 --width 1 --batch 2 --rounds 2",
     "experiments.lenet.compare": "--seconds 'with batch norm'",
     "experiments.lenet.run": "--epochs 1 --model mlp",
+    "experiments.norms.run": "--quick",
     "experiments.notebooks.run": "naive_variance",
 }
+NEED_FLAX = {"experiments.dropin.run", "experiments.norms.run"}
 # Several processes, and compilers that need not be installed; of the comparisons those of the digits are enough.
 LEFT_OUT = re.compile(r"ahead_of_time|--cluster|--tpu|--process-id|mnist_|digits_rate")
 
@@ -71,7 +73,7 @@ def test_they_leave_the_repository_clean(tmp_path):
         if LEFT_OUT.search(module + words):
             continue
         words = re.sub(r"\b(MNIST_)?FOLDER\b|\bmnist$", str(images), words)
-        if (module, words) in done or ("dropin" in module and not importlib.util.find_spec("flax")):
+        if (module, words) in done or (module in NEED_FLAX and not importlib.util.find_spec("flax")):
             continue
         done.add((module, words))
         command = [sys.executable, "-m", module, *shlex.split(words), *shlex.split(QUICK[module])]
@@ -81,4 +83,4 @@ def test_they_leave_the_repository_clean(tmp_path):
         assert status.stdout == "", command
         for runs in (clone / "experiments").glob("*/runs"):
             shutil.rmtree(runs)
-    assert {module for module, _ in done} >= QUICK.keys() - {"experiments.dropin.run"}
+    assert {module for module, _ in done} >= QUICK.keys() - NEED_FLAX
