@@ -15,11 +15,18 @@ FIRST = tuple(next(case for case in CASES if case.layer == layer) for layer in L
 DISTINCT = [pytest.param(case, marks=pytest.mark.exhaustive if case.layer == "instance_norm" else ()) for case in FIRST]
 
 
+# At another case others say the same: `vjp` against the reference's autodiff, `jvp_of_gradient` in one mode more.
+REPEATED = {contract.finite_differences, contract.gradient_of_gradient}
+EXHAUSTIVE = [pytest.mark.slow, pytest.mark.exhaustive]
+
+
 def _marks(promise, case):
     """Fast: value and gradient at every case. Of the rest, all but the first case of each layer is slow."""
     if promise is contract.vjp:
         return [pytest.mark.fast]
-    return [] if case in FIRST else [pytest.mark.slow]
+    if case in FIRST:
+        return []
+    return EXHAUSTIVE if promise in REPEATED else [pytest.mark.slow]
 
 
 @pytest.mark.parametrize(
@@ -37,7 +44,7 @@ def test_promise(promise, case):
 
 # Operation by operation: for most of the cases too slow for every day.
 @pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=[] if case in FIRST else pytest.mark.slow) for case in CASES], ids=str
+    "case", [pytest.param(case, marks=[] if case in FIRST else EXHAUSTIVE) for case in CASES], ids=str
 )
 def test_eager(case):
     contract.eager(bnderiv, case)
@@ -57,8 +64,15 @@ def test_both_modes_at_every_case(promise, case):
     promise(bnderiv.forward_mode, case)
 
 
+# Of these the two modes have nothing of their own.
+COMMON = {contract.eager, contract.finite_differences, contract.without_x64}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("promise", contract.EVERYTHING, ids=lambda p: p.__name__)
+@pytest.mark.parametrize(
+    "promise",
+    [pytest.param(p, marks=pytest.mark.exhaustive if p in COMMON else (), id=p.__name__) for p in contract.EVERYTHING],
+)
 @pytest.mark.parametrize("case", DISTINCT, ids=str)
 def test_both_modes_under_every_transform(promise, case):
     promise(bnderiv.forward_mode, case)

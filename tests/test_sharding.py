@@ -92,8 +92,18 @@ def _specs(case):
     return tuple(by_batch if i < SPREAD[str(case)] else P() for i in range(len(_problem(case)))), by_batch
 
 
-@pytest.mark.parametrize("axes", [AxisType.Auto, AxisType.Explicit], ids=lambda axes: axes.name.lower())
-@pytest.mark.parametrize("layers", [bnderiv, bnderiv.forward_mode], ids=["bnderiv", "forward_mode"])
+BOTH_MODES_TOO = pytest.mark.exhaustive  # the fourth of two choices by two
+
+
+@pytest.mark.parametrize(
+    ("axes", "layers"),
+    [
+        pytest.param(AxisType.Auto, bnderiv, id="bnderiv-auto"),
+        pytest.param(AxisType.Explicit, bnderiv, id="bnderiv-explicit"),
+        pytest.param(AxisType.Explicit, bnderiv.forward_mode, id="forward_mode-explicit"),
+        pytest.param(AxisType.Auto, bnderiv.forward_mode, id="forward_mode-auto", marks=BOTH_MODES_TOO),
+    ],
+)
 @pytest.mark.parametrize("case", [case for case in CASES if str(case) in SPREAD], ids=str)
 def test_under_jit(case, layers, axes):
     layer = partial(getattr(layers, case.layer), **case.options)
@@ -116,8 +126,15 @@ def test_under_jit(case, layers, axes):
         assert set(collectives(program)) == ({"all-reduce"} if parameters else set())
 
 
-@pytest.mark.parametrize("layers", [bnderiv, bnderiv.forward_mode], ids=["bnderiv", "forward_mode"])
-@pytest.mark.parametrize("check_vma", [True, False], ids=["checked", "unchecked"])
+@pytest.mark.parametrize(
+    ("check_vma", "layers"),
+    [
+        pytest.param(True, bnderiv, id="checked-bnderiv"),
+        pytest.param(False, bnderiv, id="unchecked-bnderiv"),
+        pytest.param(True, bnderiv.forward_mode, id="checked-forward_mode"),
+        pytest.param(False, bnderiv.forward_mode, id="unchecked-forward_mode", marks=BOTH_MODES_TOO),
+    ],
+)
 @pytest.mark.parametrize("case", [case for case in CASES if str(case) in SPREAD], ids=str)
 def test_under_shard_map(case, check_vma, layers):
     arguments, (cotangent, expected), (specs, by_batch) = _problem(case), _truth(case), _specs(case)

@@ -85,6 +85,11 @@ def test_batch_norm_keeps_x_and_ten_vectors(layer, dtype):
     assert saved(normalized(layer), x, VECTOR, VECTOR) <= size_in_bytes(x) + 10 * VECTOR_BYTES + 8
 
 
+def test_batch_renorm_keeps_x_and_vectors():
+    layer = lambda x, *vectors: bnderiv.batch_renorm(x, *vectors)[0]  # noqa: E731
+    assert saved(layer, X, *[VECTOR] * 4) <= size_in_bytes(X) + 12 * VECTOR_BYTES + 8
+
+
 def test_a_residual_is_kept_as_it_is():
     kept = saved(normalized("batch_norm_relu"), X, VECTOR, VECTOR, X)
     assert kept <= 2 * size_in_bytes(X) + 10 * VECTOR_BYTES + 8

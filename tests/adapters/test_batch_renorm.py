@@ -156,6 +156,20 @@ def test_a_checkpoint_of_the_layer_people_copy_goes_on(stored):
         assert jax.tree.structure(updated["batch_stats"]) == jax.tree.structure(loaded["batch_stats"])
 
 
+def test_a_restored_state_goes_on():
+    x = _batches(1)[0].astype(jnp.float32)
+    layer, target = NNX(3, rngs=nnx.Rngs(0)), NNX(3, rngs=nnx.Rngs(0))
+    layer(x, use_running_average=False)
+    pure = nnx.to_pure_dict(nnx.state(layer))
+    assert set(pure) == {"mean", "var", "scale", "bias", "steps"}
+    restored = jax.tree.map(jnp.asarray, serialization.from_bytes(pure, serialization.to_bytes(pure)))
+    state = nnx.state(target)
+    nnx.replace_by_pure_dict(state, restored)
+    nnx.update(target, state)
+    near(target(x, use_running_average=False), layer(x, use_running_average=False), 0)
+    assert (int(target.steps[...]), int(layer.steps[...])) == (2, 2)
+
+
 def _ours(framework, x, mask=None, residual=None, **options):
     """y of the first batch after a warm-up of none, in float64."""
     options = {"warmup_steps": 0, "dtype": jnp.float64, **options}
