@@ -28,6 +28,7 @@ DEVICES = 4
 # Cases of every layer, and how many of the arguments have a batch axis (they come first; the rest are parameters).
 SPREAD = {
     "dense-rows": 1,
+    "conv-one-axis": 1,
     "conv2d-hcwn": 1,
     "conv2d-groups-strided-dilated-nchw": 1,
     "avg_pool-batch-last": 1,
