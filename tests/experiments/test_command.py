@@ -39,9 +39,9 @@ def raising(error):
 
 
 def test_ctrl_c_and_what_is_refused_are_a_line(capsys):
-    assert ended(raising(KeyboardInterrupt())) == 130
+    assert ended(raising(KeyboardInterrupt())) == 140
     assert capsys.readouterr().err == "\ninterrupted\n"
-    assert ended(raising(KeyboardInterrupt("to go on: again"))) == 130
+    assert ended(raising(KeyboardInterrupt("to go on: again"))) == 140
     assert capsys.readouterr().err == "\ninterrupted. to go on: again\n"
     assert ended(raising(_command.Refused("no such\nfolder"))) == "no such folder"
 
@@ -91,7 +91,7 @@ def test_ctrl_c_while_a_module_is_imported(tmp_path):
     assert process.stderr.readline() == "importing …\n"
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=60) == ("", "\ninterrupted\n")
-    assert process.returncode == 130
+    assert process.returncode == 140
 
 
 def test_a_locale_of_ascii_gets_ascii(tmp_path):
@@ -225,7 +225,7 @@ def test_why_says_more_than_the_system(tmp_path):
 
 def test_every_script_has_a_main_that_ends_in_a_line():
     """And names extras that there are: what `dropin` and the notebooks need beyond the others' is in them."""
-    assert len(SCRIPTS) == 13
+    assert len(SCRIPTS) == 14
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     advice = {}
     for name in SCRIPTS:
