@@ -39,9 +39,9 @@ def raising(error):
 
 
 def test_ctrl_c_and_what_is_refused_are_a_line(capsys):
-    assert ended(raising(KeyboardInterrupt())) == 140
+    assert ended(raising(KeyboardInterrupt())) == 130
     assert capsys.readouterr().err == "\ninterrupted\n"
-    assert ended(raising(KeyboardInterrupt("to go on: again"))) == 140
+    assert ended(raising(KeyboardInterrupt("to go on: again"))) == 130
     assert capsys.readouterr().err == "\ninterrupted. to go on: again\n"
     assert ended(raising(_command.Refused("no such\nfolder"))) == "no such folder"
 
@@ -91,7 +91,7 @@ def test_ctrl_c_while_a_module_is_imported(tmp_path):
     assert process.stderr.readline() == "importing …\n"
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=60) == ("", "\ninterrupted\n")
-    assert process.returncode == 140
+    assert process.returncode == 130
 
 
 def test_a_locale_of_ascii_gets_ascii(tmp_path):
