@@ -153,7 +153,7 @@ def sharded(arrays):
 
 @pytest.mark.slow
 @every_layer
-@pytest.mark.parametrize("place", [on_another_device, sharded])
+@pytest.mark.parametrize("place", [pytest.param(on_another_device, marks=pytest.mark.exhaustive), sharded])
 def test_as_operation_by_operation(layer, place):
     """The same numbers but for rounding, of the same kind and where the arguments are; and those are left alone."""
     f, arrays = bind(bnderiv, layer, 8)

@@ -220,7 +220,7 @@ class Windows(NamedTuple):
         """D_(p+(m−1)d−dx, …) for all (p, q), from the window whose cell (x, y) it is; in the order of `cells`."""
         for cell in np.ndindex(*self.window):
             first = [r - 1 - k * d for r, k, d in zip(self.reach, cell, self.dilation, strict=True)]
-            yield _slice(delta, self.spatial, first, self.sizes, (1, 1))
+            yield _slice(delta, self.spatial, first, self.sizes, (1,) * len(first))
 
     def first_largest(self, x_padded: jax.Array, real: jax.Array) -> tuple[jax.Array, jax.Array]:
         """κ and the value there. A later cell wins only if it beats the best of the earlier ones (P7, P9)."""

@@ -45,8 +45,15 @@ def convolved_in(program: jax.export.Exported) -> list[str]:
     return [",".join(re.findall(r"x(b?f\d+)>", line[line.rindex(" : ") :])) for line in lines]
 
 
+# Of these the form has nothing that the others do not have.
+SIMPLE = ("plain", "same-no-bias", "one-by-one-chwn", "kernel-as-large-as-the-input", "stride-larger-than-kernel")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(c, marks=pytest.mark.exhaustive if c.label in SIMPLE else (), id=str(c)) for c in CASES],
+)
 def test_the_form_of_accelerators_keeps_the_contract(case):
     """It is one form for all of them; that of CPUs is in `test_every_layer.py`."""
     with forms.of("cuda"):

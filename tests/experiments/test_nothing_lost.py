@@ -116,6 +116,7 @@ def test_killed_at_three_points_it_ends_with_the_same_bits(folder, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # the limit is set between fork and exec
 def test_what_goes_wrong_with_a_checkpoint_is_one_line(folder, tmp_path):
     """In a process of its own: Orbax, TensorStore and their threads have loggers and hooks that pytest would hide."""
     options = [*CHOSEN.arguments(), "--data", folder, "--out"]

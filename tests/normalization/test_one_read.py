@@ -212,7 +212,8 @@ def test_nested_vmap_keeps_the_branch():
     [
         pytest.param(
             layer, guess, layers,
-            marks=[] if layers is bnderiv and layer == "batch_norm" and guess in (0.0, 1e5) else pytest.mark.slow,
+            marks=[] if layers is bnderiv and layer == "batch_norm" and guess in (0.0, 1e5)
+            else [pytest.mark.slow, *[pytest.mark.exhaustive] * (guess in (2.0, 3e38))],
             id=f"{layer}-{guess}-{layers.__name__}",
         )
         for layer in ("batch_norm", "batch_norm_relu")

@@ -29,14 +29,14 @@ POOLS = [
 pools = pytest.mark.parametrize(("pool", "options"), POOLS, ids=str)
 
 
-# The tiles and what overlaps with padding have the forms' differences; the others take minutes.
-ALWAYS = ("tiles", "overlap-padded")
+# The tiles and what overlaps with padding have the forms' differences, and three axes; the others take minutes.
+ALWAYS = ("tiles", "overlap-padded", "three-axes")
 
 
 def _every_form():
     for case in CASES:
         for platform in ("cuda", "tpu"):
-            always = platform == "tpu" or str(case).endswith(ALWAYS)
+            always = str(case).endswith(ALWAYS)
             marks = [pytest.mark.slow] if always else [pytest.mark.slow, pytest.mark.exhaustive]
             yield pytest.param(platform, case, marks=marks, id=f"{case}-{platform}")
 
@@ -52,7 +52,7 @@ def test_every_form_keeps_the_contract(platform, case):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("platform", forms.PLATFORMS)
-@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize("check_vma", [True, pytest.param(False, marks=pytest.mark.exhaustive)])
 @pools
 def test_every_form_under_shard_map(pool, options, check_vma, platform):
     def loss(layers):
