@@ -264,8 +264,8 @@ Model = TypeVar("Model", hk.Transformed, hk.TransformedWithState, hk.MultiTransf
 def patch(*modules: ModuleType) -> Patch:
     """Put our norms and pools in the place of Haiku's, for models that cannot be edited, such as those of `haiku.nets`.
 
-    As `bnderiv.linen.patch`, for `haiku`. Haiku makes its modules anew in every `init` and `apply`, so both must be
-    called, or traced, within; or use `convert`.
+    As `bnderiv.linen.patch`, for `haiku`. Haiku makes new modules in every `init` and `apply`. Call or trace both
+    within the patch, or use `convert`.
 
     Example:
       >>> import bnderiv.haiku, haiku

@@ -181,7 +181,7 @@ class BatchRenorm(BatchNorm):
     differs by about ε/σ² of its size.
 
     Attributes:
-      warmup_steps: after so many batches the correction begins, within the limits. At least 0.
+      warmup_steps: number of batches before the correction begins, within the limits. At least 0.
       r_max: the ratio of the deviations is clipped to [1/r_max, r_max]; at least 1. It initializes the variable.
       d_max: the difference of the means is clipped to [−d_max, d_max] deviations; at least 0. It initializes the
         variable.

@@ -176,7 +176,7 @@ class BatchRenorm(BatchNorm):
 
     Args:
       num_features: the number of features.
-      warmup_steps: after so many batches the correction begins, within the limits. At least 0.
+      warmup_steps: number of batches before the correction begins, within the limits. At least 0.
       r_max: the ratio of the deviations is clipped to [1/r_max, r_max]; at least 1.
       d_max: the difference of the means is clipped to [−d_max, d_max] deviations; at least 0.
       epsilon: added to both variances.
@@ -247,7 +247,7 @@ def patch(*modules: ModuleType) -> Patch:
 
 
 def convert(model: Model) -> Model:
-    """A copy of a built model with our layers, and the state of its own.
+    """A copy of a built model with our layers and a copy of its state.
 
     Pools are replaced where an attribute holds them, also in a partial; for what its methods name, use `patch`.
 

@@ -42,7 +42,7 @@ class Renorm(NamedTuple):
 
     @staticmethod
     def after(warmup_steps: int, steps: Any, mean: jax.Array, var: jax.Array, r_max: Any, d_max: Any) -> "Renorm":
-        """With limits that open after so many steps of plain batch norm."""
+        """With limits that open after a number of steps of plain batch norm."""
         warm = jnp.asarray(steps >= warmup_steps)
         r_max, d_max = (jnp.asarray(a, accumulator(var.dtype)) for a in (r_max, d_max))
         return Renorm(mean, var, jnp.where(warm, r_max, 1), jnp.where(warm, d_max, 0))
@@ -128,7 +128,7 @@ def normalize_by_batch(
     """Normalizes by the batch's statistics.
 
     `scale`, `bias` and `assumed_mean` (the running one) have the shape of the features, and `residual` that of x; y has
-    `dtype`. `renorm`: for batch renormalization, in which the ReLU has a rule of its own. `forward_mode`: whether to
+    `dtype`. `renorm`: for batch renormalization; the ReLU is then a separate rule. `forward_mode`: whether to
     differentiate in both modes.
     """
     check_activation(activation)

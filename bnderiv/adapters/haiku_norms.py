@@ -15,10 +15,10 @@ from bnderiv.adapters.norms import normalize
 
 
 class _Follower:
-    """A module that takes the mixed-precision policy of Haiku's class, unless it has one of its own."""
+    """A module that follows the mixed-precision policy of Haiku's class, unless its own class has a policy."""
 
     def __new__(cls, *_: Any, **__: Any) -> Any:
-        if cls in _THEIRS:  # a subclass has policies of its own, as one of Haiku's class has
+        if cls in _THEIRS:  # policies are not inherited, by subclasses of Haiku's classes either
             follow_policy(cls, _THEIRS[cls])
         return super().__new__(cls)
 
@@ -33,8 +33,8 @@ class LayerNorm(_Follower, hk.LayerNorm):
       and the statistics. Forward-mode differentiation must be asked for, by `bnderiv.forward_mode.enabled()`.
     * Half precision is computed in float32. `use_fast_variance` has no effect.
     * Complex input raises, and so does an axis out of range.
-    * A policy that `haiku.mixed_precision` has for Haiku's class when the layer is made applies to it, too, unless it
-      has one of its own.
+    * A policy that `haiku.mixed_precision` has for Haiku's class when the layer is made applies to ours too, unless
+      ours has one already.
 
     Args:
       others: as in `haiku.LayerNorm`.

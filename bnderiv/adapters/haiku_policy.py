@@ -9,7 +9,7 @@ _followed = threading.local()  # by class: the policy last taken from Haiku's cl
 
 
 def follow_policy(ours: Any, theirs: Any) -> None:
-    """Give the class `ours` the policy of Haiku's class `theirs`, unless it has one of its own."""
+    """Give the class `ours` the policy of Haiku's class `theirs`, unless `ours` has one already."""
     taken = vars(_followed).setdefault("policies", {})
     own, policy = mixed_precision.get_policy(ours), mixed_precision.get_policy(theirs)
     if own is not None and own is not taken.get(ours):
