@@ -227,7 +227,7 @@ def test_errors(name, options, error, message):
         getattr(bnderiv.linen, name)(**options).init(KEY, normal(0, (2, 3, 6)))
 
 
-def over_a_mapped_axis(name, **options):
+def over_a_mapped_axis(name: str, **options: Any) -> tuple[Any, Any, Any]:
     """The two modules, and a function that applies one of them under `vmap` to the parts of x, with gradients."""
     if name == "GroupNorm":
         options["num_groups"] = 2
@@ -264,7 +264,7 @@ def test_over_a_mapped_axis_by_true_counts(name):
 
 @pytest.mark.parametrize("name", NORMS)
 def test_over_a_mapped_axis_at_any_mean_and_scale(name):
-    options = {"num_groups": 2} if name == "GroupNorm" else {}
+    options: Any = {"num_groups": 2} if name == "GroupNorm" else {}
     model = getattr(bnderiv.linen, name)(axis_name="parts", epsilon=1e-6, **options)
     x = np.asarray(normal(3, (4, 64, 8, 16), jnp.float64))
     for scale, mean in ((1.0, 1e4), (1e30, 0.0), (1e-30, 0.0)):
@@ -280,17 +280,24 @@ def test_over_a_mapped_axis_at_any_mean_and_scale(name):
         assert error < 2e-7, (scale, mean)
 
 
-def test_groups_of_devices():
-    """As two maps over half of the devices each."""
-    model = bnderiv.linen.LayerNorm(axis_name="i", axis_index_groups=((0, 2), (1, 3)), **FLOAT64)
-    half = bnderiv.linen.LayerNorm(axis_name="i", **FLOAT64)
-    x = normal(3, (4, 5, 6), jnp.float64)
-    params = model.init(KEY, x[0])
+def test_over_devices_and_groups_of_them():
+    """As maps over these devices' parts."""
+    x, delta = normal(3, (4, 5, 6), jnp.float64), normal(4, (4, 5, 6), jnp.float64)
+    params = bnderiv.linen.LayerNorm(**FLOAT64).init(KEY, x[0])
     mesh = jax.make_mesh((4,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
-    over = {"mesh": mesh, "in_specs": P("i"), "out_specs": P("i"), "check_vma": False}  # JAX has no groups otherwise
-    y = fast_jit(jax.shard_map(lambda x: model.apply(params, x[0])[None], **over))(x)
-    for pair in ([0, 2], [1, 3]):
-        alike(y[jnp.asarray(pair)], jax.vmap(lambda x: half.apply(params, x), axis_name="i")(x[jnp.asarray(pair)]))
+
+    def gradient(groups, x, delta):
+        model = bnderiv.linen.LayerNorm(axis_name="i", axis_index_groups=groups, **FLOAT64)
+        y, pull_back = jax.vjp(partial(model.apply, params), x)
+        return y, *pull_back(delta)
+
+    for groups in (None, ((0, 2), (1, 3))):
+        over = partial(jax.shard_map, mesh=mesh, in_specs=P("i"), out_specs=P("i"), check_vma=groups is None)
+        found = fast_jit(over(partial(gradient, groups)))(x, delta)
+        for devices in groups or ((0, 1, 2, 3),):
+            parts = jnp.asarray(devices)
+            expected = jax.vmap(partial(gradient, None), axis_name="i")(x[parts], delta[parts])
+            alike([a[parts] for a in found], list(expected))
     with pytest.raises(ValueError, match="axis_index_groups must come with axis_name"):
         bnderiv.linen.LayerNorm(axis_index_groups=((0, 1),)).apply(params, x)
 
