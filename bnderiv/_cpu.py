@@ -17,10 +17,9 @@ def quotient(a: jax.Array, by: int | jax.Array = 1) -> jax.Array:
     """a / by, with its producers computed once.
 
     XLA:CPU recomputes a value's producers at every use, back to the nearest operation it considers expensive. A
-    division is one, unless it is by a constant; so XLA must not know `by`. The derivative is that of a / by, for NaN
-    too, which JAX differentiates at as at any number.
+    division is one, unless it is by a constant; so XLA must not know `by`. The derivative is that of a / by at NaN too.
     """
-    return a / jnp.where(a == a, by, 2 * by).astype(a.dtype)
+    return a / ((a == a).astype(a.dtype) * jnp.asarray(by, a.dtype))
 
 
 @quotient.defjvp
