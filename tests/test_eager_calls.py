@@ -15,13 +15,6 @@ from bnderiv import forward_mode
 from tests.case import random_like
 from tests.contract import HALF, near
 
-# Programs of a call, of a gradient's forward and of its backward, at most; 1 each where not listed. For batch norm two
-# are vectors of gamma and beta. Its gradient calls `statistics`, `normalize` and `batch_stats`; back through these
-# three, two sums of cotangents, and gamma and beta again.
-PROGRAMS = {"batch_norm": (3, 5, 7), "batch_norm_relu": (3, 5, 7), "batch_norm_inference": (3, 5, 7)}
-PROGRAMS |= {"batch_renorm": (2, 5, 8)}
-PROGRAMS |= dict.fromkeys(("layer_norm", "group_norm", "instance_norm"), (2, 3, 7))
-
 
 def calls(n):
     """Every layer, its float32 arguments for a batch of n, and its other arguments."""
@@ -96,15 +89,14 @@ def compiled():
 )
 def test_programs(layer, compiled):
     f, arrays = bind(bnderiv, layer, 11)  # shapes that no other test has
-    of_call, of_forward, of_backward = PROGRAMS.get(layer, (1, 1, 1))
     out, (programs, _) = compiled(f, *arrays)
-    assert 1 <= programs <= of_call
+    assert 1 <= programs <= 2  # ε is put on the device by another, once
     assert compiled(f, *arrays)[1] == (0, 0)  # neither traced nor compiled again
 
     (_, pull_back), (programs, _) = compiled(partial(jax.vjp, f), *arrays)
-    assert 1 <= programs <= of_forward
+    assert programs == 1
     _, (programs, _) = compiled(pull_back, out)
-    assert 1 <= programs <= of_backward
+    assert programs == 1
     (_, pull_back), (programs, _) = compiled(partial(jax.vjp, f), *arrays)
     assert programs == compiled(pull_back, out)[1][0] == 0
 
@@ -125,12 +117,15 @@ def test_operation_by_operation_where_jit_is_disabled(compiled):
         assert compiled(f, *arrays)[1][0] > 5
 
 
-def test_as_it_is_within_a_transform():
-    """There the rule is not hidden in a program of its own, and the enclosing one compiles it with the rest."""
-    (x,), _ = calls(2)["relu"]
-    assert [e.primitive.name for e in jax.make_jaxpr(bnderiv.relu)(x).eqns] == ["custom_vjp_call"]
-    backward = jax.make_jaxpr(lambda dy: jax.vjp(bnderiv.relu, x)[1](dy))(x)
-    assert "_relu_bwd" not in str(backward)
+def test_within_a_transform_too_which_xla_inlines():
+    (x,), _ = calls(2)["tanh"]
+    f = lambda x: bnderiv.tanh(bnderiv.tanh(x))  # noqa: E731
+    first, second = jax.make_jaxpr(f)(x).eqns
+    assert first.primitive.name == second.primitive.name == "jit"
+    assert first.params["jaxpr"] is second.params["jaxpr"]  # traced once
+    text = jax.jit(f).lower(x).compile().as_text()
+    assert text.count(" tanh(") == 2
+    assert " call(" not in text.split("ENTRY")[1]
 
 
 def both_ways(f, arrays):

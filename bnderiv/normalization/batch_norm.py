@@ -167,7 +167,6 @@ def varying_like(x: jax.Array, moments: Moments) -> Moments:
     return jax.tree.unflatten(structure, _checks.same_varying(x, *leaves)[1:])
 
 
-@jax.jit  # one program in an eager gradient, where it is not a part of any
 def batch_stats(n: jax.Array, moments: Moments) -> BatchStats:
     """The moments in the unit of x, (C,) each."""
     (shift, scale), mean, var = moments

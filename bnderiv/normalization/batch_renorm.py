@@ -100,7 +100,6 @@ def _batch_renorm(axis, axis_name, index_groups, x, where, gamma, beta, mean, va
     return normalize(groups, False, x, where, affine, eps, own), batch_stats(n, moments)
 
 
-@jax.jit  # one program in an eager gradient, where it is not a part of any
 def _corrected(gamma, beta, moments: Moments, mean, var, r_max, d_max, eps) -> Affine:
     """γ (x̂ r + d) + β = (γ r) x̂ + (γ d + β): the affine map of a batch norm (N37)."""
     own, (running, _, running_var) = moments.unit, given(mean, var, eps.root)

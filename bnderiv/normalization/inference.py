@@ -55,7 +55,6 @@ def _inference(axis, x, gamma, beta, mean, var, eps, root):
     return normalize(groups, False, x, None, Affine(gamma, beta), Epsilon(eps, root), moments)
 
 
-@jax.jit  # one program in an eager gradient, where it is not a part of any
 def given(mean: jax.Array, var: jax.Array, root: jax.Array) -> Moments:
     """Given statistics as moments: K is the mean, so m = 0, by which the gradient of the mean goes."""
     shift = lax.stop_gradient(mean)

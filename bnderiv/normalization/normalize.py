@@ -36,7 +36,7 @@ class Affine(NamedTuple):
 # The statistics. Their backward is parts 2 and 3 of (N11): what reaches x through μ and σ².
 
 
-@closed_form(static=1)
+@closed_form(static=1, inner=True)
 @platform_layout
 def statistics(groups, x, where, n, eps, assumed_mean):
     quarter = n / 4
@@ -74,7 +74,7 @@ statistics.defvjp(_statistics_fwd, _statistics_bwd)
 # The map. Its backward is part 1 of (N11), the parameters, and what arrives at the statistics.
 
 
-@closed_form(static=2)
+@closed_form(static=2, inner=True)
 def normalize(groups, relu, x, where, affine, eps, moments):
     r = moments.unit.inverse_root(moments.var, eps)
     return _normalize(relu, x, where, affine, *groups.laid((moments, r)))

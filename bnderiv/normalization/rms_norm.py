@@ -62,7 +62,7 @@ def _rms_norm(axes, x, gamma, eps, root):
     return by_root_mean_square(groups, x, None, groups.count(x, None), laid(x, axes, gamma), None, Epsilon(eps, root))
 
 
-@closed_form(static=1)
+@closed_form(static=1, inner=True)
 def by_root_mean_square(groups, x, where, n, gamma, beta, eps):
     """y = γ x̂ + β (or without β), of the rank of x like γ and β; `n`, at least 1, counts what shares a mean."""
     return _forward(groups, x, where, n, gamma, beta, eps)[0]
@@ -109,7 +109,7 @@ def _by_root_mean_square_bwd(groups, residuals, delta):
 by_root_mean_square.defvjp(_by_root_mean_square_fwd, _by_root_mean_square_bwd)
 
 
-@closed_form(static=1)
+@closed_form(static=1, inner=True)
 def mean_square(groups, x, where, n, eps):
     """A unit about zero, u = x s, and mean u² in it: in one read of x where s = 1 will do."""
 
