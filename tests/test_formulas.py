@@ -193,7 +193,7 @@ def test_every_label_is_defined_once():
 @pytest.mark.parametrize("room", ROOMS, ids=name)
 def test_a_label_stands_beside_its_line_or_the_page_says_that_it_does_not(room):
     page = (room / "derivation.md").read_text()
-    lines = "\n".join([*(path.read_text() for path in room.glob("*.py")), *PYTHON.findall(page)])
+    lines = "\n".join([*(path.read_text() for path in room.rglob("*.py")), *PYTHON.findall(page)])
     listed = {label for sentence in ON_PAPER.findall(page) for label in re.findall(r"[A-Z]\d+", sentence)}
     assert {label for label in LABEL.findall(page) if not re.search(rf"(?<![–\w]){label}(?![–\d])", lines)} == listed
 

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from bnderiv.linear.steps import dense, flatten  # noqa: F401
     from bnderiv.loss.steps import softmax_cross_entropy, softmax_cross_entropy_with_integer_labels, squared_error  # noqa: F401
     from bnderiv.models.steps import lenet5
-    from bnderiv.normalization.layer_norm_steps import group_norm, instance_norm, layer_norm, rms_norm  # noqa: F401
     from bnderiv.normalization.steps import (  # noqa: F401
         batch_norm,
         batch_norm_graph,
@@ -29,7 +28,11 @@ if TYPE_CHECKING:
         batch_norm_relu,
         batch_renorm,
         centering_jacobian,
+        group_norm,
+        instance_norm,
+        layer_norm,
         normalization_jacobian,
+        rms_norm,
         variance_jacobian,
     )
     from bnderiv.pooling.steps import avg_pool, max_pool  # noqa: F401
@@ -49,11 +52,7 @@ __all__ += _layers.__all__
 
 # The modules that define the names, imported at first use: they import this package's table themselves.
 _ROOMS = ("linear", "convolution", "pooling", "normalization", "activation", "loss", "models")
-_MODULES = (
-    *(f"bnderiv.{room}.steps" for room in _ROOMS),
-    "bnderiv.normalization.layer_norm_steps",
-    "bnderiv.steps.difference",
-)
+_MODULES = (*(f"bnderiv.{room}.steps" for room in _ROOMS), "bnderiv.steps.difference")
 
 
 def __getattr__(name: str) -> Any:
