@@ -1,7 +1,7 @@
 """The derivations as arrays: every intermediate of every layer and loss under the symbol it has on paper.
 
     s = bnderiv.steps.batch_norm(x, gamma, beta, dy)
-    print(s)  # name, symbol, shape, norm and label of each step
+    print(s)  # name, symbol, shape, norm and label of each step; its values if they are few
     bnderiv.steps.first_difference({"d_var": mine}, s)  # which step of mine is wrong?
 
 Each function takes the arguments of its layer and `dy`, the gradient that comes back from above. It returns a
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from bnderiv.models.steps import lenet5
     from bnderiv.normalization.steps import (  # noqa: F401
         batch_norm,
+        batch_norm_across_devices,
+        batch_norm_closed_form,
         batch_norm_graph,
         batch_norm_inference,
         batch_norm_relu,
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
         layer_norm,
         normalization_jacobian,
         rms_norm,
+        update_running_stats,
         variance_jacobian,
     )
     from bnderiv.pooling.steps import avg_pool, max_pool  # noqa: F401
@@ -40,6 +43,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "batch_norm_graph",
+    "batch_norm_closed_form",
+    "batch_norm_across_devices",
+    "update_running_stats",
     "centering_jacobian",
     "variance_jacobian",
     "normalization_jacobian",

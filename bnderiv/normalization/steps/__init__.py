@@ -4,6 +4,8 @@ Every sum is written out, as in the derivation. The layers compute the same in f
 far above the deviation; these lines do not.
 """
 
+from bnderiv.normalization.steps.closed_form import BatchNormClosedForm, batch_norm_closed_form
+from bnderiv.normalization.steps.devices import BatchNormAcrossDevices, batch_norm_across_devices
 from bnderiv.normalization.steps.graph import BatchNormGraph, batch_norm_graph
 from bnderiv.normalization.steps.inference import BatchNormInference, batch_norm_inference
 from bnderiv.normalization.steps.jacobians import centering_jacobian, normalization_jacobian, variance_jacobian
@@ -18,10 +20,13 @@ from bnderiv.normalization.steps.other_axes import (
     rms_norm,
 )
 from bnderiv.normalization.steps.renorm import BatchRenorm, batch_renorm
+from bnderiv.normalization.steps.running import UpdateRunningStats, update_running_stats
 from bnderiv.normalization.steps.three_parts import BatchNorm, BatchNormRelu, batch_norm, batch_norm_relu
 
 __all__ = [
     "BatchNorm",
+    "BatchNormAcrossDevices",
+    "BatchNormClosedForm",
     "BatchNormGraph",
     "BatchNormInference",
     "BatchNormRelu",
@@ -30,7 +35,10 @@ __all__ = [
     "InstanceNorm",
     "LayerNorm",
     "RmsNorm",
+    "UpdateRunningStats",
     "batch_norm",
+    "batch_norm_across_devices",
+    "batch_norm_closed_form",
     "batch_norm_graph",
     "batch_norm_inference",
     "batch_norm_relu",
@@ -41,5 +49,6 @@ __all__ = [
     "layer_norm",
     "normalization_jacobian",
     "rms_norm",
+    "update_running_stats",
     "variance_jacobian",
 ]

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from bnderiv.normalization.steps.fields import Beta, ChannelAxis, Epsilon, FromAbove, Gamma, Input, channels, number
+from bnderiv.normalization.steps import fields as f
 from bnderiv.steps.table import arrays, cotangent, derivation, gather
 
 
@@ -15,12 +15,12 @@ from bnderiv.steps.table import arrays, cotangent, derivation, gather
 class BatchNormGraph(NamedTuple):
     """The steps of `batch_norm_graph`: every elementary node, forward and backward. A bar is the gradient by a node."""
 
-    x: Input
-    gamma: Gamma
-    beta: Beta
-    dy: FromAbove
-    eps: Epsilon
-    channel_axis: ChannelAxis
+    x: f.Input
+    gamma: f.Gamma
+    beta: f.Beta
+    dy: f.FromAbove
+    eps: f.Epsilon
+    channel_axis: f.ChannelAxis
     mu: Annotated[jax.Array, "μ = 1/M Σ x", "(C,)", "node 1", "mean"]
     c: Annotated[jax.Array, "c = x − μ", "as x", "node 2", "centered input"]
     q: Annotated[jax.Array, "q = c²", "as x", "node 3", "squares"]
@@ -38,6 +38,7 @@ class BatchNormGraph(NamedTuple):
     d_c_through_x_hat: Annotated[jax.Array, "r x̂̄", "as x", "node 7", "first path to c"]
     d_std: Annotated[jax.Array, "ρ̄ = −r̄/ρ²", "(C,)", "node 6", "gradient by the deviation"]
     d_var: Annotated[jax.Array, "σ̄² = ρ̄/(2ρ)", "(C,)", "node 5", "gradient by the variance"]
+    d_eps: Annotated[jax.Array, "ε̄ = Σ_c σ̄²", "()", "node 5", "gradient by ε, which all channels share"]
     d_q: Annotated[jax.Array, "q̄ = σ̄²/M", "as x", "node 4", "gradient by the squares"]
     d_c_through_q: Annotated[jax.Array, "2 c q̄", "as x", "node 3", "second path to c"]
     d_c: Annotated[jax.Array, "c̄ = r x̂̄ + 2 c q̄", "as x", "node 3", "the two paths joined"]
@@ -62,8 +63,8 @@ def batch_norm_graph(
       ([2.0], [0.5], [[0.375], [-0.375]])
     """
     x, gamma, beta, dy = arrays(x=x, gamma=gamma, beta=beta, dy=dy)
-    others, lay = channels(x, channel_axis, gamma=gamma, beta=beta)
-    eps = number(eps, x)
+    others, lay = f.channels(x, channel_axis, gamma=gamma, beta=beta)
+    eps = f.number(eps, x)
     dy = cotangent(dy, x)
     M = math.prod(x.shape[a] for a in others)
 
@@ -82,6 +83,7 @@ def batch_norm_graph(
     d_inv_std, d_c_through_x_hat = (d_x_hat * c).sum(others), d_x_hat * lay(inv_std)  # 7
     d_std = -d_inv_std / std**2  # 6
     d_var = d_std / (2 * std)  # 5
+    d_eps = d_var.sum()
     d_q = jnp.broadcast_to(lay(d_var / M), x.shape)  # 4
     d_c_through_q = 2 * c * d_q  # 3
     d_c = d_c_through_x_hat + d_c_through_q

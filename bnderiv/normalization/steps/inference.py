@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from bnderiv.normalization.steps.fields import Beta, ChannelAxis, Epsilon, FromAbove, Gamma, Input, channels, number
+from bnderiv.normalization.steps import fields as f
 from bnderiv.steps.table import INPUT, arrays, cotangent, derivation, gather
 
 
@@ -14,14 +14,14 @@ from bnderiv.steps.table import INPUT, arrays, cotangent, derivation, gather
 class BatchNormInference(NamedTuple):
     """The steps of `batch_norm_inference` (N23): the statistics are arguments, so dx is part 1 of (N11) alone."""
 
-    x: Input
-    gamma: Gamma
-    beta: Beta
+    x: f.Input
+    gamma: f.Gamma
+    beta: f.Beta
     mean: Annotated[jax.Array, "μ_c", "(C,)", INPUT, "given mean"]
     var: Annotated[jax.Array, "σ²_c", "(C,)", INPUT, "given variance"]
-    dy: FromAbove
-    eps: Epsilon
-    channel_axis: ChannelAxis
+    dy: f.FromAbove
+    eps: f.Epsilon
+    channel_axis: f.ChannelAxis
     inv_std: Annotated[jax.Array, "(σ²_c+ε)^−½", "(C,)", "(N23)", "inverse deviation"]
     x_hat: Annotated[jax.Array, "x̂", "as x", "(N23)", "normalized input"]
     y: Annotated[jax.Array, "y = γ x̂ + β", "as x", "(N23)", "output"]
@@ -29,6 +29,7 @@ class BatchNormInference(NamedTuple):
     d_beta: Annotated[jax.Array, "∂J/∂β_c", "(C,)", "(N23)", "gradient of beta"]
     d_x_hat: Annotated[jax.Array, "∂J/∂x̂ = γ δ", "as x", "(N7)", "gradient by the normalized input"]
     d_var: Annotated[jax.Array, "∂J/∂σ²_c", "(C,)", "(N23)", "gradient of the given variance"]
+    d_eps: Annotated[jax.Array, "∂J/∂ε = Σ_c ∂J/∂σ²_c", "()", "(N8)", "gradient by ε, which all channels share"]
     d_mu: Annotated[jax.Array, "∂J/∂μ_c", "(C,)", "(N23)", "gradient of the given mean"]
     dx: Annotated[jax.Array, "∂J/∂x", "as x", "(N23)", "gradient of the input"]
 
@@ -55,8 +56,8 @@ def batch_norm_inference(
       ([[-1.0]], [[1.0]])
     """
     x, gamma, beta, mean, var, dy = arrays(x=x, gamma=gamma, beta=beta, mean=mean, var=var, dy=dy)
-    others, lay = channels(x, channel_axis, gamma=gamma, beta=beta, mean=mean, var=var)
-    eps = number(eps, x)
+    others, lay = f.channels(x, channel_axis, gamma=gamma, beta=beta, mean=mean, var=var)
+    eps = f.number(eps, x)
     dy = cotangent(dy, x)
 
     inv_std = 1 / jnp.sqrt(var + eps)
@@ -67,6 +68,7 @@ def batch_norm_inference(
     d_beta = dy.sum(others)
     d_x_hat = lay(gamma) * dy
     d_var = -0.5 * inv_std**3 * (d_x_hat * (x - lay(mean))).sum(others)
+    d_eps = d_var.sum()  # (N8)
     d_mu = -inv_std * d_x_hat.sum(others)
     dx = lay(inv_std) * d_x_hat  # the statistics do not depend on x: no other part
     return gather(BatchNormInference, locals())

@@ -7,21 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from bnderiv.normalization.steps.fields import (
-    Beta,
-    ChannelAxis,
-    FromAbove,
-    Gamma,
-    GradientOfBeta,
-    GradientOfX,
-    Input,
-    Normalized,
-    ThroughMu,
-    ThroughVar,
-    ThroughXHat,
-    channels,
-    number,
-)
+from bnderiv.normalization.steps import fields as f
 from bnderiv.steps.table import INPUT, arrays, cotangent, derivation, gather
 
 
@@ -29,34 +15,34 @@ from bnderiv.steps.table import INPUT, arrays, cotangent, derivation, gather
 class BatchRenorm(NamedTuple):
     """The steps of `batch_renorm` (N37): batch norm with r and d, which are constants on the way back."""
 
-    x: Input
-    gamma: Gamma
-    beta: Beta
+    x: f.Input
+    gamma: f.Gamma
+    beta: f.Beta
     mean: Annotated[jax.Array, "μ_c", "(C,)", INPUT, "running mean"]
     var: Annotated[jax.Array, "σ²_c", "(C,)", INPUT, "running variance"]
-    dy: FromAbove
+    dy: f.FromAbove
     r_max: Annotated[jax.Array, "r_max", "()", INPUT, "limit of r, to both sides of 1"]
     d_max: Annotated[jax.Array, "d_max", "()", INPUT, "limit of d, to both sides of 0"]
     eps: Annotated[jax.Array, "ε", "()", INPUT, "added to both variances"]
-    channel_axis: ChannelAxis
+    channel_axis: f.ChannelAxis
     mu: Annotated[jax.Array, "μ_B", "(C,)", "(N1)", "mean of the batch"]
     batch_var: Annotated[jax.Array, "σ²_B", "(C,)", "(N2)", "biased variance of the batch"]
     inv_std: Annotated[jax.Array, "(σ²_B+ε)^−½", "(C,)", "(N3)", "inverse deviation of the batch"]
-    x_hat: Normalized
+    x_hat: f.Normalized
     running_std: Annotated[jax.Array, "√(σ²+ε)", "(C,)", "(N37)", "running deviation"]
     r: Annotated[jax.Array, "r = √(σ²_B+ε)/√(σ²+ε)", "(C,)", "(N37)", "ratio of the deviations, clipped"]
     d: Annotated[jax.Array, "d = (μ_B−μ)/√(σ²+ε)", "(C,)", "(N37)", "difference of the means, clipped"]
     corrected: Annotated[jax.Array, "x̂ r + d", "as x", "(N37)", "corrected input"]
     y: Annotated[jax.Array, "y = γ (x̂ r + d) + β", "as x", "(N37)", "output"]
     d_gamma: Annotated[jax.Array, "∂J/∂γ_c = Σ δ (x̂ r + d)", "(C,)", "(N37)", "gradient of gamma"]
-    d_beta: GradientOfBeta
+    d_beta: f.GradientOfBeta
     d_x_hat: Annotated[jax.Array, "∂J/∂x̂ = γ r δ", "as x", "(N37)", "gradient by the normalized input"]
     d_var: Annotated[jax.Array, "∂J/∂σ²_B", "(C,)", "(N8)", "gradient by the batch's variance; none goes through r"]
     d_mu: Annotated[jax.Array, "∂J/∂μ_B", "(C,)", "(N10)", "gradient by the batch's mean; none goes through d"]
-    dx_through_x_hat: ThroughXHat
-    dx_through_mu: ThroughMu
-    dx_through_var: ThroughVar
-    dx: GradientOfX
+    dx_through_x_hat: f.ThroughXHat
+    dx_through_mu: f.ThroughMu
+    dx_through_var: f.ThroughVar
+    dx: f.GradientOfX
 
 
 def batch_renorm(
@@ -83,8 +69,8 @@ def batch_renorm(
       ([0.5], [0.25], [[0.0], [1.0]], [[0.1875], [-0.1875]])
     """
     x, gamma, beta, mean, var, dy = arrays(x=x, gamma=gamma, beta=beta, mean=mean, var=var, dy=dy)
-    others, lay = channels(x, channel_axis, gamma=gamma, beta=beta, mean=mean, var=var)
-    eps, r_max, d_max = number(eps, x), number(r_max, x, "r_max"), number(d_max, x, "d_max")
+    others, lay = f.channels(x, channel_axis, gamma=gamma, beta=beta, mean=mean, var=var)
+    eps, r_max, d_max = f.number(eps, x), f.number(r_max, x, "r_max"), f.number(d_max, x, "d_max")
     dy = cotangent(dy, x)
     M = math.prod(x.shape[a] for a in others)
 
