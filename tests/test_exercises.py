@@ -8,7 +8,10 @@ from pathlib import Path
 import jax
 import pytest
 
-FOLDER = Path(__file__).parents[1] / "experiments" / "notebooks" / "exercises"
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "experiments" / "notebooks" / "exercises"
+(ADDRESS,) = re.findall(r'Homepage = "https://github.com/(.+)"', (ROOT / "pyproject.toml").read_text())
+BLOB = f"https://github.com/{ADDRESS}/blob/main/"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
 NUMBER = re.compile(r"^# (\d+\.\d+)$", re.MULTILINE)
 
@@ -172,9 +175,13 @@ def test_as_handed_out_it_stops_at_the_first_empty_cell_with_a_hint(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_empty_cell_is_noticed(name):
+    found = []
     for number in answers(name):
-        with pytest.raises(NotImplementedError, match="the cell above is empty"):
+        with pytest.raises(NotImplementedError, match="the cell above is empty") as stopped:
             answered_with(name, number, None)
+        found += re.findall(rf"Proof: {re.escape(BLOB)}(.+)$", str(stopped.value))
+    assert len(found) > len(answers(name)) / 2  # a hint without a label has no page
+    assert all((ROOT / path).is_file() for path in found)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -202,9 +209,8 @@ def test_it_is_handed_out_empty(name):
 def test_it_opens_in_colab_and_binder_after_one_installation(name):
     path = f"experiments/notebooks/exercises/{name}.ipynb"
     source = (FOLDER / f"{name}.ipynb").read_text()
-    (address,) = re.findall(r'Homepage = "https://github.com/(.+)"', (FOLDER.parents[2] / "pyproject.toml").read_text())
     for page in (source, (FOLDER / "README.md").read_text()):
-        assert f"(https://colab.research.google.com/github/{address}/blob/main/{path})" in page
-        assert f"(https://mybinder.org/v2/gh/{address}/main?labpath={path.replace('/', '%2F')})" in page
+        assert f"(https://colab.research.google.com/github/{ADDRESS}/blob/main/{path})" in page
+        assert f"(https://mybinder.org/v2/gh/{ADDRESS}/main?labpath={path.replace('/', '%2F')})" in page
     (install,) = re.findall(r"# %pip install.*", source)
-    assert f"git+https://github.com/{address}" in install
+    assert f"git+https://github.com/{ADDRESS}" in install
