@@ -74,7 +74,8 @@ class Counted(NamedTuple):
 
 
 def counted(where: Any, x: jax.Array, others: tuple[int, ...]) -> Counted:
-    """
+    """What counts by the mask `where`, None for all, with the sums over `others`.
+
     Raises:
       TypeError: a mask that is not boolean.
       ValueError: it does not broadcast to the shape of x.
