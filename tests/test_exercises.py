@@ -214,3 +214,6 @@ def test_it_opens_in_colab_and_binder_after_one_installation(name):
         assert f"(https://mybinder.org/v2/gh/{ADDRESS}/main?labpath={path.replace('/', '%2F')})" in page
     (install,) = re.findall(r"# %pip install.*", source)
     assert f"git+https://github.com/{ADDRESS}" in install
+    imported = set(re.findall(r'"(?:import|from) (\w+)', source)) - {"re"}
+    assert imported - {"sklearn"} <= {"numpy", "jax", "bnderiv"}
+    assert ("sklearn" in imported) == ("scikit-learn" in install)
