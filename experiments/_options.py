@@ -57,6 +57,12 @@ class Options:
                 words += [f"--{option}", *map(str, value if isinstance(value, tuple) else [value])]
         return words
 
+    def shown(self, **instead: str) -> dict[str, Any]:
+        """Every option that makes a run what it is."""
+        fields = (field.name for field in dataclasses.fields(self) if field.name not in self.OTHERWISE_THE_SAME)
+        values = {name: getattr(self, name) for name in fields}
+        return values | {name: text for name, text in instead.items() if values.get(name)}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Results(Options):
@@ -82,7 +88,7 @@ class Measured(Results):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class WithData(Results):
+class WithData(Measured):
     """The options of a script that takes images."""
 
     data: Path | None = None

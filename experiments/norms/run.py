@@ -111,86 +111,78 @@ def times(name: str, shape: tuple[int, ...], settings: Settings) -> dict[str, An
     return {"norm": name, "shape": list(shape), "times": clock.interleaved(programs, effort)}
 
 
-def _medians(row: dict[str, Any]) -> dict[str, float]:
-    return {who: found["ms"][1] for who, found in row["times"].items()}
+def tables(content: dict[str, Any]) -> list[_report.Part]:
+    """Errors, and times over bnderiv's."""
 
-
-def _tables(content: dict[str, Any]) -> list[_report.Part]:
     def shown(pair: list[float | None]) -> str:
         return " / ".join("NaN" if e is None else "all wrong" if e > 0.5 else f"{e:.1e}" for e in pair)
 
-    rows = [[row["norm"], row["input"], *map(shown, row["errors"].values())] for row in content["errors"]]
-    columns = ["norm", "input", "bnderiv", "Flax", "plain jnp, two passes"]
-    caption = "Relative error of y / dx in float32. All wrong: more than a half."
-    parts: list[_report.Part] = [_report.Table("Errors", columns, rows, caption)]
+    errors = [[row["norm"], row["input"], *map(shown, row["errors"].values())] for row in content["errors"]]
     measured = []
     for row in content["times"]:
-        ms = _medians(row)
-        ratios = [f"{ms[who] / ms['bnderiv']:.2f}×" for who in ("flax", "plain")]
-        measured.append([row["norm"], "×".join(map(str, row["shape"])), f"{ms['bnderiv']:.3g} ms", *ratios])
-    columns = ["norm", "shape", "bnderiv", "Flax", "plain jnp"]
-    caption = (
-        "Median of a forward and a backward pass; the others' time over bnderiv's, above 1 where bnderiv is faster."
-    )
-    return [*parts, _report.Table("Times", columns, measured, caption)]
+        ours, *others = (row["times"][who]["ms"][1] for who in ("bnderiv", "flax", "plain"))
+        ratios = (f"{other / ours:.2f}×" for other in others)
+        measured.append([row["norm"], "×".join(map(str, row["shape"])), f"{ours:.3g} ms", *ratios])
+    return [
+        _report.Table(
+            "Errors",
+            ("norm", "input", "bnderiv", "Flax", "plain jnp, two passes"),
+            errors,
+            "Relative error of y / dx in float32. All wrong: more than a half.",
+        ),
+        _report.Table(
+            "Times",
+            ("norm", "shape", "bnderiv", "Flax", "plain jnp"),
+            measured,
+            "Median of a forward and a backward pass; the others' time over bnderiv's, above 1 where bnderiv is faster.",
+        ),
+    ]
 
 
-def _picture(content: dict[str, Any]) -> bytes:
-    figure, axes = plt.subplots(1, len(SHAPES), figsize=(11, 3.2), sharey=True, layout="constrained")
-    for axis, name in zip(axes, SHAPES, strict=True):
+def draw(content: dict[str, Any]) -> bytes:
+    """The worse error of y and dx against the mean, a panel for each norm."""
+    figure, grid = plt.subplots(2, 2, figsize=(_report.WIDTH, 6), sharex=True, sharey=True)
+    for axes, name in zip(grid.flat, SHAPES, strict=True):
         rows = [row for row in content["errors"] if row["norm"] == name and row["input"].startswith("mean")]
-        for who, label in (("flax", "Flax"), ("plain", "plain, two passes"), ("bnderiv", "bnderiv")):
+        for who, library in (("flax", "Flax"), ("plain", "plain autodiff"), ("bnderiv", "bnderiv")):
             worst = [max(e if e is not None else np.nan for e in row["errors"][who]) for row in rows]
-            axis.plot(range(len(rows)), worst, "o-", label=label)
-        axis.set(yscale="log", title=name, xlabel="mean of x")
-        axis.set_xticks(range(len(rows)), [row["input"].removeprefix("mean ") for row in rows])
-        axis.axhline(2e-7, color="gray", lw=0.8, ls=":")
-    axes[0].set_ylabel("relative error of y or dx")
-    axes[-1].legend(loc="center")  # where there is room
+            label = "plain jnp, two passes" if who == "plain" else library
+            axes.plot(range(len(rows)), worst, label=label, **_report.LOOKS[library])
+        axes.axhline(2e-7, color="gray", ls=":", label="promised by bnderiv")
+        axes.set(yscale="log", title=name.replace("_", " "))
+        axes.set_xticks(range(len(rows)), [row["input"].removeprefix("mean ") for row in rows])
+    figure.supxlabel("mean of x (deviation 1)", fontsize=11)
+    figure.supylabel("relative error, the worse of y and dx", fontsize=11)
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return _report.png(figure)
 
 
-def _markdown(parts: list[_report.Part]) -> str:
-    lines: list[str] = []
-    for table in parts:
-        assert isinstance(table, _report.Table)
-        lines += [f"## {table.title}", "", table.caption, ""]
-        lines += ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
-        lines += ["| " + " | ".join(map(str, row)) + " |" for row in table.rows] + [""]
-    return "\n".join(lines)
+def present(content: dict[str, Any]) -> _report.Report:
+    """The page with picture and tables."""
+    caption = "The worse error of y and dx against the mean of x. Dotted: what bnderiv promises up to a mean of 1e4."
+    return _report.Report(
+        "The other norms",
+        "The other norms are right at any mean and scale, as batch norm is.",
+        [_report.Picture("Errors against the mean", "norms.png", draw(content), caption), *tables(content)],
+        tables="norms.md",
+    )
 
 
 @_command.command
 def main(arguments: list[str] | None = None) -> None:
-    settings = _options.parse(Settings, arguments, __doc__)
-    if not settings.redraw:
+    options = _options.parse(Settings, arguments, __doc__)
+    file = options.folder(__file__) / "norms.json"
+    if not options.redraw:
         allocator.start_again(True)
-    out = _command.make(settings.folder(__file__))
-    if settings.redraw:
-        content = _report.numbers(out / "norms.json")
-    else:
-        content = {"eps": EPS, "groups": GROUPS, "seed": settings.seed, "errors": [], "times": []}
-        shapes = [(name, (2, 16, 64) if settings.quick else shape) for name, some in SHAPES.items() for shape in some]
+        _command.make(file.parent)
+        content = {"eps": EPS, "groups": GROUPS, "seed": options.seed, "errors": [], "times": []}
+        shapes = [(name, (2, 16, 64) if options.quick else shape) for name, some in SHAPES.items() for shape in some]
         with _command.bar(total=len(SHAPES) + len(shapes), desc="norms") as bar:
             for name in SHAPES:
-                content["errors"] += errors(name, settings.seed)
+                content["errors"] += errors(name, options.seed)
                 bar.update()
             for name, shape in shapes:
-                content["times"].append(times(name, shape, settings))
+                content["times"].append(times(name, shape, options))
                 bar.update()
-        content |= {"date": _report.today(), "machine": _report.machine(), "versions": _report.versions("flax")}
-    tables, picture = _tables(content), _picture(content)
-    summary = "The other norms are right at any mean and scale, as batch norm is."
-    facts = {name: content[name] for name in ("date", "machine", "versions")}
-    caption = "The worse error of y and dx against the mean of x. Dotted: what bnderiv promises up to a mean of 1e4."
-    parts = [_report.Picture("Errors against the mean", picture, caption), *tables]
-    command = _command.line("experiments.norms.run", *settings.arguments())
-    configuration = dataclasses.asdict(settings)
-    page = _report.page("The other norms", summary, parts, command=command, configuration=configuration, facts=facts)
-    files = {
-        "norms.json": None if settings.redraw else _report.as_json(content, "flax"),
-        "norms.md": _markdown(tables).encode(),
-        "norms.png": picture,
-        "report.html": page,
-    }
-    _report.leave(out, files)
+        _report.keep(file, content, options, "flax")
+    _report.show(file, present)
