@@ -115,7 +115,8 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
     """The value in the type of its option. Files and programs give any type; the command line is checked by tyro."""
     condition = ""
     if typing.get_origin(hint) is Annotated:
-        hint, condition, *_ = typing.get_args(hint)
+        hint, *notes = typing.get_args(hint)
+        condition = next((note for note in notes if isinstance(note, str)), "")
     if typing.get_origin(hint) is Literal:
         allowed = typing.get_args(hint)
         if value not in allowed:
