@@ -99,9 +99,7 @@ class Report(NamedTuple):
     said: str = ""
 
 
-def keep(
-    file: Path, content: Mapping[str, Any], options: _options.Options, *more: str, **instead: str
-) -> None:
+def keep(file: Path, content: Mapping[str, Any], options: _options.Options, *more: str, **instead: str) -> None:
     """Writes the numbers of a run, and what a page says about it: when, where, by which versions, command and options.
 
     Args:
@@ -230,7 +228,11 @@ def _lines(value: Any, indent: int = 0) -> str:
     inner = list(value.values() if isinstance(value, dict) else value) if isinstance(value, dict | list | tuple) else []
     if len(text) < 400 or not any(isinstance(each, dict | list | tuple) for each in inner):
         return text
-    names = [f"{json.dumps(name, ensure_ascii=False)}: " for name in value] if isinstance(value, dict) else [""] * len(inner)
+    names = (
+        [f"{json.dumps(name, ensure_ascii=False)}: " for name in value]
+        if isinstance(value, dict)
+        else [""] * len(inner)
+    )
     lines = (" " * (indent + 1) + name + _lines(each, indent + 1) for name, each in zip(names, inner, strict=True))
     return text[0] + "\n" + ",\n".join(lines) + "\n" + " " * indent + text[-1]
 
@@ -290,14 +292,14 @@ code { background: #f4f4f4 }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 td, th { padding: .15rem .8rem .15rem 0; vertical-align: top } .wide td, .wide th { padding-right: .6rem }
 th { text-align: left; border-bottom: 1px solid #999 } td.number, th.number { text-align: right }
-.data td, .data th { white-space: nowrap } .data td.long { white-space: normal; min-width: 14rem }
+.data td, .data th { white-space: nowrap } .data td.long { white-space: normal; min-width: 8rem }
 .data td:first-child, .data th:first-child { white-space: normal; min-width: 7rem; position: sticky; left: 0;
   background: #fff }
 @media (min-width: 75rem) { .scroll.wide { width: max-content; min-width: 100%; max-width: 94vw; position: relative;
   left: 50%; transform: translateX(-50%) } .data.wide td:first-child { white-space: nowrap } }
 """
 WIDE = 6  # columns, from which on a table is set smaller and may be wider than the text
-LONG = 32  # letters, beyond which a cell is broken into lines
+LONG = 22  # letters, beyond which a cell is broken into lines
 
 
 def _part(part: Part) -> str:
@@ -321,7 +323,9 @@ def _inline(text: Any) -> str:
 
 def _right(columns: int, rows: Sequence[Sequence[Any]]) -> list[bool]:
     """The columns after the first in which each cell is empty, or short and begins with a number."""
-    numbers = [[bool(re.fullmatch(r"(\W*\d.{,24})?", str(row[i]))) for row in rows] for i in range(columns)]
+    numbers = [
+        [bool(len(str(row[i])) <= LONG and re.match(r"\W*\d|$", str(row[i]))) for row in rows] for i in range(columns)
+    ]
     return [False, *map(all, numbers[1:])]
 
 

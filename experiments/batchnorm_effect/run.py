@@ -185,7 +185,10 @@ def present(content: dict[str, Any]) -> _report.Report:
     table = _report.Table(
         "Accuracy at each rate",
         ("rate", *KINDS.values()),
-        [[f"{rate:g}", *(mean_and_worst(finals[kind][:, i]) for kind in KINDS)] for i, rate in enumerate(rates["rates"])],
+        [
+            [f"{rate:g}", *(mean_and_worst(finals[kind][:, i]) for kind in KINDS)]
+            for i, rate in enumerate(rates["rates"])
+        ],
         f"Test accuracy in % after {configuration['sweep_steps']:,} steps: mean of the seeds (worst).",
     )
     with_it, without = (

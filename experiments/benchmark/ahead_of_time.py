@@ -19,7 +19,6 @@ if __name__ == "__main__":
     _command.start("experiments.benchmark.ahead_of_time", extras="experiments,flax,accelerators")
 
 import dataclasses
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -57,7 +56,6 @@ POOLS = (  # kind, window, stride, padding, shape
 BLOCK = (256, 56, 56, 256)
 LARGE = 0.2  # of x: from this part of it, booleans that are written are a stored mask
 PACKAGES = ("flax", "libtpu", "jax-cuda13-plugin")
-STEM = "ahead_of_time"
 
 
 class Program(NamedTuple):
@@ -268,7 +266,7 @@ def in_order(found: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
 
 def compile_all(options: Options, numbers: Path) -> None:
     """Every program that was asked for, each written as soon as it is counted."""
-    content: dict[str, Any] = json.loads(numbers.read_text()) if numbers.exists() else {"targets": {}}
+    content = _report.numbers(numbers) if numbers.exists() else {"targets": {}}
     every = [case.name for case in cases()]
     chosen = [case for case in cases() if not options.only or any(part in case.name for part in options.only)]
     if not chosen:
@@ -291,18 +289,15 @@ def compile_all(options: Options, numbers: Path) -> None:
                     found[who] |= {"seconds": round(time.perf_counter() - start, 1), "by": compiler(target)}
                     devices = {device: in_order(counted, every) for device, counted in content["targets"].items()}
                     content["targets"] = in_order(devices, targets.TARGETS)
-                    _report.write(numbers, _report.as_json(content, *PACKAGES))
+                    _report.keep(numbers, content, options, *PACKAGES)
                 bar.update()
 
 
 @_command.command
 def main(arguments: list[str] | None = None) -> None:
     options = _options.parse(Options, arguments, __doc__)
-    numbers = _command.make(out := options.folder(__file__)) / f"{STEM}.json"
+    file = options.folder(__file__) / "ahead_of_time.json"
     if not options.redraw:
-        compile_all(options, numbers)
-    content = _report.numbers(numbers)
-    text, picture = compiled_tables.markdown(content), _report.png(compiled_tables.draw(content))
-    print(compiled_tables.summary(content))
-    page = compiled_tables.report(content, text, picture)
-    _report.leave(out, {f"{STEM}.md": text.encode(), f"{STEM}.png": picture, f"{STEM}.html": page})
+        _command.make(file.parent)
+        compile_all(options, file)
+    _report.show(file, compiled_tables.present)

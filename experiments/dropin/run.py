@@ -240,7 +240,9 @@ def time_table(numbers: dict[str, Any]) -> _report.Table:
 def loss_table(numbers: dict[str, Any]) -> _report.Table:
     """The mean loss of the last ten steps."""
     heads = [f"{dtype}, + {float(shift):g}" if float(shift) else dtype for dtype, shift in PANELS]
-    found = [(name, [numbers.get(f"loss-{d}", {}).get(shift, {}).get(name) for d, shift in PANELS]) for name in VARIANTS]
+    found = [
+        (name, [numbers.get(f"loss-{d}", {}).get(shift, {}).get(name) for d, shift in PANELS]) for name in VARIANTS
+    ]
     rows = [[_code(name), *(f"{np.mean(a[-10:]):.3f}" if a else "" for a in losses)] for name, losses in found]
     return _report.Table("Loss at the end", ("batch norm", *heads), rows, "Mean of the last ten steps.")
 

@@ -56,7 +56,13 @@ def save(folder: Path, state: State, progress: Progress, data: Data, configurati
         ),
         (
             *("mistakes", "The most confident mistakes"),
-            plots.mistakes(data.test_images, labels, answers.outputs, output, f"The most confident mistakes, with the {output} of the answer"),
+            plots.mistakes(
+                data.test_images,
+                labels,
+                answers.outputs,
+                output,
+                f"The most confident mistakes, with the {output} of the answer",
+            ),
             f"Test images that were taken for something else, the most confident first, with the {output} of the answer.",
         ),
         (
