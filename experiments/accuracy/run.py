@@ -467,7 +467,7 @@ def draw(content: dict[str, Any]) -> bytes:
         for library in content["libraries"]:
             worst = [summary(by_name[name][library][quantity])[1] for name in names]
             heights = [math.nan if isinstance(w, str) else max(w, 1e-9) for w in worst]
-            look = _report.LOOKS[OTHER_NAMES.get(library, library)]
+            look = _report.LOOKS[OTHER_NAMES.get(library) or library]
             panel.plot(heights, label=library, **look)
             lost = [NOTHING if isinstance(w, str) else math.nan for w in worst]
             panel.plot(lost, **look | {"linestyle": "none"})

@@ -146,7 +146,7 @@ def difference_in_float64(params, state, images, labels, config: lenet5.Config, 
 
 
 def train(config: lenet5.Config, loss: str, epochs: int, seed: int, data: Data) -> dict[str, Any]:
-    """Trains both networks; what came out. In an order drawn anew for every epoch (the last images that fill no batch sit it out)."""
+    """Trains both networks, in an order drawn anew for every epoch (the last images that fill no batch sit it out)."""
     start = time.perf_counter()
     rng = np.random.default_rng(seed)
     count = len(data.train_labels)

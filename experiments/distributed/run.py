@@ -203,7 +203,7 @@ def numbers(settings: Settings, result: dict[str, Any], data: _data.Data) -> dic
         **result,
     }
     if settings.coordinator_address:  # a line for each process
-        words = settings.arguments(data="FOLDER") + ["--coordinator-address", "HOST:PORT", "--process-id"]
+        words = [*settings.arguments(data="FOLDER"), "--coordinator-address", "HOST:PORT", "--process-id"]
         lines = (_command.line(type(settings).__module__, *words, i) for i in range(processes))
         content["command"] = "\n".join(lines)
     return content

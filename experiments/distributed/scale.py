@@ -334,8 +334,8 @@ def present(content: dict[str, Any]) -> _report.Report:
         _report.Table("Costs", tuple(costs_us[0]), [list(row.values()) for row in costs_us], "Microseconds in a step."),
     ]
     caption = (
-        "Milliseconds of a step against the number of devices. The statistics of all devices are 106 short messages, one "
-        "after the other. An A100 computes 3,500 images a second."
+        "Milliseconds of a step against the number of devices. The statistics of all devices are 106 short messages, "
+        "one after the other. An A100 computes 3,500 images a second."
     )
     return _report.Report(
         "What synchronized batch norm sends",

@@ -63,7 +63,7 @@ def save(folder: Path, state: State, progress: Progress, data: Data, configurati
                 output,
                 f"The most confident mistakes, with the {output} of the answer",
             ),
-            f"Test images that were taken for something else, the most confident first, with the {output} of the answer.",
+            f"Test images taken for something else, the most confident first, with the {output} of the answer.",
         ),
         (
             *("gradients", "Gradients, layer by layer"),

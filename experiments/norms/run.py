@@ -134,7 +134,7 @@ def tables(content: dict[str, Any]) -> list[_report.Part]:
             "Times",
             ("norm", "shape", "bnderiv", "Flax", "plain jnp"),
             measured,
-            "Median of a forward and a backward pass; the others' time over bnderiv's, above 1 where bnderiv is faster.",
+            "Median of a forward and a backward pass; the others' over bnderiv's, above 1 where bnderiv is faster.",
         ),
     ]
 
