@@ -35,7 +35,7 @@ import jax.numpy as jnp
 import bnderiv
 from experiments import _options, _programs, _report
 from experiments.benchmark import compiled_tables, peers, steps, targets
-from experiments.benchmark.layers import by, other_norm
+from experiments.benchmark.layers import by
 
 NORMS = ((256, 112, 112, 64), (256, 56, 56, 256), (256, 7, 7, 2048))  # the first, the largest, the last of ResNet-50
 SMALL = (64, 56, 56, 256)  # a batch at which XLA may prefer to store the ReLU's mask
@@ -109,16 +109,18 @@ def cases() -> Iterator[Case]:
             for shape in (*NORMS, *[SMALL, FEW] * relu):
                 name = f"batch norm{' + relu' * relu}, {by(shape)}"
                 x = spec(shape, dtype)
-                yield Case(f"{name}, {dtype}", x, partial(batch_norms, x, relu))
+                yield Case(f"{name}, {dtype}", x, partial(layers, "batch_norm_relu" if relu else "batch_norm", x))
     for norm, shape in OTHER_NORMS:
         for dtype in ("float32", "bfloat16"):
             x = spec(shape, dtype)
-            yield Case(f"{norm.replace('_', ' ')}, {by(shape)}, {dtype}", x, partial(other_norms, norm, x))
+            options = {"eps": 1e-6, "groups": 32}  # Flax's defaults
+            yield Case(f"{norm.replace('_', ' ')}, {by(shape)}, {dtype}", x, partial(layers, norm, x, **options))
     for kind, window, stride, padding, shape in POOLS:
         for dtype in ("float32", "bfloat16"):
             name = f"{kind} pool {window}×{window}/{stride}{', padding 1' if padding else ''}, {by(shape)}"
             x = spec(shape, dtype)
-            yield Case(f"{name}, {dtype}", x, partial(pools, kind, window, stride, padding, x))
+            options = {"window": window, "strides": stride, "padding": padding}
+            yield Case(f"{name}, {dtype}", x, partial(layers, f"{kind}_pool", x, **options))
     for dtype in ("float32", "bfloat16"):
         yield Case(f"bottleneck block, {by(BLOCK)}, {dtype}", spec(BLOCK, dtype), partial(blocks, spec(BLOCK, dtype)))
     for dtype in ("float32", "bfloat16"):
@@ -129,47 +131,17 @@ def spec(shape: tuple[int, ...], dtype: Any = "float32") -> jax.ShapeDtypeStruct
     return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
 
 
-def batch_norms(x: jax.ShapeDtypeStruct, relu: bool) -> dict[str, Program]:
-    vector = spec(x.shape[-1:])
-
-    def layer(package: Any, running: Any, x: jax.Array, gamma: jax.Array, beta: jax.Array) -> Any:
-        return normalized(package, running, x, gamma, beta, relu=relu)
-
-    running = jax.eval_shape(partial(bnderiv.init_running_stats, x.shape[-1]))
-    arguments = running, (x, vector, vector), x
-    found = {who: Program(in_training(partial(layer, package)), arguments) for who, package in packages().items()}
-    if flax := peers.flax():
-        peer = flax.batch_norm
-        found["Flax"] = Program(in_training(lambda state, *args: peer(*args, relu)), ((), *arguments[1:]))
-    return found
-
-
-def normalized(package: Any, running: Any, x: Any, *args: Any, relu: bool = True) -> Any:
-    """As models and adapters do it: about the running mean, which then is updated."""
-    layer = package.batch_norm_relu if relu else package.batch_norm
-    y, batch = layer(x, *args, assumed_mean=running.mean)
-    return y, package.update_running_stats(running, jax.lax.stop_gradient(batch))
-
-
-def other_norms(name: str, x: jax.ShapeDtypeStruct) -> dict[str, Program]:
-    options = {"eps": 1e-6, "groups": 32}  # Flax's defaults
-    layers = {who: partial(other_norm, package, name, **options) for who, package in packages().items()}
-    if flax := peers.flax():
-        layers["Flax"] = partial(flax.other_norm, name, **options)
-    vector = spec(x.shape[-1:])
-    arguments = (), (x, vector, vector), x
-    return {
-        who: Program(in_training(lambda state, *args, f=f: (f(*args), state)), arguments) for who, f in layers.items()
-    }
-
-
-def pools(kind: str, window: int, stride: int, padding: int, x: jax.ShapeDtypeStruct) -> dict[str, Program]:
-    options = {"window": window, "strides": stride, "padding": padding}
-    layers = {who: partial(getattr(package, f"{kind}_pool"), **options) for who, package in packages().items()}
-    if flax := peers.flax():
-        layers["Flax"] = partial(flax.pool, kind, window=window, stride=stride, padding=padding)
-    dy = jax.eval_shape(layers["bnderiv"], x)
-    return {who: Program(in_training(lambda state, x, f=f: (f(x), state)), ((), (x,), dy)) for who, f in layers.items()}
+def layers(name: str, x: jax.ShapeDtypeStruct, **options: Any) -> dict[str, Program]:
+    """The programs of a layer; batch norm's take the running statistics, and return the new ones."""
+    with_state = name.startswith("batch_norm")
+    state = jax.eval_shape(partial(bnderiv.init_running_stats, x.shape[-1])) if with_state else ()
+    arguments = (x, *[spec(x.shape[-1:])] * (0 if name.endswith("pool") else 2))
+    programs = {}
+    for who, f in peers.layers(name, **options).items():
+        of_state = (lambda state, *args, f=f: f(*args, running=state)) if with_state else None
+        programs[who] = in_training(of_state or (lambda state, *args, f=f: (f(*args), state)))
+    dy = jax.eval_shape(peers.layers(name, **options)["bnderiv"], *arguments)
+    return {who: Program(f, (state, arguments, dy[0] if with_state else dy)) for who, f in programs.items()}
 
 
 def lenets(dtype: str) -> dict[str, Program]:
@@ -209,7 +181,7 @@ def blocks(x: jax.ShapeDtypeStruct) -> dict[str, Program]:
     }
     found = {
         who: Program(in_training(partial(bottleneck, package)), (running, (params, x), x))
-        for who, package in packages().items()
+        for who, package in peers.PACKAGES.items()
     }
     if flax := peers.flax():
         apply, state, params = flax.bottleneck(x)
@@ -222,13 +194,9 @@ def bottleneck(package: Any, running: Any, params: Any, x: jax.Array) -> Any:
     new, a = {}, x
     for name, (kernel, gamma, beta) in params.items():
         z = package.conv2d(a, kernel, padding="SAME")
-        residual = (x,) if name == "3" else ()
-        a, new[name] = normalized(package, running[name], z, gamma, beta, *residual)
+        residual = {"residual": x} if name == "3" else {}
+        a, new[name] = peers.ours(package, "batch_norm_relu", z, gamma, beta, running=running[name], **residual)
     return a, new
-
-
-def packages() -> dict[str, Any]:
-    return {"bnderiv": bnderiv, "plain autodiff": bnderiv.reference}
 
 
 def count(target: str, program: Program, x: jax.ShapeDtypeStruct) -> dict[str, Any]:

@@ -14,7 +14,6 @@ if __name__ == "__main__":
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import jax
@@ -22,10 +21,8 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
-import bnderiv
 from experiments import _options, _report
-from experiments.benchmark import allocator, clock, flax_peer
-from experiments.benchmark.layers import other_norm
+from experiments.benchmark import allocator, clock, peers
 
 EPS = 1e-6  # Flax's default
 GROUPS = 32
@@ -40,6 +37,9 @@ SHAPES = {  # of the times: a transformer's tokens, a vision transformer's, long
 }
 OF_ERRORS = {name: (64, 768) if "layer" in name or "rms" in name else (8, 28, 28, 64) for name in SHAPES}
 
+WHO = ("bnderiv", "Flax", "plain autodiff")
+NAMES = {"plain autodiff": "plain jnp, two passes"}
+
 Norm = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
@@ -51,16 +51,6 @@ class Settings(_options.Measured):
     """Small shapes and few rounds, to see that it works."""
     seed: _options.Seed = 0
     """Of the inputs, the parameters and the cotangents."""
-
-
-def contestants(name: str) -> dict[str, Norm]:
-    """As functions of x, gamma and beta."""
-    options = {"eps": EPS, "groups": GROUPS}
-    return {
-        "bnderiv": partial(other_norm, bnderiv, name, **options),
-        "flax": partial(flax_peer.other_norm, name, **options),
-        "plain": partial(other_norm, bnderiv.reference, name, **options),
-    }
 
 
 def both_ways(norm: Norm) -> Callable[..., Any]:
@@ -83,13 +73,14 @@ def drawn(shape: tuple[int, ...], seed: int) -> list[np.ndarray]:
 def errors(name: str, seed: int) -> Iterator[dict[str, Any]]:
     """For each input: the relative errors of y and dx of each contestant; None where one is not finite."""
     x, *others = drawn(OF_ERRORS[name], seed)
-    programs = {who: both_ways(norm) for who, norm in contestants(name).items()}
+    layers = peers.layers(name, eps=EPS, groups=GROUPS)
+    programs = {who: both_ways(norm) for who, norm in layers.items()}
     inputs = {f"mean {mean:g}": x + np.float32(mean) for mean in MEANS}
     inputs |= {f"scale {scale:g}": x * np.float32(scale) for scale in SCALES}
     for title, values in inputs.items():
         wide = [np.asarray(a, np.float64) for a in (values, *others)]
         with jax.enable_x64(True):
-            y, (dx, *_) = both_ways(contestants(name)["plain"])(*wide)
+            y, (dx, *_) = both_ways(layers["plain autodiff"])(*wide)
         found = {}
         for who, program in programs.items():
             ours_y, (ours_dx, *_) = program(values, *others)
@@ -106,7 +97,8 @@ def _relative(actual: Any, expected: Any) -> float | None:
 
 def times(name: str, shape: tuple[int, ...], settings: Settings) -> dict[str, Any]:
     arguments = [jnp.asarray(a) for a in drawn(shape, settings.seed)]
-    programs = {who: clock.of_jax(both_ways(norm), *arguments) for who, norm in contestants(name).items()}
+    layers = peers.layers(name, eps=EPS, groups=GROUPS)
+    programs = {who: clock.of_jax(both_ways(norm), *arguments) for who, norm in layers.items()}
     effort = clock.QUICK if settings.quick else clock.FULL
     return {"norm": name, "shape": list(shape), "times": clock.interleaved(programs, effort)}
 
@@ -117,16 +109,16 @@ def tables(content: dict[str, Any]) -> list[_report.Part]:
     def shown(pair: list[float | None]) -> str:
         return " / ".join("NaN" if e is None else "all wrong" if e > 0.5 else f"{e:.1e}" for e in pair)
 
-    errors = [[row["norm"], row["input"], *map(shown, row["errors"].values())] for row in content["errors"]]
+    errors = [[row["norm"], row["input"], *(shown(row["errors"][who]) for who in WHO)] for row in content["errors"]]
     measured = []
     for row in content["times"]:
-        ours, *others = (row["times"][who]["ms"][1] for who in ("bnderiv", "flax", "plain"))
+        ours, *others = (row["times"][who]["ms"][1] for who in WHO)
         ratios = (f"{other / ours:.2f}×" for other in others)
         measured.append([row["norm"], "×".join(map(str, row["shape"])), f"{ours:.3g} ms", *ratios])
     return [
         _report.Table(
             "Errors",
-            ("norm", "input", "bnderiv", "Flax", "plain jnp, two passes"),
+            ("norm", "input", *(NAMES.get(who, who) for who in WHO)),
             errors,
             "Relative error of y / dx in float32. All wrong: more than a half.",
         ),
@@ -144,10 +136,9 @@ def draw(content: dict[str, Any]) -> bytes:
     figure, grid = plt.subplots(2, 2, figsize=(_report.WIDTH, 6), sharex=True, sharey=True)
     for axes, name in zip(grid.flat, SHAPES, strict=True):
         rows = [row for row in content["errors"] if row["norm"] == name and row["input"].startswith("mean")]
-        for who, library in (("flax", "Flax"), ("plain", "plain autodiff"), ("bnderiv", "bnderiv")):
+        for who in ("Flax", "plain autodiff", "bnderiv"):
             worst = [max(e if e is not None else np.nan for e in row["errors"][who]) for row in rows]
-            label = "plain jnp, two passes" if who == "plain" else library
-            axes.plot(range(len(rows)), worst, label=label, **_report.LOOKS[library])
+            axes.plot(range(len(rows)), worst, label=NAMES.get(who, who), **_report.LOOKS[who])
         axes.axhline(2e-7, color="gray", ls=":", label="promised by bnderiv")
         axes.set(yscale="log", title=name.replace("_", " "))
         axes.set_xticks(range(len(rows)), [row["input"].removeprefix("mean ") for row in rows])
