@@ -286,13 +286,13 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-
 h1 { line-height: 1.2 } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd }
 .summary { font-size: 1.15rem } figure { margin: 0 } img { max-width: 100%; height: auto }
 figcaption, .caption { color: #555 }
-pre { background: #f4f4f4; padding: .7rem 1rem; overflow-x: auto }
+pre { background: #f4f4f4; padding: .7rem 1rem; white-space: pre-wrap; overflow-wrap: anywhere }
 code { background: #f4f4f4 }
 .scroll { overflow-x: auto; margin: 1rem 0 } .scroll.wide { font-size: .78rem }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 td, th { padding: .15rem .8rem .15rem 0; vertical-align: top } .wide td, .wide th { padding-right: .6rem }
 th { text-align: left; border-bottom: 1px solid #999 } td.number, th.number { text-align: right }
-.data td, .data th { white-space: nowrap } .data td.long { white-space: normal; min-width: 8rem }
+.data td { white-space: nowrap } .data th { vertical-align: bottom } .data td.long { white-space: normal; min-width: 8rem }
 .data td:first-child, .data th:first-child { white-space: normal; min-width: 7rem; position: sticky; left: 0;
   background: #fff }
 @media (min-width: 75rem) { .scroll.wide { width: max-content; min-width: 100%; max-width: 94vw; position: relative;

@@ -236,11 +236,6 @@ def costs(of: Network, per_layer: int, bytes_per_channel: int, network: Nodes | 
     return {"statistics": round(statistics, 1), "gradients": round(network.large(p, 4 * of.parameters), 1)}
 
 
-def by_name_bytes(p: int, channels: float) -> float:
-    """Bytes that `axis_name` sends for one batch norm: every device's five vectors, each in a place of its own."""
-    return 20 * p * channels
-
-
 # The run.
 
 
