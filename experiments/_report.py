@@ -292,7 +292,8 @@ code { background: #f4f4f4 }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 td, th { padding: .15rem .8rem .15rem 0; vertical-align: top } .wide td, .wide th { padding-right: .6rem }
 th { text-align: left; border-bottom: 1px solid #999 } td.number, th.number { text-align: right }
-.data td { white-space: nowrap } .data th { vertical-align: bottom } .data td.long { white-space: normal; min-width: 8rem }
+.data td { white-space: nowrap } .data th { vertical-align: bottom }
+.data td.long { white-space: normal; min-width: 8rem }
 .data td:first-child, .data th:first-child { white-space: normal; min-width: 7rem; position: sticky; left: 0;
   background: #fff }
 @media (min-width: 75rem) { .scroll.wide { width: max-content; min-width: 100%; max-width: 94vw; position: relative;
