@@ -1,7 +1,7 @@
 """What every experiment leaves: its numbers, and what is made of them alone: pictures, tables and an HTML page.
 
-A script measures, `keep`s the numbers in a JSON file with all that a page says about the run, and `show`s that file.
-With --redraw it only shows.
+A script `run`s: it measures, `keep`s the numbers in a JSON file with all that a page says about the run, and `show`s
+that file. With --redraw it only shows.
 """
 
 import base64
@@ -97,6 +97,29 @@ class Report(NamedTuple):
     file: str = "report.html"
     tables: str = ""
     said: str = ""
+
+
+def run(
+    file: Path,
+    options: _options.Measured,
+    measure: Callable[[Any], Mapping[str, Any]],
+    present: Callable[[dict[str, Any]], Report],
+    *more: str,
+    **instead: str,
+) -> None:
+    """A whole experiment: measures, unless it is to be drawn again, keeps the numbers and shows them.
+
+    Args:
+      file: the JSON file, in the folder of the results.
+      options: of the run.
+      measure: of the options; the numbers.
+      present: of what the file holds; the report.
+      more, instead: as `keep` takes them.
+    """
+    if not options.redraw:
+        _command.make(file.parent)
+        keep(file, measure(options), options, *more, **instead)
+    show(file, present)
 
 
 def keep(file: Path, content: Mapping[str, Any], options: _options.Options, *more: str, **instead: str) -> None:

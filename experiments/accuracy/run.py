@@ -507,26 +507,25 @@ def present(content: dict[str, Any]) -> _report.Report:
     )
 
 
+def measure_all(options: Settings) -> dict[str, Any]:
+    """The numbers of every library that is installed."""
+    if np.finfo(np.longdouble).eps > 1e-18:
+        raise _command.Refused("the truth needs a long double wider than float64, which this machine's NumPy has not")
+    libraries, absent = installed_libraries()
+    for name in absent:
+        print(f"{name} is not installed: left out")
+    seeds = SEEDS[:1] if options.quick else SEEDS
+    return {
+        "eps": EPS,
+        "seeds": list(seeds),
+        "libraries": list(libraries),
+        "absent": absent,
+        "rows": measure(all_cases(options.quick), seeds, libraries),
+    }
+
+
 @_command.command
 def main(arguments: list[str] | None = None) -> None:
     options = _options.parse(Settings, arguments, __doc__)
     file = options.folder(__file__) / "accuracy.json"
-    if not options.redraw:
-        libraries, absent = installed_libraries()
-        if np.finfo(np.longdouble).eps > 1e-18:
-            raise _command.Refused(
-                "the truth needs a long double wider than float64, which this machine's NumPy has not"
-            )
-        _command.make(file.parent)
-        for name in absent:
-            print(f"{name} is not installed: left out")
-        seeds = SEEDS[:1] if options.quick else SEEDS
-        content = {
-            "eps": EPS,
-            "seeds": list(seeds),
-            "libraries": list(libraries),
-            "absent": absent,
-            "rows": measure(all_cases(options.quick), seeds, libraries),
-        }
-        _report.keep(file, content, options, "bnderiv", *PEERS)
-    _report.show(file, present)
+    _report.run(file, options, measure_all, present, "bnderiv", *PEERS)

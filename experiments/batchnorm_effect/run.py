@@ -216,8 +216,4 @@ def present(content: dict[str, Any]) -> _report.Report:
 @_command.command
 def main(arguments: list[str] | None = None) -> None:
     settings = _options.parse(Settings, arguments, __doc__)
-    file = settings.folder(__file__) / "results.json"
-    if not settings.redraw:
-        _command.make(file.parent)
-        _report.keep(file, measure(settings), settings, data="FOLDER")
-    _report.show(file, present)
+    _report.run(settings.folder(__file__) / "results.json", settings, measure, present, data="FOLDER")

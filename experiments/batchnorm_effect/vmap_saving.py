@@ -98,22 +98,19 @@ def present(content: dict[str, Any]) -> _report.Report:
     )
 
 
+def measure(settings: Settings) -> dict[str, Any]:
+    """One network of each kind, several seeds, several rates, and both."""
+    task = run.load_task(settings.data, settings.memory)
+    # Few images to measure by, so that steps are what is timed.
+    few = task.probes[:100]
+    task = task._replace(test_images=few, test_labels=task.test_labels[:100], probes=few)
+    rates = run.Settings.sweep_rates
+    shapes = ((1, (0.1,)), (5, (0.1,)), (1, rates), (3, rates))
+    measured = [saving(task, seeds, some, settings) for seeds, some in shapes]
+    return {"features": task.train_images.shape[1], "steps": settings.steps, "measured": measured}
+
+
 @_command.command
 def main(arguments: list[str] | None = None) -> None:
     settings = _options.parse(Settings, arguments, __doc__)
-    file = settings.folder(__file__) / "vmap_saving.json"
-    if not settings.redraw:
-        task = run.load_task(settings.data, settings.memory)
-        _command.make(file.parent)
-        # Few images to measure by, so that steps are what is timed.
-        few = task.probes[:100]
-        task = task._replace(test_images=few, test_labels=task.test_labels[:100], probes=few)
-        rates = run.Settings.sweep_rates
-        shapes = ((1, (0.1,)), (5, (0.1,)), (1, rates), (3, rates))
-        content = {
-            "features": task.train_images.shape[1],
-            "steps": settings.steps,
-            "measured": [saving(task, seeds, some, settings) for seeds, some in shapes],
-        }
-        _report.keep(file, content, settings, data="FOLDER")
-    _report.show(file, present)
+    _report.run(settings.folder(__file__) / "vmap_saving.json", settings, measure, present, data="FOLDER")

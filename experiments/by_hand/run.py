@@ -267,18 +267,20 @@ def present(content: dict[str, Any]) -> _report.Report:
     )
 
 
+def measure(options: Settings) -> dict[str, Any]:
+    """What came out, and every choice that made it."""
+    config = dataclasses.replace(DEFAULT, pool=options.pool, activation=options.activation)
+    own = {"batch_size": BATCH_SIZE, "learning_rate": LEARNING_RATE}
+    network = dataclasses.asdict(config) | {"dtype": str(config.dtype)}
+    content = train(config, options.loss, options.epochs, options.seed, load())
+    return content | {"configuration": options.shown() | own | network}
+
+
 @_command.command
 def main(arguments: list[str] | None = None) -> None:
     options = _options.parse(Settings, arguments, __doc__)
     file = options.folder(__file__) / "by_hand.json"
-    if not options.redraw:
-        config = dataclasses.replace(DEFAULT, pool=options.pool, activation=options.activation)
-        _command.make(file.parent)
-        content = train(config, options.loss, options.epochs, options.seed, load())
-        own = {"batch_size": BATCH_SIZE, "learning_rate": LEARNING_RATE}
-        network = dataclasses.asdict(config) | {"dtype": str(config.dtype)}
-        _report.keep(file, content | {"configuration": options.shown() | own | network}, options)
-    _report.show(file, present)
+    _report.run(file, options, measure, present)
     again = _report.numbers(file)["suspicious_steps_in_float64"]
     if again and not max(again.values()) < 1e-9:
         raise _command.Refused("the gradients differ in float64 too: a formula is wrong")

@@ -286,6 +286,8 @@ def draw(table: list[dict[str, Any]]) -> bytes:
 
 def measure(settings: Settings) -> dict[str, Any]:
     """The counts in programs for each number of devices, and the costs that follow."""
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", max(settings.devices, default=1))
     machines: dict[str, Callable[[], list[Any]]] = {
         f"{p} CPU devices": lambda p=p: jax.devices()[:p] for p in settings.devices
     } | {f"TPU {topology}": lambda topology=topology: tpu_devices(topology) for topology in settings.tpu}
@@ -343,10 +345,4 @@ def present(content: dict[str, Any]) -> _report.Report:
 @_command.command
 def main(arguments: list[str] | None = None) -> None:
     settings = _options.parse(Settings, arguments, __doc__)
-    file = settings.folder(__file__) / "scale.json"
-    if not settings.redraw:
-        jax.config.update("jax_platforms", "cpu")
-        jax.config.update("jax_num_cpu_devices", max(settings.devices, default=1))
-        _command.make(file.parent)
-        _report.keep(file, measure(settings), settings)
-    _report.show(file, present)
+    _report.run(settings.folder(__file__) / "scale.json", settings, measure, present)

@@ -159,21 +159,22 @@ def present(content: dict[str, Any]) -> _report.Report:
     )
 
 
+def measure(options: Settings) -> dict[str, Any]:
+    """The errors, and then the times."""
+    allocator.start_again(keeping=True)
+    content = {"eps": EPS, "groups": GROUPS, "seed": options.seed, "errors": [], "times": []}
+    shapes = [(name, (2, 16, 64) if options.quick else shape) for name, some in SHAPES.items() for shape in some]
+    with _command.bar(total=len(SHAPES) + len(shapes), desc="norms") as bar:
+        for name in SHAPES:
+            content["errors"] += errors(name, options.seed)
+            bar.update()
+        for name, shape in shapes:
+            content["times"].append(times(name, shape, options))
+            bar.update()
+    return content
+
+
 @_command.command
 def main(arguments: list[str] | None = None) -> None:
     options = _options.parse(Settings, arguments, __doc__)
-    file = options.folder(__file__) / "norms.json"
-    if not options.redraw:
-        allocator.start_again(True)
-        _command.make(file.parent)
-        content = {"eps": EPS, "groups": GROUPS, "seed": options.seed, "errors": [], "times": []}
-        shapes = [(name, (2, 16, 64) if options.quick else shape) for name, some in SHAPES.items() for shape in some]
-        with _command.bar(total=len(SHAPES) + len(shapes), desc="norms") as bar:
-            for name in SHAPES:
-                content["errors"] += errors(name, options.seed)
-                bar.update()
-            for name, shape in shapes:
-                content["times"].append(times(name, shape, options))
-                bar.update()
-        _report.keep(file, content, options, "flax")
-    _report.show(file, present)
+    _report.run(options.folder(__file__) / "norms.json", options, measure, present, "flax")
