@@ -96,10 +96,10 @@ def graph() -> Figure:
     upright = (-0.95, 0), (1.0, 0)
     edges = [  # from, to; what goes forward, what comes back; where the two labels are
         ("x", "2", rf"$x$ = {tuple_of(s.x)}", rf"$\bar c$ = {tuple_of(s.dx_through_c)}", *level),
-        ("x", "1", r"$x$", rf"$\bar\mu / M$ = {number(s.dx_through_mu[0, 0])} each", (0.4, 0.2), (-2.0, -0.3)),
+        ("x", "1", r"$x$", rf"$\bar\mu / M$ = {number(s.dx_through_mu[0, 0])} each", (0.4, 0.2), (-1.6, -0.3)),
         ("1", "2", rf"$\mu$ = {tuple_of(s.mu)}", rf"$\bar\mu$ = {tuple_of(s.d_mu)}", (-0.85, 0.3), (0.9, -0.5)),
         ("2", "7", rf"$c$ = {tuple_of(s.c)}", rf"$r \bar{{\hat x}}$ = {tuple_of(s.d_c_through_x_hat)}", *level),
-        ("2", "3", r"$c$", rf"$2 c \bar q$ = {tuple_of(s.d_c_through_q)}", (0.3, 0.75), (2.5, -0.1)),
+        ("2", "3", r"$c$", rf"$2 c \bar q$ = {tuple_of(s.d_c_through_q)}", (0.3, 0.75), (2.1, -0.1)),
         ("3", "4", rf"$q$ = {tuple_of(s.q)}", rf"$\bar q$ = {tuple_of(s.d_q)}", *level),
         ("4", "5", rf"$\sigma^2$ = {tuple_of(s.var)}", rf"$\bar{{\sigma^2}}$ = {tuple_of(s.d_var)}", *level),
         ("5", "6", rf"$\rho$ = {tuple_of(s.std)}", rf"$\bar\rho$ = {tuple_of(s.d_std)}", *level),
@@ -127,7 +127,7 @@ def graph() -> Figure:
             axes.text(middle[0] + right, middle[1] + up, label, ha="center", va="center", fontsize=10, color=color)
     total = rf"$\bar x = \bar c + \bar\mu / M$ = {tuple_of(s.dx)}: two arrows leave $x$, their gradients add up"
     axes.text(-0.5, 1.4, total, fontsize=12, color=BACKWARD, ha="left")
-    axes.set(xlim=(-1.6, 38), ylim=(-4.7, 3.7))
+    axes.set(xlim=(-1.2, 38), ylim=(-4.7, 3.7))
     return figure
 
 
