@@ -33,11 +33,14 @@ TREE = (
 NOT = re.compile(r"(^|/)(runs|\.[^/]+)/")  # what experiments leave, and hidden folders
 MATHJAX = ("tex-chtml-full.js", "output/chtml/fonts/woff-v2/*", "a11y/*", "sre/**/*")
 
+ARITHMATEX = 'class="arithmatex"'
 TAGGED = re.compile(r'<div class="arithmatex">(?=[^<]*\\tag\{([A-Z]\d+)\})')
+# Two spaces continue a list's item in CommonMark; Python-Markdown wants four. Fences stay.
+CONTINUED = re.compile(r"^(`{3,}).*?^\1$|(?<=\n\n)(?:  \S[^\n]*\n)+", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"(\]\()([^)\s]+)(\))")
 # A label in a text or a docstring; before it, what is left as it is.
 LABEL = re.compile(
-    r"<(a|code|pre|h[1-6]|script|svg)\b.*?</\1>|<[^>]+>"
+    r"<(a|code|pre|h[1-6]|script|svg)\b.*?</\1>|<(div|span) class=\"arithmatex\".*?</\2>|<[^>]+>"
     r"|\((?P<label>[A-Z]\d{1,2})\)|(?P<docstring>derivation\.md(?:, [A-Z]\d{1,2})+)",
     re.DOTALL,
 )
@@ -129,6 +132,9 @@ def fenced(text: str, language: str) -> str:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     here = posixpath.dirname(page.file.src_uri)
+    if page.edit_url and page.file.src_dir == config.docs_dir:
+        folder = Path(config.docs_dir).relative_to(ROOT).as_posix()
+        page.edit_url = f"{config.repo_url}/{config.edit_uri}{folder}/{page.file.src_uri}"
 
     def resolved(m: re.Match) -> str:
         path, mark, anchor = m[2].partition("#")
@@ -138,6 +144,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         kind = "tree" if (ROOT / target).is_dir() else "blob"
         return f"{m[1]}{config.repo_url}/{kind}/main/{target}{mark}{anchor}{m[3]}"
 
+    markdown = CONTINUED.sub(lambda m: m[0] if m[1] else re.sub("^(?=.)", "  ", m[0], flags=re.M) + "\n", markdown)
     return LINK.sub(resolved, markdown)
 
 
@@ -150,7 +157,8 @@ def on_env(env, config: MkDocsConfig, files: Files):
             homes |= dict.fromkeys(TAGGED.findall(page.content), page.url)
             page.content = TAGGED.sub(r'<div class="arithmatex" id="\1">', page.content)
     for page in pages:
-        page.content = linked(page.content, page.url, homes)
+        # The search shows pieces of text, in which TeX would be raw.
+        page.content = linked(page.content, page.url, homes).replace(ARITHMATEX, f"{ARITHMATEX} data-search-exclude")
 
 
 def linked(content: str, here: str, homes: dict[str, str]) -> str:
