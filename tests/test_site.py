@@ -1,4 +1,4 @@
-"""The site as it is built: strictly, with every formula as mathematics, every link to a place, and nothing from elsewhere.
+"""The site as it is built: every formula is mathematics, every link leads to a place, nothing is loaded from elsewhere.
 
 Also: what GitHub shows of a page, the site shows, though another Markdown reads it there.
 """
@@ -21,7 +21,7 @@ for tool in ("mkdocs", "material", "mkdocstrings", "mathjax"):
     pytest.importorskip(tool, reason="the site's tools are in the extra `docs`")
 markdown_it = pytest.importorskip("markdown_it", reason="the parser of the pages is in the extra `test`")
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("site")]
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "wbr"}
@@ -46,7 +46,7 @@ class Built(HTMLParser):
         self.feed(source)
 
     def handle_starttag(self, tag, attrs):
-        given = dict(attrs)
+        given = {name: value or "" for name, value in attrs}
         self.ids += [given["id"]] if given.get("id") else []
         if tag == "a" and given.get("href"):
             self.links.append(given["href"])
@@ -57,8 +57,8 @@ class Built(HTMLParser):
         if any(name == "article" for name, _ in self.open):
             self.counts[tag] += 1
         if tag not in VOID:
-            self.open.append((tag, given.get("class") or ""))
-            if "arithmatex" in (given.get("class") or "").split():
+            self.open.append((tag, given.get("class", "")))
+            if "arithmatex" in given.get("class", "").split():
                 self.formulas.append("")
 
     def handle_endtag(self, tag):
@@ -110,11 +110,12 @@ def test_links_lead_to_a_place(site, pages):
             parts = urlsplit(link)
             if parts.scheme:
                 continue
-            target = posixpath.normpath(posixpath.join(posixpath.dirname(name), unquote(parts.path))) if parts.path else name
-            target = posixpath.normpath(f"{target}/index.html") if (site / target).is_dir() else target
-            if not (site / target).is_file():
-                broken.append(f"{name}: {link}")
-            elif parts.fragment and target in pages and unquote(parts.fragment) not in pages[target].ids:
+            target = posixpath.normpath(posixpath.join(posixpath.dirname(name), unquote(parts.path)))
+            target = name if not parts.path else f"{target}/index.html" if (site / target).is_dir() else target
+            target = posixpath.normpath(target)
+            anchors = pages[target].ids if target in pages else None
+            lost = parts.fragment and anchors is not None and unquote(parts.fragment) not in anchors
+            if lost or not (site / target).is_file():
                 broken.append(f"{name}: {link}")
     assert broken == []
 
@@ -141,7 +142,7 @@ def test_every_label_is_the_id_of_its_equation(pages):
 
 
 def test_every_public_name_is_in_the_api(pages):
-    ids = {name for path, page in pages.items() if path.startswith("api/") for name in page.ids}
+    ids = {name for path, page in pages.items() if path.startswith("docs/api/") for name in page.ids}
     names = [name for name in bnderiv.__all__ if name not in ("reference", "forward_mode", "steps", "check", "models")]
     names += [f"steps.{name}" for name in bnderiv.steps.__all__]
     names += [f"models.{model}.{name}" for model in ("lenet5", "mlp") for name in ("Config", "init", "apply")]
@@ -160,7 +161,7 @@ def test_search_finds_text_and_shows_no_tex(site):
     assert TEX.findall(texts) == []
     for words, place in (
         ("channel over the whole batch", "bnderiv/normalization/derivation/"),
-        ("batch_norm", "api/norms/"),
+        ("batch_norm", "docs/api/norms/"),
         ("Why is my gradient zero", "docs/faq/"),
         ("first_difference", "experiments/notebooks/batch_norm_gradient/"),
     ):

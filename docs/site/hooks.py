@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 TREE = (
     "*.md",
     "bnderiv/**/*.md",
-    "docs/*.md",
+    "docs/**/*.md",
     "docs/pictures/*.svg",
     *(f"experiments/**/*.{ending}" for ending in ("md", "ipynb", "png", "html")),
 )
@@ -132,9 +132,6 @@ def fenced(text: str, language: str) -> str:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     here = posixpath.dirname(page.file.src_uri)
-    if page.edit_url and page.file.src_dir == config.docs_dir:
-        folder = Path(config.docs_dir).relative_to(ROOT).as_posix()
-        page.edit_url = f"{config.repo_url}/{config.edit_uri}{folder}/{page.file.src_uri}"
 
     def resolved(m: re.Match) -> str:
         path, mark, anchor = m[2].partition("#")
