@@ -56,6 +56,8 @@ class Built(HTMLParser):
             self.loaded.append(given["href"])
         if any(name == "article" for name, _ in self.open):
             self.counts[tag] += 1
+        if any(cls == "arithmatex" for _, cls in self.open):
+            self.raw_tex.append(f"<{tag}> in a formula")
         if tag not in VOID:
             self.open.append((tag, given.get("class", "")))
             if "arithmatex" in given.get("class", "").split():
