@@ -23,8 +23,9 @@ pytestmark = pytest.mark.fast
 def test_a_row_leads_to_the_code(row):
     file = re.search(r"\]\(([^)]*)\)", row["function"])
     name = re.findall(r"`(\w+)`", row["function"])[-1]
-    default = "../bnderiv/normalization/steps.py" if name.endswith("_jacobian") else NORMALIZE
-    source = (PAGE.parent / (file[1] if file else default)).read_text()
+    if not file and name in dir(steps):
+        return
+    source = (PAGE.parent / (file[1] if file else NORMALIZE)).read_text()
     assert re.search(rf"^def {name}\(", source, re.MULTILINE)
 
 
