@@ -4,6 +4,7 @@ Also: what GitHub shows of a page, the site shows, though another Markdown reads
 """
 
 import collections
+import inspect
 import json
 import posixpath
 import re
@@ -157,6 +158,18 @@ def test_every_public_name_is_in_the_api(pages):
     assert [name for name in names if f"bnderiv.{name}" not in ids] == []
 
 
+def test_every_step_is_in_the_api(site):
+    page = (site / "docs/api/steps/index.html").read_text()
+    tables = [
+        set(re.findall(r"<tr>\s*<td><code>(\w+)</code></td>", table))
+        for table in re.findall(r"<table>.*?</table>", page, re.S)
+    ]
+    for name in bnderiv.steps.__all__:
+        returned = inspect.signature(getattr(bnderiv.steps, name), eval_str=True).return_annotation
+        if hasattr(returned, "_fields"):
+            assert set(returned._fields) in tables, name
+
+
 def test_search_finds_text_and_shows_no_tex(site):
     entries = json.loads((site / "search" / "search_index.json").read_text())["docs"]
     texts = " ".join(re.sub(r"<(pre|code)\b.*?</\1>", "", entry["text"], flags=re.DOTALL) for entry in entries)
@@ -165,6 +178,7 @@ def test_search_finds_text_and_shows_no_tex(site):
         ("channel over the whole batch", "bnderiv/normalization/derivation/"),
         ("batch_norm", "docs/api/norms/"),
         ("Why is my gradient zero", "docs/faq/"),
+        ("d_gamma", "docs/api/steps/"),
         ("first_difference", "experiments/notebooks/batch_norm_gradient/"),
     ):
         assert any(entry["location"].startswith(place) and words in entry["title"] + entry["text"] for entry in entries)

@@ -8,6 +8,7 @@ becomes markdown, outputs included. Mathematics, as GitHub writes it, becomes wh
 
 import html
 import importlib.util
+import inspect
 import json
 import posixpath
 import re
@@ -21,6 +22,9 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from mkdocs.utils import get_relative_url
+
+from bnderiv import steps
+from bnderiv.steps import table
 
 ROOT = Path(__file__).parents[2]
 TREE = (
@@ -37,6 +41,7 @@ ARITHMATEX = 'class="arithmatex"'
 TAGGED = re.compile(r'<div class="arithmatex">(?=[^<]*\\tag\{([A-Z]\d+)\})')
 # Two spaces continue a list's item in CommonMark; Python-Markdown wants four. Fences stay.
 CONTINUED = re.compile(r"^(`{3,}).*?^\1$|(?<=\n\n)(?:  \S[^\n]*\n)+", re.DOTALL | re.MULTILINE)
+STEPS = re.compile(r"^::: bnderiv\.steps\.(\w+)\n(?:    .*\n)*", re.MULTILINE)
 LINK = re.compile(r"(\]\()([^)\s]+)(\))")
 # A label in a text or a docstring; before it, what is left as it is.
 LABEL = re.compile(
@@ -141,8 +146,22 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         kind = "tree" if (ROOT / target).is_dir() else "blob"
         return f"{m[1]}{config.repo_url}/{kind}/main/{target}{mark}{anchor}{m[3]}"
 
+    if page.file.src_uri == "docs/api/steps.md":
+        markdown = STEPS.sub(lambda m: m[0] + fields_of(m[1]), markdown)
     markdown = CONTINUED.sub(lambda m: m[0] if m[1] else re.sub("^(?=.)", "  ", m[0], flags=re.M) + "\n", markdown)
     return LINK.sub(resolved, markdown)
+
+
+def fields_of(name: str) -> str:
+    """The steps that a function of `bnderiv.steps` returns, as a table; nothing for what returns none."""
+    returned = inspect.signature(getattr(steps, name), eval_str=True).return_annotation
+    if not hasattr(returned, "_fields"):
+        return ""
+    rows = []
+    for step, field in table.fields(returned).items():
+        symbol = f"`{field.symbol}`" if field.symbol else ""
+        rows.append(f"| `{step}` | {symbol} | {field.shape} | {field.label} | {field.meaning} |")
+    return "\n".join(["", "| step | symbol | shape | label | |", "|---|---|---|---|---|", *rows, ""])
 
 
 def on_env(env, config: MkDocsConfig, files: Files):
