@@ -1,12 +1,17 @@
-"""griffe reads our docstrings: it knows "Examples:" only."""
+"""Our docstrings, as griffe reads them."""
+
+import re
 
 from griffe import Extension, Object
 
+EXAMPLE = re.compile(r"^( *)Example:$", re.MULTILINE)
+NAMES = re.compile(r"^( +)((?:\w+, )+\w+): ", re.MULTILINE)
 
-class OneExample(Extension):
-    """An "Example:" is a section, not a note."""
+
+class OurDocstrings(Extension):
+    """An "Example:" is a section, not a note; "a, b: ..." are two names, not one and its type."""
 
     def on_instance(self, *, obj: Object, **_) -> None:
         if obj.docstring:
-            lines = obj.docstring.value.split("\n")
-            obj.docstring.value = "\n".join("Examples:" if line.strip() == "Example:" else line for line in lines)
+            text = EXAMPLE.sub(r"\1Examples:", obj.docstring.value)
+            obj.docstring.value = NAMES.sub(lambda m: f"{m[1]}{m[2].replace(' ', chr(0xA0))}: ", text)
