@@ -1,5 +1,7 @@
 """`bnderiv.forward_mode.enabled()`: forward mode for code that calls `bnderiv`'s own names."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 import bnderiv
 from bnderiv import forward_mode
+from tests.contract import near
 
 X = jnp.asarray(np.random.default_rng(0).standard_normal((6, 3)))
 KERNEL = jnp.asarray(np.random.default_rng(2).standard_normal((3, 3)))
@@ -68,3 +71,11 @@ def test_the_error_says_where_to_go():
     _, push = jax.linearize(bnderiv.relu, X)  # raises only when its result is called
     with pytest.raises(TypeError, match="forward-mode"):
         push(T)
+
+
+@pytest.mark.parametrize("window", [{"window": 2, "strides": 1}, {"window": 3, "padding": 1}, {"window": 2}], ids=str)
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+def test_the_tangent_of_an_average_is_the_same_at_nan(window, bad):
+    x, tangent = jax.random.normal(jax.random.key(0), (2, 2, 5, 6, 2), jnp.float32)
+    pool = partial(forward_mode.avg_pool, **window)
+    near(jax.jvp(pool, (jnp.full_like(x, bad),), (tangent,))[1], jax.jvp(pool, (x,), (tangent,))[1], 0)

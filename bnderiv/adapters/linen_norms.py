@@ -8,7 +8,7 @@ from flax.linen.dtypes import canonicalize_dtype
 from jax.typing import ArrayLike
 
 from bnderiv.adapters.batch_norm import feature_axes, real_array
-from bnderiv.adapters.norms import along, channel_group, group_axes, instance_axes, normalize, refuse_axis_name
+from bnderiv.adapters.norms import along, channel_group, group_axes, instance_axes, normalize
 
 
 class LayerNorm(nn.LayerNorm):
@@ -20,7 +20,8 @@ class LayerNorm(nn.LayerNorm):
     * Statistics and gradient are right at any mean and scale. The gradient is the closed form and saves only x and the
       statistics. Forward-mode differentiation must be asked for, by `bnderiv.forward_mode.enabled()`.
     * Half precision is always computed in float32. Where a mask leaves nothing, y is finite.
-    * Complex input raises, and so does `axis_name`: statistics over mapped axes are for BatchNorm alone.
+    * With a mask and `axis_name`, means are weighted by true counts; Flax averages the devices' averages.
+    * Complex input raises.
 
     Attributes:
       use_fast_variance: accepted without effect; the naive variance is never used.
@@ -49,7 +50,7 @@ class LayerNorm(nn.LayerNorm):
         Raises:
           TypeError: `x` is complex, or has a dtype that JAX does not have.
           ValueError: an axis out of range, or a mask that does not broadcast.
-          NotImplementedError: there is an `axis_name`.
+          NameError: no map around the call has `axis_name`.
         """
         x = real_array("x", x)
         reduced = feature_axes(self.reduction_axes, x.ndim, "reduction_axes")
@@ -107,7 +108,7 @@ class GroupNorm(nn.GroupNorm):
           TypeError: `x` is complex, or has a dtype that JAX does not have.
           ValueError: `reduction_axes` without the last, not exactly one of `num_groups` and `group_size`, one that does
             not divide the channels, or a mask that does not broadcast.
-          NotImplementedError: there is an `axis_name`.
+          NameError: no map around the call has `axis_name`.
         """
         x = real_array("x", x)
         reduced = group_axes(self.reduction_axes, x.ndim)
@@ -142,7 +143,6 @@ class InstanceNorm(nn.InstanceNorm):
 
 def _normalize(module: Any, x: jax.Array, reduced: Any, features: tuple[int, ...], **how: Any) -> jax.Array:
     """Creates the parameters of a module within its call, and normalizes by them."""
-    refuse_axis_name(module.axis_name)
     shape = [x.shape[a] for a in features]
 
     def parameter(name: str, used: bool) -> jax.Array | None:
@@ -151,4 +151,6 @@ def _normalize(module: Any, x: jax.Array, reduced: Any, features: tuple[int, ...
     scale, bias = parameter("scale", module.use_scale), parameter("bias", getattr(module, "use_bias", False))
     dtype = canonicalize_dtype(x, scale, bias, dtype=module.dtype)
     scale, bias = along("scale", scale, x, features), along("bias", bias, x, features)
+    if not module.is_initializing():  # there may be no map yet that has axis_name
+        how |= {"axis_name": module.axis_name, "axis_index_groups": module.axis_index_groups}
     return normalize(x, scale, bias, reduced, eps=module.epsilon, dtype=dtype, **how)

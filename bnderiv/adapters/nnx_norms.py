@@ -8,7 +8,7 @@ from flax.nnx.nn import dtypes
 from jax.typing import ArrayLike
 
 from bnderiv.adapters.batch_norm import feature_axes, real_array
-from bnderiv.adapters.norms import along, group_axes, instance_axes, normalize, refuse_axis_name
+from bnderiv.adapters.norms import along, group_axes, instance_axes, normalize
 
 
 class LayerNorm(nnx.LayerNorm):
@@ -41,7 +41,7 @@ class LayerNorm(nnx.LayerNorm):
         Raises:
           TypeError: `x` is complex, or has a dtype that JAX does not have.
           ValueError: an axis out of range, features that do not fit, or a mask that does not broadcast.
-          NotImplementedError: there is an `axis_name`.
+          NameError: no map around the call has `axis_name`.
         """
         x = real_array("x", x)
         reduced = feature_axes(self.reduction_axes, x.ndim, "reduction_axes")
@@ -96,7 +96,7 @@ class GroupNorm(nnx.GroupNorm):
           TypeError: `x` is complex, or has a dtype that JAX does not have.
           ValueError: `reduction_axes` without the last, channels other than the features, or a mask that does not
             broadcast.
-          NotImplementedError: there is an `axis_name`.
+          NameError: no map around the call has `axis_name`.
         """
         x = real_array("x", x)
         if x.shape[-1] != self.num_groups * self.group_size:
@@ -130,10 +130,10 @@ class InstanceNorm(nnx.InstanceNorm):
 
 def _normalize(module: Any, x: jax.Array, variables: Any, reduced: Any, features: Any, **how: Any) -> jax.Array:
     """Normalizes by a module's scale, and bias if it may have one."""
-    refuse_axis_name(module.axis_name)
     stored: Any = [None if v is None else v[...] for v in variables]
     x, *promoted = module.promote_dtype((x, *stored), dtype=module.dtype)
     parameters = stored if module.promote_dtype is dtypes.promote_dtype else promoted
     dtype = dtypes.canonicalize_dtype(x, *parameters, dtype=module.dtype)
     scale, bias = (along("num_features", a, x, features) for a in (*parameters, None)[:2])
+    how |= {"axis_name": module.axis_name, "axis_index_groups": module.axis_index_groups}
     return normalize(x, scale, bias, reduced, eps=module.epsilon, dtype=dtype, **how)

@@ -15,22 +15,17 @@ from bnderiv import _checks
 from bnderiv._numbers import accumulator
 from bnderiv._rule import layer
 from bnderiv.adapters.batch_norm import feature_axes, promote
-from bnderiv.normalization.arguments import epsilon
+from bnderiv.normalization.across_devices import merge
+from bnderiv.normalization.arguments import epsilon, index_groups
+from bnderiv.normalization.batch_norm import varying_like
 from bnderiv.normalization.groups import ChannelGroups, Groups
 from bnderiv.normalization.layer_norm import by_own_statistics
-from bnderiv.normalization.normalize import Affine
-from bnderiv.normalization.rms_norm import by_root_mean_square
+from bnderiv.normalization.normalize import Affine, Moments, statistics
+from bnderiv.normalization.normalize import normalize as normalize_by
+from bnderiv.normalization.rms_norm import by_root_mean_square, mean_square
 from bnderiv.normalization.units import Epsilon
 
 ChannelGroup = tuple[int, int]  # an axis, and how many neighbouring channels along it share statistics
-
-
-def refuse_axis_name(axis_name: Any) -> None:
-    """Raises NotImplementedError where statistics over a mapped axis are asked for."""
-    if axis_name is not None:
-        raise NotImplementedError(
-            f"axis_name must be None: only BatchNorm takes statistics over mapped axes, got {axis_name!r}"
-        )
 
 
 def group_axes(reduction_axes: Any, ndim: int) -> tuple[int, ...]:
@@ -105,6 +100,8 @@ def normalize(
     mask: Any = None,
     group: ChannelGroup | None = None,
     centered: bool = True,
+    axis_name: Any = None,
+    axis_index_groups: Any = None,
 ) -> jax.Array:
     """Normalizes x by its own statistics over the axes `reduced`.
 
@@ -116,12 +113,16 @@ def normalize(
       mask: broadcasts to x; elements where it is False do not count, but are normalized.
       group: the channels that share statistics; its axis is one of `reduced`. By default all.
       centered: whether by mean and variance, or by the mean square alone.
+      axis_name: name, or names, of mapped axes to take the statistics over too, by true counts.
+      axis_index_groups: groups of indices along `axis_name` that share statistics.
 
     Returns:
       y, in the shape of `x`.
 
     Raises:
-      ValueError: `scale`, `bias` or `mask` does not broadcast to `x`.
+      TypeError: `axis_index_groups` that are no sequences of indices.
+      ValueError: `scale`, `bias` or `mask` does not broadcast to `x`; groups without `axis_name`, or where JAX does not
+        take them.
     """
     shape = x.shape
     affine = [_of_rank(name, a, shape) for name, a in (("scale", scale), ("bias", bias))]
@@ -142,7 +143,9 @@ def normalize(
         reduced = (x.ndim - 1,)
     groups = _groups(x.ndim, reduced, group, affine)
     gamma, beta = (_spread(groups, x, a, neutral) for a, neutral in zip(affine, (1, 0), strict=True))
-    return _by_groups(centered, groups, x, where, gamma, beta, value, root).reshape(shape).astype(dtype)
+    axis_name = tuple(axis_name) if isinstance(axis_name, list) else axis_name
+    devices = (axis_name, index_groups(axis_index_groups, axis_name))
+    return _by_groups(centered, devices, groups, x, where, gamma, beta, value, root).reshape(shape).astype(dtype)
 
 
 def _of_rank(name: str, a: Any, shape: tuple[int, ...]) -> jax.Array | None:
@@ -175,11 +178,20 @@ def _spread(groups: Groups, x: jax.Array, a: jax.Array | None, neutral: float) -
     return jnp.full(shape, neutral, dtype) if a is None else jnp.broadcast_to(a.astype(dtype), shape)
 
 
-@layer(static=2, result=lambda centered, groups, x, *_: x)
-def _by_groups(centered, groups, x, where, gamma, beta, eps, root):
-    if centered:
-        return by_own_statistics(groups, x, where, Affine(gamma, beta), Epsilon(eps, root))
+@layer(static=3, result=lambda centered, devices, groups, x, *_: x)
+def _by_groups(centered, devices, groups, x, where, gamma, beta, eps, root):
+    affine, eps = Affine(gamma, beta), Epsilon(eps, root)
+    alone = devices[0] is None
+    if alone and centered:
+        return by_own_statistics(groups, x, where, affine, eps)
     n = groups.count(x, where)
-    return by_root_mean_square(
-        groups, x, where, n if where is None else jnp.maximum(n, 1), gamma, beta, Epsilon(eps, root)
-    )
+    least_one = n if where is None else jnp.maximum(n, 1)
+    if alone:
+        return by_root_mean_square(groups, x, where, least_one, gamma, beta, eps)
+    if centered:
+        moments = statistics(groups, x, where, least_one, eps, None)
+    else:  # the same map, with a mean of 0
+        unit, square = mean_square(groups, x, where, least_one, eps)
+        moments = Moments(unit, jnp.zeros_like(square), square)
+    _, moments = merge(n, moments, *devices)
+    return normalize_by(groups, False, x, where, affine, eps, varying_like(x, moments))

@@ -18,6 +18,7 @@ import numpy as np
 from jax import lax
 
 from bnderiv._checks import longer
+from bnderiv._cpu import once
 from bnderiv._numbers import accumulator
 
 
@@ -40,7 +41,7 @@ class Groups:
 
     def to_statistics(self, inner: jax.Array) -> jax.Array:
         """Inner sums to sums over the elements that share statistics."""
-        return inner.sum(self.statistics, keepdims=True) if self.statistics else inner
+        return once(inner.sum(self.statistics, keepdims=True)) if self.statistics else inner
 
     def to_parameters(self, inner: jax.Array) -> jax.Array:
         """Inner sums to sums over the elements that share gamma and beta."""

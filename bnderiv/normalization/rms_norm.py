@@ -9,7 +9,7 @@ from jax import lax
 from bnderiv import _checks
 from bnderiv._checks import same_varying
 from bnderiv._numbers import accumulator
-from bnderiv._rule import closed_form, layer
+from bnderiv._rule import both_modes, closed_form, layer
 from bnderiv.normalization.arguments import epsilon, laid, normalized_axes, parameter
 from bnderiv.normalization.groups import Groups
 from bnderiv.normalization.units import Epsilon, Unit, fits, masked, scale_for
@@ -69,7 +69,9 @@ def by_root_mean_square(groups, x, where, n, gamma, beta, eps):
 
 
 def _forward(groups, x, where, n, gamma, beta, eps):
-    unit, r = _root_mean_square(groups, x, where, n, eps)
+    with both_modes():  # a rule for second derivatives too, as no loop has one
+        unit, square = mean_square(groups, x, where, n, eps)
+    r = unit.inverse_root(square, eps)
 
     def of(u):
         y = u * r * gamma  # (N35)
@@ -107,23 +109,44 @@ def _by_root_mean_square_bwd(groups, residuals, delta):
 by_root_mean_square.defvjp(_by_root_mean_square_fwd, _by_root_mean_square_bwd)
 
 
-def _root_mean_square(groups, x, where, n, eps):
-    """A unit about zero, u = x s, and r = 1/√(mean u² + ε s²) in it: in one read of x where s = 1 will do."""
+@closed_form(static=1)
+def mean_square(groups, x, where, n, eps):
+    """A unit about zero, u = x s, and mean u² in it: in one read of x where s = 1 will do."""
 
-    def measure(unit):
-        return unit.scale, groups.total(masked(where, unit.of(x)) ** 2) / n
+    def measure(scale):
+        return scale, groups.total(masked(where, Unit(zero, scale).of(x)) ** 2) / n
 
-    def measure_again():
-        # The barrier keeps the branch: XLA may take one of few operations for cheap on a GPU, and make it a select.
-        counted = lax.optimization_barrier(lax.stop_gradient(masked(where, x)))
-        size = jnp.abs(counted).max(groups.reduced, keepdims=True).astype(dtype)
-        return measure(Unit(zero, lax.select(good, one, scale_for(jnp.maximum(size, eps.root)))))
+    def is_good(scale, square):
+        return fits(Unit(zero, scale), square, eps)
 
-    dtype = accumulator(x.dtype)
-    zero = jnp.zeros_like(x, dtype, shape=tuple(1 if i in groups.reduced else size for i, size in enumerate(x.shape)))
+    def measure_again(state):
+        _, scale, square = state
+        size = jnp.abs(masked(where, x)).max(groups.reduced, keepdims=True).astype(zero.dtype)
+        better = scale_for(jnp.maximum(size, eps.root))
+        return jnp.zeros_like(bad), *measure(lax.select(is_good(scale, square), scale, better))
+
+    def until_good():  # a loop, as under `vmap` a branch is always taken
+        return lax.while_loop(lambda state: state[0], measure_again, (bad, *first))[1:]
+
+    shape = tuple(1 if i in groups.reduced else size for i, size in enumerate(x.shape))
+    zero = jnp.zeros_like(x, accumulator(x.dtype), shape=shape)
     _, zero, one = same_varying(x, zero, jnp.ones_like(zero))
-    first = measure(Unit(zero, one))
-    good = fits(Unit(zero, one), first[1], eps)
-    scale, square = lax.cond(jnp.all(good), lambda: first, measure_again)
-    unit = Unit(zero, scale)
-    return unit, unit.inverse_root(square, eps)
+    first = measure(one)
+    bad = jnp.any(~is_good(*first))
+    scale, square = lax.cond(bad, until_good, lambda: first)
+    return Unit(zero, scale), square
+
+
+def _mean_square_fwd(groups, x, where, n, eps):
+    with both_modes():
+        unit, square = mean_square(groups, x, where, n, eps)
+    return (unit, square), (x, where, n, unit)
+
+
+def _mean_square_bwd(groups, residuals, d):
+    x, where, n, unit = residuals
+    dx = unit.back(masked(where, 2 * unit.of(x) * (d[1] / n)))
+    return dx.astype(x.dtype), None, None, None
+
+
+mean_square.defvjp(_mean_square_fwd, _mean_square_bwd)

@@ -35,6 +35,7 @@ MOST_READS = 24
 # Elements a sample of n has at least, or this times √n: its mean is off by about σ/4 then, and σ is near enough. One
 # huge element, which σ ≥ |x|/√n is due to, moves the sample's mean by σ/2 at most.
 SAMPLE, TIMES_ROOT = 16, 2
+TILE = 128  # numbers of the innermost axis that a TPU reads at once
 
 
 class Unit(NamedTuple):
@@ -155,16 +156,19 @@ def _better(unit: Unit, mean: jax.Array, var: jax.Array, eps: Epsilon) -> Unit:
 
 
 def _sample_mean(groups: Groups, x: jax.Array, where: jax.Array | None) -> jax.Array:
-    """The mean of a small sample: one place of every example (a sharded batch stays so), or more of few examples."""
-    most = math.prod(x.shape[i] for i in groups.reduced if isinstance(x.shape[i], int))
-    sample, taken = max(1, max(SAMPLE, TIMES_ROOT * math.isqrt(most * groups.each)) // groups.each), 1
+    """The mean of a small sample: one place of every example (a sharded batch stays so), or more of few examples.
+
+    Of one example that is some places of the outer axes, with all of the inner ones, which are read together.
+    """
+    sizes = {i: x.shape[i] for i in groups.reduced if isinstance(x.shape[i], int)}
+    inner = math.prod(sizes.values())
+    sample, taken = max(1, max(SAMPLE, TIMES_ROOT * math.isqrt(inner * groups.each)) // groups.each), 1
     places = [slice(None)] * x.ndim
-    for i in groups.reduced:
-        size = x.shape[i]
-        if isinstance(size, int):
-            wanted = max(sample, most // 32) if i == groups.reduced[0] else -(-sample // taken)
-            places[i] = _places(size, wanted, innermost=i == x.ndim - 1)
-            taken *= len(range(size)[places[i]])
+    for i, size in sizes.items():
+        inner = 1 if 0 in sizes and i else inner // size
+        wanted = max(sample, size * inner // 32) if i == 0 else -(-sample // (taken * inner))
+        places[i] = _places(size, wanted, innermost=i == x.ndim - 1)
+        taken *= len(range(size)[places[i]])
     x = _taken(x, places)  # at once: a slice of a slice is written between
     where = None if where is None else _taken(where, places)
     n = groups.count(x, where)
@@ -177,7 +181,8 @@ def _places(size: int, wanted: int, innermost: bool) -> slice:
     if stride == 1:
         return slice(None)
     if innermost:
-        return slice((size - wanted) // 2, (size + wanted) // 2)
+        start = (size - wanted) // 2 // TILE * TILE
+        return slice(start, start + wanted)
     return slice(stride // 2, None, stride)
 
 
@@ -215,7 +220,7 @@ def about_the_mean(unit: Unit, mean: jax.Array) -> tuple[Unit, jax.Array]:
 
     Where all x are equal, K' is that x. What is left of m then is below its rounding: it is zero.
     """
-    shift = unit.shift + mean * (1 / unit.scale)
+    shift = (unit.shift * unit.scale + mean) / unit.scale
     left = mean + (unit.shift - shift) * unit.scale
     noise = NOISE * jnp.finfo(mean.dtype).eps * jnp.abs(mean)
     return Unit(shift, unit.scale), lax.select(jnp.abs(left) <= noise, jnp.zeros_like(left), left)

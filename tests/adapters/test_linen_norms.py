@@ -203,10 +203,6 @@ def test_the_class_is_flax_s(name):
 @pytest.mark.parametrize(
     ("name", "options", "error", "message"),
     [
-        *(
-            (name, {"axis_name": "batch"}, NotImplementedError, "axis_name must be None: .* got 'batch'")
-            for name in NORMS
-        ),
         ("LayerNorm", {"reduction_axes": 3}, ValueError, r"reduction_axes must lie in \[-3, 3\)"),
         ("RMSNorm", {"feature_axes": 3}, ValueError, r"feature_axes must lie in \[-3, 3\)"),
         ("GroupNorm", {"num_groups": 4}, ValueError, "num_groups must divide the 6 channels, got 4"),
@@ -227,10 +223,83 @@ def test_the_class_is_flax_s(name):
     ],
 )
 def test_errors(name, options, error, message):
-    if name == "GroupNorm" and "axis_name" in options:
-        options = {"num_groups": 2, **options}
     with pytest.raises(error, match=message):
         getattr(bnderiv.linen, name)(**options).init(KEY, normal(0, (2, 3, 6)))
+
+
+def over_a_mapped_axis(name: str, **options: Any) -> tuple[Any, Any, Any]:
+    """The two modules, and a function that applies one of them under `vmap` to the parts of x, with gradients."""
+    if name == "GroupNorm":
+        options["num_groups"] = 2
+    model, flax_model = pair(name, axis_name="parts", **FLOAT64, **options)
+    params = model.init(KEY, normal(0, (4, 3, 6), jnp.float64))  # Flax's needs the map here already
+
+    def run(model, x, mask=None):
+        return jax.vmap(lambda x, mask: with_gradient(model, params, x, mask), axis_name="parts")(x, mask)
+
+    return model, flax_model, run
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_over_a_mapped_axis_as_flax(name):
+    model, flax_model, run = over_a_mapped_axis(name)
+    x = normal(3, (5, 4, 3, 6), jnp.float64)
+    with as_flax_needs():
+        expected = run(flax_model, x)
+    alike(run(model, x), expected)
+
+
+@pytest.mark.parametrize("name", ["LayerNorm", "RMSNorm"])
+def test_over_a_mapped_axis_by_true_counts(name):
+    """The parts side by side are the features of one norm."""
+    model, _, run = over_a_mapped_axis(name, use_scale=False, **({"use_bias": False} if name in BIASED else {}))
+    x, mask = normal(3, (5, 4, 3, 6), jnp.float64), mask_of((5, 4, 3, 6))
+    whole = type(model)(
+        **FLOAT64, reduction_axes=(0, -1), use_scale=False, **({"use_bias": False} if name in BIASED else {})
+    )
+    expected = whole.apply({}, x, mask=mask)
+    alike(run(model, x, mask)[0], expected)
+    assert np.abs(expected - whole.apply({}, x)).max() > 0.1
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_over_a_mapped_axis_at_any_mean_and_scale(name):
+    options: Any = {"num_groups": 2} if name == "GroupNorm" else {}
+    model = getattr(bnderiv.linen, name)(axis_name="parts", epsilon=1e-6, **options)
+    x = np.asarray(normal(3, (4, 64, 8, 16), jnp.float64))
+    for scale, mean in ((1.0, 1e4), (1e30, 0.0), (1e-30, 0.0)):
+        values = (x * scale + mean).astype(np.float32)
+        params = model.init(KEY, values[0])
+        y = jax.vmap(lambda x: model.apply(params, x), axis_name="parts")(values)  # noqa: B023
+        wide = values.astype(np.float64)
+        axes = {"GroupNorm": (0, 2, 4), "InstanceNorm": (0, 2)}.get(name, (0, 3))
+        wide = wide.reshape(4, 64, 8, 2, 8) if name == "GroupNorm" else wide
+        centered = wide if name == "RMSNorm" else wide - wide.mean(axes, keepdims=True)
+        expected = centered / np.sqrt((centered**2).mean(axes, keepdims=True) + 1e-6)
+        error = np.linalg.norm(np.asarray(y, np.float64) - expected.reshape(y.shape)) / np.linalg.norm(expected)
+        assert error < 2e-7, (scale, mean)
+
+
+def test_over_devices_and_groups_of_them():
+    """As maps over these devices' parts."""
+    x, delta = normal(3, (4, 5, 6), jnp.float64), normal(4, (4, 5, 6), jnp.float64)
+    params = bnderiv.linen.LayerNorm(**FLOAT64).init(KEY, x[0])
+    mesh = jax.make_mesh((4,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def gradient(groups, x, delta):
+        model = bnderiv.linen.LayerNorm(axis_name="i", axis_index_groups=groups, **FLOAT64)
+        y, pull_back = jax.vjp(partial(model.apply, params), x)
+        return y, *pull_back(delta)
+
+    for groups in (None, ((0, 2), (1, 3))):
+        over = partial(jax.shard_map, mesh=mesh, in_specs=P("i"), out_specs=P("i"), check_vma=groups is None)
+        found = fast_jit(over(partial(gradient, groups)))(x, delta)
+        for devices in groups or ((0, 1, 2, 3),):
+            parts = jnp.asarray(devices)
+            expected = jax.vmap(partial(gradient, None), axis_name="i")(x[parts], delta[parts])
+            alike([a[parts] for a in found], list(expected))
+    with pytest.raises(ValueError, match="axis_index_groups must come with axis_name"):
+        bnderiv.linen.LayerNorm(axis_index_groups=((0, 1),)).apply(params, x)
 
 
 @pytest.mark.parametrize("name", NORMS)

@@ -138,7 +138,6 @@ def test_parameters_keep_their_precision():
 @pytest.mark.parametrize(
     ("name", "options", "error", "message"),
     [
-        *((name, {"axis_name": "i"}, NotImplementedError, "axis_name must be None: .* got 'i'") for name in NORMS),
         ("LayerNorm", {"reduction_axes": 3}, ValueError, r"reduction_axes must lie in \[-3, 3\)"),
         (
             "LayerNorm",
@@ -154,6 +153,17 @@ def test_errors(name, options, error, message):
     groups = {"num_groups": 2} if name == "GroupNorm" else {}
     with pytest.raises(error, match=message):
         getattr(bnderiv.nnx, name)(6, rngs=nnx.Rngs(0), **groups, **options)(normal(0, (2, 3, 6)))
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_over_a_mapped_axis(name):
+    options = {"axis_name": "parts", **({"num_groups": 2} if name == "GroupNorm" else {})}
+    x = normal(0, (5, 4, 3, 6), jnp.float64)
+    ours, theirs = (
+        jax.vmap(getattr(package, name)(6, param_dtype=jnp.float64, rngs=nnx.Rngs(0), **options), axis_name="parts")(x)
+        for package in (bnderiv.nnx, nnx)
+    )
+    alike(ours, theirs)
 
 
 def test_errors_of_channels():

@@ -201,9 +201,15 @@ def test_nearly_constant(guess):
     np.testing.assert_array_equal(y[:, 1], 0)
 
 
-def test_nested_vmap_keeps_the_branch():
+@pytest.mark.parametrize(
+    "norm",
+    [lambda *args: bnderiv.batch_norm(*args)[0], bnderiv.layer_norm, lambda x, gamma, _: bnderiv.rms_norm(x, gamma)],
+    ids=["batch", "layer", "rms"],
+)
+def test_under_vmap_a_loop_that_nobody_needs_stays_one(norm):
+    """Where a branch would be taken by all."""
     ones = jnp.ones(20, jnp.float32)
-    f = jax.vmap(jax.vmap(lambda x: bnderiv.batch_norm(x, ones, ones)[0]))
+    f = jax.vmap(jax.vmap(lambda x: norm(x, ones, ones)))
     assert str(jax.make_jaxpr(f)(jnp.ones((2, 3, 8, 20), jnp.float32))).count(" while[") == 1
 
 
