@@ -23,12 +23,15 @@ def equals_its_layer(case: Case, value: str, gradients: tuple[str, ...]) -> None
     def run(drawn: list[Any], floats: tuple[jax.Array, ...]) -> Any:
         out, pull_back = jax.vjp(layer, *floats)
         back = random_like(out, 3)
-        if isinstance(out, tuple):  # batch norm returns its statistics as well; here nothing comes back to them
-            (out, _), back = out, (back[0], jax.tree.map(jnp.zeros_like, back[1]))
+        arguments, options = drawn, dict(case.options)
+        if case.layer == "batch_renorm":  # no steps for a loss on its statistics
+            back = back[0], jax.tree.map(jnp.zeros_like, back[1])
+        elif isinstance(out, tuple):  # batch norm returns its statistics as well
+            options |= {"m_bar": back[1].mean, "v_bar": back[1].var}
+        out = out[0] if isinstance(out, tuple) else out
         dy = back[0] if isinstance(back, tuple) else back
-        arguments, options = drawn, case.options
         if case.layer == "batch_norm_relu" and len(drawn) == 4:
-            arguments, options = drawn[:3], {**case.options, "residual": drawn[3]}
+            arguments, options = drawn[:3], {**options, "residual": drawn[3]}
         return out, pull_back(back), getattr(bnderiv.steps, case.layer)(*arguments, dy=dy, **options)
 
     out, expected, steps = run(drawn, floats)

@@ -1,5 +1,6 @@
 """The exercises stop at an empty cell, accept the answers, and name the slip in a wrong one."""
 
+import functools
 import json
 import re
 from pathlib import Path
@@ -7,9 +8,38 @@ from pathlib import Path
 import jax
 import pytest
 
-FOLDER = Path(__file__).parents[1] / "experiments" / "notebooks" / "exercises"
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "experiments" / "notebooks" / "exercises"
+(ADDRESS,) = re.findall(r'Homepage = "https://github.com/(.+)"', (ROOT / "pyproject.toml").read_text())
+BLOB = f"https://github.com/{ADDRESS}/blob/main/"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
 NUMBER = re.compile(r"^# (\d+\.\d+)$", re.MULTILINE)
+
+
+def cells(name):
+    """(number of the exercise or None, code) of each cell."""
+    notebook = json.loads((FOLDER / f"{name}.ipynb").read_text())
+    sources = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    return [(number[1] if (number := NUMBER.match(source)) else None, source) for source in sources]
+
+
+def answers(name):
+    pieces = re.split(r"^# %% (.*)$", (FOLDER / "solutions" / f"{name}.py").read_text(), flags=re.MULTILINE)
+    return dict(zip(pieces[1::2], pieces[2::2], strict=True))
+
+
+def answer(number, part, wrong):
+    """A right answer of lenet5 with one wrong part."""
+    right = answers("lenet5")[number]
+    assert part in right
+    return right.replace(part, wrong)
+
+
+def function(number, arguments, returned):
+    """A wrong answer of lenet5 in one line, in place of a function."""
+    (name,) = re.findall(r"^def (\w+)", answers("lenet5")[number], re.MULTILINE)
+    return f"def {name}({arguments}):\n    return {returned}"
+
 
 WRONG = {
     "batch_norm": [
@@ -67,54 +97,104 @@ WRONG = {
         ("5.1", "d_bias, d_kernel = delta.sum(), correlate(image, delta)[::-1, ::-1]", "a flipped kernel: ∂J/∂w"),
         ("5.2", "dx = correlate(np.pad(delta, ((2, 2), (1, 1))), kernel)", "a flipped kernel"),
     ],
+    "lenet5": [
+        ("1.1", "delta5 = s['a5'] - np.eye(10)[labels]", "delta5 .*\n.*a missing 1/N, N = 6"),
+        ("1.1", "delta5 = (np.eye(10)[labels] - s['a5']) / N", "delta5 .*\n.*the sign"),
+        (
+            "1.2",
+            function("1.2", "a, W, delta", "a.T @ delta / N, delta.sum(0), delta @ W.T"),
+            "divided by N = 6, which is in δ",
+        ),
+        (
+            "1.2",
+            function("1.2", "a, W, delta", "delta.T @ a, delta.sum(0), delta @ W.T"),
+            "d_kernel5 .*\n.*a transpose",
+        ),
+        ("1.2", function("1.2", "a, W, delta", "a.T @ delta, delta.mean(0), delta @ W.T"), "d_bias5"),
+        ("1.3", "d_y4 = d_a4", "the slope of the activation"),
+        ("1.3", "d_y4 = d_a4 * (1 - s['a4'])", "a missing square"),
+        ("1.3", "d_y4 = d_a4 * (1 - np.tanh(s['a4']) ** 2)", "tanh of the output"),
+        ("1.4", answer("1.4", "d_gamma / M", "0"), "the part through σ²"),
+        ("1.4", answer("1.4", "gamma * inv_std * (", "inv_std * ("), "a missing γ"),
+        (
+            "1.4",
+            answer("1.4", "(d_y * x_hat).sum(over)", "(d_y * x_hat).mean(over)"),
+            "d_gamma4 .*\n.*a mean where a sum",
+        ),
+        ("2.1", "d_p2 = d_f.reshape(6, 16, 5, 5).transpose(0, 2, 3, 1)", "another order"),
+        ("2.2", function("2.2", "d_p", "np.repeat(np.repeat(d_p, 2, axis=1), 2, axis=2)"), "a missing divisor"),
+        ("2.2", function("2.2", "d_p", "np.tile(d_p / 4, (1, 2, 2, 1))"), "d_a2"),
+        ("2.3", "d_y2 = d_a2 * (1 - s['a2'] ** 2); delta2 = right.dx", "delta2 .* has shape"),
+        ("2.4", function("2.4", "a, delta", "right.d_kernel2[::-1, ::-1]"), "a flipped kernel"),
+        ("2.5", answer("2.5", "[::-1, ::-1]", ""), "d_p1 .*\n.*a flipped kernel"),
+        ("2.6", "delta1 = right.delta1; d_kernel1 = right.d_kernel1 / N", "d_kernel1 .*\n.*a mean where a sum"),
+        ("3.1", answer("3.1", "/ len(labels)", ""), r"\['conv1'\]\['kernel'\] is not right"),
+        ("3.1", answer("3.1", ' if layer == "output" else {}', ""), "dense3 has no bias"),
+        ("3.2", answer("3.2", "p - rate", "p + rate"), "downhill"),
+        ("3.3", answer("3.3", " * count / (count - 1)", ""), "new_var is not right\n.*unbiased"),
+        ("3.3", answer("3.3", "0.9 * mean + 0.1", "0.1 * mean + 0.9"), "new_mean is not right\n.*0.9 · old"),
+    ],
 }
 
 
-def cells(name):
-    """(number of the exercise or None, code) of each cell."""
-    notebook = json.loads((FOLDER / f"{name}.ipynb").read_text())
-    sources = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    return [(number[1] if (number := NUMBER.match(source)) else None, source) for source in sources]
-
-
-def answers(name):
-    pieces = re.split(r"^# %% (.*)$", (FOLDER / "solutions" / f"{name}.py").read_text(), flags=re.MULTILINE)
-    return dict(zip(pieces[1::2], pieces[2::2], strict=True))
-
-
-def run(name, answered):
-    """Runs the cells as a kernel would, with these answers in place of the empty ones."""
-    scope = {}
+def run(name, answered, scope=None, start=0):
+    """Runs the cells as a kernel would, from one on, with these answers in place of the empty ones."""
+    scope = {} if scope is None else scope
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-        for number, source in cells(name):
+        for number, source in cells(name)[start:]:
+            yield number, scope
             exec(compile(answered.get(number, source), f"{name}, {number}", "exec"), scope)
+
+
+@functools.cache
+def before(name):
+    """What is defined before each exercise, where all the earlier ones are answered rightly, and the cell's place."""
+    last, scopes = list(answers(name))[-1], {}
+    for place, (number, scope) in enumerate(run(name, answers(name))):
+        scopes[number] = dict(scope), place
+        if number == last:
+            break  # what follows the last exercise need not run
+    return scopes
+
+
+def answered_with(name, number, answer):
+    """The cells from this exercise on, the answer and what follows it."""
+    scope, place = before(name)[number]
+    answered = answers(name) | {number: answer}
+    if answer is None:
+        del answered[number]
+    for _ in run(name, answered, dict(scope), place):
+        pass
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_as_handed_out_it_stops_at_the_first_empty_cell_with_a_hint(name):
-    with pytest.raises(NotImplementedError, match=r"the cell above is empty: \w+. Hint: .{20}"):
-        run(name, {})
+    with pytest.raises(NotImplementedError, match=r"the cell above is empty: \w+.*\. Hint: .{20}"):
+        list(run(name, {}))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_empty_cell_is_noticed(name):
-    right = answers(name)
-    for number in right:
-        with pytest.raises(NotImplementedError, match="the cell above is empty"):
-            run(name, {other: answer for other, answer in right.items() if other != number})
+    found = []
+    for number in answers(name):
+        with pytest.raises(NotImplementedError, match="the cell above is empty") as stopped:
+            answered_with(name, number, None)
+        found += re.findall(rf"Proof: {re.escape(BLOB)}(.+)$", str(stopped.value))
+    assert len(found) > len(answers(name)) / 2  # a hint without a label has no page
+    assert all((ROOT / path).is_file() for path in found)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_answers_are_right_and_there_is_one_for_each_empty_cell(name, capsys):
     assert list(answers(name)) == [number for number, _ in cells(name) if number]
-    run(name, answers(name))
+    list(run(name, answers(name)))
     assert capsys.readouterr().out.count("Right:") == len(answers(name))
 
 
 @pytest.mark.parametrize(("name", "number", "answer", "hint"), [(n, *row) for n in NAMES for row in WRONG[n]])
 def test_a_typical_wrong_answer_gets_the_right_hint(name, number, answer, hint):
     with pytest.raises(AssertionError, match=hint):
-        run(name, answers(name) | {number: answer})
+        answered_with(name, number, answer)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -123,3 +203,17 @@ def test_it_is_handed_out_empty(name):
     assert all(cell["metadata"] == {} for cell in notebook["cells"])
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_opens_in_colab_and_binder_after_one_installation(name):
+    path = f"experiments/notebooks/exercises/{name}.ipynb"
+    source = (FOLDER / f"{name}.ipynb").read_text()
+    for page in (source, (FOLDER / "README.md").read_text()):
+        assert f"(https://colab.research.google.com/github/{ADDRESS}/blob/main/{path})" in page
+        assert f"(https://mybinder.org/v2/gh/{ADDRESS}/main?labpath={path.replace('/', '%2F')})" in page
+    (install,) = re.findall(r"# %pip install.*", source)
+    assert f"git+https://github.com/{ADDRESS}" in install
+    imported = set(re.findall(r'"(?:import|from) (\w+)', source)) - {"re"}
+    assert imported - {"sklearn"} <= {"numpy", "jax", "bnderiv"}
+    assert ("sklearn" in imported) == ("scikit-learn" in install)

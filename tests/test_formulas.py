@@ -12,6 +12,9 @@ from pathlib import Path
 import jax
 import pytest
 
+from bnderiv.normalization.steps import BatchNormGraph
+from bnderiv.steps.table import fields
+
 markdown_it = pytest.importorskip("markdown_it", reason="the parser of the pages is in the extra `test`")
 pytestmark = pytest.mark.fast
 
@@ -194,7 +197,7 @@ def test_every_label_is_defined_once():
 @pytest.mark.parametrize("room", ROOMS, ids=name)
 def test_a_label_stands_beside_its_line_or_the_page_says_that_it_does_not(room):
     page = (room / "derivation.md").read_text()
-    lines = "\n".join([*(path.read_text() for path in room.glob("*.py")), *PYTHON.findall(page)])
+    lines = "\n".join([*(path.read_text() for path in room.rglob("*.py")), *PYTHON.findall(page)])
     listed = {label for sentence in ON_PAPER.findall(page) for label in re.findall(r"[A-Z]\d+", sentence)}
     assert {label for label in LABEL.findall(page) if not re.search(rf"(?<![–\w]){label}(?![–\d])", lines)} == listed
 
@@ -223,3 +226,35 @@ def test_a_label_in_the_code_is_one_of_a_page():
         source = path.read_text()
         named = re.findall(r"\(([NLCPAS]\d{1,2})\)", source) + re.findall(r"derivation\.md, ([NLCPAS]\d+)", source)
         assert set(named) <= labels, name(path)
+
+
+def test_the_nodes_of_the_graph_have_the_same_numbers_everywhere():
+    """In the printed steps, the page's table, the picture's script and the exercises."""
+    printed = {name: field.label for name, field in fields(BatchNormGraph).items() if name[:2] not in ("d_", "dx")}
+    right = {name: int(label[5:]) for name, label in printed.items() if label.startswith("node")}
+    assert sorted(right.values()) == list(range(1, 10))
+
+    tex = {
+        r"\mu": "mu",
+        "c_k": "c",
+        "q_k": "q",
+        r"\sigma^2": "var",
+        r"\rho": "std",
+        "r": "inv_std",
+        r"\hat x_k": "x_hat",
+    }
+    page = (ROOT / "bnderiv" / "normalization" / "derivation.md").read_text()
+    rows = re.findall(r"^\| (\d) \| \$`(\S+(?: x_k)?) = ", page, re.MULTILINE)
+    assert {tex[symbol]: int(number) for number, symbol in rows} == {name: right[name] for name in tex.values()}
+    assert "| 8, 9 | $`y_k = \\gamma \\hat x_k + \\beta`$: product, then sum |" in page
+    assert (right["scaled"], right["y"]) == (8, 9)
+
+    exercise = "".join((ROOT / "experiments/notebooks/exercises/batch_norm.ipynb").read_text())
+    lines = dict(re.findall(r'"(\w+) = .*# node (\d)', exercise))
+    lines["c"] = lines.pop("centered")
+    assert {name: int(number) for name, number in lines.items()} == right
+
+    drawn = (ROOT / "docs" / "pictures" / "draw.py").read_text()
+    edges = re.findall(r'\("(\d)", "\w", rf"[^"]*tuple_of\(s\.(\w+)\)', drawn)
+    edges += [("8", "scaled")] if '("8", "9", tuple_of(s.scaled)' in drawn else []
+    assert {name: int(number) for number, name in edges} == right

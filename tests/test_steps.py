@@ -214,6 +214,109 @@ def test_the_slips_of_batch_renorm_are_recognized():
     assert steps.first_difference(right, right) is None
 
 
+def _masked():
+    x, gamma, beta, dy = _drawn((4, 2, 3, 2))
+    where = np.random.default_rng(2).random((4, 2, 3, 1)) < 0.6
+    m_bar, v_bar = np.array([3.0, -2.0]), np.array([1.0, 5.0])
+    return (x, gamma, beta, dy), {"where": where, "m_bar": m_bar, "v_bar": v_bar}
+
+
+def test_the_slips_of_masks_and_returned_statistics_are_recognized():
+    (x, gamma, beta, dy), options = _masked()
+    right = steps.batch_norm(x, gamma, beta, dy, **options)
+    s = jax.tree.map(np.asarray, right)
+    others, w = (0, 1, 2), np.broadcast_to(options["where"], x.shape)
+    only = np.where(w, x, 0)
+    everywhere = s.d_mu_total / s.count, s.d_var_total * 2 / s.count * (x - s.mu)
+    for mine, step, words in (
+        ({"mu": x.mean(others)}, "mu", "the mask is forgotten"),
+        ({"mu": only.mean(others)}, "mu", "all 24 elements, must be by those that count"),
+        ({"mu": right.mu, "var": x.var(others)}, "var", None),  # about another mean: none of the known ones
+        ({"mu": right.mu, "var": ((x - s.mu) ** 2).mean(others)}, "var", "σ² is taken over all"),
+        ({"var": s.var * s.count / (s.count - 1)}, "var", "unbiased"),
+        ({"d_mu": -s.inv_std * np.where(w, s.d_x_hat, 0).sum(others)}, "d_mu", "outputs use μ as well"),
+        ({"d_mu": right.d_mu, "d_mu_total": right.d_mu}, "d_mu_total", "m̄ is forgotten"),
+        ({"d_var": right.d_var, "d_var_total": right.d_var}, "d_var_total", "v̄ is forgotten"),
+        ({"dx_through_mu": everywhere[0] + 0 * x}, "dx_through_mu", "no part in μ"),
+        ({"dx": s.dx_through_x_hat + sum(everywhere)}, "dx", "no part in the statistics"),
+        ({"dx": np.where(w, s.dx, 0)}, "dx", "its own output depends on it"),
+        ({"dx": s.dx_through_x_hat}, "dx", "two missing terms"),
+        ({"d_eps": -s.d_eps}, "d_eps", "sign"),
+    ):
+        found = differs(mine, right)
+        assert found.step == step
+        assert words is None or words in str(found.slip), (step, found.slip)
+    plain = steps.batch_norm(x, gamma, beta, dy, m_bar=options["m_bar"])
+    forgotten = differs({"dx": steps.batch_norm(x, gamma, beta, dy).dx}, plain)
+    assert "m̄ is forgotten" in str(forgotten.slip)
+    assert steps.first_difference(right, right) is None
+
+
+def test_the_slips_of_the_one_line_are_recognized():
+    arguments, options = _masked()
+    given: Any
+    for given in ({}, options):
+        right = steps.batch_norm_closed_form(*arguments, **given)
+        s = jax.tree.map(np.asarray, right)
+        dy, n = arguments[3], 24 if s.count is None else s.count
+        w = 1 if s.where is None else s.where
+        for mine, step, words in (
+            ({"sum_dy": s.sum_dy / n}, "sum_dy", "a mean where a sum belongs"),
+            ({"sum_dy_x_hat": (dy * arguments[0]).sum((0, 1, 2))}, "sum_dy_x_hat", "x for x̂"),
+            ({"without_mean": dy - w * s.sum_dy}, "without_mean", "a missing 1/m"),
+            ({"without_mean": dy}, "without_mean", "not taken away"),
+            ({"without_x_hat": s.without_mean - w * s.x_hat * s.sum_dy_x_hat}, "without_x_hat", "a missing 1/m"),
+            ({"without_x_hat": s.without_mean}, "without_x_hat", "proportional to x̂ is not taken away"),
+        ):
+            found = differs(mine, right)
+            assert (found.step, words in str(found.slip)) == (step, True), (step, found.slip)
+        assert steps.first_difference(right, right) is None
+    bare = steps.batch_norm_closed_form(*arguments)
+    assert "factor γ/√(σ² + ε)" in str(differs({"dx": bare.without_x_hat}, bare).slip)
+    assert "missing γ" in str(differs({"dx": np.asarray(bare.inv_std) * np.asarray(bare.without_x_hat)}, bare).slip)
+
+
+def test_the_slips_of_several_devices_are_recognized():
+    x, gamma, beta, dy = _drawn((6, 4, 3))
+    right = steps.batch_norm_across_devices(x, gamma, beta, dy, shards=(1, 2, 3))
+    s = jax.tree.map(np.asarray, right)
+    alone = [steps.batch_norm(x[i:j], gamma, beta, dy[i:j]) for i, j in ((0, 1), (1, 3), (3, 6))]
+    own_sums = np.concatenate(
+        [
+            gamma * s.inv_std * (dy[i:j] - (s.sums_dy[k] + s.x_hat[i:j] * s.sums_dy_x_hat[k]) / 24)
+            for k, (i, j) in enumerate(((0, 1), (1, 3), (3, 6)))
+        ]
+    )
+    for mine, step, words in (
+        ({"mu": np.mean([a.mu for a in alone], 0)}, "mu", "an average of averages"),
+        ({"var": np.mean([a.var for a in alone], 0)}, "var", "an average of averages"),
+        ({"var": (s.counts * s.variances).sum(0) / 24}, "var", "the means of the devices differ"),
+        ({"d_beta": s.sums_dy.mean(0)}, "d_beta", "`psum`, not `pmean`"),
+        ({"d_gamma": s.sums_dy_x_hat.mean(0)}, "d_gamma", "`psum`, not `pmean`"),
+        ({"dx": own_sums}, "dx", "the sums of one device alone"),
+        ({"dx": gamma * s.inv_std * dy}, "dx", "two missing terms"),
+    ):
+        found = differs(mine, right)
+        assert (found.step, words in str(found.slip)) == (step, True), (step, found.slip)
+
+
+def test_the_slips_of_running_statistics_are_recognized():
+    running = bnderiv.RunningStats(jnp.array([1.0, 2.0, 3.0]), jnp.array([1.0, 0.5, 2.0]), jnp.int32(0))
+    batch = bnderiv.BatchStats(jnp.array([4.0, 5.0, 6.0]), jnp.array([9.0, 8.0, 7.0]), jnp.array([10.0, 10.0, 10.0]))
+    right = steps.update_running_stats(running, batch, momentum=0.75)
+    mean, var = np.asarray(running.mean), np.asarray(running.var)
+    for mine, step, words in (
+        ({"new_mean": 0.25 * mean + 0.75 * np.asarray(batch.mean)}, "new_mean", "weighs the new value"),
+        ({"new_var": 0.75 * var + 0.25 * np.asarray(batch.var)}, "new_var", "the biased variance"),
+        ({"new_var": 0.25 * var + 0.75 * np.asarray(right.stored_var)}, "new_var", "weighs the new value"),
+        ({"stored_var": batch.var}, "stored_var", "the biased variance"),
+    ):
+        found = differs(mine, right)
+        assert (found.step, words in str(found.slip)) == (step, True), (step, found.slip)
+    biased = steps.update_running_stats(running, batch, momentum=0.75, unbiased=False)
+    assert "unbiased=False" in str(differs({"stored_var": right.stored_var}, biased).slip)
+
+
 def test_the_slips_of_a_residual_are_recognized():
     x, gamma, beta, dy = _drawn((6, 3))
     z = 2 * np.random.default_rng(1).normal(size=x.shape)
@@ -330,10 +433,22 @@ def test_prints_as_a_table():
     right = steps.batch_norm(*_drawn((4, 2, 3, 2)))
     lines = str(right).splitlines()
     assert lines[0] == "BatchNorm"
-    assert lines[1].split() == ["step", "symbol", "shape", "norm"]
-    assert [line.split()[0] for line in lines[2:]] == list(right._fields)
+    assert lines[1].split() == ["step", "symbol", "shape", "norm", "label", "values,", "up", "to", "12"]
+    assert [line.split()[0] for line in lines[2:]] == [n for n in right._fields if getattr(right, n) is not None]
     norm = f"{np.linalg.norm(right.dx):.6g}"
     assert re.fullmatch(rf"dx +∂J/∂x +\(4, 2, 3, 2\) +{norm} +\(N11\)", lines[-1])
+
+
+def test_prints_the_values_of_few_elements():
+    x = jnp.array([[1.0], [3.0], [3.0], [1.0]])
+    lines = str(steps.batch_norm(x, jnp.array([2.0]), jnp.array([1.0]), x / 7, eps=0.0)).splitlines()
+    shown = {line.split()[0]: line for line in lines}
+    assert re.fullmatch(r"x_hat +x̂ +\(4, 1\) +2 +\(N3\) +\[\[-1\], \[1\], \[1\], \[-1\]\]", shown["x_hat"])
+    assert re.fullmatch(r"dy .* input +\[\[0\.1429\], \[0\.4286\], \[0\.4286\], \[0\.1429\]\]", shown["dy"])
+    assert re.fullmatch(r"d_eps .* \(N8\) +\S+", shown["d_eps"])  # a number of no axis has no brackets
+    thirteen, twelve = (str(steps.tanh(jnp.ones(n), jnp.ones(n))).splitlines()[2] for n in (13, 12))
+    assert twelve.endswith("  [" + ", ".join(12 * "1") + "]")
+    assert thirteen.endswith("input")
 
 
 def test_prints_without_numbers():
@@ -362,8 +477,11 @@ def _results():
     yield steps.conv2d, (image, jnp.ones((3, 3, 2, 1)), None, jnp.ones((2, 2, 2, 1)))
     yield lambda x, dy: steps.avg_pool(x, 2, dy), (image, image[:, ::2, ::2])
     yield lambda x, dy: steps.max_pool(x, 2, dy), (image, image[:, ::2, ::2])
-    for batch_norm in (steps.batch_norm, steps.batch_norm_relu, steps.batch_norm_graph):
+    norms = steps.batch_norm, steps.batch_norm_relu, steps.batch_norm_graph, steps.batch_norm_closed_form
+    for batch_norm in (*norms, functools.partial(steps.batch_norm_across_devices, shards=(1, 1))):
         yield batch_norm, (z, ones, ones, z)
+    yield functools.partial(steps.batch_norm, where=jnp.array([[True], [False]]), v_bar=ones), (z, ones, ones, z)
+    yield steps.update_running_stats, (bnderiv.init_running_stats(3, jnp.float64), bnderiv.BatchStats(ones, ones, ones))
     yield steps.batch_norm_inference, (z, ones, ones, ones, ones, z)
     yield steps.layer_norm, (z, ones, ones, z)
     yield lambda x, dy: steps.group_norm(x, ones[:2], ones[:2], 2, dy), (image, image)
@@ -389,7 +507,7 @@ def test_every_field_is_documented_and_no_rule_is_attached():
         assert [line.split()[0] for line in str(result).splitlines()[2:]] == has
         for name in cls._fields:
             assert re.fullmatch(r"(.+, shape .+ .*|option): .+\.", getattr(cls, name).__doc__), name
-    assert len(names) == 22  # one for each of the functions, except that `conv` and `conv2d` share theirs
+    assert len(names) == 25  # one for each of the functions, except that `conv` and `conv2d` share theirs
 
 
 def test_a_step_function_for_every_layer_and_loss():
@@ -410,6 +528,8 @@ def _ways():
     yield lambda x: steps.max_pool(x, 2, dy, **pooled), image
     for batch_norm in (steps.batch_norm, steps.batch_norm_relu, steps.batch_norm_graph):
         yield lambda x, batch_norm=batch_norm: batch_norm(x, ones[:2], ones[:2], dy, channel_axis=1), image
+    masked: Any = {"where": jnp.array([[True], [False]]), "m_bar": ones}
+    yield lambda x: steps.batch_norm_closed_form(x, ones, ones, z, **masked), z
     yield lambda x: steps.batch_norm_inference(x, ones, ones, ones, ones, z, eps=0), z
     yield lambda x: steps.layer_norm(x, jnp.ones((2, 3)), jnp.ones((2, 3)), z, axis=(0, 1), eps=0.1), z
     yield lambda x: steps.group_norm(x, ones[:2], ones[:2], 1, dy, channel_axis=1), image

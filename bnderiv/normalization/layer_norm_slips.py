@@ -125,14 +125,19 @@ def _inputs(steps: Any, shape: tuple[int, ...], over: tuple[int, ...], rest: tup
         eps=steps.eps,
         M=M,
         N=M,
+        every=M,
+        m_bar=0.0,
+        v_bar=0.0,
         sum=lambda a: a.sum(over, keepdims=True),
+        total=lambda a: a.sum(over, keepdims=True),
+        share=lambda a: a,
         to_parameters=lambda a: a.sum(rest, keepdims=True),
     )
 
 
 def _shaped_like(steps: Any) -> Any:
     def shaped(step: str, value: np.ndarray) -> np.ndarray:
-        shape = np.shape(getattr(steps, step))
+        shape = np.shape(getattr(steps, step, value))
         return value.reshape(shape) if value.size == math.prod(shape) else value
 
     return shaped

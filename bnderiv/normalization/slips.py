@@ -14,13 +14,14 @@ import numpy as np
 
 Line = Callable[[Any], Any]
 
-# v.sum() sums over the v.M elements that share statistics, v.to_parameters() over those that share γ and β, which in
-# batch norm are the same. v.N is the number of examples.
+# v.sum() sums over the elements that share statistics, v.total() over the v.M of them that count, and v.share() is 0
+# for the others. v.to_parameters() sums over those that share γ and β, which in batch norm are the same. v.N is the
+# number of examples.
 RIGHT: dict[str, Line] = {
     "m": lambda v: v.M,  # divisor of the statistics
     "m_back": lambda v: v.m,  # divisor of the second and third part
-    "mu": lambda v: v.sum(v.x) / v.m,
-    "var": lambda v: v.sum((v.x - v.mu) ** 2) / v.m,
+    "mu": lambda v: v.total(v.x) / v.m,
+    "var": lambda v: v.total((v.x - v.mu) ** 2) / v.m,
     "inv_std": lambda v: 1 / np.sqrt(v.var + v.eps),
     "x_hat": lambda v: (v.x - v.mu) * v.inv_std,
     "y": lambda v: v.gamma * v.x_hat + v.beta,
@@ -28,29 +29,32 @@ RIGHT: dict[str, Line] = {
     "d_beta": lambda v: v.to_parameters(v.dy),
     "d_x_hat": lambda v: v.gamma * v.dy,
     "d_var": lambda v: -0.5 * v.inv_std**3 * v.sum(v.d_x_hat * (v.x - v.mu)),
+    "d_eps": lambda v: v.d_var.sum(),
     "d_mu": lambda v: -v.inv_std * v.sum(v.d_x_hat),
+    "d_var_total": lambda v: v.d_var + v.v_bar,
+    "d_mu_total": lambda v: v.d_mu + v.m_bar,
     "dx_through_x_hat": lambda v: v.inv_std * v.d_x_hat,
-    "dx_through_mu": lambda v: v.d_mu / v.m_back + 0 * v.x,
-    "dx_through_var": lambda v: v.d_var * 2 / v.m_back * (v.x - v.mu),
+    "dx_through_mu": lambda v: v.share(v.d_mu_total / v.m_back + 0 * v.x),
+    "dx_through_var": lambda v: v.share(v.d_var_total * 2 / v.m_back * (v.x - v.mu)),
     "dx": lambda v: v.dx_through_x_hat + v.dx_through_mu + v.dx_through_var,
 }
 
 SLIPS: list[tuple[str, dict[str, Line]]] = [
-    ("a missing 1/m: the sum for μ is not divided by m = {M}", {"mu": lambda v: v.sum(v.x)}),
-    ("a missing 1/m: the sum for σ² is not divided by m = {M}", {"var": lambda v: v.sum((v.x - v.mu) ** 2)}),
+    ("a missing 1/m: the sum for μ is not divided by m = {M}", {"mu": lambda v: v.total(v.x)}),
+    ("a missing 1/m: the sum for σ² is not divided by m = {M}", {"var": lambda v: v.total((v.x - v.mu) ** 2)}),
     (
         "wrong m: the statistics are divided by N = {N}, must be N·H·W = {M}",
         {"m": lambda v: v.N, "m_back": lambda v: v.M},
     ),
-    ("wrong m: μ is divided by N = {N}, must be N·H·W = {M}", {"mu": lambda v: v.sum(v.x) / v.N}),
-    ("wrong m: σ² is divided by N = {N}, must be N·H·W = {M}", {"var": lambda v: v.sum((v.x - v.mu) ** 2) / v.N}),
+    ("wrong m: μ is divided by N = {N}, must be N·H·W = {M}", {"mu": lambda v: v.total(v.x) / v.N}),
+    ("wrong m: σ² is divided by N = {N}, must be N·H·W = {M}", {"var": lambda v: v.total((v.x - v.mu) ** 2) / v.N}),
     ("wrong m: everything is divided by N = {N}, must be N·H·W = {M}", {"m": lambda v: v.N}),
     (
         "the unbiased variance, divided by m − 1 = {less}; a norm divides by the biased one, m = {M}",
-        {"var": lambda v: v.sum((v.x - v.mu) ** 2) / (v.M - 1)},
+        {"var": lambda v: v.total((v.x - v.mu) ** 2) / (v.M - 1)},
     ),
-    ("the standard deviation in place of the variance", {"var": lambda v: np.sqrt(v.sum((v.x - v.mu) ** 2) / v.m)}),
-    ("the mean of x² in place of the variance: μ² is not subtracted", {"var": lambda v: v.sum(v.x**2) / v.m}),
+    ("the standard deviation in place of the variance", {"var": lambda v: np.sqrt(v.total((v.x - v.mu) ** 2) / v.m)}),
+    ("the mean of x² in place of the variance: μ² is not subtracted", {"var": lambda v: v.total(v.x**2) / v.m}),
     (
         "ε is outside of the root, 1/(√σ² + ε); it belongs inside, 1/√(σ² + ε)",
         {"inv_std": lambda v: 1 / (np.sqrt(v.var) + v.eps)},
@@ -87,19 +91,25 @@ SLIPS: list[tuple[str, dict[str, Line]]] = [
     ("the sign of ∂J/∂μ: ∂x̂/∂μ is −1/√(σ² + ε)", {"d_mu": lambda v: v.inv_std * v.sum(v.d_x_hat)}),
     ("a missing 1/√(σ² + ε) in ∂J/∂μ", {"d_mu": lambda v: -v.sum(v.d_x_hat)}),
     ("a missing 1/√(σ² + ε) in the part through x̂", {"dx_through_x_hat": lambda v: v.d_x_hat}),
-    ("a missing 1/m in the part through μ", {"dx_through_mu": lambda v: v.d_mu + 0 * v.x}),
+    ("a missing 1/m in the part through μ", {"dx_through_mu": lambda v: v.share(v.d_mu_total + 0 * v.x)}),
     (
         "wrong m in the part through μ: N = {N}, must be N·H·W = {M}",
-        {"dx_through_mu": lambda v: v.d_mu / v.N + 0 * v.x},
+        {"dx_through_mu": lambda v: v.share(v.d_mu_total / v.N + 0 * v.x)},
     ),
-    ("a missing 1/m in the part through σ²", {"dx_through_var": lambda v: v.d_var * 2 * (v.x - v.mu)}),
+    ("a missing 1/m in the part through σ²", {"dx_through_var": lambda v: v.share(v.d_var_total * 2 * (v.x - v.mu))}),
     (
         "wrong m in the part through σ²: N = {N}, must be N·H·W = {M}",
-        {"dx_through_var": lambda v: v.d_var * 2 / v.N * (v.x - v.mu)},
+        {"dx_through_var": lambda v: v.share(v.d_var_total * 2 / v.N * (v.x - v.mu))},
     ),
-    ("a missing 2 in the part through σ²", {"dx_through_var": lambda v: v.d_var / v.m_back * (v.x - v.mu)}),
-    ("x for x − μ in the part through σ²", {"dx_through_var": lambda v: v.d_var * 2 / v.m_back * v.x}),
-    ("x̂ for x − μ in the part through σ²", {"dx_through_var": lambda v: v.d_var * 2 / v.m_back * v.x_hat}),
+    (
+        "a missing 2 in the part through σ²",
+        {"dx_through_var": lambda v: v.share(v.d_var_total / v.m_back * (v.x - v.mu))},
+    ),
+    ("x for x − μ in the part through σ²", {"dx_through_var": lambda v: v.share(v.d_var_total * 2 / v.m_back * v.x)}),
+    (
+        "x̂ for x − μ in the part through σ²",
+        {"dx_through_var": lambda v: v.share(v.d_var_total * 2 / v.m_back * v.x_hat)},
+    ),
     ("a missing 1/m in the parts through μ and σ²", {"m_back": lambda v: 1}),
     ("wrong m in the parts through μ and σ²: N = {N}, must be N·H·W = {M}", {"m_back": lambda v: v.N}),
     ("a missing term: the part through x̂", {"dx": lambda v: v.dx_through_mu + v.dx_through_var}),
@@ -129,6 +139,66 @@ SLIPS: list[tuple[str, dict[str, Line]]] = [
                 v.dx_through_x_hat + v.dx_through_mu - v.inv_std / v.m_back * v.x_hat * v.sum(v.d_x_hat * v.x)
             )
         },
+    ),
+]
+
+# What goes wrong with a mask alone. v.every is the number of elements, masked ones included.
+_MASK_SLIPS: list[tuple[str, dict[str, Line]]] = [
+    (
+        "the mask is forgotten: the statistics are taken over all elements",
+        {"mu": lambda v: v.sum(v.x) / v.every, "var": lambda v: v.sum((v.x - v.mu) ** 2) / v.every},
+    ),
+    ("the mask is forgotten: μ is taken over all elements", {"mu": lambda v: v.sum(v.x) / v.every}),
+    ("the mask is forgotten: σ² is taken over all elements", {"var": lambda v: v.sum((v.x - v.mu) ** 2) / v.every}),
+    (
+        "wrong n: the masked sums are divided by all {every} elements, must be by those that count",
+        {"m": lambda v: v.every, "m_back": lambda v: v.M},
+    ),
+    ("wrong n: divided by all {every} elements, must be by those that count", {"m": lambda v: v.every}),
+    (
+        "masked elements are missing in Σ ∂J/∂x̂: their outputs use μ as well",
+        {"d_mu": lambda v: -v.inv_std * v.total(v.d_x_hat)},
+    ),
+    (
+        "masked elements are missing in Σ ∂J/∂x̂ (x − μ): their outputs use σ² as well",
+        {"d_var": lambda v: -0.5 * v.inv_std**3 * v.total(v.d_x_hat * (v.x - v.mu))},
+    ),
+    (
+        "masked elements are missing in both sums of the backward: their outputs use μ and σ² as well",
+        {
+            "d_mu": lambda v: -v.inv_std * v.total(v.d_x_hat),
+            "d_var": lambda v: -0.5 * v.inv_std**3 * v.total(v.d_x_hat * (v.x - v.mu)),
+        },
+    ),
+    (
+        "masked elements are handed a share of ∂J/∂μ: they have no part in μ",
+        {"dx_through_mu": lambda v: v.d_mu_total / v.m_back + 0 * v.x},
+    ),
+    (
+        "masked elements are handed a share of ∂J/∂σ²: they have no part in σ²",
+        {"dx_through_var": lambda v: v.d_var_total * 2 / v.m_back * (v.x - v.mu)},
+    ),
+    (
+        "masked elements are handed shares of ∂J/∂μ and ∂J/∂σ²: they have no part in the statistics",
+        {
+            "dx_through_mu": lambda v: v.d_mu_total / v.m_back + 0 * v.x,
+            "dx_through_var": lambda v: v.d_var_total * 2 / v.m_back * (v.x - v.mu),
+        },
+    ),
+    ("wrong n: the parts through μ and σ² are divided by all {every} elements", {"m_back": lambda v: v.every}),
+    (
+        "a masked element has no gradient here: its own output depends on it, γ δ/√(σ² + ε)",
+        {"dx": lambda v: v.share(RIGHT["dx"](v))},
+    ),
+]
+
+# What goes wrong where the returned statistics are in the loss.
+_RETURNED_SLIPS: list[tuple[str, dict[str, Line]]] = [
+    ("v̄ is forgotten: what comes to the returned variance is added", {"d_var_total": lambda v: v.d_var}),
+    ("m̄ is forgotten: what comes to the returned mean is added", {"d_mu_total": lambda v: v.d_mu}),
+    (
+        "m̄ and v̄ are forgotten: what comes to the returned statistics is added",
+        {"d_var_total": lambda v: v.d_var, "d_mu_total": lambda v: v.d_mu},
     ),
 ]
 
@@ -245,47 +315,64 @@ def of_batch_norm(steps: Any) -> Iterator[Any]:
     Args:
       steps: the right steps, or any object with the inputs and options of `BatchNorm`.
     """
-    inputs = _inputs(steps)
+    inputs = inputs_of(steps)
     if inputs is None:
         return
     right = run(RIGHT, inputs)
     for step, (term, mean) in _SUMMED.items():
+        if mean and inputs.masked:
+            continue  # the mean of what counts is no sum over other axes
         yield from _other_axes(step, term(right), inputs.others, mean)
     yield from followed(RIGHT, _spoken(inputs), inputs, _by_channel(inputs))
 
 
-def _inputs(steps: Any) -> SimpleNamespace | None:
+def inputs_of(steps: Any) -> SimpleNamespace | None:
     """What the lines start from, of the rank of x; None for many layers at once, by vmap."""
     x, axis = steps.x, steps.channel_axis % steps.x.ndim
     if steps.gamma.shape != (x.shape[axis],):
         return None
     others = tuple(a for a in range(x.ndim) if a != axis)
+    every = math.prod(x.shape[a] for a in others)
+    where, m_bar, v_bar = (getattr(steps, name, None) for name in ("where", "m_bar", "v_bar"))
+    counts = None
+    if where is not None:
+        where = np.broadcast_to(where.astype(bool), x.shape)
+        x = np.where(where | np.isfinite(x), x, 0)
+        counts = np.maximum(where.sum(others, keepdims=True), 1)
     return SimpleNamespace(
         x=x,
         gamma=np.expand_dims(steps.gamma, others),
         beta=np.expand_dims(steps.beta, others),
         dy=getattr(steps, "d_y", steps.dy),  # with a ReLU: δ_y, behind it
         eps=steps.eps,
-        M=math.prod(x.shape[a] for a in others),
+        m_bar=0.0 if m_bar is None else np.expand_dims(m_bar, others),
+        v_bar=0.0 if v_bar is None else np.expand_dims(v_bar, others),
+        returned=m_bar is not None,
+        masked=where is not None,
+        M=every if counts is None else counts,
+        every=every,
         N=x.shape[others[0]],
         others=others,
         sum=lambda a: a.sum(others, keepdims=True),
+        total=lambda a: (a if where is None else np.where(where, a, 0)).sum(others, keepdims=True),
+        share=lambda a: a if where is None else np.where(where, a, 0),
         to_parameters=lambda a: a.sum(others, keepdims=True),
     )
 
 
 def _spoken(inputs: SimpleNamespace) -> list[tuple[str, dict[str, Line]]]:
-    N, M = inputs.N, inputs.M
-    return [(spoken(sentence, inputs), lines) for sentence, lines in SLIPS if N != M or "wrong m" not in sentence]
+    known = SLIPS if inputs.masked or inputs.N != inputs.M else [slip for slip in SLIPS if "wrong m" not in slip[0]]
+    own = [*(_MASK_SLIPS if inputs.masked else ()), *(_RETURNED_SLIPS if inputs.returned else ())]
+    return [(spoken(sentence, inputs), lines) for sentence, lines in (*own, *known)]
 
 
 def _by_channel(inputs: SimpleNamespace) -> Callable[[str, np.ndarray], np.ndarray]:
-    return lambda _, a: a if a.shape == inputs.x.shape else a.reshape(-1)
+    return lambda _, a: a if a.shape in (inputs.x.shape, ()) else a.reshape(-1)
 
 
 def of_batch_renorm(steps: Any) -> Iterator[Any]:
     """As `of_batch_norm`; the batch's variance is a step of another name, as `var` is the running one."""
-    inputs = _inputs(steps)
+    inputs = inputs_of(steps)
     if inputs is None:
         return
     inputs.running_mean, inputs.running_var = (np.expand_dims(a, inputs.others) for a in (steps.mean, steps.var))
@@ -302,7 +389,10 @@ _RENAMED = {"var": "batch_var"}
 
 def spoken(sentence: str, inputs: SimpleNamespace) -> str:
     """The sentence of a slip with the numbers of this problem."""
-    return sentence.format(M=inputs.M, N=inputs.N, less=inputs.M - 1, eps=float(np.max(inputs.eps)))
+    M, less = (inputs.M, inputs.M - 1) if isinstance(inputs.M, int) else ("n", "n − 1")  # n: those that count
+    return sentence.format(
+        M=M, N=inputs.N, less=less, every=vars(inputs).get("every", M), eps=float(np.max(inputs.eps))
+    )
 
 
 def followed(

@@ -1,7 +1,7 @@
 """The derivations as arrays: every intermediate of every layer and loss under the symbol it has on paper.
 
     s = bnderiv.steps.batch_norm(x, gamma, beta, dy)
-    print(s)  # name, symbol, shape, norm and label of each step
+    print(s)  # name, symbol, shape, norm and label of each step; its values if they are few
     bnderiv.steps.first_difference({"d_var": mine}, s)  # which step of mine is wrong?
 
 Each function takes the arguments of its layer and `dy`, the gradient that comes back from above. It returns a
@@ -21,15 +21,21 @@ if TYPE_CHECKING:
     from bnderiv.linear.steps import dense, flatten  # noqa: F401
     from bnderiv.loss.steps import softmax_cross_entropy, softmax_cross_entropy_with_integer_labels, squared_error  # noqa: F401
     from bnderiv.models.steps import lenet5
-    from bnderiv.normalization.layer_norm_steps import group_norm, instance_norm, layer_norm, rms_norm  # noqa: F401
     from bnderiv.normalization.steps import (  # noqa: F401
         batch_norm,
+        batch_norm_across_devices,
+        batch_norm_closed_form,
         batch_norm_graph,
         batch_norm_inference,
         batch_norm_relu,
         batch_renorm,
         centering_jacobian,
+        group_norm,
+        instance_norm,
+        layer_norm,
         normalization_jacobian,
+        rms_norm,
+        update_running_stats,
         variance_jacobian,
     )
     from bnderiv.pooling.steps import avg_pool, max_pool  # noqa: F401
@@ -37,6 +43,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "batch_norm_graph",
+    "batch_norm_closed_form",
+    "batch_norm_across_devices",
+    "update_running_stats",
     "centering_jacobian",
     "variance_jacobian",
     "normalization_jacobian",
@@ -49,11 +58,7 @@ __all__ += _layers.__all__
 
 # The modules that define the names, imported at first use: they import this package's table themselves.
 _ROOMS = ("linear", "convolution", "pooling", "normalization", "activation", "loss", "models")
-_MODULES = (
-    *(f"bnderiv.{room}.steps" for room in _ROOMS),
-    "bnderiv.normalization.layer_norm_steps",
-    "bnderiv.steps.difference",
-)
+_MODULES = (*(f"bnderiv.{room}.steps" for room in _ROOMS), "bnderiv.steps.difference")
 
 
 def __getattr__(name: str) -> Any:

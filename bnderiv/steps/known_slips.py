@@ -18,9 +18,12 @@ from bnderiv.loss import slips as loss
 from bnderiv.loss import steps as loss_steps
 from bnderiv.models.slips import of_lenet5
 from bnderiv.models.steps import LeNet5
-from bnderiv.normalization import layer_norm_slips, layer_norm_steps
-from bnderiv.normalization.slips import of_batch_norm, of_batch_norm_graph, of_batch_norm_relu, of_batch_renorm
-from bnderiv.normalization.steps import BatchNorm, BatchNormGraph, BatchNormRelu, BatchRenorm
+from bnderiv.normalization import layer_norm_slips
+from bnderiv.normalization import slips as normalization
+from bnderiv.normalization import steps as normalization_steps
+from bnderiv.normalization.across_devices_slips import of_batch_norm_across_devices
+from bnderiv.normalization.closed_form_slips import of_batch_norm_closed_form
+from bnderiv.normalization.running_stats_slips import of_update_running_stats
 from bnderiv.pooling.slips import of_avg_pool, of_max_pool
 from bnderiv.pooling.steps import AvgPool, MaxPool
 from bnderiv.steps.rounding import distance, largest, wide
@@ -33,14 +36,17 @@ _FEW = 4  # a factor up to this is as likely a constant as a number of elements
 # For every slip that a room knows: (step, sentence, the value it would have given), from steps in float64 NumPy. A
 # fourth entry, if there is one, names earlier steps in which the slip was made.
 _ROOMS: dict[type, Callable[[Any], Iterable[Any]]] = {
-    BatchNorm: of_batch_norm,
-    BatchNormRelu: of_batch_norm_relu,
-    BatchNormGraph: of_batch_norm_graph,
-    BatchRenorm: of_batch_renorm,
-    layer_norm_steps.LayerNorm: layer_norm_slips.of_layer_norm,
-    layer_norm_steps.GroupNorm: layer_norm_slips.of_group_norm,
-    layer_norm_steps.InstanceNorm: layer_norm_slips.of_instance_norm,
-    layer_norm_steps.RmsNorm: layer_norm_slips.of_rms_norm,
+    normalization_steps.BatchNorm: normalization.of_batch_norm,
+    normalization_steps.BatchNormRelu: normalization.of_batch_norm_relu,
+    normalization_steps.BatchNormGraph: normalization.of_batch_norm_graph,
+    normalization_steps.BatchNormClosedForm: of_batch_norm_closed_form,
+    normalization_steps.BatchNormAcrossDevices: of_batch_norm_across_devices,
+    normalization_steps.UpdateRunningStats: of_update_running_stats,
+    normalization_steps.BatchRenorm: normalization.of_batch_renorm,
+    normalization_steps.LayerNorm: layer_norm_slips.of_layer_norm,
+    normalization_steps.GroupNorm: layer_norm_slips.of_group_norm,
+    normalization_steps.InstanceNorm: layer_norm_slips.of_instance_norm,
+    normalization_steps.RmsNorm: layer_norm_slips.of_rms_norm,
     Dense: of_dense,
     Flatten: of_flatten,
     Conv: of_conv,

@@ -30,6 +30,7 @@ Steps = TypeVar("Steps")
 
 INPUT, OPTION = "input", "option"
 _LONGEST = 40  # characters of an option in the table; a longer one would widen the whole column
+_FEW = 12  # elements up to which the table shows an array's values
 
 
 class Field(NamedTuple):
@@ -76,8 +77,11 @@ def fields(cls: Any) -> dict[str, Field]:
 
 
 def table(steps: Any) -> str:
-    """Name, symbol, shape, norm and label of every step, one on each line. Traced steps have no norm."""
-    rows = [("step", "symbol", "shape", "norm", "")]
+    """Name, symbol, shape, norm and label of every step, one on each line, and its values if there are at most twelve.
+
+    Traced steps have no numbers.
+    """
+    rows = [("step", "symbol", "shape", "norm", "label", f"values, up to {_FEW}")]
     for name, field in fields(type(steps)).items():
         value = getattr(steps, name)
         if value is None:  # this variant of the derivation has no such step
@@ -85,7 +89,9 @@ def table(steps: Any) -> str:
         symbol, shape = field.symbol, getattr(value, "shape", None)
         if field.label == OPTION:
             symbol = repr(value) if len(repr(value)) <= _LONGEST else f"{type(value).__name__}(…)"
-        rows.append((name, symbol, "" if shape is None else str(tuple(shape)), _norm(value), field.label))
+        rows.append(
+            (name, symbol, "" if shape is None else str(tuple(shape)), _norm(value), field.label, _values(value))
+        )
     widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(cell + " " * (width - _width(cell)) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -102,9 +108,24 @@ def _width(text: str) -> int:
 def _norm(value: Any) -> str:
     if isinstance(value, Tracer):
         return "traced"
-    if not isinstance(value, (jax.Array, np.ndarray)) or value.dtype == object:
+    if not _has_numbers(value):
         return ""
     return f"{np.linalg.norm(np.asarray(value).astype(np.float64).ravel()):.6g}"
+
+
+def _values(value: Any) -> str:
+    """As nested lists, four digits each."""
+    if not _has_numbers(value) or value.size > _FEW:
+        return ""
+
+    def written(a: np.ndarray) -> str:
+        return f"[{', '.join(map(written, a))}]" if a.ndim else f"{a:.4g}"
+
+    return written(np.asarray(value).astype(np.float64))
+
+
+def _has_numbers(value: Any) -> bool:
+    return isinstance(value, (jax.Array, np.ndarray)) and not isinstance(value, Tracer) and value.dtype != object
 
 
 def arrays(**named: Any) -> list[jax.Array]:

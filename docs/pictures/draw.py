@@ -66,20 +66,20 @@ def graph() -> Figure:
     """The computation graph of batch norm, with the numbers of A.10 on its edges."""
     x, dy = np.array([[1.0], [3.0], [3.0], [1.0]]), np.array([[1.0], [2.0], [6.0], [3.0]])
     s = steps.batch_norm_graph(x, np.array([2.0]), np.array([1.0]), dy, eps=0.0)
-    places = {
+    places = {  # x to 7 on two levels, then up and back to the left: a page is not wide
         "x": (0, 0),
-        "1": (2.4, -3.4),
-        "2": (4.8, 0),
-        "3": (7.2, -3.4),
-        "4": (12.6, -3.4),
-        "5": (15.9, -3.4),
-        "6": (19.2, -3.4),
-        "7": (21.8, 0),
-        "8": (27.2, 0),
-        "9": (32.2, 0),
-        "y": (37.2, 0),
-        "γ": (27.2, 2.9),
-        "β": (32.2, 2.9),
+        "1": (2.6, -3.3),
+        "2": (5.2, 0),
+        "3": (7.5, -3.3),
+        "4": (12.9, -3.3),
+        "5": (15.9, -3.3),
+        "6": (18.9, -3.3),
+        "7": (21.2, 0),
+        "8": (21.2, 3.5),
+        "9": (15.8, 3.5),
+        "y": (10.4, 3.5),
+        "γ": (24.7, 3.5),
+        "β": (15.8, 6.2),
     }
     does = {
         "1": "mean",
@@ -92,32 +92,33 @@ def graph() -> Figure:
         "8": r"$\gamma \cdot \hat x$",
         "9": r"$+ \beta$",
     }
+    beside = {"2": (0, 0.85), "7": (1.2, 0), "8": (0, 0.9)}  # what a node does; else below it
     level = (0, 0.42), (0, -0.42)  # of the two labels, from the middle of a horizontal edge
-    upright = (-0.95, 0), (1.0, 0)
+    upright, wide = ((-0.95, 0), (1.05, 0)), ((-2.0, 0), (2.0, 0))  # and of a vertical one
     edges = [  # from, to; what goes forward, what comes back; where the two labels are
         ("x", "2", rf"$x$ = {tuple_of(s.x)}", rf"$\bar c$ = {tuple_of(s.dx_through_c)}", *level),
-        ("x", "1", r"$x$", rf"$\bar\mu / M$ = {number(s.dx_through_mu[0, 0])} each", (0.4, 0.2), (-1.6, -0.3)),
+        ("x", "1", r"$x$", rf"$\bar\mu / M$ = {number(s.dx_through_mu[0, 0])} each", (0.4, 0.3), (-1.75, -0.3)),
         ("1", "2", rf"$\mu$ = {tuple_of(s.mu)}", rf"$\bar\mu$ = {tuple_of(s.d_mu)}", (-0.85, 0.3), (0.9, -0.5)),
         ("2", "7", rf"$c$ = {tuple_of(s.c)}", rf"$r \bar{{\hat x}}$ = {tuple_of(s.d_c_through_x_hat)}", *level),
-        ("2", "3", r"$c$", rf"$2 c \bar q$ = {tuple_of(s.d_c_through_q)}", (0.3, 0.75), (2.1, -0.1)),
+        ("2", "3", r"$c$", rf"$2 c \bar q$ = {tuple_of(s.d_c_through_q)}", (0.3, 0.75), (2.4, -0.1)),
         ("3", "4", rf"$q$ = {tuple_of(s.q)}", rf"$\bar q$ = {tuple_of(s.d_q)}", *level),
         ("4", "5", rf"$\sigma^2$ = {tuple_of(s.var)}", rf"$\bar{{\sigma^2}}$ = {tuple_of(s.d_var)}", *level),
         ("5", "6", rf"$\rho$ = {tuple_of(s.std)}", rf"$\bar\rho$ = {tuple_of(s.d_std)}", *level),
         ("6", "7", rf"$r$ = {tuple_of(s.inv_std)}", rf"$\bar r$ = {tuple_of(s.d_inv_std)}", (-0.9, 0.2), (0.9, -0.3)),
-        ("7", "8", rf"$\hat x$ = {tuple_of(s.x_hat)}", rf"$\bar{{\hat x}}$ = {tuple_of(s.d_x_hat)}", *level),
+        ("7", "8", rf"$\hat x$ = {tuple_of(s.x_hat)}", rf"$\bar{{\hat x}}$ = {tuple_of(s.d_x_hat)}", *wide),
         ("8", "9", tuple_of(s.scaled), rf"$\delta$ = {tuple_of(s.d_scaled)}", *level),
         ("9", "y", rf"$y$ = {tuple_of(s.y)}", rf"$\delta$ = {tuple_of(s.dy)}", *level),
-        ("γ", "8", rf"$\gamma$ = {tuple_of(s.gamma)}", rf"$\bar\gamma$ = {tuple_of(s.d_gamma)}", *upright),
+        ("γ", "8", rf"$\gamma$ = {tuple_of(s.gamma)}", rf"$\bar\gamma$ = {tuple_of(s.d_gamma)}", *level),
         ("β", "9", rf"$\beta$ = {tuple_of(s.beta)}", rf"$\bar\beta$ = {tuple_of(s.d_beta)}", *upright),
     ]
-    figure, axes = sheet(18, 5, "Batch norm as a graph: forward in blue, the gradient by the same quantity in red")
+    figure, axes = sheet(12, 5.4, "Batch norm as a graph: forward in blue, the gradient by the same quantity in red")
     for name, place in places.items():
         node = name in does
         axes.add_patch(Circle(place, 0.42, facecolor="#fff4d6" if node else "white", edgecolor="black", zorder=3))
         axes.text(*place, name, ha="center", va="center", fontsize=12, zorder=4)
         if node:
-            side = -1.0 if place[1] < 0 or name in "89" else 0.85
-            axes.text(place[0], place[1] + side, does[name], ha="center", va="center", fontsize=10, color=QUIET)
+            right, up = beside.get(name, (0, -0.95))
+            axes.text(place[0] + right, place[1] + up, does[name], ha="center", va="center", fontsize=10, color=QUIET)
     for start, end, forth, back, above, below in edges:
         a, b = np.array(places[start]), np.array(places[end])
         arrow = {"arrowstyle": "-|>", "mutation_scale": 14, "shrinkA": 15, "shrinkB": 15, "color": "black"}
@@ -126,8 +127,8 @@ def graph() -> Figure:
         for label, (right, up), color in ((forth, above, FORWARD), (back, below, BACKWARD)):
             axes.text(middle[0] + right, middle[1] + up, label, ha="center", va="center", fontsize=10, color=color)
     total = rf"$\bar x = \bar c + \bar\mu / M$ = {tuple_of(s.dx)}: two arrows leave $x$, their gradients add up"
-    axes.text(-0.5, 1.4, total, fontsize=12, color=BACKWARD, ha="left")
-    axes.set(xlim=(-1.2, 38), ylim=(-4.7, 3.7))
+    axes.text(-0.9, 1.7, total, fontsize=10, color=BACKWARD, ha="left")
+    axes.set(xlim=(-1.4, 25.4), ylim=(-4.7, 6.9))
     return figure
 
 

@@ -1,5 +1,7 @@
 """The steps of batch norm: against the layer, against the derivation's numbers, every Jacobian against JAX's."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +26,10 @@ def _draw(*shape, seed=0):
     return [jnp.asarray(a) for a in drawn]
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if "where" not in c.options], ids=str)
+MASKED = ("batch_norm", "batch_norm_relu")  # whose steps take a mask
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if "where" not in c.options or c.layer in MASKED], ids=str)
 def test_equals_the_layer(case):
     gradients = ("dx", "d_gamma", "d_beta", "d_residual") if "residual" in case.label else GRADIENTS
     equals_its_layer(case, "a" if case.layer == "batch_norm_relu" else "y", gradients)
@@ -51,15 +56,122 @@ def test_numbers_of_the_derivation():
         "d_beta": [12],
         "d_x_hat": [2, 4, 12, 6],
         "d_var": [-32 / 27],
+        "d_eps": [-32 / 27],
         "d_mu": [-16],
         "dx_through_x_hat": [4 / 3, 8 / 3, 8, 4],
         "dx_through_mu": [-4, -4, -4, -4],
         "dx_through_var": [16 / 27, -16 / 27, -16 / 27, 16 / 27],
         "dx": [-56 / 27, -52 / 27, 92 / 27, 16 / 27],
     }
-    assert list(expected) == list(s._fields)
+    assert list(expected) == [name for name in s._fields if getattr(s, name) is not None]
     for name, value in expected.items():
         np.testing.assert_allclose(np.ravel(getattr(s, name)), value, rtol=1e-13, err_msg=name)
+
+
+def test_the_closed_form_in_the_numbers_of_the_derivation():
+    """A.10, with ε = 0, and A.11."""
+    x, delta = jnp.array([[1.0], [3.0], [3.0], [1.0]]), jnp.array([[1.0], [2.0], [6.0], [3.0]])
+    s = steps.batch_norm_closed_form(x, jnp.array([2.0]), jnp.array([1.0]), delta, eps=0.0)
+    assert (s.sum_dy.tolist(), s.sum_dy_x_hat.tolist()) == ([12], [4])
+    assert s.without_mean.ravel().tolist() == [-2, -1, 3, 0]
+    assert s.without_x_hat.ravel().tolist() == [-1, -2, 2, 1]
+    assert s.dx.ravel().tolist() == [-2, -4, 4, 2]
+    more = steps.batch_norm_closed_form(
+        x, jnp.array([2.0]), jnp.array([1.0]), delta, eps=0.0, m_bar=jnp.ones(1), v_bar=jnp.ones(1)
+    )
+    assert more.from_statistics is not None
+    assert more.from_statistics.ravel().tolist() == [-0.25, 0.75, 0.75, -0.25]
+    np.testing.assert_array_equal(more.dx, s.dx + more.from_statistics)
+
+
+def _options_of_every_kind():
+    rng = np.random.default_rng(5)
+    statistics = {"m_bar": jnp.asarray(rng.normal(size=3)), "v_bar": jnp.asarray(rng.normal(size=3))}
+    return {"eps": 0.1, "where": jnp.asarray(rng.random((6, 4, 1)) < 0.6), **statistics}
+
+
+def test_the_closed_form_is_the_sum_of_the_three_parts():
+    arguments, options = _draw(6, 4, 3), _options_of_every_kind()
+    parts, closed = steps.batch_norm(*arguments, **options), steps.batch_norm_closed_form(*arguments, **options)
+    common = [name for name in closed._fields if name in parts._fields]
+    assert {"count", "mu", "x_hat", "d_gamma", "dx", "v_bar"} < set(common)
+    near([getattr(closed, n) for n in common], [getattr(parts, n) for n in common], 1e-12)
+
+
+def test_the_gradient_of_epsilon():
+    x, gamma, beta, dy = _draw(6, 4, 3)
+    where, stats = _options_of_every_kind()["where"], bnderiv.BatchStats(*jnp.ones((3, 3)))
+
+    def layer(eps):
+        return bnderiv.batch_norm(x, gamma, beta, eps=eps, where=where)
+
+    (right,) = jax.vjp(layer, jnp.asarray(0.1))[1]((dy, stats))  # the returned variance has no ε in it
+    near(steps.batch_norm(x, gamma, beta, dy, eps=0.1, where=where, v_bar=stats.var).d_eps, right, 1e-12)
+    plain = jax.vjp(lambda eps: bnderiv.batch_norm(x, gamma, beta, eps=eps)[0], jnp.asarray(0.1))[1](dy)[0]
+    near(steps.batch_norm_graph(x, gamma, beta, dy, eps=0.1).d_eps, plain, 1e-12)
+    s = steps.batch_norm_inference(x, gamma, beta, jnp.zeros(3), jnp.ones(3), dy, eps=0.1)
+    given = [gamma, beta, jnp.zeros(3), jnp.ones(3)]
+    near(
+        s.d_eps,
+        jax.grad(lambda e: (dy * bnderiv.batch_norm_inference(x, *given, eps=e)).sum())(jnp.asarray(0.1)),
+        1e-12,
+    )
+
+
+def test_nan_under_a_mask_stays_there():
+    x, gamma, beta, dy = _draw(6, 4, 3)
+    where = _options_of_every_kind()["where"]
+    holes, dy = jnp.where(where, x, jnp.nan), jnp.where(where, dy, 0)
+    for function in (steps.batch_norm, steps.batch_norm_closed_form):
+        with_holes, without = (function(a, gamma, beta, dy, where=where) for a in (holes, x))
+        for name in ("mu", "var", "d_gamma", "d_beta", "dx"):
+            near(getattr(with_holes, name), getattr(without, name), 1e-12)
+    s = steps.batch_norm_across_devices(holes, gamma, beta, dy, where=where, shards=(2, 4))
+    near(s.d_gamma, steps.batch_norm(x, gamma, beta, dy, where=where).d_gamma, 1e-12)
+
+
+@pytest.mark.parametrize(("axis", "shards"), [(-1, (3, 3)), (1, (1, 2, 3)), (-1, (6,))])
+def test_devices_give_what_one_gives(axis, shards):
+    x, gamma, beta, dy = _draw(6, 4, 3)
+    gamma, beta = (jnp.resize(a, x.shape[axis]) for a in (gamma, beta))
+    where = jnp.asarray(np.random.default_rng(5).random((6, 4, 3)) < 0.5).at[0].set(False)  # one shard has none at all
+    for mask in (None, where):
+        one = steps.batch_norm(x, gamma, beta, dy, channel_axis=axis, where=mask)
+        many = steps.batch_norm_across_devices(x, gamma, beta, dy, channel_axis=axis, where=mask, shards=shards)
+        for name in ("mu", "var", "y", "d_gamma", "d_beta", "dx"):
+            near(getattr(many, name), getattr(one, name), 1e-12)
+        assert many.counts.shape == many.sums_dy.shape == (len(shards), x.shape[axis])
+        near(many.sums_dy.sum(0), one.d_beta, 1e-12)
+
+
+def test_the_numbers_of_two_devices():
+    """The table of C.5."""
+    s = steps.batch_norm_across_devices(
+        jnp.array([[0.0], [2.0], [4.0]]), jnp.ones(1), jnp.zeros(1), jnp.ones((3, 1)), shards=(1, 2)
+    )
+    found = s.counts, s.means, s.variances, s.count, s.mu
+    assert [a.ravel().tolist() for a in found] == [[1, 2], [0, 3], [0, 1], [3], [2]]
+    np.testing.assert_allclose(s.var, 8 / 3, rtol=1e-15)
+
+
+@pytest.mark.parametrize("unbiased", [True, False])
+def test_running_statistics_are_the_layers(unbiased):
+    running = bnderiv.RunningStats(jnp.array([1.0, 2.0, 3.0]), jnp.array([1.0, 0.5, 2.0]), jnp.int32(7))
+    batch = bnderiv.BatchStats(jnp.array([4.0, 5.0, 6.0]), jnp.array([9.0, 8.0, 0.0]), jnp.array([10.0, 0.0, 1.0]))
+    s = steps.update_running_stats(running, batch, momentum=0.75, unbiased=unbiased)
+    new = bnderiv.update_running_stats(running, batch, momentum=0.75, unbiased=unbiased)
+    near((s.new_mean, s.new_var), (new.mean, new.var), 1e-14)
+    assert int(s.new_batches) == int(new.count) == 8
+    assert (s.correction is None) != unbiased
+    for change, error, words in (
+        ({"running": tuple(running)}, TypeError, "running must be a RunningStats"),
+        ({"batch": running}, TypeError, "batch must be a BatchStats"),
+        ({"batch": batch._replace(mean=jnp.ones(2))}, ValueError, r"batch.mean must have shape \(3,\)"),
+        ({"momentum": jnp.ones(3)}, ValueError, "momentum must have shape"),
+    ):
+        arguments: Any = {"running": running, "batch": batch} | change
+        with pytest.raises(error, match=words):
+            steps.update_running_stats(**arguments)
 
 
 def test_what_arrives_is_the_gradient_by_each_intermediate():
@@ -128,7 +240,7 @@ def test_the_graph_ends_where_the_closed_form_does(shape, axis):
     graph = steps.batch_norm_graph(x, gamma, beta, dy, channel_axis=axis)
     closed = steps.batch_norm(x, gamma, beta, dy, channel_axis=axis)
     common = [name for name in graph._fields if name in closed._fields]
-    assert len(common) == 18
+    assert len(common) == 19
     near([getattr(graph, n) for n in common], [getattr(closed, n) for n in common], 1e-12)
     near(graph.d_c, graph.d_c_through_x_hat + graph.d_c_through_q, 0)
 
@@ -159,6 +271,17 @@ def test_differentiable_and_mapped():
         (steps.batch_norm_relu, {"channel_axis": 2}, ValueError, "channel_axis must lie"),
         (steps.batch_norm, {"x": jnp.ones((0, 3))}, ValueError, "x must not be empty"),
         (steps.batch_norm, {"x": jnp.ones(3)}, ValueError, "x must have rank 2 or more"),
+        (steps.batch_norm, {"where": jnp.ones((6, 1))}, TypeError, "where must be boolean"),
+        (steps.batch_norm_relu, {"where": jnp.ones((5, 1), bool)}, ValueError, "where must broadcast"),
+        (steps.batch_norm_closed_form, {"v_bar": jnp.ones(6)}, ValueError, r"v_bar must have shape \(3,\)"),
+        (steps.batch_norm_across_devices, {"shards": (2, 3)}, ValueError, "shards must sum to the 6 examples"),
+        (steps.batch_norm_across_devices, {"shards": (6, 0)}, ValueError, r"shards\[1\] must be"),
+        (
+            steps.batch_norm_across_devices,
+            {"shards": (6,), "channel_axis": 0, "gamma": jnp.ones(6), "beta": jnp.ones(6)},
+            ValueError,
+            "channel_axis must not be the first",
+        ),
     ],
 )
 def test_errors(function, change, error, words):

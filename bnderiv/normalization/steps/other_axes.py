@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 
 from bnderiv import _checks
 from bnderiv.normalization.arguments import normalized_axes
-from bnderiv.normalization.steps import ChannelAxis, Epsilon, FromAbove, Input, number
+from bnderiv.normalization.steps.fields import ChannelAxis, Epsilon, FromAbove, Input, number
 from bnderiv.steps.table import INPUT, arrays, cotangent, derivation, gather
 
 # The arguments and steps that several functions here share. S is the shape of x without the axes of the statistics.

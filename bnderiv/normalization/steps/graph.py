@@ -1,0 +1,93 @@
+"""Batch norm as a computation graph, node by node."""
+
+import math
+from typing import Annotated, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from bnderiv.normalization.steps import fields as f
+from bnderiv.steps.table import arrays, cotangent, derivation, gather
+
+
+@derivation
+class BatchNormGraph(NamedTuple):
+    """The steps of `batch_norm_graph`: every elementary node, forward and backward. A bar is the gradient by a node."""
+
+    x: f.Input
+    gamma: f.Gamma
+    beta: f.Beta
+    dy: f.FromAbove
+    eps: f.Epsilon
+    channel_axis: f.ChannelAxis
+    mu: Annotated[jax.Array, "μ = 1/M Σ x", "(C,)", "node 1", "mean"]
+    c: Annotated[jax.Array, "c = x − μ", "as x", "node 2", "centered input"]
+    q: Annotated[jax.Array, "q = c²", "as x", "node 3", "squares"]
+    var: Annotated[jax.Array, "σ² = 1/M Σ q", "(C,)", "node 4", "biased variance"]
+    std: Annotated[jax.Array, "ρ = √(σ²+ε)", "(C,)", "node 5", "deviation"]
+    inv_std: Annotated[jax.Array, "r = 1/ρ", "(C,)", "node 6", "inverse deviation"]
+    x_hat: Annotated[jax.Array, "x̂ = c r", "as x", "node 7", "normalized input"]
+    scaled: Annotated[jax.Array, "γ x̂", "as x", "node 8", "scaled"]
+    y: Annotated[jax.Array, "y = γ x̂ + β", "as x", "node 9", "output"]
+    d_beta: Annotated[jax.Array, "β̄ = Σ δ", "(C,)", "node 9", "gradient of beta"]
+    d_scaled: Annotated[jax.Array, "δ", "as x", "node 9", "a sum passes δ on"]
+    d_gamma: Annotated[jax.Array, "γ̄ = Σ δ x̂", "(C,)", "node 8", "gradient of gamma"]
+    d_x_hat: Annotated[jax.Array, "x̂̄ = γ δ", "as x", "node 8", "gradient by the normalized input"]
+    d_inv_std: Annotated[jax.Array, "r̄ = Σ c x̂̄", "(C,)", "node 7", "gradient by the inverse deviation"]
+    d_c_through_x_hat: Annotated[jax.Array, "r x̂̄", "as x", "node 7", "first path to c"]
+    d_std: Annotated[jax.Array, "ρ̄ = −r̄/ρ²", "(C,)", "node 6", "gradient by the deviation"]
+    d_var: Annotated[jax.Array, "σ̄² = ρ̄/(2ρ)", "(C,)", "node 5", "gradient by the variance"]
+    d_eps: Annotated[jax.Array, "ε̄ = Σ_c σ̄²", "()", "node 5", "gradient by ε, which all channels share"]
+    d_q: Annotated[jax.Array, "q̄ = σ̄²/M", "as x", "node 4", "gradient by the squares"]
+    d_c_through_q: Annotated[jax.Array, "2 c q̄", "as x", "node 3", "second path to c"]
+    d_c: Annotated[jax.Array, "c̄ = r x̂̄ + 2 c q̄", "as x", "node 3", "the two paths joined"]
+    d_mu: Annotated[jax.Array, "μ̄ = −Σ c̄", "(C,)", "node 2", "gradient by the mean; Σ 2 c q̄ = 0 by (N9)"]
+    dx_through_c: Annotated[jax.Array, "c̄", "as x", "node 2", "first path to x"]
+    dx_through_mu: Annotated[jax.Array, "μ̄/M", "as x", "node 1", "second path to x"]
+    dx: Annotated[jax.Array, "x̄ = c̄ + μ̄/M", "as x", "node 1", "gradient of the input"]
+
+
+def batch_norm_graph(
+    x: ArrayLike, gamma: ArrayLike, beta: ArrayLike, dy: ArrayLike, *, channel_axis: int = -1, eps: ArrayLike = 1e-5
+) -> BatchNormGraph:
+    """Batch norm as a graph of elementary nodes, and back through them one at a time.
+
+    The gradient is that of `batch_norm`, but no terms are combined or cancelled. Arguments and errors as there.
+
+    Example:
+      >>> import bnderiv, jax.numpy as jnp
+      >>> x, dy = jnp.array([[1.0], [3.0]]), jnp.array([[1.0], [0.0]])
+      >>> s = bnderiv.steps.batch_norm_graph(x, jnp.array([2.0]), jnp.array([0.0]), dy, eps=3.0)
+      >>> s.std.tolist(), s.d_std.tolist(), s.dx.tolist()
+      ([2.0], [0.5], [[0.375], [-0.375]])
+    """
+    x, gamma, beta, dy = arrays(x=x, gamma=gamma, beta=beta, dy=dy)
+    others, lay = f.channels(x, channel_axis, gamma=gamma, beta=beta)
+    eps = f.number(eps, x)
+    dy = cotangent(dy, x)
+    M = math.prod(x.shape[a] for a in others)
+
+    mu = x.sum(others) / M  # node 1
+    c = x - lay(mu)  # node 2
+    q = c**2  # node 3
+    var = q.sum(others) / M  # node 4
+    std = jnp.sqrt(var + eps)  # node 5
+    inv_std = 1 / std  # node 6
+    x_hat = c * lay(inv_std)  # node 7
+    scaled = lay(gamma) * x_hat  # node 8
+    y = scaled + lay(beta)  # node 9
+
+    d_beta, d_scaled = dy.sum(others), dy  # back through node 9
+    d_gamma, d_x_hat = (d_scaled * x_hat).sum(others), d_scaled * lay(gamma)  # 8
+    d_inv_std, d_c_through_x_hat = (d_x_hat * c).sum(others), d_x_hat * lay(inv_std)  # 7
+    d_std = -d_inv_std / std**2  # 6
+    d_var = d_std / (2 * std)  # 5
+    d_eps = d_var.sum()
+    d_q = jnp.broadcast_to(lay(d_var / M), x.shape)  # 4
+    d_c_through_q = 2 * c * d_q  # 3
+    d_c = d_c_through_x_hat + d_c_through_q
+    d_mu, dx_through_c = -d_c.sum(others), d_c  # 2
+    dx_through_mu = jnp.broadcast_to(lay(d_mu / M), x.shape)  # 1
+    dx = dx_through_c + dx_through_mu
+    return gather(BatchNormGraph, locals())
