@@ -57,6 +57,12 @@ class Options:
                 words += [f"--{option}", *map(str, value if isinstance(value, tuple) else [value])]
         return words
 
+    def shown(self, **instead: str) -> dict[str, Any]:
+        """Every option that makes a run what it is."""
+        fields = (field.name for field in dataclasses.fields(self) if field.name not in self.OTHERWISE_THE_SAME)
+        values = {name: getattr(self, name) for name in fields}
+        return values | {name: text for name, text in instead.items() if values.get(name)}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Results(Options):
@@ -82,7 +88,7 @@ class Measured(Results):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class WithData(Results):
+class WithData(Measured):
     """The options of a script that takes images."""
 
     data: Path | None = None
@@ -109,7 +115,8 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
     """The value in the type of its option. Files and programs give any type; the command line is checked by tyro."""
     condition = ""
     if typing.get_origin(hint) is Annotated:
-        hint, condition, *_ = typing.get_args(hint)
+        hint, *notes = typing.get_args(hint)
+        condition = next((note for note in notes if isinstance(note, str)), "")
     if typing.get_origin(hint) is Literal:
         allowed = typing.get_args(hint)
         if value not in allowed:

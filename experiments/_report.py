@@ -1,4 +1,8 @@
-"""What every experiment leaves: files written whole, pictures, and an HTML page that needs nothing beside it."""
+"""What every experiment leaves: its numbers, and what is made of them alone: pictures, tables and an HTML page.
+
+A script `run`s: it measures, `keep`s the numbers in a JSON file with all that a page says about the run, and `show`s
+that file. With --redraw it only shows.
+"""
 
 import base64
 import contextlib
@@ -9,7 +13,7 @@ import json
 import os
 import platform
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import matplotlib
 
-from experiments import _command
+from experiments import _command, _options
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -25,17 +29,37 @@ from matplotlib.figure import Figure
 
 PACKAGES = ("jax", "jaxlib", "numpy", "optax", "orbax-checkpoint", "scikit-learn")
 
+# Pictures stand at half the width of a page too: narrow figures, whose letters are then still 8 pixels high.
+WIDTH = 7.2  # inches
+plt.rcParams.update({
+    "figure.constrained_layout.use": True, "figure.figsize": (WIDTH, 4.2), "savefig.dpi": 150, "font.size": 11,
+    "axes.titlesize": 11, "axes.grid": True, "axes.axisbelow": True, "grid.alpha": 0.3, "legend.frameon": False,
+    "legend.fontsize": 10, "xtick.labelsize": 10, "ytick.labelsize": 10,
+})  # fmt: skip
+# A library has one color and one mark in every picture. Those that fall on one line have marks of different sizes.
+LOOKS: dict[str, dict[str, Any]] = {
+    "bnderiv": {"color": "black", "marker": "o", "markersize": 6, "linewidth": 2.5, "zorder": 5},
+    "plain autodiff": {"color": "tab:blue", "marker": "s", "markersize": 10, "markerfacecolor": "none"},
+    "Flax": {"color": "tab:red", "marker": "v", "markersize": 9, "markerfacecolor": "none"},
+    "Flax, two-pass": {"color": "tab:orange", "marker": "^", "markersize": 7, "linestyle": "--"},
+    "Equinox": {"color": "tab:green", "marker": "D", "markersize": 3, "linestyle": ":"},
+    "Haiku": {"color": "tab:purple", "marker": "x", "markersize": 6, "linestyle": "--"},
+    "PyTorch": {"color": "tab:brown", "marker": "P", "markersize": 6, "linestyle": "-."},
+}
+OF_A_RUN = ("date", "machine", "processor", "memory", "versions")  # entries of the numbers that the page repeats
+
 
 class Picture(NamedTuple):
-    """A PNG; `caption` says what to see in it, and stands in for it where it cannot be seen."""
+    """A PNG in a file of its own; `caption` says what to see in it, and stands in for it where it cannot be seen."""
 
     title: str
+    file: str
     png: bytes
-    caption: str = ""
+    caption: str
 
 
 class Table(NamedTuple):
-    """Rows of cells, shown as `str` shows them; a column of numbers is set to the right."""
+    """Rows of cells, shown as `str` shows them, with **bold** and `code`. Without a title it goes on what is above."""
 
     title: str
     columns: Sequence[str]
@@ -44,64 +68,143 @@ class Table(NamedTuple):
 
 
 class Text(NamedTuple):
-    """A heading and a paragraph."""
+    """A heading, if there is one, and a paragraph."""
 
     title: str
     text: str
 
 
-class Markdown(NamedTuple):
-    """What an experiment's own Markdown file says: headings, paragraphs and tables, with **bold** and `code`."""
-
-    text: str
+Part = Picture | Table | Text
 
 
-Part = Picture | Table | Text | Markdown
+class Report(NamedTuple):
+    """What is made of the numbers.
 
-
-def page(
-    title: str,
-    summary: str,
-    parts: Sequence[Part],
-    *,
-    command: str,
-    configuration: Mapping[str, Any],
-    facts: Mapping[str, Any] | None = None,
-) -> bytes:
-    """The report of a run as HTML in UTF-8: no other file, no script, no font and nothing from the network.
-
-    Args:
+    Attributes:
       title: of the page.
       summary: what came out, in a sentence or two.
-      parts: what is shown, in this order.
-      command: the line that repeats the run.
-      configuration: every option of the run, as resolved.
-      facts: further lines, such as the seconds it took; and `date`, `machine` and `versions` where they are not those
-        of now and here, but of the numbers that are drawn again.
+      parts: what is shown, in this order, no two under one name.
+      facts: further lines about the run.
+      file: the page's name.
+      tables: the name of a file of the texts and tables in Markdown, if there is to be one.
+      said: what is printed; the summary where that is empty.
     """
-    about = {"date": today(), "machine": machine(), "versions": versions()} | dict(facts or {})
+
+    title: str
+    summary: str
+    parts: Sequence[Part]
+    facts: Mapping[str, Any] = {}
+    file: str = "report.html"
+    tables: str = ""
+    said: str = ""
+
+
+def run(
+    file: Path,
+    options: _options.Measured,
+    measure: Callable[[Any], Mapping[str, Any]],
+    present: Callable[[dict[str, Any]], Report],
+    *more: str,
+    **instead: str,
+) -> None:
+    """A whole experiment: measures, unless it is to be drawn again, keeps the numbers and shows them.
+
+    Args:
+      file: the JSON file, in the folder of the results.
+      options: of the run.
+      measure: of the options; the numbers.
+      present: of what the file holds; the report.
+      more, instead: as `keep` takes them.
+    """
+    if not options.redraw:
+        _command.make(file.parent)
+        keep(file, measure(options), options, *more, **instead)
+    show(file, present)
+
+
+def keep(file: Path, content: Mapping[str, Any], options: _options.Options, *more: str, **instead: str) -> None:
+    """Writes the numbers of a run, and what a page says about it: when, where, by which versions, command and options.
+
+    Args:
+      file: the JSON file.
+      content: the numbers.
+      options: of the run.
+      more: packages whose versions matter here.
+      instead: words for options whose values a page must not show, such as a folder.
+    """
+    module = type(options).__module__
+    command = _command.line(module, *options.arguments(**instead))
+    about = {"command": command, "configuration": options.shown(**instead)}
+    write(file, as_json(about | dict(content), *more))
+
+
+def show(file: Path, present: Callable[[dict[str, Any]], Report]) -> None:
+    """Makes pictures, tables and page of the numbers in a file, beside it, and prints what came out."""
+    content = numbers(file)
+    _command.say("drawing …")
+    report = present(content)
+    print(report.said or report.summary)
+    files: dict[str, bytes | None] = {part.file: part.png for part in report.parts if isinstance(part, Picture)}
+    if report.tables:
+        files[report.tables] = markdown(report.parts).encode()
+    leave(file.parent, files | {report.file: page(report, content)})
+
+
+def page(report: Report, content: Mapping[str, Any]) -> bytes:
+    """The report as HTML in UTF-8: no other file, no script, no font and nothing from the network.
+
+    Args:
+      report: what it shows.
+      content: the numbers, of which it repeats the lines that run it again (`command`), `configuration`, `date`,
+        `machine` and `versions`.
+    """
+    titles = [part.title for part in report.parts if part.title]
+    if twice := {title for title in titles if titles.count(title) > 1}:
+        raise ValueError(f"two parts of one name: {', '.join(sorted(twice))}")
+    about = {name: content[name] for name in OF_A_RUN if name in content} | dict(report.facts)
     about["versions"] = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
-    body = "\n".join(_part(part) for part in parts)
+    body = "\n".join(_part(part) for part in report.parts)
     return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{html.escape(title)}</title>
+<title>{html.escape(report.title)}</title>
 <style>{_STYLE}</style>
 </head>
 <body>
-<h1>{html.escape(title)}</h1>
-<p class="summary">{html.escape(summary)}</p>
-<pre>{html.escape(command)}</pre>
+<h1>{html.escape(report.title)}</h1>
+<p class="summary">{_inline(report.summary)}</p>
+<pre>{html.escape(content["command"])}</pre>
 {body}
 <h2>The run</h2>
-{_rows(("", ""), about.items())}
+{_rows(("", ""), about.items(), "about")}
 <h2>Configuration</h2>
-{_rows(("option", "value"), configuration.items())}
+{_rows(("option", "value"), content["configuration"].items(), "about")}
 </body>
 </html>
 """.encode()
+
+
+def markdown(parts: Sequence[Part]) -> str:
+    """Texts and tables in Markdown."""
+    blocks = []
+    for part in parts:
+        if isinstance(part, Picture):
+            continue
+        blocks += [f"## {part.title}"] if part.title else []
+        if isinstance(part, Text):
+            blocks.append(part.text)
+        else:
+            blocks += [part.caption] if part.caption else []
+            blocks.append(table(part.columns, part.rows))
+    return "\n\n".join(blocks) + "\n"
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table in Markdown."""
+    rule = ["---:" if right else "---" for right in _right(len(columns), rows)]
+    return "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in (columns, rule, *rows))
 
 
 def machine() -> str:
@@ -128,10 +231,10 @@ def today() -> str:
     return datetime.date.today().isoformat()
 
 
-def png(figure: Figure, dpi: int = 120) -> bytes:
+def png(figure: Figure) -> bytes:
     """The figure as a PNG; closes it."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=dpi)
+    figure.savefig(buffer)
     plt.close(figure)
     return buffer.getvalue()
 
@@ -139,7 +242,22 @@ def png(figure: Figure, dpi: int = 120) -> bytes:
 def as_json(content: Mapping[str, Any], *more: str) -> bytes:
     """JSON proper, which has no NaN, with date, machine and versions (of `more` packages as well)."""
     content = dict(content) | {"date": today(), "machine": machine(), "versions": versions(*more)}
-    return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
+    return (_lines(content) + "\n").encode()
+
+
+def _lines(value: Any, indent: int = 0) -> str:
+    """JSON in lines: what is short, and what has nothing within it, is one."""
+    text = json.dumps(value, allow_nan=False, ensure_ascii=False)
+    inner = list(value.values() if isinstance(value, dict) else value) if isinstance(value, dict | list | tuple) else []
+    if len(text) < 400 or not any(isinstance(each, dict | list | tuple) for each in inner):
+        return text
+    names = (
+        [f"{json.dumps(name, ensure_ascii=False)}: " for name in value]
+        if isinstance(value, dict)
+        else [""] * len(inner)
+    )
+    lines = (" " * (indent + 1) + name + _lines(each, indent + 1) for name, each in zip(names, inner, strict=True))
+    return text[0] + "\n" + ",\n".join(lines) + "\n" + " " * indent + text[-1]
 
 
 def write(path: Path, content: bytes) -> None:
@@ -191,40 +309,34 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-
 h1 { line-height: 1.2 } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd }
 .summary { font-size: 1.15rem } figure { margin: 0 } img { max-width: 100%; height: auto }
 figcaption, .caption { color: #555 }
-pre { background: #f4f4f4; padding: .7rem 1rem; overflow-x: auto }
-.wide { overflow-x: auto; font-size: .85rem; white-space: nowrap; width: max-content; min-width: 100%; max-width: 94vw;
-  position: relative; left: 50%; transform: translateX(-50%) }
+pre { background: #f4f4f4; padding: .7rem 1rem; white-space: pre-wrap; overflow-wrap: anywhere }
 code { background: #f4f4f4 }
+.scroll { overflow-x: auto; margin: 1rem 0 } .scroll.wide { font-size: .78rem }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-td, th { padding: .15rem .9rem .15rem 0; vertical-align: top }
+td, th { padding: .15rem .8rem .15rem 0; vertical-align: top } .wide td, .wide th { padding-right: .6rem }
 th { text-align: left; border-bottom: 1px solid #999 } td.number, th.number { text-align: right }
+.data td { white-space: nowrap } .data th { vertical-align: bottom }
+.data td.long { white-space: normal; min-width: 8rem }
+.data td:first-child, .data th:first-child { white-space: normal; min-width: 7rem; position: sticky; left: 0;
+  background: #fff }
+@media (min-width: 75rem) { .scroll.wide { width: max-content; min-width: 100%; max-width: 94vw; position: relative;
+  left: 50%; transform: translateX(-50%) } .data.wide td:first-child { white-space: nowrap } }
 """
+WIDE = 6  # columns, from which on a table is set smaller and may be wider than the text
+LONG = 22  # letters, beyond which a cell is broken into lines
 
 
 def _part(part: Part) -> str:
-    if isinstance(part, Markdown):
-        return "\n".join(_block(block) for block in re.split(r"\n{2,}", part.text.strip()))
-    heading = f"<h2>{html.escape(part.title)}</h2>\n"
+    heading = f"<h2>{html.escape(part.title)}</h2>\n" if part.title else ""
+    if isinstance(part, Picture):
+        source = base64.b64encode(part.png).decode()
+        caption = html.escape(part.caption)
+        picture = f'<img alt="{caption}" src="data:image/png;base64,{source}">'
+        return f"{heading}<figure>{picture}<figcaption>{caption}</figcaption></figure>"
     if isinstance(part, Text):
-        return f"{heading}<p>{html.escape(part.text)}</p>"
-    if isinstance(part, Table):
-        return f'{heading}{_rows(part.columns, part.rows)}\n<p class="caption">{html.escape(part.caption)}</p>'
-    source = base64.b64encode(part.png).decode()
-    caption = html.escape(part.caption)
-    return (
-        f'{heading}<figure><img alt="{caption or html.escape(part.title)}" src="data:image/png;base64,{source}">'
-        f"<figcaption>{caption}</figcaption></figure>"
-    )
-
-
-def _block(block: str) -> str:
-    """A heading, a table or a paragraph of Markdown."""
-    if block.startswith("#"):
-        return f"<h2>{_inline(block.lstrip('# '))}</h2>"
-    if block.startswith("|"):
-        columns, _, *rows = ([cell.strip() for cell in line[1:-1].split("|")] for line in block.splitlines())
-        return f'<div class="wide">{_rows(columns, rows)}</div>'
-    return f"<p>{_inline(block)}</p>"
+        return f"{heading}<p>{_inline(part.text)}</p>"
+    caption = f'<p class="caption">{_inline(part.caption)}</p>\n' if part.caption else ""
+    return heading + caption + _rows(part.columns, part.rows, "data" + " wide" * (len(part.columns) >= WIDE))
 
 
 def _inline(text: Any) -> str:
@@ -233,21 +345,26 @@ def _inline(text: Any) -> str:
     return re.sub(r"`(.+?)`", r"<code>\1</code>", re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", escaped))
 
 
-def _rows(columns: Sequence[str], rows: Any) -> str:
-    rows = [tuple(row) for row in rows]
-    number = [
-        all(isinstance(row[i], int | float) and not isinstance(row[i], bool) for row in rows)
-        for i in range(len(columns))
+def _right(columns: int, rows: Sequence[Sequence[Any]]) -> list[bool]:
+    """The columns after the first in which each cell is empty, or short and begins with a number."""
+    numbers = [
+        [bool(len(str(row[i])) <= LONG and re.match(r"\W*\d|$", str(row[i]))) for row in rows] for i in range(columns)
     ]
+    return [False, *map(all, numbers[1:])]
+
+
+def _rows(columns: Sequence[str], rows: Any, kind: str) -> str:
+    """A table that scrolls within itself where it is wider than the page."""
+    rows = [tuple(row) for row in rows]
+    right = _right(len(columns), rows) if kind != "about" else [False, False]
 
     def line(cells: Sequence[Any], tag: str) -> str:
-        styles = [' class="number"' if right else "" for right in number]
-        return (
-            "<tr>"
-            + "".join(f"<{tag}{style}>{_inline(cell)}</{tag}>" for cell, style in zip(cells, styles, strict=True))
-            + "</tr>"
-        )
+        words = ""
+        for cell, is_number in zip(cells, right, strict=True):
+            style = "number" if is_number else "long" if len(str(cell)) > LONG else ""
+            words += f'<{tag} class="{style}">{_inline(cell)}</{tag}>' if style else f"<{tag}>{_inline(cell)}</{tag}>"
+        return f"<tr>{words}</tr>"
 
-    head = line(columns, "th") if any(columns) else ""
-    lines = "\n".join(filter(None, [head, *(line(row, "td") for row in rows)]))
-    return f"<table>\n{lines}\n</table>"
+    head = [line(columns, "th")] if any(columns) else []
+    lines = "\n".join([*head, *(line(row, "td") for row in rows)])
+    return f'<div class="scroll {kind}"><table>\n{lines}\n</table></div>'

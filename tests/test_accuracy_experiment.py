@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from bnderiv import reference
+from experiments import _report
 from experiments.accuracy import run
 
 pytestmark = pytest.mark.slow
@@ -63,7 +64,7 @@ def test_the_command_leaves_every_case_in_numbers_and_tables(quick):
                 [*run.QUANTITIES, "running"], 1
             )
     tables = (out / "accuracy.md").read_text()
-    assert tables == run.markdown(content)
+    assert tables == _report.markdown(run.tables(content))
     for name in CASES:
         assert f"| {name} | " in tables  # the summary
         size = "×".join(map(str, CASES[name].shape))

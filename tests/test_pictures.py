@@ -1,5 +1,6 @@
 """The pictures of the derivations show the numbers of the code as it is, and each is in a page."""
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -33,3 +34,25 @@ def test_each_is_in_a_page_and_says_something():
     for path in PICTURES.glob("*.svg"):
         assert f"docs/pictures/{path.name})" in pages
         assert len(said(path)) > 10
+
+
+@pytest.mark.slow
+def test_no_label_of_the_graph_runs_into_an_arrow():
+    from matplotlib.path import Path
+
+    spec = importlib.util.spec_from_file_location("draw", PICTURES / "draw.py")
+    assert spec is not None
+    assert spec.loader is not None
+    draw = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(draw)
+    figure = draw.graph()
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    ends = [patch._posA_posB for patch in axes.patches if hasattr(patch, "_posA_posB")]
+    arrows = [Path(points).transformed(axes.transData) for points in ends]
+    labels = [text for text in axes.texts if len(text.get_text()) > 1]
+    assert len(arrows) == 14
+    assert len(labels) > 30
+    for text in labels:
+        box = text.get_window_extent()
+        assert not any(arrow.intersects_bbox(box, filled=False) for arrow in arrows), text.get_text()

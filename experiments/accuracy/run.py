@@ -15,9 +15,7 @@ if __name__ == "__main__":
 
 import dataclasses
 import importlib
-import json
 import math
-import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -395,12 +393,6 @@ def worst_pair(outcomes: dict[str, list[Outcome]]) -> str:
     return y if y == dx and not y[0].isdigit() else f"{y} / {dx}"
 
 
-def table(heading: str, rows: list[tuple[str, list[str]]], libraries: list[str]) -> str:
-    lines = ["", "| " + " | ".join([heading, *libraries]) + " |", "|---" * (len(libraries) + 1) + "|"]
-    lines += ["| " + " | ".join([name, *cells]) + " |" for name, cells in rows]
-    return "\n".join(lines) + "\n"
-
-
 def standing(rows: list[dict[str, Any]], quantity: str) -> list[str]:
     """Where bnderiv stands among the libraries in this quantity, by medians: the losses as well as the wins."""
     ratios = []
@@ -424,151 +416,116 @@ def size(row: dict[str, Any]) -> str:
     return "×".join(map(str, row["shape"]))
 
 
-def markdown(content: dict[str, Any]) -> str:
-    """The tables, from the numbers of `accuracy.json` alone."""
+def tables(content: dict[str, Any]) -> list[_report.Part]:
+    """Everything, from the numbers of `accuracy.json` alone."""
     libraries, rows = content["libraries"], content["rows"]
     seeds = "one seed" if len(content["seeds"]) == 1 else f"{len(content['seeds'])} seeds"
     first = rows[0]["shape"]
 
-    def detail(quantity, chosen):
-        cells = [
-            (f"{row['case']}, {size(row)}", [median_and_worst(row["outcomes"][lib][quantity]) for lib in libraries])
+    def detail(title: str, quantity: str, chosen: list[dict[str, Any]]) -> _report.Table:
+        cells = (
+            [f"{row['case']}, {size(row)}", *(median_and_worst(row["outcomes"][of][quantity]) for of in libraries)]
             for row in chosen
-        ]
-        return table("input", cells, libraries)
+        )
+        return _report.Table(title, ("input", *libraries), list(cells))
 
     main = [row for row in rows if row["shape"] == first or row["group"] in ("many", "degenerate")]
-    brief = [(row["case"], [worst_pair(row["outcomes"][lib]) for lib in libraries]) for row in main]
-    degenerate = [row for row in rows if row["group"] == "degenerate"]
-    parts = [
-        f"## y and dx (y / dx), worst of {seeds}, {size(rows[0])}",
-        table("input", brief, libraries),
-        "## Where bnderiv stands among all of them, by the median",
-        table(
-            "",
-            [(symbol, standing(rows, name)) for name, symbol in QUANTITIES.items()],
-            ["lowest error (or tied)", "within 1.5 × the lowest", "within 2 ×", "furthest behind"],
+    brief = [[row["case"], *(worst_pair(row["outcomes"][of]) for of in libraries)] for row in main]
+    columns = ("", "lowest error (or tied)", "within 1.5 × the lowest", "within 2 ×", "furthest behind")
+    return [
+        *(_report.Text("", f"Not installed, left out: {name}.") for name in content["absent"]),
+        _report.Table(f"y and dx (y / dx), worst of {seeds}, {size(rows[0])}", ("input", *libraries), brief),
+        _report.Table(
+            "Where bnderiv stands among all of them, by the median",
+            columns,
+            [[symbol, *standing(rows, name)] for name, symbol in QUANTITIES.items()],
         ),
         *(
-            part
+            detail(f"{symbol}, every shape: median (worst) of {seeds}", name, rows)
             for name, symbol in QUANTITIES.items()
-            for part in (f"## {symbol}, every shape: median (worst) of {seeds}", detail(name, rows))
         ),
-        "## Running statistics after one step from mean 0, variance 1",
-        detail("running", degenerate),
+        detail(
+            "Running statistics after one step from mean 0, variance 1",
+            "running",
+            [row for row in rows if row["group"] == "degenerate"],
+        ),
     ]
-    if content["absent"]:
-        parts.insert(0, f"Not installed, left out: {'; '.join(content['absent'])}.\n")
-    return "\n".join(parts)
 
 
-STYLES = {  # those that fall on one line are told apart by markers of different sizes
-    "bnderiv": {"color": "black", "marker": "o", "markersize": 6, "linewidth": 2.5, "zorder": 5},
-    "plain jnp": {"color": "tab:blue", "marker": "s", "markersize": 10, "markerfacecolor": "none"},
-    "Flax": {"color": "tab:red", "marker": "v", "markersize": 9, "markerfacecolor": "none"},
-    "Flax, two-pass": {"color": "tab:orange", "marker": "^", "markersize": 7, "linestyle": "--"},
-    "Equinox": {"color": "tab:green", "marker": "D", "markersize": 3, "linestyle": ":"},
-    "Haiku": {"color": "tab:purple", "marker": "x", "markersize": 6, "linestyle": "--"},
-    "PyTorch": {"color": "tab:brown", "marker": "P", "markersize": 6, "linestyle": "-."},
-}
+OTHER_NAMES = {"plain jnp": "plain autodiff"}
 NOTHING = 1e8  # the height at which an outcome without a number is drawn
 
 
 def draw(content: dict[str, Any]) -> bytes:
-    """Median error against the mean, y and dx; and dx against the scale."""
+    """The worst error of the seeds against the mean, y and dx; and dx against the scale."""
     rows = [row for row in content["rows"] if row["shape"] == content["rows"][0]["shape"]]
     by_name = {row["case"]: row["outcomes"] for row in rows}
     means, scales = [f"mean {mean}" for mean in MEANS], ["mean 0", *(f"scale {scale}" for scale in SCALES)]
-    notes = {"size": 8, "color": "dimgray"}
-    figure, panels = plt.subplots(1, 3, figsize=(13, 6), sharey=True, layout="constrained", width_ratios=(3, 3, 2))
-    for axes, names, quantity in zip(panels, (means, means, scales), ("y", "dx", "dx"), strict=True):
+    figure, axes = plt.subplots(2, 2, figsize=(_report.WIDTH, 7.6), sharey=True)
+    (y, dx), (scaled, legend) = axes
+    for panel, names, quantity in ((y, means, "y"), (dx, means, "dx"), (scaled, scales, "dx")):
         for library in content["libraries"]:
-            medians = [summary(by_name[name][library][quantity])[0] for name in names]
-            heights = [math.nan if isinstance(m, str) else max(m, 1e-9) for m in medians]
-            axes.plot(heights, label=library, **STYLES[library])
-            lost = [NOTHING if isinstance(m, str) else math.nan for m in medians]
-            axes.plot(lost, **STYLES[library] | {"linestyle": "none"})
-        axes.axhspan(NOTHING / 30, NOTHING * 1000, color="tab:red", alpha=0.12, linewidth=0)
-        axes.text(0, NOTHING * 60, "no number at all: NaN,\nor x̂ lost (y = β, dx = 0)", va="center", **notes)
-        axes.axhline(2.0**-24, color="gray", linewidth=1)
-        axes.axhspan(1, NOTHING * 1000, color="tab:red", alpha=0.08, linewidth=0)
-        axes.set(yscale="log", ylim=(2e-9, NOTHING * 1000), yticks=[10.0**k for k in range(-8, 6, 2)])
-        axes.grid(alpha=0.3)
-    panels[0].text(5, 2.0**-24 / 4, "one rounding of a float32", ha="right", va="top", **notes)
-    panels[0].text(0, 1.6, "no digit is right", **notes)
-    for axes, title in zip(panels, ("The output y", "The gradient dx", "The gradient dx, mean 0"), strict=True):
-        axes.set_title(title)
-    for axes in panels[:2]:
-        axes.set(xlabel="mean of x (deviation 1)", xticks=range(len(means)), xticklabels=MEANS)
-    panels[2].set(xlabel="deviation of x", xticks=range(len(scales)), xticklabels=("1", *SCALES))
-    panels[0].set_ylabel("relative error")
-    of = f"{size(rows[0])}, median of {len(content['seeds'])} seeds"
-    figure.suptitle(f"Batch norm in float32, {of}: error against the truth; lower is better")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(content["libraries"]))
+            worst = [summary(by_name[name][library][quantity])[1] for name in names]
+            heights = [math.nan if isinstance(w, str) else max(w, 1e-9) for w in worst]
+            look = _report.LOOKS[OTHER_NAMES.get(library) or library]
+            panel.plot(heights, label=library, **look)
+            lost = [NOTHING if isinstance(w, str) else math.nan for w in worst]
+            panel.plot(lost, **look | {"linestyle": "none"})
+        panel.axhspan(NOTHING / 30, NOTHING * 1000, color="tab:red", alpha=0.12, linewidth=0)
+        panel.axhline(2.0**-24, color="gray", linewidth=1)
+        panel.axhspan(1, NOTHING * 1000, color="tab:red", alpha=0.08, linewidth=0)
+        panel.set(yscale="log", ylim=(2e-9, NOTHING * 1000), yticks=[10.0**k for k in range(-8, 6, 2)])
+    for panel, title in ((y, "The output y"), (dx, "The gradient dx"), (scaled, "The gradient dx, mean 0")):
+        panel.set_title(title)
+    for panel in (y, dx):
+        panel.set(xlabel="mean of x (deviation 1)", xticks=range(len(means)), xticklabels=MEANS)
+    scaled.set(xlabel="deviation of x", xticks=range(len(scales)), xticklabels=("1", *SCALES))
+    for panel in (y, scaled):
+        panel.set_ylabel("relative error")
+    legend.axis("off")
+    legend.legend(*y.get_legend_handles_labels(), loc="upper left", fontsize=11)
+    words = "Dark red: no number at all (NaN),\nor x̂ lost (y = β, dx = 0).\nLight red: no digit is right.\n"
+    legend.text(0.03, 0.02, words + "Gray line: one rounding of a float32.", transform=legend.transAxes, va="bottom")
+    of = f"{size(rows[0])}, worst of {len(content['seeds'])} seeds"
+    figure.suptitle(f"Batch norm in float32, {of}: lower is better", fontsize=12)
     return _report.png(figure)
 
 
-def report(content: dict[str, Any], tables: str, picture: bytes) -> bytes:
+def present(content: dict[str, Any]) -> _report.Report:
     """The page with all of it."""
-    rows = len(content["rows"])
+    rows, parts = len(content["rows"]), tables(content)
     within = standing(content["rows"], "y")[1], standing(content["rows"], "dx")[1]
-    return _report.page(
+    caption = f"One of the shapes, and the worst of the seeds, as in the first table; all {rows} rows are below."
+    brief = next(part for part in parts if isinstance(part, _report.Table))
+    return _report.Report(
         "How many digits of batch norm are right?",
         "Relative errors against a truth in long double. In the median over the seeds, that of bnderiv is within "
         f"1.5 × the lowest of all libraries in {within[0]} rows for y, in {within[1]} for dx.",
-        [
-            _report.Picture("Error against mean and scale", picture, f"One of the shapes; all {rows} rows are below."),
-            _report.Markdown(tables),
-        ],
-        command=_command.line("experiments.accuracy.run"),
-        configuration={name: content[name] for name in ("seeds", "eps", "libraries", "absent")},
-        facts={"date": content["date"], "machine": content["device"], "versions": content["versions"]},
+        [_report.Picture("Error against mean and scale", "accuracy.png", draw(content), caption), *parts],
+        tables="accuracy.md",
+        said=_report.markdown([brief]),
     )
 
 
-def as_json(content: dict[str, Any]) -> str:
-    """One line for what one library did with one input."""
-
-    def compact(value):
-        return json.dumps(value, ensure_ascii=False)
-
-    rows = []
-    for row in content["rows"]:
-        outcomes = ",\n".join(f"   {compact(name)}: {compact(value)}" for name, value in row["outcomes"].items())
-        head = compact({key: value for key, value in row.items() if key != "outcomes"})[:-1]
-        rows.append(f'  {head}, "outcomes": {{\n{outcomes}}}}}')
-    head = json.dumps({key: value for key, value in content.items() if key != "rows"}, indent=1, ensure_ascii=False)
-    return f'{head[:-2]},\n "rows": [\n' + ",\n".join(rows) + "\n ]\n}\n"
+def measure_all(options: Settings) -> dict[str, Any]:
+    """The numbers of every library that is installed."""
+    if np.finfo(np.longdouble).eps > 1e-18:
+        raise _command.Refused("the truth needs a long double wider than float64, which this machine's NumPy has not")
+    libraries, absent = installed_libraries()
+    for name in absent:
+        print(f"{name} is not installed: left out")
+    seeds = SEEDS[:1] if options.quick else SEEDS
+    return {
+        "eps": EPS,
+        "seeds": list(seeds),
+        "libraries": list(libraries),
+        "absent": absent,
+        "rows": measure(all_cases(options.quick), seeds, libraries),
+    }
 
 
 @_command.command
 def main(arguments: list[str] | None = None) -> None:
     options = _options.parse(Settings, arguments, __doc__)
-    libraries, absent = ({}, []) if options.redraw else installed_libraries()
-    out = options.folder(__file__)
-    if not options.redraw:
-        if np.finfo(np.longdouble).eps > 1e-18:
-            raise _command.Refused(
-                "the truth needs a long double wider than float64, which this machine's NumPy has not"
-            )
-        _command.make(out)
-        for name in absent:
-            print(f"{name} is not installed: left out")
-        seeds = SEEDS[:1] if options.quick else SEEDS
-        content = {
-            "date": _report.today(),
-            "versions": _report.versions("bnderiv", *PEERS),
-            "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores",
-            "eps": EPS,
-            "seeds": list(seeds),
-            "libraries": list(libraries),
-            "absent": absent,
-            "rows": measure(all_cases(options.quick), seeds, libraries),
-        }
-        _report.write(out / "accuracy.json", as_json(content).encode())
-    content = _report.numbers(out / "accuracy.json")
-    _command.say("drawing …")
-    tables, picture = markdown(content), draw(content)
-    print(tables.split("## ")[1].join(["## ", ""]))
-    page = report(content, tables, picture)
-    _report.leave(out, {"accuracy.md": tables.encode(), "accuracy.png": picture, "report.html": page})
+    file = options.folder(__file__) / "accuracy.json"
+    _report.run(file, options, measure_all, present, "bnderiv", *PEERS)

@@ -20,7 +20,8 @@ def first_figure(
       percentiles: of one unit's input to its sigmoid, (T, 3).
       units: which unit that is.
     """
-    figure, (a, b, c) = plt.subplots(1, 3, figsize=(12, 4), layout="constrained", width_ratios=(1.25, 1, 1))
+    figure = plt.figure(figsize=(_report.WIDTH, 6.6))
+    a, b, c = figure.subplot_mosaic("aa;bc").values()
     for batch_norm, (name, color, style) in ((True, WITH), (False, WITHOUT)):
         curves = 100 * accuracy[batch_norm]
         a.plot(steps, curves.mean(0), style, color=color, label=name)
@@ -33,32 +34,30 @@ def first_figure(
     for axes, letter, batch_norm, (name, color, _) in ((b, "b", False, WITHOUT), (c, "c", True, WITH)):
         for values, percentile in zip(shown[batch_norm].T, PERCENTILES, strict=True):
             axes.plot(steps[1:], values, color=color, lw=2 if percentile == 50 else 1)
-            axes.annotate(
-                f"{percentile} %", (steps[-1], values[-1]), (4, 0), textcoords="offset points", va="center", fontsize=9
-            )
+            at_its_end = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "fontsize": 10}
+            axes.annotate(f"{percentile} %", (steps[-1], values[-1]), **at_its_end)
         axes.set(title=f"({letter}) {name.capitalize()}", ylim=(low - 0.3, high + 0.3))
-        axes.set_xlabel(f"training step\n(unit {units[batch_norm]} of the last hidden layer, seed 0)")
-        axes.set_xlim(0, 1.15 * steps[-1])
+        axes.set_xlabel(f"training step\n(unit {units[batch_norm]} of the last hidden layer)")
+        axes.set_xlim(0, 1.22 * steps[-1])
+        axes.locator_params(axis="x", nbins=4)
     b.set_ylabel("what one sigmoid is given,\npercentiles over test images")
     a.set_xlabel("training step")
     for axes in (a, b, c):
-        axes.grid(alpha=0.3)
         axes.xaxis.set_major_formatter(lambda step, _: f"{step / 1000:g}k" if step else "0")
     return _report.png(figure)
 
 
 def rates_figure(rates: np.ndarray, accuracy: dict[bool, np.ndarray], steps: int) -> bytes:
     """Test accuracy, (seeds, rates), after so many steps, against the learning rate."""
-    figure, axes = plt.subplots(figsize=(8, 4.4), layout="constrained")
+    figure, axes = plt.subplots()
     for batch_norm, (name, color, style) in ((True, WITH), (False, WITHOUT)):
         curves = 100 * accuracy[batch_norm]
         axes.plot(rates, curves.mean(0), style, color=color, label=name)
         axes.plot(rates, curves.T, "o", color=color, ms=4, alpha=0.6)
     axes.axhline(10, color="gray", lw=1, ls=":")
-    axes.annotate("guessing", (rates[0], 10), (0, 4), textcoords="offset points", fontsize=9, color="gray")
+    axes.annotate("guessing", (rates[0], 10), (0, 4), textcoords="offset points", color="gray")
     axes.set(xscale="log", xlabel="learning rate", ylabel="test images recognized, %", ylim=(0, 102))
     axes.xaxis.set_major_formatter(lambda rate, _: f"{rate:g}")
     axes.set_title(f"After {steps:,} steps: each dot is one seed, lines are their mean")
-    axes.grid(alpha=0.3)
     axes.legend(loc="center left", bbox_to_anchor=(0.28, 0.3))
     return _report.png(figure)

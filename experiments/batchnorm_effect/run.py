@@ -13,7 +13,6 @@ if __name__ == "__main__":
     _command.start("experiments.batchnorm_effect.run")
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +26,6 @@ from experiments import _data, _options, _report
 from experiments._options import AtLeastOne, Positive, Seed
 from experiments.batchnorm_effect import network, pictures
 
-NUMBERS = "results.json"
 KINDS = {True: "with batch norm", False: "without batch norm"}
 PROBES = 1000
 
@@ -54,8 +52,6 @@ class Settings(_options.WithData):
     """The standard deviation of the Gaussian that kernels are drawn from."""
     seed: Seed = 0
     """The seed of all kernels and orders of images."""
-    redraw: bool = False
-    """Only the pictures and the report are made again, from the numbers in that folder."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -139,20 +135,13 @@ def measure(settings: Settings) -> dict[str, Any]:
 
     steps = np.arange(settings.steps // settings.every + 1) * settings.every
     units = {kind: typical_unit(of_kind.percentiles[0]) for kind, of_kind in curves.items()}
-    configuration = dataclasses.asdict(settings) | {"data": "IDX files" if settings.data else "digits"}
-    for elsewhere in ("out", "redraw", "memory"):
-        del configuration[elsewhere]
 
     def each(of: Callable[[bool], Any]) -> dict[str, Any]:
         return named({kind: of(kind) for kind in curves})
 
     levels = (0.8, 0.9, 0.93, 0.95)
     return {
-        "date": _report.today(),
-        "machine": _report.machine(),
-        "versions": _report.versions(),
         "images": images,
-        "configuration": configuration,
         "first_figure": {
             "seconds": seconds,
             "steps": steps.tolist(),
@@ -181,8 +170,8 @@ def seconds(figure: dict[str, Any]) -> str:
     return ", ".join(f"{what} {value:g} s" for what, value in figure["seconds"].items())
 
 
-def present(content: dict[str, Any], out: Path) -> None:
-    """Writes pictures and report, and prints the table, from the numbers alone."""
+def present(content: dict[str, Any]) -> _report.Report:
+    """The page with pictures and table."""
     first, rates = content["first_figure"], content["rates_figure"]
     configuration = content["configuration"]
     accuracy, finals = arrays(first["test_accuracy"]), arrays(rates["test_accuracy"])
@@ -193,9 +182,15 @@ def present(content: dict[str, Any], out: Path) -> None:
     def mean_and_worst(values: np.ndarray) -> str:
         return f"{100 * values.mean():.1f} ({100 * values.min():.1f})"
 
-    rows = [
-        [f"{rate:g}", *(mean_and_worst(finals[kind][:, i]) for kind in KINDS)] for i, rate in enumerate(rates["rates"])
-    ]
+    table = _report.Table(
+        "Accuracy at each rate",
+        ("rate", *KINDS.values()),
+        [
+            [f"{rate:g}", *(mean_and_worst(finals[kind][:, i]) for kind in KINDS)]
+            for i, rate in enumerate(rates["rates"])
+        ],
+        f"Test accuracy in % after {configuration['sweep_steps']:,} steps: mean of the seeds (worst).",
+    )
     with_it, without = (
         f"{100 * a[:, -1].mean():.2f} % (range {100 * a[:, -1].min():.2f}–{100 * a[:, -1].max():.2f})"
         for a in (accuracy[True], accuracy[False])
@@ -204,49 +199,21 @@ def present(content: dict[str, Any], out: Path) -> None:
         f"After {configuration['steps']:,} steps at the rate {configuration['rate']:g}, {with_it} of the test images "
         f"are recognized with batch norm, {without} without."
     )
-    report = _report.page(
+    said = "(a) accuracy; (b), (c) the 15th, 50th and 85th percentile of what one unit's sigmoid is given."
+    return _report.Report(
         "What batch norm does to a network of sigmoids",
         summary,
         [
-            _report.Picture(
-                "The paper's first figure",
-                figure,
-                "(a) accuracy; (b), (c) the 15th, 50th and 85th percentile of what one unit's sigmoid is given.",
-            ),
-            _report.Picture("Learning rates", rates_figure, "Test accuracy against the learning rate."),
-            _report.Table(
-                "Learning rates",
-                ("rate", *KINDS.values()),
-                rows,
-                f"Test accuracy in % after {configuration['sweep_steps']:,} steps: mean of the seeds (worst).",
-            ),
+            _report.Picture("The paper's first figure", "figure1.png", figure, said),
+            _report.Picture("Learning rates", "rates.png", rates_figure, "Test accuracy against the learning rate."),
+            table,
         ],
-        command=_command.line(
-            "experiments.batchnorm_effect.run", *(["--data", "DIR"] if configuration["data"] != "digits" else [])
-        ),
-        configuration=configuration,
-        facts={
-            **{name: content[name] for name in ("date", "machine", "versions")},
-            "images": content["images"],
-            "first figure": seconds(first),
-            "learning rates": seconds(rates),
-        },
+        facts={"images": content["images"], "first figure": seconds(first), "learning rates": seconds(rates)},
+        said=f"{summary}\n{_report.table(table.columns, table.rows)}",
     )
-    print(summary)
-    print(f"{'rate':>6} {'with, % (worst)':>18} {'without':>18}")
-    for rate, *cells in rows:
-        print(f"{rate:>6} " + " ".join(f"{cell:>18}" for cell in cells))
-    _report.leave(out, {"figure1.png": figure, "rates.png": rates_figure, "report.html": report})
 
 
 @_command.command
 def main(arguments: list[str] | None = None) -> None:
     settings = _options.parse(Settings, arguments, __doc__)
-    out = settings.folder(__file__)
-    if not settings.redraw:
-        _command.make(out)
-        content = measure(settings)
-        _report.write(out / NUMBERS, (json.dumps(content, allow_nan=False) + "\n").encode())
-    content = _report.numbers(out / NUMBERS)
-    _command.say("drawing …")
-    present(content, out)
+    _report.run(settings.folder(__file__) / "results.json", settings, measure, present, data="FOLDER")

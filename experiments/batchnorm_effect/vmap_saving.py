@@ -74,20 +74,43 @@ def saving(task: network.Task, seeds: int, rates: tuple[float, ...], settings: S
     }
 
 
+def present(content: dict[str, Any]) -> _report.Report:
+    """The page with the table."""
+    ways = ("together", "one after another")
+    rows = [
+        [
+            row["runs"],
+            *(row["ms_for_a_step_of_a_run"][way] for way in ways),
+            f"{row['times_faster']:g}×",
+            *(row["seconds_compiling"][way] for way in ways),
+        ]
+        for row in content["measured"]
+    ]
+    columns = ("runs", *(f"ms a step, {way}" for way in ways), "faster", *(f"s compiling, {way}" for way in ways))
+    table = _report.Table("Time of a step of a run", columns, rows)
+    low, high = (of(row["times_faster"] for row in content["measured"]) for of in (min, max))
+    return _report.Report(
+        "One program for all seeds and rates",
+        f"Training all networks in one program is {low:g} to {high:g} times as fast as one after another.",
+        [table],
+        file="vmap_saving.html",
+        said=_report.markdown([table]),
+    )
+
+
+def measure(settings: Settings) -> dict[str, Any]:
+    """One network of each kind, several seeds, several rates, and both."""
+    task = run.load_task(settings.data, settings.memory)
+    # Few images to measure by, so that steps are what is timed.
+    few = task.probes[:100]
+    task = task._replace(test_images=few, test_labels=task.test_labels[:100], probes=few)
+    rates = run.Settings.sweep_rates
+    shapes = ((1, (0.1,)), (5, (0.1,)), (1, rates), (3, rates))
+    measured = [saving(task, seeds, some, settings) for seeds, some in shapes]
+    return {"features": task.train_images.shape[1], "steps": settings.steps, "measured": measured}
+
+
 @_command.command
 def main(arguments: list[str] | None = None) -> None:
     settings = _options.parse(Settings, arguments, __doc__)
-    task = run.load_task(settings.data, settings.memory)
-    out = _command.make(settings.folder(__file__))
-    # Few images to measure by, so that steps are what is timed.
-    task = task._replace(test_images=task.probes[:100], test_labels=task.test_labels[:100], probes=task.probes[:100])
-    rates = run.Settings.sweep_rates
-    shapes = ((1, (0.1,)), (5, (0.1,)), (1, rates), (3, rates))
-    content = {
-        "features": task.train_images.shape[1],
-        "steps": settings.steps,
-        "measured": [saving(task, seeds, some, settings) for seeds, some in shapes],
-    }
-    for row in content["measured"]:
-        print(row)
-    _report.leave(out, {"vmap_saving.json": _report.as_json(content)})
+    _report.run(settings.folder(__file__) / "vmap_saving.json", settings, measure, present, data="FOLDER")

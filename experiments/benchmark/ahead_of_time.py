@@ -19,7 +19,6 @@ if __name__ == "__main__":
     _command.start("experiments.benchmark.ahead_of_time", extras="experiments,flax,accelerators")
 
 import dataclasses
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -36,7 +35,7 @@ import jax.numpy as jnp
 import bnderiv
 from experiments import _options, _programs, _report
 from experiments.benchmark import compiled_tables, peers, steps, targets
-from experiments.benchmark.layers import by, other_norm
+from experiments.benchmark.layers import by
 
 NORMS = ((256, 112, 112, 64), (256, 56, 56, 256), (256, 7, 7, 2048))  # the first, the largest, the last of ResNet-50
 SMALL = (64, 56, 56, 256)  # a batch at which XLA may prefer to store the ReLU's mask
@@ -57,7 +56,6 @@ POOLS = (  # kind, window, stride, padding, shape
 BLOCK = (256, 56, 56, 256)
 LARGE = 0.2  # of x: from this part of it, booleans that are written are a stored mask
 PACKAGES = ("flax", "libtpu", "jax-cuda13-plugin")
-STEM = "ahead_of_time"
 
 
 class Program(NamedTuple):
@@ -111,16 +109,18 @@ def cases() -> Iterator[Case]:
             for shape in (*NORMS, *[SMALL, FEW] * relu):
                 name = f"batch norm{' + relu' * relu}, {by(shape)}"
                 x = spec(shape, dtype)
-                yield Case(f"{name}, {dtype}", x, partial(batch_norms, x, relu))
+                yield Case(f"{name}, {dtype}", x, partial(layers, "batch_norm_relu" if relu else "batch_norm", x))
     for norm, shape in OTHER_NORMS:
         for dtype in ("float32", "bfloat16"):
             x = spec(shape, dtype)
-            yield Case(f"{norm.replace('_', ' ')}, {by(shape)}, {dtype}", x, partial(other_norms, norm, x))
+            options = {"eps": 1e-6, "groups": 32}  # Flax's defaults
+            yield Case(f"{norm.replace('_', ' ')}, {by(shape)}, {dtype}", x, partial(layers, norm, x, **options))
     for kind, window, stride, padding, shape in POOLS:
         for dtype in ("float32", "bfloat16"):
             name = f"{kind} pool {window}×{window}/{stride}{', padding 1' if padding else ''}, {by(shape)}"
             x = spec(shape, dtype)
-            yield Case(f"{name}, {dtype}", x, partial(pools, kind, window, stride, padding, x))
+            options = {"window": window, "strides": stride, "padding": padding}
+            yield Case(f"{name}, {dtype}", x, partial(layers, f"{kind}_pool", x, **options))
     for dtype in ("float32", "bfloat16"):
         yield Case(f"bottleneck block, {by(BLOCK)}, {dtype}", spec(BLOCK, dtype), partial(blocks, spec(BLOCK, dtype)))
     for dtype in ("float32", "bfloat16"):
@@ -131,47 +131,17 @@ def spec(shape: tuple[int, ...], dtype: Any = "float32") -> jax.ShapeDtypeStruct
     return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
 
 
-def batch_norms(x: jax.ShapeDtypeStruct, relu: bool) -> dict[str, Program]:
-    vector = spec(x.shape[-1:])
-
-    def layer(package: Any, running: Any, x: jax.Array, gamma: jax.Array, beta: jax.Array) -> Any:
-        return normalized(package, running, x, gamma, beta, relu=relu)
-
-    running = jax.eval_shape(partial(bnderiv.init_running_stats, x.shape[-1]))
-    arguments = running, (x, vector, vector), x
-    found = {who: Program(in_training(partial(layer, package)), arguments) for who, package in packages().items()}
-    if flax := peers.flax():
-        peer = flax.batch_norm
-        found["Flax"] = Program(in_training(lambda state, *args: peer(*args, relu)), ((), *arguments[1:]))
-    return found
-
-
-def normalized(package: Any, running: Any, x: Any, *args: Any, relu: bool = True) -> Any:
-    """As models and adapters do it: about the running mean, which then is updated."""
-    layer = package.batch_norm_relu if relu else package.batch_norm
-    y, batch = layer(x, *args, assumed_mean=running.mean)
-    return y, package.update_running_stats(running, jax.lax.stop_gradient(batch))
-
-
-def other_norms(name: str, x: jax.ShapeDtypeStruct) -> dict[str, Program]:
-    options = {"eps": 1e-6, "groups": 32}  # Flax's defaults
-    layers = {who: partial(other_norm, package, name, **options) for who, package in packages().items()}
-    if flax := peers.flax():
-        layers["Flax"] = partial(flax.other_norm, name, **options)
-    vector = spec(x.shape[-1:])
-    arguments = (), (x, vector, vector), x
-    return {
-        who: Program(in_training(lambda state, *args, f=f: (f(*args), state)), arguments) for who, f in layers.items()
-    }
-
-
-def pools(kind: str, window: int, stride: int, padding: int, x: jax.ShapeDtypeStruct) -> dict[str, Program]:
-    options = {"window": window, "strides": stride, "padding": padding}
-    layers = {who: partial(getattr(package, f"{kind}_pool"), **options) for who, package in packages().items()}
-    if flax := peers.flax():
-        layers["Flax"] = partial(flax.pool, kind, window=window, stride=stride, padding=padding)
-    dy = jax.eval_shape(layers["bnderiv"], x)
-    return {who: Program(in_training(lambda state, x, f=f: (f(x), state)), ((), (x,), dy)) for who, f in layers.items()}
+def layers(name: str, x: jax.ShapeDtypeStruct, **options: Any) -> dict[str, Program]:
+    """The programs of a layer; batch norm's take the running statistics, and return the new ones."""
+    with_state = name.startswith("batch_norm")
+    state = jax.eval_shape(partial(bnderiv.init_running_stats, x.shape[-1])) if with_state else ()
+    arguments = (x, *[spec(x.shape[-1:])] * (0 if name.endswith("pool") else 2))
+    programs = {}
+    for who, f in peers.layers(name, **options).items():
+        of_state = (lambda state, *args, f=f: f(*args, running=state)) if with_state else None
+        programs[who] = in_training(of_state or (lambda state, *args, f=f: (f(*args), state)))
+    dy = jax.eval_shape(peers.layers(name, **options)["bnderiv"], *arguments)
+    return {who: Program(f, (state, arguments, dy[0] if with_state else dy)) for who, f in programs.items()}
 
 
 def lenets(dtype: str) -> dict[str, Program]:
@@ -211,7 +181,7 @@ def blocks(x: jax.ShapeDtypeStruct) -> dict[str, Program]:
     }
     found = {
         who: Program(in_training(partial(bottleneck, package)), (running, (params, x), x))
-        for who, package in packages().items()
+        for who, package in peers.PACKAGES.items()
     }
     if flax := peers.flax():
         apply, state, params = flax.bottleneck(x)
@@ -224,13 +194,9 @@ def bottleneck(package: Any, running: Any, params: Any, x: jax.Array) -> Any:
     new, a = {}, x
     for name, (kernel, gamma, beta) in params.items():
         z = package.conv2d(a, kernel, padding="SAME")
-        residual = (x,) if name == "3" else ()
-        a, new[name] = normalized(package, running[name], z, gamma, beta, *residual)
+        residual = {"residual": x} if name == "3" else {}
+        a, new[name] = peers.ours(package, "batch_norm_relu", z, gamma, beta, running=running[name], **residual)
     return a, new
-
-
-def packages() -> dict[str, Any]:
-    return {"bnderiv": bnderiv, "plain autodiff": bnderiv.reference}
 
 
 def count(target: str, program: Program, x: jax.ShapeDtypeStruct) -> dict[str, Any]:
@@ -268,7 +234,7 @@ def in_order(found: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
 
 def compile_all(options: Options, numbers: Path) -> None:
     """Every program that was asked for, each written as soon as it is counted."""
-    content: dict[str, Any] = json.loads(numbers.read_text()) if numbers.exists() else {"targets": {}}
+    content = _report.numbers(numbers) if numbers.exists() else {"targets": {}}
     every = [case.name for case in cases()]
     chosen = [case for case in cases() if not options.only or any(part in case.name for part in options.only)]
     if not chosen:
@@ -291,18 +257,15 @@ def compile_all(options: Options, numbers: Path) -> None:
                     found[who] |= {"seconds": round(time.perf_counter() - start, 1), "by": compiler(target)}
                     devices = {device: in_order(counted, every) for device, counted in content["targets"].items()}
                     content["targets"] = in_order(devices, targets.TARGETS)
-                    _report.write(numbers, _report.as_json(content, *PACKAGES))
+                    _report.keep(numbers, content, options, *PACKAGES)
                 bar.update()
 
 
 @_command.command
 def main(arguments: list[str] | None = None) -> None:
     options = _options.parse(Options, arguments, __doc__)
-    numbers = _command.make(out := options.folder(__file__)) / f"{STEM}.json"
+    file = options.folder(__file__) / "ahead_of_time.json"
     if not options.redraw:
-        compile_all(options, numbers)
-    content = _report.numbers(numbers)
-    text, picture = compiled_tables.markdown(content), _report.png(compiled_tables.draw(content))
-    print(compiled_tables.summary(content))
-    page = compiled_tables.report(content, text, picture)
-    _report.leave(out, {f"{STEM}.md": text.encode(), f"{STEM}.png": picture, f"{STEM}.html": page})
+        _command.make(file.parent)
+        compile_all(options, file)
+    _report.show(file, compiled_tables.present)

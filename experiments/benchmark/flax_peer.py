@@ -44,34 +44,39 @@ def lenet5(pool: str, activation: str, x: jax.Array) -> tuple[Callable[..., Any]
     return apply, variables["params"], variables["batch_stats"]
 
 
-def batch_norm(x: jax.Array, gamma: jax.Array, beta: jax.Array, relu: bool) -> tuple[jax.Array, Any]:
-    """y and the new running statistics: what a step of training computes. In the dtype of x, parameters in theirs."""
-    layer = nn.BatchNorm(use_running_average=False, dtype=x.dtype, param_dtype=gamma.dtype)
-    running = {"mean": jnp.zeros(gamma.shape), "var": jnp.ones(gamma.shape)}
-    variables = {"params": {"scale": gamma, "bias": beta}, "batch_stats": running}
-    y, new = layer.apply(variables, x, mutable=["batch_stats"])
-    return (nn.relu(y) if relu else y), new
-
-
-def other_norm(name: str, x: jax.Array, gamma: jax.Array, beta: jax.Array, *, eps: float, groups: int) -> jax.Array:
-    """Layer, group, instance or RMS norm by bnderiv's name for it; y has the dtype of x."""
-    layer: Any = {
+def layer(name: str, x: jax.Array, *parameters: jax.Array, **options: Any) -> Any:
+    """A layer by bnderiv's name for it and with bnderiv's options; y has the dtype of x."""
+    if name.startswith("batch_norm"):
+        return batch_norm(x, *parameters, relu=name.endswith("relu"))
+    if name.endswith("_pool"):
+        return pool(name, x, **options)
+    if name in ("relu", "tanh"):
+        return getattr(nn, name)(x)
+    eps, groups = options["eps"], options.get("groups")
+    norm: Any = {
         "layer_norm": nn.LayerNorm,
         "group_norm": partial(nn.GroupNorm, groups),
         "instance_norm": nn.InstanceNorm,
         "rms_norm": nn.RMSNorm,
     }[name](epsilon=eps, dtype=x.dtype)
-    return layer.apply({"params": {"scale": gamma, **({} if name == "rms_norm" else {"bias": beta})}}, x)
+    names = ("scale",) if name == "rms_norm" else ("scale", "bias")
+    return norm.apply({"params": dict(zip(names, parameters, strict=False))}, x)
 
 
-def pool(kind: str, x: jax.Array, window: int, stride: int, padding: int = 0) -> jax.Array:
-    """The pools; `padding` is the same on every side."""
-    sides = ((padding, padding), (padding, padding))
-    return {"max": nn.max_pool, "avg": nn.avg_pool}[kind](x, (window, window), (stride, stride), sides)
+def batch_norm(x: jax.Array, gamma: jax.Array, beta: jax.Array, relu: bool) -> tuple[jax.Array, Any]:
+    """y and the new running statistics: what a step of training computes. In the dtype of x, parameters in theirs."""
+    norm = nn.BatchNorm(use_running_average=False, dtype=x.dtype, param_dtype=gamma.dtype)
+    running = {"mean": jnp.zeros(gamma.shape), "var": jnp.ones(gamma.shape)}
+    variables = {"params": {"scale": gamma, "bias": beta}, "batch_stats": running}
+    y, new = norm.apply(variables, x, mutable=["batch_stats"])
+    return (nn.relu(y) if relu else y), new
 
 
-def any_pool(kind: str, x: jax.Array, window: tuple[int, int], strides: tuple[int, int], padding: str) -> jax.Array:
-    return {"max": nn.max_pool, "avg": nn.avg_pool}[kind](x, window, strides, padding)
+def pool(name: str, x: jax.Array, window: Any, strides: Any, padding: Any = "VALID") -> jax.Array:
+    """`max_pool` or `avg_pool`; a number is that of both axes."""
+    window, strides = (n if isinstance(n, tuple) else (n, n) for n in (window, strides))
+    sides = padding if isinstance(padding, str) else ((padding, padding), (padding, padding))
+    return getattr(nn, name)(x, window, strides, sides)
 
 
 class Bottleneck(nn.Module):

@@ -1,13 +1,11 @@
 """Pools of random windows, strides and padding against Flax's: forward and backward, and the first call of each."""
 
 import time
-from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 
-import bnderiv
 from experiments.benchmark import peers
 from experiments.benchmark.clock import Effort, interleaved, of_jax
 from experiments.benchmark.layers import both_ways
@@ -17,15 +15,12 @@ COUNT, SEED = 50, 0
 
 
 def measure(effort: Effort) -> dict[str, Any]:
-    flax = peers.flax()
     x = jax.random.normal(jax.random.key(0), SHAPE)
     cases = []
     for window, strides, padding in geometries(2 if effort.quick else COUNT):
         for kind in ("max", "avg"):
-            pool = getattr(bnderiv, f"{kind}_pool")
-            layers = {"bnderiv": partial(pool, window=window, strides=strides, padding=padding)}
-            if flax:
-                layers["Flax"] = partial(flax.any_pool, kind, window=window, strides=strides, padding=padding)
+            layers = peers.layers(f"{kind}_pool", window=window, strides=strides, padding=padding)
+            del layers["plain autodiff"]
             dy = jax.random.normal(jax.random.key(1), jax.eval_shape(layers["bnderiv"], x).shape)
             contestants, first = {}, {}
             for who, f in layers.items():

@@ -1,13 +1,11 @@
 """Pools and batch norm by themselves, forward and backward."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-import bnderiv
 from experiments.benchmark import peers
 from experiments.benchmark.clock import FEWER, Contestant, Effort, interleaved, of_jax
 from experiments.benchmark.torch_peer import Torch
@@ -19,17 +17,10 @@ RESNET50 = tuple((256, side, side, c) for side, c in ((112, 64), (56, 64), (56, 
 
 
 def pools(kind: str, effort: Effort, torch: Torch) -> dict[str, Any]:
-    flax = peers.flax()
     x = jax.random.normal(jax.random.key(0), (8, *IMAGES[1:]) if effort.quick else IMAGES)
     cases = []
     for window, stride, padding in WINDOWS[1:2] if effort.quick else WINDOWS:
-        options = {"window": window, "strides": stride, "padding": padding}
-        layers = {
-            "bnderiv": partial(getattr(bnderiv, f"{kind}_pool"), **options),
-            "plain autodiff": partial(getattr(bnderiv.reference, f"{kind}_pool"), **options),
-        }
-        if flax:
-            layers["Flax"] = partial(flax.pool, kind, window=window, stride=stride, padding=padding)
+        layers = peers.layers(f"{kind}_pool", window=window, strides=stride, padding=padding)
         dy = jax.random.normal(jax.random.key(1), jax.eval_shape(layers["bnderiv"], x).shape)
         contestants = {who: of_jax(both_ways(f), (x,), dy) for who, f in layers.items()}
         contestants |= torch.contestants(
@@ -40,16 +31,6 @@ def pools(kind: str, effort: Effort, torch: Torch) -> dict[str, Any]:
         name = f"{kind} pool {window}×{window}, stride {stride}{', padding 1' if padding else ''}, {by(x.shape)}"
         cases.append({"case": name, "times": times})
     return {"cases": cases}
-
-
-def other_norm(
-    package: Any, name: str, x: jax.Array, gamma: jax.Array, beta: jax.Array, *, eps: float, groups: int
-) -> jax.Array:
-    """Layer, group, instance or RMS norm of bnderiv, or of its reference; `groups` is group norm's."""
-    norm = partial(getattr(package, name), eps=eps)
-    if name == "rms_norm":
-        return norm(x, gamma)
-    return norm(x, gamma, beta, groups) if name == "group_norm" else norm(x, gamma, beta)
 
 
 def batch_norms(relu: bool, effort: Effort, torch: Torch) -> dict[str, Any]:
@@ -70,9 +51,7 @@ def batch_norm(effort: Effort, torch: Torch, shape: Sequence[int], dtype: Any, r
     x = jax.random.normal(jax.random.key(0), shape, dtype)
     parameters = jnp.ones(shape[-1]), jnp.zeros(shape[-1])
     dy = jax.random.normal(jax.random.key(1), shape, dtype)
-    layers = {"bnderiv": partial(_ours, bnderiv, relu), "plain autodiff": partial(_ours, bnderiv.reference, relu)}
-    if flax := peers.flax():
-        layers["Flax"] = partial(flax.batch_norm, relu=relu)
+    layers = peers.layers("batch_norm_relu" if relu else "batch_norm")
     contestants: dict[str, Contestant] = {
         who: of_jax(both_ways(f, has_aux=True), (x, *parameters), dy) for who, f in layers.items()
     }
@@ -99,14 +78,6 @@ def both_ways(layer: Callable[..., Any], has_aux: bool = False) -> Callable[...,
 
 def by(shape: Sequence[int]) -> str:
     return "×".join(map(str, shape))
-
-
-def _ours(package: Any, relu: bool, x: jax.Array, gamma: jax.Array, beta: jax.Array) -> Any:
-    """As models and adapters do it: about the running mean, which then is updated."""
-    running = package.init_running_stats(x.shape[-1])
-    layer = package.batch_norm_relu if relu else package.batch_norm
-    y, batch = layer(x, gamma, beta, assumed_mean=running.mean)
-    return y, package.update_running_stats(running, jax.lax.stop_gradient(batch))
 
 
 def _copies(copy: Callable[..., Any], x: jax.Array, again: bool = False) -> Contestant:

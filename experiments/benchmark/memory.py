@@ -33,12 +33,11 @@ def saved(f: Callable[..., Any], *args: Any) -> int:
 
 def _residuals() -> dict[str, Any]:
     """In units of the bytes of x; what a layer saves is x itself, or y, or something else."""
-    flax = peers.flax()
     cases = []
     for dtype in (jnp.float32, jnp.bfloat16):
         x = jax.ShapeDtypeStruct(IMAGES, dtype)
         vector = jax.ShapeDtypeStruct(IMAGES[-1:], jnp.float32)
-        for name, arguments, layers in _layers(flax):
+        for name, arguments, layers in _layers():
             kept = {who: saved(f, x, *[vector] * arguments) / (x.size * x.dtype.itemsize) for who, f in layers.items()}
             cases.append(
                 {"case": f"{name}, {jnp.dtype(dtype).name}", "of x": {w: round(k, 4) for w, k in kept.items()}}
@@ -46,45 +45,34 @@ def _residuals() -> dict[str, Any]:
     return {"shape": by(IMAGES), "cases": cases}
 
 
-def _layers(flax: Any) -> list[tuple[str, int, dict[str, Callable[..., Any]]]]:
+def _layers() -> list[tuple[str, int, dict[str, Callable[..., Any]]]]:
     """(name, number of parameters, by library: y of x and the parameters)."""
+    return [
+        ("batch norm", 2, _of_y(peers.layers("batch_norm"))),
+        ("batch norm + relu", 2, _of_y(peers.layers("batch_norm_relu"))),
+        *(
+            (f"{kind} pool {window}×{window}, stride 2", 0, peers.layers(f"{kind}_pool", window=window, strides=2))
+            for kind in ("max", "avg")
+            for window in (2, 3)
+        ),
+        *((name, 0, peers.layers(name)) for name in ("relu", "tanh")),
+    ]
 
-    def normalized(package: Any, name: str) -> Callable[..., Any]:
-        return lambda *args: getattr(package, name)(*args)[0]
 
-    found = []
-    for name in ("batch_norm", "batch_norm_relu"):
-        layers = {who: normalized(p, name) for who, p in (("bnderiv", bnderiv), ("plain autodiff", bnderiv.reference))}
-        if flax:
-            layers["Flax"] = partial(_flax_batch_norm, flax, name.endswith("relu"))
-        found.append((name.replace("_", " ").replace("norm relu", "norm + relu"), 2, layers))
-    for kind, window in (("max", 2), ("max", 3), ("avg", 2), ("avg", 3)):
-        options = {"window": window, "strides": 2}
-        layers = {
-            "bnderiv": partial(getattr(bnderiv, f"{kind}_pool"), **options),
-            "plain autodiff": partial(getattr(bnderiv.reference, f"{kind}_pool"), **options),
-        }
-        if flax:
-            layers["Flax"] = partial(flax.pool, kind, window=window, stride=2)
-        found.append((f"{kind} pool {window}×{window}, stride 2", 0, layers))
-    for name, usual in (("relu", jax.nn.relu), ("tanh", jnp.tanh)):
-        layers = {"bnderiv": getattr(bnderiv, name), "plain autodiff": getattr(bnderiv.reference, name)}
-        found.append((name, 0, layers | ({"Flax": usual} if flax else {})))  # flax.linen's are these
-    return found
+def _of_y(layers: dict[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
+    return {who: lambda *args, f=f: f(*args)[0] for who, f in layers.items()}
 
 
 def _stack(effort: Effort) -> list[dict[str, Any]]:
     """Value and gradient of four times conv 3×3 → batch norm → ReLU: temporary memory of the program, and its time."""
-    flax = peers.flax()
     found = []
     for dtype in (jnp.float32, jnp.bfloat16):
+        blocks = _of_y(peers.layers("batch_norm_relu"))
         blocks = {
-            "bnderiv": _normalized_relu,
+            "bnderiv": blocks.pop("bnderiv"),
             "bnderiv, its residuals behind a barrier": _behind_barrier,
-            "plain autodiff": lambda *args: bnderiv.reference.batch_norm_relu(*args)[0],
+            **blocks,
         }
-        if flax:
-            blocks["Flax"] = partial(_flax_batch_norm, flax, True)
         temporary, contestants = {}, {}
         for who, block in blocks.items():
             program = jax.jit(jax.value_and_grad(partial(_loss, block), argnums=(0, 1)))
@@ -118,10 +106,6 @@ def _loss(block: Callable[..., Any], parameters: Any, x: jax.Array) -> jax.Array
 def _temporary(program: Any, *args: Any) -> float | None:
     analysis = program.lower(*args).compile().memory_analysis()
     return None if analysis is None else round(analysis.temp_size_in_bytes / 2**20, 1)
-
-
-def _flax_batch_norm(flax: Any, relu: bool, *args: Any) -> jax.Array:
-    return flax.batch_norm(*args, relu=relu)[0]
 
 
 def _normalized_relu(*args: Any) -> jax.Array:

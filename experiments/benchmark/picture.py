@@ -1,56 +1,59 @@
-"""One picture: how many times bnderiv's time the others take."""
+"""One picture: how many times bnderiv's cost the others have."""
 
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
-from matplotlib.figure import Figure
 
-from experiments.benchmark.tables import LIMITS, OURS, TIMED, TITLES, best_of_torch
+from experiments import _report
 
-LOOK = {"plain autodiff": ("#7f7f7f", "s"), "Flax": ("#1f77b4", "o"), "PyTorch": ("#d62728", "D")}
+Ratios = Mapping[str, float]  # by peer
+KIND = re.compile(r"^(batch norm \+ relu|[a-z]+ norm|[a-z]+ pool|bottleneck block|LeNet-5's step),? ")
+# What is no library: a mark that is a line.
+LIMIT = {"color": "black", "marker": "|", "markersize": 11, "markeredgewidth": 2}
 
 
-def draw(content: dict[str, Any]) -> Figure | None:
-    """A row for each case, a mark for each peer; nothing where nothing was timed."""
-    groups = [
-        (name, content["sections"][name]["cases"]) for name in TIMED if content["sections"].get(name, {}).get("cases")
-    ]
-    rows = sum(len(cases) + 1 for _, cases in groups)
-    if not rows:
-        return None
-    figure, axes = plt.subplots(figsize=(9, 0.8 + 0.3 * rows), layout="constrained")
-    y, ticks, seen = 0, [], {}
-    for name, cases in groups:
-        axes.text(0.005, y, TITLES[name], transform=axes.get_yaxis_transform(), weight="bold", va="center", zorder=3)
-        y += 1
-        for case in cases:
-            times = best_of_torch(case["times"])
-            ours = times[OURS]["ms"][1]
-            for full, entry in times.items():
-                who = full.split(" (")[0]
-                if who in LOOK and "ms" in entry:
-                    color, marker = LOOK[who]
-                    (seen[who],) = axes.plot(entry["ms"][1] / ours, y, marker, color=color, ms=7, zorder=3)
-                elif who in LIMITS[:2] and "ms" in entry:
-                    (mark,) = axes.plot(entry["ms"][1] / ours, y, "|", color="black", ms=11, mew=2)
-                    seen["copies of x: 1 for a pool, 4 for batch norm"] = mark
-            ticks.append((y, f"{case['case']}   bnderiv {ours:.2g} ms"))
-            y += 1
-    axes.set_xscale("log")
-    low = min(axes.get_xlim()[0], 0.5)
-    axes.set(ylim=(y - 0.5, -0.7), xlabel="time / bnderiv's time (medians)")
-    axes.set_xlim(left=low)
-    axes.axvspan(low, 1, color="#f6e3e3", zorder=0)
-    axes.axvline(1, color="black", lw=1)
-    at = [t for t in (0.25, 0.5, 1, 2, 3, 5, 10, 20) if low <= t <= axes.get_xlim()[1]]
-    axes.set_xticks(at, [f"{t:g}×" for t in at])
-    axes.minorticks_off()
-    axes.set_yticks([t for t, _ in ticks], [label for _, label in ticks], fontsize=9)
-    axes.grid(axis="x", color="#dddddd")
-    axes.set_axisbelow(True)
-    where = f"{content['machine']}; memory of large arrays {content['memory']}"
-    figure.suptitle(
-        f"How many times bnderiv's time the others take (in the red area they are faster)\n{where}", fontsize=12
+def draw(groups: Mapping[str, Mapping[str, Sequence[Ratios]]], panels: Sequence[str], xlabel: str, title: str) -> bytes:
+    """Rows in groups, each with a mark for each peer.
+
+    Args:
+      groups: by heading and by label, the ratios in each panel.
+      panels: their titles.
+      xlabel: what the ratio is.
+      title: of the figure.
+    """
+    rows = sum(1 + len(group) for group in groups.values())
+    figure, (row,) = plt.subplots(
+        1, len(panels), figsize=(_report.WIDTH, 1.4 + 0.25 * rows), sharex=True, sharey=True, squeeze=False
     )
-    figure.legend(seen.values(), seen.keys(), loc="outside lower center", ncols=4, frameon=False)
-    return figure
+    marks: dict[str, Any] = {}
+    labels: list[tuple[str, bool]] = []
+    drawn = [0.6, 2.0]
+    for heading, group in groups.items():
+        labels.append((heading, True))
+        for label, ratios in group.items():
+            for axes, found in zip(row, ratios, strict=True):
+                for who, ratio in found.items():
+                    look = _report.LOOKS.get(who, LIMIT) | {"linestyle": "none"}
+                    (marks[who],) = axes.plot(ratio, len(labels), **look)
+                    drawn.append(ratio)
+            labels.append((label, False))
+    low, high = min(drawn) / 1.2, max(drawn) * 1.2
+    at = [t for t in ((0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50) if len(panels) == 1 else (0.1, 1, 10)) if low <= t <= high]
+    for axes, name in zip(row, panels, strict=True):
+        axes.axvspan(low, 1, color="#f6e3e3", zorder=0)
+        axes.axvline(1, color="black", lw=1)
+        axes.grid(axis="y", visible=False)
+        axes.set(xscale="log", xlim=(low, high), ylim=(len(labels) - 0.5, -0.7))
+        axes.set_title(name, fontsize=10)
+        axes.set_xticks(at, [f"{t:g}×" for t in at])
+        axes.minorticks_off()
+        axes.tick_params(axis="y", length=0)
+    row[0].set_yticks(range(len(labels)), [label for label, _ in labels], fontsize=9)
+    for tick, (_, is_heading) in zip(row[0].get_yticklabels(), labels, strict=True):
+        tick.set_fontweight("bold" if is_heading else "normal")
+    row[len(row) // 2].set_xlabel(xlabel)
+    figure.suptitle(title, fontsize=11)
+    figure.legend(marks.values(), marks.keys(), loc="outside lower center", ncols=3 if len(marks) < 4 else 2)
+    return _report.png(figure)

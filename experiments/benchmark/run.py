@@ -15,7 +15,6 @@ if __name__ == "__main__":
     _command.start("experiments.benchmark.run", extras="peers")
 
 import dataclasses
-import json
 import os
 import re
 import time
@@ -39,7 +38,6 @@ from experiments.benchmark import (
     memory,
     overhead,
     peers,
-    picture,
     tables,
 )
 from experiments.benchmark.clock import FULL, QUICK, Effort
@@ -97,17 +95,18 @@ def stem(fresh_memory: bool) -> str:
     return re.sub(r"\W+", "-", _report.machine().lower()).strip("-") + "-fresh-memory" * fresh_memory
 
 
-def run(names: list[str], effort: Effort, numbers: Path) -> None:
+def run(names: list[str], effort: Effort, numbers: Path, options: Settings) -> None:
     """Measures the sections, each written as soon as it is done."""
-    content: dict[str, Any] = json.loads(numbers.read_text()) if numbers.exists() else {}
+    content = _report.numbers(numbers) if numbers.exists() else {}
     content |= {
-        "machine": _report.machine(),
         "processor": processor(),
         "backend": jax.default_backend(),
         "memory": allocator.state(),
         "quick": effort.quick,
     }
     content.setdefault("sections", {})
+    words = ["--quick"] * effort.quick + ["--fresh-memory"] * options.fresh_memory
+    again = {"command": _command.line("experiments.benchmark.run", *words)}
     for name in names:
         _command.say(f"{name} …")
         start = time.perf_counter()
@@ -116,28 +115,7 @@ def run(names: list[str], effort: Effort, numbers: Path) -> None:
         section["seconds"] = round(time.perf_counter() - start)
         section["date"], section["versions"] = _report.today(), _report.versions() | peers.versions()
         content["sections"][name] = section
-        _report.write(numbers, _report.as_json(content))
-
-
-def report(content: dict[str, Any], text: str, drawn: bytes | None) -> bytes:
-    """The page with picture and tables."""
-    compared = list(tables.comparisons(content))
-    pictures = (
-        [] if drawn is None else [_report.Picture("In one picture", drawn, "Left of 1 bnderiv is the slower one.")]
-    )
-    return _report.page(
-        "How fast is bnderiv, and how much does it keep?",
-        f"In {sum(ratio > 1 for *_, ratio in compared)} of {len(compared)} comparisons with Flax, PyTorch and autodiff "
-        "bnderiv is the faster one.",
-        [*pictures, _report.Markdown(text)],
-        command=_command.line(
-            "experiments.benchmark.run",
-            *["--quick"] * content["quick"],
-            *["--fresh-memory"] * content["memory"].startswith("new"),
-        ),
-        configuration={"quick": content["quick"], "sections": ", ".join(content["sections"])},
-        facts={name: content[name] for name in ("date", "machine", "processor", "memory", "versions")},
-    )
+        _report.keep(numbers, content | again, options)
 
 
 @_command.command
@@ -146,13 +124,8 @@ def main(arguments: list[str] | None = None) -> None:
     allocator.start_again(keeping=not options.fresh_memory)
     names = list(options.only) or (LAYERS if options.fresh_memory else list(SECTIONS))
 
-    numbers = _command.make(out := options.folder(__file__)) / f"{stem(options.fresh_memory)}.json"
+    file = options.folder(__file__) / f"{stem(options.fresh_memory)}.json"
     if not options.redraw:
-        run(names, QUICK if options.quick else FULL, numbers)
-
-    content = _report.numbers(numbers)
-    text, figure = tables.markdown(content), picture.draw(content)
-    drawn = None if figure is None else _report.png(figure)
-    print(tables.summary(content))
-    files = {".md": text.encode(), ".png": drawn, ".html": report(content, text, drawn)}
-    _report.leave(out, {numbers.stem + suffix: data for suffix, data in files.items()})
+        _command.make(file.parent)
+        run(names, QUICK if options.quick else FULL, file, options)
+    _report.show(file, partial(tables.present, stem=file.stem))

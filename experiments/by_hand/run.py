@@ -39,7 +39,7 @@ SUSPICIOUS = 1e-5  # a difference above it is taken again in float64, where roun
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(_options.Results):
+class Settings(_options.Measured):
     """Which network learns, and how long."""
 
     epochs: AtLeastOne = 3
@@ -61,25 +61,6 @@ class Step(NamedTuple):
     state: Any
     loss: jax.Array
     gradients: Any
-
-
-class Result(NamedTuple):
-    """A run. Numbers per step: `losses` of each network, `differences` of each array of the gradient."""
-
-    losses: dict[str, list[float]]
-    differences: dict[str, list[float]]
-    in_float64: dict[int, float]  # the largest difference at the suspicious steps, taken again
-    accuracies: dict[str, float]
-    checked: str
-    seconds: float
-
-    def worst(self) -> np.ndarray:
-        """The largest difference of the gradients at each step."""
-        return np.array(list(self.differences.values())).max(0)
-
-    def apart(self) -> float:
-        """The largest difference of the two losses."""
-        return max(abs(a - b) for a, b in zip(*self.losses.values(), strict=True))
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5))
@@ -164,7 +145,7 @@ def difference_in_float64(params, state, images, labels, config: lenet5.Config, 
         return max(relative_differences(*(step.gradients for step in taken)).values())
 
 
-def train(config: lenet5.Config, loss: str, epochs: int, seed: int, data: Data) -> Result:
+def train(config: lenet5.Config, loss: str, epochs: int, seed: int, data: Data) -> dict[str, Any]:
     """Trains both networks, in an order drawn anew for every epoch (the last images that fill no batch sit it out)."""
     start = time.perf_counter()
     rng = np.random.default_rng(seed)
@@ -177,8 +158,8 @@ def train(config: lenet5.Config, loss: str, epochs: int, seed: int, data: Data) 
     _command.say("compiling both steps …")
     losses: dict[str, list[float]] = {"by_hand": [], "jax_grad": []}
     differences: dict[str, list[float]] = {}
-    in_float64: dict[int, float] = {}
-    largest = 0.0
+    in_float64: dict[str, float] = {}
+    most = 0.0
     with _command.bar(total=epochs * batches, desc="LeNet-5 by hand", unit="step") as bar:
         for _ in range(epochs):
             for rows in rng.permutation(count)[: batches * BATCH_SIZE].reshape(batches, BATCH_SIZE):
@@ -187,132 +168,119 @@ def train(config: lenet5.Config, loss: str, epochs: int, seed: int, data: Data) 
                 found = relative_differences(by_hand.gradients, step_by_grad(*hand, *batch).gradients)
                 for name, difference in found.items():
                     differences.setdefault(name, []).append(difference)
-                largest = max(largest, *found.values())
+                most = max(most, *found.values())
                 if not max(found.values()) <= SUSPICIOUS:
-                    in_float64[len(losses["by_hand"])] = difference_in_float64(*hand, *batch)
+                    in_float64[str(len(losses["by_hand"]) + 1)] = difference_in_float64(*hand, *batch)
                 hand, grad = (by_hand.params, by_hand.state), (by_grad.params, by_grad.state)
                 losses["by_hand"].append(float(by_hand.loss))
                 losses["jax_grad"].append(float(by_grad.loss))
-                bar.set_postfix_str(f"loss {by_hand.loss:.4f}, largest difference {largest:.1e}", refresh=False)
+                bar.set_postfix_str(f"loss {by_hand.loss:.4f}, largest difference {most:.1e}", refresh=False)
                 bar.update()
     accuracies = {
         name: float(accuracy(*network, data.standardized(data.test_images), data.test_labels, config))
         for name, network in (("by_hand", hand), ("jax_grad", grad))
     }
-    return Result(losses, differences, in_float64, accuracies, checked, time.perf_counter() - start)
+    largest = np.max(list(differences.values()), axis=0)
+    return {
+        "largest_difference": largest.max(),
+        "median_over_steps": np.median(largest),
+        "largest_difference_of_the_losses": max(abs(a - b) for a, b in zip(*losses.values(), strict=True)),
+        "suspicious_steps_in_float64": in_float64,
+        "test_accuracy": accuracies,
+        "path": checked,
+        "seconds": round(time.perf_counter() - start, 1),
+        "largest_difference_by_array": {name: max(values) for name, values in differences.items()},
+        "largest_difference_by_step": [float(f"{value:.3g}") for value in largest],
+        "losses": {name: [round(value, 7) for value in values] for name, values in losses.items()},
+    }
 
 
-def draw(result: Result, loss: str) -> bytes:
+def draw(content: dict[str, Any]) -> bytes:
     """The two losses on each other; below, how far the gradients of the same parameters are apart."""
-    figure, (above, below) = plt.subplots(2, 1, figsize=(9, 7.5), sharex=True, layout="constrained")
-    figure.suptitle("LeNet-5 with batch norm learns digits: formulas written by hand, and jax.grad")
-    number = np.arange(1, len(result.losses["by_hand"]) + 1)
-    above.plot(number, result.losses["jax_grad"], color="tab:orange", lw=6, alpha=0.5, label="gradients by jax.grad")
-    above.plot(number, result.losses["by_hand"], color="black", lw=1, label="gradients by hand")
-    above.set(title="Loss of each batch: one curve lies on the other", ylabel=LOSSES[loss], yscale="log")
-    values = np.array(list(result.differences.values()))
-    below.fill_between(
-        number,
-        values.min(0),
-        values.max(0),
-        color="tab:blue",
-        alpha=0.25,
-        lw=0,
-        label=f"from the smallest to the largest of {len(values)} arrays",
-    )
-    below.plot(number, values.max(0), color="tab:blue", lw=1, label="the largest")
-    below.axhline(ROUNDING, color="gray", ls="--", label="rounding of a single float32 operation")
+    figure, (above, below) = plt.subplots(2, 1, figsize=(_report.WIDTH, 7.4), sharex=True)
+    losses, again = content["losses"], content["suspicious_steps_in_float64"]
+    steps = np.arange(1, len(losses["by_hand"]) + 1)
+    above.plot(steps, losses["jax_grad"], color="tab:orange", lw=6, alpha=0.5, label="gradients by jax.grad")
+    above.plot(steps, losses["by_hand"], color="black", lw=1, label="gradients by hand")
+    above.set(title="Loss of each batch: one curve lies on the other", yscale="log")
+    above.set_ylabel(LOSSES[content["configuration"]["loss"]])
+    arrays = len(content["largest_difference_by_array"])
+    below.plot(steps, content["largest_difference_by_step"], color="tab:blue", label=f"the largest of {arrays} arrays")
+    below.axhline(ROUNDING, color="gray", ls="--", label="rounding of one float32 operation")
     below.axhline(1, color="tab:red", ls="--", label="as large as the gradient: a wrong formula")
-    if result.in_float64:
-        at = [step + 1 for step in result.in_float64]
-        again = np.maximum(list(result.in_float64.values()), 1e-17)
-        below.plot(at, again, "v", color="tab:green", label="a step above 1e-5, taken again in float64")
+    if again:
+        values = np.maximum(list(again.values()), 1e-17)
+        below.plot([int(step) for step in again], values, "v", color="tab:green", label="taken again in float64")
     below.set(
-        title="Difference of the two gradients at the same parameters, relative to the gradient",
+        title="Difference of the two gradients at the same parameters",
         xlabel=f"step (batches of {BATCH_SIZE} images)",
         ylabel="‖by hand − jax.grad‖ / ‖jax.grad‖",
         yscale="log",
-        ylim=(1e-17 if result.in_float64 else 1e-8, 10),
+        ylim=(1e-17 if again else 1e-8, 10),
     )
-    for axes in (above, below):
-        axes.grid(alpha=0.3)
     above.legend()
-    below.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
+    figure.legend(*below.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return _report.png(figure)
 
 
-def report(content: dict[str, Any], picture: bytes) -> bytes:
-    """The page of a run, from what its numbers say."""
+def present(content: dict[str, Any]) -> _report.Report:
+    """The page of a run."""
     by_hand, by_grad = (f"{value:.2%}" for value in content["test_accuracy"].values())
-    again = content["suspicious_steps_in_float64"]
-    options = {name: content[name] for name in ("seed", "epochs", "batch_size", "learning_rate", "loss")}
-    return _report.page(
+    by_array, by_step = content["largest_difference_by_array"], content["largest_difference_by_step"]
+    again, largest = content["suspicious_steps_in_float64"], content["largest_difference"]
+    where = f"{max(by_array, key=by_array.__getitem__)}, step {1 + np.argmax(by_step)}"
+    said = {
+        "largest difference of any gradient": f"{largest:.2e} of its norm ({where})",
+        "the largest of a step, median": f"{content['median_over_steps']:.2e}",
+        f"steps above {SUSPICIOUS:.0e}": f"{len(again)}; in float64 {max(again.values(), default=0):.2e} at most",
+        "largest difference of the losses": f"{content['largest_difference_of_the_losses']:.2e}",
+        "test accuracy": f"{by_hand} by hand, {by_grad} by jax.grad",
+    }
+    return _report.Report(
         "LeNet-5 by formulas alone",
-        f"No gradient by hand differs from that of jax.grad by more than {content['largest_difference']:.1e} of its "
-        f"norm; {by_hand} of the test images are recognized by hand, {by_grad} by jax.grad.",
+        f"No gradient by hand differs from that of jax.grad by more than {largest:.1e} of its norm; {by_hand} of the "
+        f"test images are recognized by hand, {by_grad} by jax.grad.",
         [
             _report.Picture(
-                "Losses and gradients", picture, "Two networks, one learning by formulas, one by jax.grad."
+                "Losses and gradients",
+                "by_hand.png",
+                draw(content),
+                "Two networks from the same parameters: one learns by formulas, one by jax.grad. Above, their losses; "
+                "below, how far the two gradients are apart at each step.",
             ),
             _report.Table(
                 "Array by array",
                 ("array", "largest difference of a step"),
-                [(name, f"{value:.1e}") for name, value in content["largest_difference_by_array"].items()],
+                [(name, f"{value:.1e}") for name, value in by_array.items()],
                 "‖by hand − jax.grad‖ / ‖jax.grad‖, both taken at the same parameters.",
             ),
             _report.Text("What is in the path", content["path"] + "."),
         ],
-        command=_command.line("experiments.by_hand.run", *content["arguments"].split()),
-        configuration=options | content["config"],
-        facts={"seconds": content["seconds"], f"steps above {SUSPICIOUS:.0e}, in float64": again or "none"},
+        facts={
+            "seconds": content["seconds"],
+            f"steps above {SUSPICIOUS:.0e}, in float64": ", ".join(
+                f"step {step}: {value:.0e}" for step, value in again.items()
+            )
+            or "none",
+        },
+        said="\n".join(f"{name:<35} {value}" for name, value in said.items()),
     )
 
 
-def summarize(result: Result) -> None:
-    worst = result.worst()
-    array = max(result.differences, key=lambda name: max(result.differences[name]))
-    print(f"largest difference of any gradient  {worst.max():.2e} of its norm ({array}, step {worst.argmax() + 1})")
-    print(f"the largest of a step, median       {np.median(worst):.2e}")
-    if result.in_float64:
-        again = max(result.in_float64.values())
-        print(
-            f"steps above {SUSPICIOUS:.0e}                   {len(result.in_float64)}; in float64 {again:.2e} at most"
-        )
-    print(f"largest difference of the losses    {result.apart():.2e}")
-    by_hand, by_grad = result.accuracies.values()
-    print(f"test accuracy                       {by_hand:.2%} by hand, {by_grad:.2%} by jax.grad")
+def measure(options: Settings) -> dict[str, Any]:
+    """What came out, and every choice that made it."""
+    config = dataclasses.replace(DEFAULT, pool=options.pool, activation=options.activation)
+    own = {"batch_size": BATCH_SIZE, "learning_rate": LEARNING_RATE}
+    network = dataclasses.asdict(config) | {"dtype": str(config.dtype)}
+    content = train(config, options.loss, options.epochs, options.seed, load())
+    return content | {"configuration": options.shown() | own | network}
 
 
 @_command.command
 def main(arguments: list[str] | None = None) -> None:
     options = _options.parse(Settings, arguments, __doc__)
-    config = dataclasses.replace(DEFAULT, pool=options.pool, activation=options.activation)
-    out = _command.make(options.folder(__file__))
-    result = train(config, options.loss, options.epochs, options.seed, load())
-    summarize(result)
-    worst = result.worst()
-    content = {
-        "largest_difference": worst.max(),
-        "median_over_steps": np.median(worst),
-        "largest_difference_of_the_losses": result.apart(),
-        "suspicious_steps_in_float64": {str(step + 1): value for step, value in result.in_float64.items()},
-        "test_accuracy": result.accuracies,
-        "path": result.checked,
-        "arguments": " ".join(options.arguments()),
-        "seconds": round(result.seconds, 1),
-        "seed": options.seed,
-        "epochs": options.epochs,
-        "batch_size": BATCH_SIZE,
-        "learning_rate": LEARNING_RATE,
-        "loss": options.loss,
-        "config": dataclasses.asdict(config) | {"dtype": str(config.dtype)},
-        "largest_difference_by_array": {name: max(values) for name, values in result.differences.items()},
-        "largest_difference_by_step": [float(f"{value:.3g}") for value in worst],
-        "losses": {name: [round(value, 7) for value in values] for name, values in result.losses.items()},
-    }
-    _command.say("drawing …")
-    picture = draw(result, options.loss)
-    files = {"by_hand.json": _report.as_json(content), "by_hand.png": picture, "report.html": report(content, picture)}
-    _report.leave(out, files)
-    if result.in_float64 and not max(result.in_float64.values()) < 1e-9:
+    file = options.folder(__file__) / "by_hand.json"
+    _report.run(file, options, measure, present)
+    again = _report.numbers(file)["suspicious_steps_in_float64"]
+    if again and not max(again.values()) < 1e-9:
         raise _command.Refused("the gradients differ in float64 too: a formula is wrong")

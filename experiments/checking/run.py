@@ -51,35 +51,10 @@ class Settings(_options.Measured):
     """Only the rules whose names hold this are checked; they are printed, not written."""
 
 
-@_command.command
-def main(arguments: list[str] | None = None) -> None:
-    options = _options.parse(Settings, arguments, __doc__)
-    out = options.folder(__file__)
-    if not options.redraw:
-        chosen = [i for i, (_, case) in enumerate(RULES) if options.only in case.name]
-        if not options.only:
-            _command.make(out)
-        with multiprocessing.get_context("spawn").Pool(2) as pool:
-            rows = list(_command.bar(iterable=pool.imap(row, chosen), total=len(chosen), unit="rule"))
-        print(tables(rows))
-        if options.only:
-            return
-        _report.write(out / "checking.json", _report.as_json({"rows": rows}, "torch"))
-    results = _report.numbers(out / "checking.json")
-    text, picture = tables(results["rows"]), draw(results["rows"])
-    summary = "What each checker of gradients misses of rules that are wrong, and fails of rules that are right."
-    caption = "In float64, each checker with its default tolerances. A good checker has no bars."
-    parts = (_report.Picture("At a glance", picture, caption), _report.Markdown(text))
-    about = {name: results[name] for name in ("date", "machine", "versions")}
-    command = _command.line("experiments.checking.run")
-    page = _report.page("Checkers of gradients", summary, parts, command=command, configuration={}, facts=about)
-    _report.leave(out, {"checking.md": text.encode(), "checking.png": picture, "checking.html": page})
-
-
 def draw(rows: list[dict[str, str]]) -> bytes:
     """Bars: wrong rules missed and right rules failed, for each checker."""
     kinds = (("wrong", "wrong rules that pass", "#c62828"), ("right", "right rules that fail", "#9e9e9e"))
-    figure, axes = plt.subplots(figsize=(7.5, 3), layout="constrained")
+    figure, axes = plt.subplots(figsize=(_report.WIDTH, 3.2))
     for place, (table, label, color) in enumerate(kinds):
         some = [row for row in rows if row["table"] == table]
         counts = [sum((row[c] == "passed") == (table == "wrong") for row in some) for c in CHECKERS]
@@ -91,7 +66,8 @@ def draw(rows: list[dict[str, str]]) -> bytes:
     axes.invert_yaxis()
     axes.set_xlabel("rules (fewer is better)")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    axes.grid(axis="y", visible=False)
+    axes.legend(loc="upper right")
     return _report.png(figure)
 
 
@@ -178,26 +154,49 @@ def _gradcheck(f: Callable, floats: list[Any]) -> None:
     torch.autograd.gradgradcheck(lambda *t: apply(f, *t), tensors)
 
 
-def tables(rows: list[dict[str, str]]) -> str:
-    wrong, right = ([row for row in rows if row["table"] == table] for table in ("wrong", "right"))
-    lines = ["| | " + " | ".join(CHECKERS) + " |", "|---|" + "---|" * len(CHECKERS)]
-    missed = {c: [row["name"] for row in wrong if row[c] == "passed"] for c in CHECKERS}
-    blamed = {c: [row["name"] for row in right if row[c] != "passed"] for c in CHECKERS}
-    lines.append(f"| wrong rules missed, of {len(wrong)} | " + " | ".join(str(len(missed[c])) for c in CHECKERS) + " |")
-    lines.append(f"| right rules failed, of {len(right)} | " + " | ".join(str(len(blamed[c])) for c in CHECKERS) + " |")
+def tables(rows: list[dict[str, str]]) -> list[_report.Part]:
+    """How many rules each checker misses or fails, and which."""
     mark = {"passed": "·", "failed": "FAIL", "raised": "raises"}
-    for title, some, good in (
-        ("Wrong rules that one of them misses", wrong, "failed"),
-        ("Right rules that one of them fails", right, "passed"),
+    counts, details = [], []
+    for kind, good, count, title in (
+        ("wrong", "failed", "wrong rules missed", "Wrong rules that one of them misses"),
+        ("right", "passed", "right rules failed", "Right rules that one of them fails"),
     ):
-        lines += [
-            "",
-            f"{title} (· is a pass):",
-            "",
-            "| rule | what it is | " + " | ".join(CHECKERS) + " |",
-            "|---|---|" + "---|" * len(CHECKERS),
-        ]
-        for row in some:
-            if any((row[c] == "passed") != (good == "passed") for c in CHECKERS):
-                lines.append(f"| {row['name']} | {row['how']} | " + " | ".join(mark[row[c]] for c in CHECKERS) + " |")
-    return "\n".join(lines) + "\n"
+        some = [row for row in rows if row["table"] == kind]
+        slips = [{c: (row[c] == "passed") != (good == "passed") for c in CHECKERS} for row in some]
+        counts.append([f"{count}, of {len(some)}", *(sum(each[c] for each in slips) for c in CHECKERS)])
+        shown = [row for row, each in zip(some, slips, strict=True) if any(each.values())]
+        cells = [[row["name"], row["how"], *(mark[row[c]] for c in CHECKERS)] for row in shown]
+        details.append(_report.Table(title, ("rule", "what it is", *CHECKERS), cells, "· is a pass."))
+    return [_report.Table("How many", ("", *CHECKERS), counts), *details]
+
+
+def present(content: dict[str, Any]) -> _report.Report:
+    """The page with picture and tables."""
+    parts = tables(content["rows"])
+    caption = "In float64, each checker with its default tolerances. A good checker has no bars."
+    return _report.Report(
+        "Checkers of gradients",
+        "What each checker of gradients misses of rules that are wrong, and fails of rules that are right.",
+        [_report.Picture("At a glance", "checking.png", draw(content["rows"]), caption), *parts],
+        file="checking.html",
+        tables="checking.md",
+        said=_report.markdown(parts),
+    )
+
+
+@_command.command
+def main(arguments: list[str] | None = None) -> None:
+    options = _options.parse(Settings, arguments, __doc__)
+    file = options.folder(__file__) / "checking.json"
+    if not options.redraw:
+        chosen = [i for i, (_, case) in enumerate(RULES) if options.only in case.name]
+        if not options.only:
+            _command.make(file.parent)
+        with multiprocessing.get_context("spawn").Pool(2) as pool:
+            rows = list(_command.bar(iterable=pool.imap(row, chosen), total=len(chosen), unit="rule"))
+        if options.only:
+            print(_report.markdown(tables(rows)))
+            return
+        _report.keep(file, {"rows": rows}, options, "torch")
+    _report.show(file, present)

@@ -139,7 +139,7 @@ def _as_many(others: list[float], steps: int) -> None:
 def draw(curves: dict[str, list[float]]) -> bytes:
     """The loss of each step; with two runs also how far they are apart."""
     figure, axes = plt.subplots(
-        len(curves), 1, figsize=(8, 2.6 * len(curves) + 0.6), layout="constrained", squeeze=False
+        len(curves), 1, figsize=(_report.WIDTH, 2.8 * len(curves) + 0.6), squeeze=False, sharex=True
     )
     (names, losses), axes = zip(*curves.items(), strict=True), axes[:, 0]
     steps = np.arange(1, len(losses[0]) + 1)
@@ -148,10 +148,11 @@ def draw(curves: dict[str, list[float]]) -> bytes:
     axes[0].set(ylabel="loss of the batch", yscale="log", title="Training LeNet-5 with batch norm")
     axes[0].legend()
     if len(curves) > 1:
-        axes[1].plot(steps, np.maximum(differences(*losses), 1e-17), ".", ms=4, color="C3")
-        axes[1].set(ylabel="difference / loss", yscale="log", title="How far the two are apart")
-    for each in axes:
-        each.grid(alpha=0.3)
+        apart = differences(*losses)
+        drawn = apart > 0  # 0 has no place on a scale of logarithms
+        axes[1].plot(steps[drawn], apart[drawn], ".", ms=5, color="C3")
+        same = f" ({len(apart) - drawn.sum()} steps: not at all)" if not drawn.all() else ""
+        axes[1].set(ylabel="difference / loss", yscale="log", title=f"How far the two are apart{same}")
     axes[-1].set_xlabel("step")
     return _report.png(figure)
 
@@ -164,63 +165,63 @@ def name_of(processes: int, devices: int, group: int) -> str:
     return words + (f", statistics of {group}" if group and group != devices else "")
 
 
-def write(settings: Settings, result: dict[str, Any], data: _data.Data) -> None:
-    """The numbers, the picture and the report."""
+def present(content: dict[str, Any]) -> _report.Report:
+    """The page with the picture."""
+    name, other = content["name"], content["comparison"]
+    curves = {name: content["losses"]}
+    summary = f"{name}: {100 * content['test_accuracy']:.2f} % of the test images recognized."
+    if other:
+        curves[other["with"]] = other["losses"]
+        summary += (
+            f" Losses against {other['with']}: {other['first_step']:.1e} apart at the first step, "
+            f"{other['median']:.1e} in the median, {other['largest']:.1e} at most."
+        )
+    caption = "The loss of every step" + bool(other) * ", and the relative difference of the two runs" + "."
+    return _report.Report(
+        f"LeNet-5 on {name}",
+        summary,
+        [_report.Picture("Loss", "losses.png", draw(curves), caption)],
+        facts={"images": content["images"], "seconds": content["seconds"]},
+    )
+
+
+def numbers(settings: Settings, result: dict[str, Any], data: _data.Data) -> dict[str, Any]:
+    """What the first process writes."""
     devices, processes = jax.device_count(), jax.process_count()
-    name = name_of(processes, devices, settings.group)
-    curves = {name: result["losses"]}
-    summary = f"{name}: {100 * result['test_accuracy']:.2f} % of the test images recognized."
-    comparison = {}
+    comparison = None
     if settings.compare:
         other = other_run(settings.compare)
         apart = differences(result["losses"], other["losses"])
-        curves[other["name"]] = other["losses"]
-        comparison = {
-            "with": other["name"],
-            "first_step": float(apart[0]),
-            "median": float(np.median(apart)),
-            "largest": float(apart.max()),
-        }
-        summary += (
-            f" Losses against {other['name']}: {apart[0]:.1e} apart at the first step, {np.median(apart):.1e} in the "
-            f"median, {apart.max():.1e} at most."
-        )
-    configuration = {
-        name: value for name, value in vars(settings).items() if name not in settings.OTHERWISE_THE_SAME
-    } | {"data": "IDX files" if settings.data else None}
+        found = {"first_step": apart[0], "median": np.median(apart), "largest": apart.max()}
+        comparison = {"with": other["name"], **found, "losses": other["losses"]}
     content = {
-        "name": name,
+        "name": name_of(processes, devices, settings.group),
         "images": f"{len(data.train_labels)} training images, {len(data.test_labels)} test images",
         "processes": processes,
         "devices": devices,
-        "configuration": configuration,
-        "comparison": comparison or None,
+        "comparison": comparison,
         **result,
     }
-    picture = draw(curves)
-    report = _report.page(
-        f"LeNet-5 on {name}",
-        summary,
-        [_report.Picture("Loss", picture, "The loss of every step, and the relative difference of two runs.")],
-        command=_command.line("experiments.distributed.run", *settings.arguments(data="FOLDER"))
-        + (", in each process its own --process-id" if settings.coordinator_address else ""),
-        configuration=configuration,
-        facts={"seconds": result["seconds"]},
-    )
-    files = {"run.json": _report.as_json(content), "losses.png": picture, "report.html": report}
-    print(summary)
-    _report.leave(settings.folder(__file__), files)
+    if settings.coordinator_address:  # a line for each process
+        words = [*settings.arguments(data="FOLDER"), "--coordinator-address", "HOST:PORT", "--process-id"]
+        lines = (_command.line(type(settings).__module__, *words, i) for i in range(processes))
+        content["command"] = "\n".join(lines)
+    return content
 
 
 @_command.command
 def main(arguments: list[str] | None = None) -> None:
     settings = _options.parse(Settings, arguments, __doc__)
-    jax.config.update("jax_enable_x64", settings.dtype == "float64")
-    join(settings)
-    first = jax.process_index() == 0
-    if first:
-        _command.make(settings.folder(__file__))
-    data = _data.load(settings.data, memory=settings.memory)
-    result = train(settings, data, jax.devices())
-    if first:
-        write(settings, result, data)
+    file = settings.folder(__file__) / "run.json"
+    if not settings.redraw:
+        jax.config.update("jax_enable_x64", settings.dtype == "float64")
+        join(settings)
+        first = jax.process_index() == 0
+        if first:
+            _command.make(file.parent)
+        data = _data.load(settings.data, memory=settings.memory)
+        result = train(settings, data, jax.devices())
+        if not first:
+            return
+        _report.keep(file, numbers(settings, result, data), settings, data="FOLDER")
+    _report.show(file, present)

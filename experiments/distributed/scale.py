@@ -13,7 +13,6 @@ if __name__ == "__main__":
 
 import dataclasses
 import importlib.util
-import json
 import math
 import os
 import re
@@ -237,16 +236,11 @@ def costs(of: Network, per_layer: int, bytes_per_channel: int, network: Nodes | 
     return {"statistics": round(statistics, 1), "gradients": round(network.large(p, 4 * of.parameters), 1)}
 
 
-def by_name_bytes(p: int, channels: float) -> float:
-    """Bytes that `axis_name` sends for one batch norm: every device's five vectors, each in a place of its own."""
-    return 20 * p * channels
-
-
 # The run.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(_options.Results):
+class Settings(_options.Measured):
     """What to compile for."""
 
     devices: tuple[AtLeastOne, ...] = (8, 256)
@@ -271,7 +265,7 @@ def tpu_devices(topology: str) -> list[Any]:
 
 def draw(table: list[dict[str, Any]]) -> bytes:
     """Milliseconds that a step of ResNet-50 waits for its statistics, against the number of devices."""
-    figure, axes = plt.subplots(figsize=(8, 4.4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(_report.WIDTH, 5))
     for color, network in zip(("C2", "C4"), NETWORKS, strict=True):
         rows = [row for row in table if row["network"] == network and row["of"] == "ResNet-50"]
         sizes = [row["devices"] for row in rows]
@@ -279,21 +273,21 @@ def draw(table: list[dict[str, Any]]) -> bytes:
         axes.plot(sizes, [row["gradients"] / 1e3 for row in rows], "s:", color=color, label=f"gradients, {network}")
     for images, milliseconds in ((32, 32 / 3.5), (256, 256 / 3.5)):
         axes.axhline(milliseconds, color="gray", lw=1, ls="--")
-        words = f"computing {images} images a device (3,500 a second, an A100)"
-        axes.annotate(words, (8, milliseconds), (0, 4), textcoords="offset points", color="gray", fontsize=9)
+        words = f"computing {images} images on an A100"
+        axes.annotate(words, (8, milliseconds), (0, 4), textcoords="offset points", color="dimgray")
     axes.set(xscale="log", yscale="log", xlabel="devices", ylabel="ms in a step of ResNet-50", ylim=(None, 200))
     axes.set_xticks(SIZES, [f"{p:,}" for p in SIZES])
     axes.minorticks_off()
     axes.yaxis.set_major_formatter(lambda milliseconds, _: f"{milliseconds:g}")
-    what = "Statistics of all devices: 106 short messages, one after the other"
-    axes.set_title(f"Modeled from published latencies, not measured; lower is better.\n{what}")
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=2, fontsize=9)
+    axes.set_title("Modeled from published latencies, not measured; lower is better")
+    figure.legend(loc="outside lower center", ncols=1)
     return _report.png(figure)
 
 
-def run(settings: Settings) -> None:
-    out = _command.make(settings.folder(__file__))
+def measure(settings: Settings) -> dict[str, Any]:
+    """The counts in programs for each number of devices, and the costs that follow."""
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", max(settings.devices, default=1))
     machines: dict[str, Callable[[], list[Any]]] = {
         f"{p} CPU devices": lambda p=p: jax.devices()[:p] for p in settings.devices
     } | {f"TPU {topology}": lambda topology=topology: tpu_devices(topology) for topology in settings.tpu}
@@ -319,37 +313,36 @@ def run(settings: Settings) -> None:
         for name, network in NETWORKS.items()
         for p in SIZES
     ]
-    picture = draw(table)
-    content = {"date": _report.today(), "versions": _report.versions(), "counted": counted, "costs_us": table}
+    return {"counted": counted, "costs_us": table}
+
+
+def present(content: dict[str, Any]) -> _report.Report:
+    """The page with tables and picture."""
+    costs_us = content["costs_us"]
     counts = [
         [name, statistics, *(part[key] for part in (c["statistics"], c["gradients"]) for key in ("messages", "bytes"))]
-        for name, machine in counted.items()
+        for name, machine in content["counted"].items()
         for statistics, c in machine["lenet5"].items()
         if c
     ]
-    columns = ("compiled for", "statistics of", "their messages", "bytes", "gradients' messages", "bytes ")
-    report = _report.page(
+    columns = ("compiled for", "statistics of", "their messages", "their bytes", "gradients' messages", "their bytes")
+    tables = [
+        _report.Table("A step of LeNet-5", columns, counts),
+        _report.Table("Costs", tuple(costs_us[0]), [list(row.values()) for row in costs_us], "Microseconds in a step."),
+    ]
+    caption = (
+        "Milliseconds of a step against the number of devices. The statistics of all devices are 106 short messages, "
+        "one after the other. An A100 computes 3,500 images a second."
+    )
+    return _report.Report(
         "What synchronized batch norm sends",
         "Counted in compiled programs: for each batch norm one message forward, one backward; one for all gradients.",
-        [
-            _report.Table("A step of LeNet-5", columns, counts),
-            _report.Table("Costs", tuple(table[0]), [list(row.values()) for row in table], "Microseconds in a step."),
-            _report.Picture("ResNet-50", picture, "Milliseconds of a step, against the number of devices."),
-        ],
-        command=_command.line("experiments.distributed.scale", *settings.arguments()),
-        configuration={"devices": settings.devices, "tpu": settings.tpu},
+        [*tables, _report.Picture("ResNet-50", "scale.png", draw(costs_us), caption)],
+        said=_report.markdown(tables),
     )
-    files = {"scale.json": (json.dumps(content) + "\n").encode(), "scale.png": picture, "report.html": report}
-    for row in counts:
-        print("{}, statistics of {}: {} messages, {} bytes; gradients {} and {}".format(*row))
-    for row in table:
-        print("{of}, {network}, {devices} devices: statistics {statistics} µs, gradients {gradients} µs".format(**row))
-    _report.leave(out, files)
 
 
 @_command.command
 def main(arguments: list[str] | None = None) -> None:
     settings = _options.parse(Settings, arguments, __doc__)
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", max(settings.devices, default=1))
-    run(settings)
+    _report.run(settings.folder(__file__) / "scale.json", settings, measure, present)

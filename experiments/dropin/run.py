@@ -192,62 +192,39 @@ def batches(options: Settings, count: int) -> tuple[jax.Array, jax.Array]:
     return jnp.asarray(data.standardized(data.train_images[chosen])), jnp.asarray(data.train_labels[chosen], jnp.int32)
 
 
-# What is left of it: the picture and the tables.
+# What is made of it: the picture and the tables.
+
+PANELS = [("float32", f"{shift:g}") for shift in SHIFTS] + [("bfloat16", "0")]
+LOOKS = {  # as everywhere; all of one library's variants have its color
+    "Flax": {"color": "tab:red"},
+    "Flax, use_fast_variance=False": {"color": "tab:orange", "linestyle": "--"},
+    "bnderiv": {"color": "black"},
+    'bnderiv, activation="relu"': {"color": "gray", "linestyle": "--"},
+}
 
 
 def draw(numbers: dict[str, Any]) -> bytes:
     """The loss against the step, one panel for each dtype and shift."""
-    panels = [("float32", f"{shift:g}") for shift in SHIFTS] + [("bfloat16", "0")]
-    colors = dict(zip(VARIANTS, ("#d95f02", "#e6ab02", "#1b6ca8", "#7fb8dd"), strict=True))
-    figure, axes = plt.subplots(1, len(panels), figsize=(13, 3.6), sharey=True, layout="constrained")
-    for ax, (dtype, shift) in zip(axes, panels, strict=True):
+    figure, grid = plt.subplots(2, 2, figsize=(_report.WIDTH, 6.4), sharex=True, sharey=True)
+    for ax, (dtype, shift) in zip(grid.flat, PANELS, strict=True):
         for name, losses in numbers.get(f"loss-{dtype}", {}).get(shift, {}).items():
-            style = "--" if "," in name else "-"
-            ax.plot(np.arange(1, len(losses) + 1), losses, style, color=colors[name], label=name, lw=1.6)
-        ax.set_title(f"{dtype}, images" + (f" + {float(shift):,.0f}" if float(shift) else " as they are"), fontsize=10)
+            ax.plot(np.arange(1, len(losses) + 1), losses, label=name, lw=1.6, **LOOKS[name])
+        ax.set_title(f"{dtype}, images" + (f" + {float(shift):,.0f}" if float(shift) else " as they are"))
+        ax.set_yscale("log")
+    for ax in grid[1]:
         ax.set_xlabel("step")
-        ax.grid(alpha=0.25)
-    axes[0].set_ylabel("training loss (nats)")
-    axes[0].set_yscale("log")
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-    return _report.png(figure, dpi=110)
+    for ax in grid[:, 0]:
+        ax.set_ylabel("training loss (nats)")
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=2)
+    return _report.png(figure)
 
 
-def report(numbers: dict[str, Any], picture: bytes) -> bytes:
-    """The page with picture and tables."""
-    steps = numbers.get("time-float32", {})
-    memory = (
-        f"{steps[name]['temporary_bytes'] / 2**20:.1f} MiB with {name}'s" for name in ("bnderiv", "Flax") if steps
-    )
-    return _report.page(
-        "One changed import: what a Flax model gains",
-        "A ResNet-18-shaped Flax model with Flax's batch norm and with bnderiv's."
-        + bool(steps) * f" A step in float32 takes, beside arguments and results, {', '.join(memory)}.",
-        [
-            _report.Picture(
-                "Loss", picture, "Training loss against the step; in the middle with a constant added to the images."
-            ),
-            _report.Markdown(f"## Time and memory\n\nMedian of a step (quartiles).\n\n{time_table(numbers)}"),
-            _report.Markdown(f"## Loss\n\nMean of the last ten steps.\n\n{loss_table(numbers)}"),
-        ],
-        command=_command.line("experiments.dropin.run"),
-        configuration={
-            part: ", ".join(f"{name} {value}" for name, value in asked.items())
-            for part, asked in numbers["options"].items()
-        },
-        facts={name: numbers[name] for name in ("date", "machine", "versions")},
-    )
-
-
-def time_table(numbers: dict[str, Any]) -> str:
+def time_table(numbers: dict[str, Any]) -> _report.Table:
     """Rows of variants; step time and memory for each dtype."""
-    lines = [
-        "| batch norm | float32 step, ms | temporary, MiB | bfloat16 step, ms | temporary, MiB |",
-        "|---|---|---|---|---|",
-    ]
+    rows = []
     for name in VARIANTS:
-        cells = [f"`{name}`" if "=" in name else name]
+        cells = [_code(name)]
         for dtype in ("float32", "bfloat16"):
             result = numbers.get(f"time-{dtype}", {}).get(name)
             if result is None:
@@ -255,30 +232,48 @@ def time_table(numbers: dict[str, Any]) -> str:
                 continue
             low, middle, high = (1e3 * q for q in statistics.quantiles(result["seconds"], n=4))
             cells += [f"{middle:.0f} ({low:.0f}–{high:.0f})", f"{result['temporary_bytes'] / 2**20:.1f}"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append(cells)
+    columns = ("batch norm", "float32 step, ms", "temporary, MiB", "bfloat16 step, ms", "temporary, MiB")
+    return _report.Table("Time and memory", columns, rows, "Median of a step (quartiles).")
 
 
-def loss_table(numbers: dict[str, Any]) -> str:
+def loss_table(numbers: dict[str, Any]) -> _report.Table:
     """The mean loss of the last ten steps."""
-    columns = [("float32", f"{shift:g}") for shift in SHIFTS] + [("bfloat16", "0")]
-    heads = [f"{dtype}, + {float(shift):g}" if float(shift) else dtype for dtype, shift in columns]
-    lines = [f"| batch norm | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
-    for name in VARIANTS:
-        cells = [f"`{name}`" if "=" in name else name]
-        for dtype, shift in columns:
-            losses = numbers.get(f"loss-{dtype}", {}).get(shift, {}).get(name)
-            cells.append("" if losses is None else f"{np.mean(losses[-10:]):.3f}")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    heads = [f"{dtype}, + {float(shift):g}" if float(shift) else dtype for dtype, shift in PANELS]
+    found = [
+        (name, [numbers.get(f"loss-{d}", {}).get(shift, {}).get(name) for d, shift in PANELS]) for name in VARIANTS
+    ]
+    rows = [[_code(name), *(f"{np.mean(a[-10:]):.3f}" if a else "" for a in losses)] for name, losses in found]
+    return _report.Table("Loss at the end", ("batch norm", *heads), rows, "Mean of the last ten steps.")
+
+
+def _code(name: str) -> str:
+    return f"`{name}`" if "=" in name else name
+
+
+def present(numbers: dict[str, Any]) -> _report.Report:
+    """The page with picture and tables."""
+    steps, tables = numbers.get("time-float32", {}), (time_table(numbers), loss_table(numbers))
+    memory = (
+        f"{steps[name]['temporary_bytes'] / 2**20:.1f} MiB with {name}'s" for name in ("bnderiv", "Flax") if steps
+    )
+    caption = "Training loss against the step; in two panels with a constant added to the images."
+    return _report.Report(
+        "One changed import: what a Flax model gains",
+        "A ResNet-18-shaped Flax model with Flax's batch norm and with bnderiv's."
+        + bool(steps) * f" A step in float32 takes, beside arguments and results, {', '.join(memory)}.",
+        [_report.Picture("Loss", "dropin.png", draw(numbers), caption), *tables],
+        said=_report.markdown(tables),
+    )
 
 
 def write_tables(numbers: dict[str, Any], path: Path) -> None:
     """Puts the tables between their marks in a page."""
     text = path.read_text()
-    for mark, table in (("time", time_table(numbers)), ("loss", loss_table(numbers))):
+    for mark, made in (("time", time_table(numbers)), ("loss", loss_table(numbers))):
         before, rest = text.split(f"<!-- {mark} -->\n")
         _, after = rest.split(f"<!-- end of {mark} -->")
+        table = _report.table(made.columns, made.rows)
         text = f"{before}<!-- {mark} -->\n{table}\n<!-- end of {mark} -->{after}"
     path.write_text(text)
 
@@ -286,11 +281,9 @@ def write_tables(numbers: dict[str, Any], path: Path) -> None:
 @_command.command
 def main(arguments: list[str] | None = None) -> None:
     options = _options.parse(Settings, arguments, __doc__)
-    asked = {name: getattr(options, name) for name in ("width", "batch", "steps", "rounds")}
-    out = options.folder(__file__)
-    file = out / "dropin.json"
-    numbers = _report.numbers(file) if file.exists() or not options.parts else {}
-    _command.make(out)
+    file = options.folder(__file__) / "dropin.json"
+    numbers = _report.numbers(file) if file.exists() or not options.parts else {"configuration": {}}
+    _command.make(file.parent)
     for part in options.parts:
         kind, dtype = part.split("-")
         begin = time.perf_counter()
@@ -300,12 +293,9 @@ def main(arguments: list[str] | None = None) -> None:
         else:
             numbers[part] = measure_loss(options, jnp.dtype(dtype), SHIFTS if dtype == "float32" else (0.0,))
         print(f"{part}: {time.perf_counter() - begin:.0f} s", flush=True)
-        numbers.setdefault("options", {})[part] = asked
-        _report.write(file, _report.as_json(numbers, "flax"))
-    numbers = _report.numbers(file)
-    picture = draw(numbers)
-    print(time_table(numbers), loss_table(numbers), sep="\n\n")
-    if out.resolve() == RESULTS:
-        write_tables(numbers, README)
-    print(file)
-    _report.leave(out, {"dropin.png": picture, "report.html": report(numbers, picture)})
+        asked = (f"{name} {getattr(options, name)}" for name in ("width", "batch", "steps", "rounds"))
+        numbers["configuration"][part] = ", ".join(asked)
+        _report.keep(file, numbers, options, "flax")
+    if file.parent.resolve() == RESULTS:
+        write_tables(_report.numbers(file), README)
+    _report.show(file, present)

@@ -16,43 +16,46 @@ import dataclasses
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-import tyro
 from tyro.conf import Positional
 
-from experiments import _report
+from experiments import _options, _report
 from experiments.lenet import configuration, plots, results, run, training
 from experiments.lenet.configuration import Configuration
 
 
-@dataclasses.dataclass(frozen=True)
-class Compare:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compare(_options.Options):
     """Trains every setting of a file with every seed."""
 
     settings: Positional[Path]
     """The file of settings, .toml."""
     data: str | None = None
     """A folder of IDX files; None takes the digits."""
-    seeds: int = 5
+    seeds: Annotated[int, ">= 2"] = 5
     """Every setting is trained with the seeds 0, 1 and so on, so many."""
     out: Path | None = None
     """The folder of the results; None takes one in runs/, of the file's name."""
+    redraw: bool = False
+    """Nothing is trained: all else is made again from the numbers that are there."""
     seconds: str | None = None
     """The name of a setting of which one epoch is timed, for the table, and no more done. Run nothing beside it."""
 
 
 @_command.command
 def main(arguments: list[str] | None = None) -> None:
-    command = tyro.cli(Compare, args=arguments, prog=f"python -m {__name__}", description=__doc__)
+    command = _options.parse(Compare, arguments, __doc__)
     out = command.out or run.RUNS / command.settings.stem
+    file = out / "comparison.json"
+    if command.redraw:
+        _report.show(file, present)
+        return
     settings, beside = read(command.settings, command.data)
     if command.seconds is not None:
         time_an_epoch(settings, command.seconds, out)
         return
-    if command.seeds < 2:
-        raise _command.Refused(f"seeds must be at least 2, got {command.seeds}")
     histories = {}
     for name, chosen in settings.items():
         histories[name] = []
@@ -60,7 +63,17 @@ def main(arguments: list[str] | None = None) -> None:
             folder = out / "runs" / f"{_slug(name)}-{seed}"
             chosen = dataclasses.replace(chosen, seed=seed)
             histories[name].append(run.train(chosen, folder, title=f"{name}, seed {seed}", to_the_end=True))
-    write(out, settings, histories, beside, command)
+    words = ["--data", "FOLDER"] * bool(command.data) + ["--seeds", command.seeds] * (command.seeds != Compare.seeds)
+    content = {
+        "command": _command.line(__name__, f"experiments/lenet/settings/{command.settings.name}", *words),
+        "configuration": next(iter(settings.values())).shown(data="FOLDER"),
+        "title": command.settings.stem.replace("_", " "),
+        "seeds": command.seeds,
+        "settings": numbers(settings, histories, beside, _seconds(out)),
+    }
+    _report.keep(file, content, command)
+    print()
+    _report.show(file, present)
 
 
 def read(file: Path, data: str | None) -> tuple[dict[str, Configuration], dict[str, str]]:
@@ -100,80 +113,68 @@ def time_an_epoch(settings: dict[str, Configuration], name: str, out: Path) -> N
     _report.write(file, _report.as_json({"seconds": known | {name: round(seconds, 3)}}))
 
 
-def write(
-    out: Path,
+def numbers(
     settings: dict[str, Configuration],
     histories: dict[str, list[dict[str, Any]]],
     beside: dict[str, str],
-    command: Compare,
-) -> None:
-    """The table, on the screen and in files, the picture, the numbers and the report."""
-    timed = _seconds(out)
-    of = "validation" if all(chosen.validation for chosen in settings.values()) else "test"
-    columns = ["setting", f"{of} error, %", "best", "worst", "seconds an epoch"]
-    if any(beside.values()):
-        columns.append("SimpleNN")
-    rows, numbers = [], {}
+    timed: dict[str, float],
+) -> dict[str, Any]:
+    """What came of each setting."""
+    found = {}
     for name, runs in histories.items():
         errors = np.array([100 * (1 - history["test_accuracy"][-1]) for history in runs])
-        seconds = f"{timed[name]:.2f}" if name in timed else ""
-        row = [
-            name,
-            f"{errors.mean():.2f} ± {errors.std(ddof=1):.2f}",
-            f"{errors.min():.2f}",
-            f"{errors.max():.2f}",
-            seconds,
-        ]
-        rows.append(row + [beside[name]] * (len(columns) > 5))
-        numbers[name] = {
+        found[name] = {
             "mean_test_error_percent": round(float(errors.mean()), 4),
             "deviation": round(float(errors.std(ddof=1)), 4),
             "test_error_percent": [round(float(error), 4) for error in errors],
             "seconds_an_epoch": timed.get(name),
-            "configuration": dataclasses.asdict(settings[name]),
+            "beside": beside[name],
+            "configuration": settings[name].shown(data="FOLDER"),
             "histories": [results.rounded(history) for history in runs],
         }
-    if not any(row[4] for row in rows):
-        columns.pop(4)
-        rows = [row[:4] + row[5:] for row in rows]
-    lines = ["| " + " | ".join(cells) + " |" for cells in (columns, ["---"] * len(columns), *rows)]
-    print("\n" + "\n".join(lines))
-    first = next(iter(settings.values()))
-    losses = {chosen.loss for chosen in settings.values()}
+    return found
+
+
+def present(content: dict[str, Any]) -> _report.Report:
+    """The page with table and picture."""
+    settings = content["settings"]
+    of = "validation" if all(each["configuration"]["validation"] for each in settings.values()) else "test"
+    columns = ["setting", f"{of} error, %", "best", "worst", "seconds an epoch", "SimpleNN"]
+    rows = [
+        [
+            name,
+            f"{each['mean_test_error_percent']:.2f} ± {each['deviation']:.2f}",
+            f"{min(each['test_error_percent']):.2f}",
+            f"{max(each['test_error_percent']):.2f}",
+            "" if each["seconds_an_epoch"] is None else f"{each['seconds_an_epoch']:.2f}",
+            each["beside"],
+        ]
+        for name, each in settings.items()
+    ]
+    filled = [i for i in range(len(columns)) if any(row[i] for row in rows)]
+    losses = {each["configuration"]["loss"] for each in settings.values()}
     picture = plots.comparison(
-        histories,
-        plots.LOSSES[first.loss] if len(losses) == 1 else "loss of its own kind",
-        f"{command.seeds} seeds: their mean, and the band from the best to the worst",
+        {name: each["histories"] for name, each in settings.items()},
+        plots.LOSSES[losses.pop()] if len(losses) == 1 else "loss of its own kind",
         of,
     )
-    caption = f"Mean ± standard deviation over the seeds 0 to {command.seeds - 1}, after the last epoch (not the best)."
-    page = _report.page(
-        command.settings.stem.replace("_", " "),
-        "; ".join(f"{row[0]}: {row[1]} % wrong" for row in rows) + ".",
-        [
-            _report.Table(f"{of.capitalize()} error", columns, rows, caption),
-            _report.Picture(
-                "How they learned", picture, "Lines: mean over the seeds. Bands: from the best to the worst."
-            ),
-        ],
-        command=_command.line(
-            "experiments.lenet.compare",
-            f"experiments/lenet/settings/{command.settings.name}",
-            *(["--data", command.data] if command.data else []),
-            *(["--seeds", command.seeds] if command.seeds != Compare.seeds else []),
-        ),
-        configuration=dataclasses.asdict(first),
-        facts={"seeds": f"0 to {command.seeds - 1}", "configuration below": f"that of {next(iter(settings))!r}"},
+    table = _report.Table(
+        f"{of.capitalize()} error",
+        [columns[i] for i in filled],
+        [[row[i] for i in filled] for row in rows],
+        f"Mean ± standard deviation over the seeds 0 to {content['seeds'] - 1}, after the last epoch (not the best).",
     )
-    content = {"seeds": command.seeds, "settings": numbers}
-    files = {
-        "comparison.md": ("\n".join(lines) + "\n").encode(),
-        "comparison.json": _report.as_json(content),
-        "comparison.png": picture,
-        "report.html": page,
-    }
-    print()
-    _report.leave(out, files)
+    best = min(rows, key=lambda row: settings[row[0]]["mean_test_error_percent"])
+    summary = f"{best[0]}: {best[1]} % wrong" + bool(rows[1:]) * f", the least of {len(rows)} settings"
+    caption = f"Lines: mean over {content['seeds']} seeds. Bands: from the best to the worst."
+    return _report.Report(
+        content["title"],
+        f"{summary}.",
+        [table, _report.Picture("How they learned", "comparison.png", picture, caption)],
+        facts={"seeds": f"0 to {content['seeds'] - 1}", "configuration below": f"that of {next(iter(settings))!r}"},
+        tables="comparison.md",
+        said=_report.table(table.columns, table.rows),
+    )
 
 
 def _seconds(out: Path) -> dict[str, float]:

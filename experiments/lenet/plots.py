@@ -9,7 +9,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from experiments._report import png
+from experiments._report import WIDTH, png
 
 LOSSES = {"cross_entropy": "cross entropy", "mse": "½ ‖y − a‖²"}
 KERNELS_SHOWN, MISTAKES_SHOWN = 32, 18
@@ -17,19 +17,20 @@ KERNELS_SHOWN, MISTAKES_SHOWN = 32, 18
 
 def curves(history: Mapping[str, Any], loss: str, title: str) -> bytes:
     """Loss and accuracy against the epoch, training and test images."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.4), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 4))
     epochs = range(1, len(history["test_loss"]) + 1)
     for name, style in (("training", "--"), ("test", "-")):
         left.plot(epochs, history[f"{name}_loss"], style, label=f"{name} images")
         right.plot(epochs, 100 * np.array(history[f"{name}_accuracy"]), style, label=f"{name} images")
-    return _finish(figure, left, right, loss, title)
+    left.set(title="Loss", xlabel="epoch", ylabel=LOSSES[loss], yscale="log")
+    right.set(title="Accuracy", xlabel="epoch", ylabel="images recognized, %")
+    figure.suptitle(title, fontsize=12)
+    return _with_legend(figure, left, right, columns=2)
 
 
-def comparison(
-    histories: Mapping[str, Sequence[Mapping[str, Any]]], loss: str, title: str, images: str = "test"
-) -> bytes:
+def comparison(histories: Mapping[str, Sequence[Mapping[str, Any]]], loss: str, images: str = "test") -> bytes:
     """Loss and error against the epoch, of test or validation images: the mean of the seeds, the best and the worst."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 5), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.8 + 0.22 * len(histories)))
     for name, runs in histories.items():
         for axes, values in (
             (left, np.array([run["test_loss"] for run in runs])),
@@ -43,19 +44,18 @@ def comparison(
     right.yaxis.set_major_formatter("{x:g}")
     right.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
     right.yaxis.set_minor_formatter("{x:g}")
-    return _decorate(figure, left, right, title, columns=2)
+    return _with_legend(figure, left, right, columns=1, legend="mean of the seeds, and the band from best to worst")
 
 
 def gradient_norms(history: Mapping[str, Any], title: str) -> bytes:
     """The norm of each layer's gradient against the epoch."""
-    figure, axes = plt.subplots(figsize=(8, 4.6), layout="constrained")
+    figure, axes = plt.subplots()
     layers = history["gradient_norms"]
     colors = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(layers)))
     for (layer, values), color in zip(layers.items(), colors, strict=True):
         axes.plot(range(1, len(values) + 1), values, "o-" if len(values) < 6 else "-", ms=4, color=color, label=layer)
     axes.set(xlabel="epoch", ylabel="norm of ∂J/∂W, mean over the epoch's batches", yscale="log", title=title)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
     axes.legend(title="layer, first to last")
     return png(figure)
 
@@ -70,9 +70,7 @@ def first_kernels(params: Mapping[str, Any], image_shape: tuple[int, int, int], 
         kernels = kernels[strongest]
     columns = min(len(kernels), 8)
     rows = -(-len(kernels) // columns)
-    figure, grid = plt.subplots(
-        rows, columns, figsize=(1.3 * columns + 1.2, 1.35 * rows + 0.9), squeeze=False, layout="constrained"
-    )
+    figure, grid = plt.subplots(rows, columns, figsize=(WIDTH, 0.9 * rows + 0.9), squeeze=False)
     most = np.abs(kernels).max()
     colors = ScalarMappable(Normalize(-most, most), "RdBu_r")
     for axes, kernel in zip(grid.flat, kernels, strict=False):
@@ -89,7 +87,8 @@ def confusion(labels: np.ndarray, answers: np.ndarray, classes: int, title: str)
     counts = np.zeros((classes, classes), int)
     np.add.at(counts, (labels, answers), 1)
     mistakes = np.where(np.eye(classes, dtype=bool), 0, counts)
-    figure, axes = plt.subplots(figsize=(max(6.4, 0.42 * classes), max(5.6, 0.38 * classes)), layout="constrained")
+    figure, axes = plt.subplots(figsize=(max(6.4, 0.42 * classes), max(5.6, 0.38 * classes)))
+    axes.grid(visible=False)
     image = axes.imshow(mistakes, cmap="Oranges", vmin=0, vmax=max(mistakes.max(), 1))
     for i, j in np.ndindex(counts.shape):
         if counts[i, j]:
@@ -105,10 +104,8 @@ def mistakes(images: np.ndarray, labels: np.ndarray, outputs: np.ndarray, output
     answers = outputs.argmax(-1)
     wrong = np.flatnonzero(answers != labels)
     wrong = wrong[np.argsort(-outputs[wrong, answers[wrong]], kind="stable")][:MISTAKES_SHOWN]
-    columns = min(max(len(wrong), 3), 6)
-    rows = max(1, -(-len(wrong) // columns))
-    size = (1.7 * columns, 2.1 * rows + 0.5)
-    figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    columns, rows = 6, max(1, -(-len(wrong) // 6))
+    figure, grid = plt.subplots(rows, columns, figsize=(WIDTH, 1.75 * rows + 0.4), squeeze=False)
     for axes in grid.flat[len(wrong) :]:
         axes.axis("off")
     for axes, i in zip(grid.flat, wrong, strict=False):
@@ -116,21 +113,13 @@ def mistakes(images: np.ndarray, labels: np.ndarray, outputs: np.ndarray, output
         confidence = outputs[i, answers[i]]
         shown = f"{100 * confidence:.3g} %" if output == "softmax" else f"{confidence:.2f}"
         axes.set(xticks=[], yticks=[])
-        axes.set_title(f"{labels[i]} taken for {answers[i]}\n{shown}", fontsize=9)
-    figure.suptitle(title)
+        axes.set_title(f"{labels[i]} taken for {answers[i]}\n{shown}", fontsize=10)
+    figure.suptitle(title, fontsize=12)
     return png(figure)
 
 
-def _finish(figure, left, right, loss: str, title: str) -> bytes:
-    left.set(title="Loss", xlabel="epoch", ylabel=LOSSES[loss], yscale="log")
-    right.set(title="Accuracy", xlabel="epoch", ylabel="images recognized, %")
-    return _decorate(figure, left, right, title, columns=3)
-
-
-def _decorate(figure, left, right, title: str, columns: int) -> bytes:
-    figure.suptitle(title)
+def _with_legend(figure, left, right, columns: int, legend: str = "") -> bytes:
     for axes in (left, right):
-        axes.grid(alpha=0.3)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=columns)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=columns, title=legend)
     return png(figure)

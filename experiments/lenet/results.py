@@ -18,15 +18,15 @@ from experiments.lenet.training import Progress, State
 MODELS = {"lenet5": "LeNet-5", "mlp": "Perceptron"}
 
 
-def save(folder: Path, state: State, progress: Progress, data: Data, configuration: Configuration) -> dict[str, Path]:
-    """Writes all files; returns them by what they show."""
-    history = progress.history
-    answers = trainings.answers(state, data.test_images, data.test_labels, data.levels, configuration)
-    accuracy, images = answers.accuracy(data.test_labels), len(data.test_labels)
-    wrong = int((answers.classes() != data.test_labels).sum())
+def save(folder: Path, state: State, progress: Progress, data: Data, configuration: Configuration) -> None:
+    """Writes all files, and prints what came out and where they are."""
+    history, labels = progress.history, data.test_labels
+    answers = trainings.answers(state, data.test_images, labels, data.levels, configuration)
+    wrong, images = int((answers.classes() != labels).sum()), len(labels)
     model = configuration.network(data.image_shape)
     metrics = {
-        "test_accuracy": accuracy,
+        "command": _command.line("experiments.lenet.run", "train", *configuration.arguments()),
+        "test_accuracy": answers.accuracy(labels),
         "test_images": images,
         "wrong": wrong,
         "parameters": network.count(state.params),
@@ -35,67 +35,56 @@ def save(folder: Path, state: State, progress: Progress, data: Data, configurati
         "images": data.fingerprint(),
         "history": rounded(history),
     }
-    summary = f"{MODELS[configuration.model]} on held-out images: {accuracy:.2%} recognized, {wrong} of {images} wrong"
-    pictures = {
-        "curves": _report.Picture(
-            "How it learned",
-            plots.curves(history, configuration.loss, summary),
+    accuracy = f"{metrics['test_accuracy']:.2%}"
+    summary = f"{MODELS[configuration.model]} on held-out images: {accuracy} recognized, {wrong} of {images} wrong"
+    mistakes = f"{wrong} mistake{'s' * (wrong != 1)} among {images} images"
+    output = configuration.output
+    pictures = (
+        (
+            *("curves", "How it learned", plots.curves(history, configuration.loss, summary)),
             "Loss and accuracy after each epoch, by the running statistics, of images as they are (not moved).",
         ),
-        "kernels": _report.Picture(
-            "What the first layer looks for",
+        (
+            *("kernels", "What the first layer looks for"),
             plots.first_kernels(state.params, data.image_shape, "The first layer's kernels after training"),
             "Red weighs ink in favor, blue against.",
         ),
-        "confusion": _report.Picture(
-            "What was taken for what",
-            plots.confusion(
-                data.test_labels,
-                answers.classes(),
-                configuration.classes,
-                f"{wrong} mistake{'s' * (wrong != 1)} among {images} images",
-            ),
+        (
+            *("confusion", "What was taken for what"),
+            plots.confusion(labels, answers.classes(), configuration.classes, mistakes),
             "A row for what an image is, a column for what it was taken for; in gray, those recognized.",
         ),
-        "mistakes": _report.Picture(
-            "The most confident mistakes",
+        (
+            *("mistakes", "The most confident mistakes"),
             plots.mistakes(
                 data.test_images,
-                data.test_labels,
+                labels,
                 answers.outputs,
-                configuration.output,
-                f"The most confident mistakes, with the {configuration.output} of the answer",
+                output,
+                f"The most confident mistakes, with the {output} of the answer",
             ),
-            "Test images that were taken for something else, the most confident first.",
+            f"Test images taken for something else, the most confident first, with the {output} of the answer.",
         ),
-        "gradients": _report.Picture(
-            "Gradients, layer by layer",
+        (
+            *("gradients", "Gradients, layer by layer"),
             plots.gradient_norms(history, "How much gradient reaches each layer"),
             "The norm of the gradient of each layer's kernel, mean over the batches of the epoch.",
         ),
-    }
-    files = {name: folder / f"{name}.png" for name in pictures}
-    for name, picture in pictures.items():
-        _report.write(files[name], picture.png)
-    files |= {"metrics": folder / "metrics.json", "parameters": folder / "parameters.npz"}
-    _report.write(files["metrics"], _report.as_json(metrics))
-    _report.write(files["parameters"], parameters_file(state))
-    files["report"] = folder / "report.html"
-    facts = {
-        "parameters": f"{metrics['parameters']:,}",
-        "images": f"{len(data.train_labels):,} for training, {images:,} held out",
-        "seconds an epoch": f"{metrics['seconds_per_epoch']:.2g} (median, evaluation apart)",
-    }
-    report = _report.page(
+    )
+    report = _report.Report(
         MODELS[configuration.model] + (", with batch norm" if configuration.batch_norm else ", without batch norm"),
         summary + ".",
-        list(pictures.values()),
-        command=_command.line("experiments.lenet.run", "train", *configuration.arguments()),
-        configuration=dataclasses.asdict(configuration),
-        facts=facts,
+        [_report.Picture(title, f"{name}.png", png, caption) for name, title, png, caption in pictures],
+        facts={
+            "parameters": f"{metrics['parameters']:,}",
+            "images": f"{len(data.train_labels):,} for training, {images:,} held out",
+            "seconds an epoch": f"{metrics['seconds_per_epoch']:.2g} (median, evaluation apart)",
+        },
+        said=f"test accuracy {accuracy} ({wrong} of {images} images wrong), trained in {sum(history['seconds']):.0f} s",
     )
-    _report.write(files["report"], report)
-    return files
+    _report.write(folder / "parameters.npz", parameters_file(state))
+    _report.keep(folder / "metrics.json", metrics, configuration)
+    _report.show(folder / "metrics.json", lambda _: report)
 
 
 def parameters_file(state: State) -> bytes:

@@ -249,20 +249,10 @@ def _state(
 def _finish(
     out: Path, state: training.State, progress: training.Progress, data: _data.Data, chosen: Configuration
 ) -> None:
-    """Writes the results and prints the last line and the files."""
-    _command.say("drawing …")
+    """Writes the results and prints what came of it."""
     try:
-        files = results.save(out, state, progress, data, chosen)
+        results.save(out, state, progress, data, chosen)
     except _command.Refused as error:
         raise _command.Refused(
             f"{error}. The checkpoints are complete: make room, then {_command.again(__name__, 'resume', out)}"
         ) from error
-    history = progress.history
-    images = len(data.test_labels)
-    wrong = round((1 - history["test_accuracy"][-1]) * images)
-    print(
-        f"test accuracy {history['test_accuracy'][-1]:.2%} ({wrong} of {images} images wrong),"
-        f" trained in {sum(history['seconds']):.0f} s"
-    )
-    for what, path in files.items():
-        print(f"{what:<13} {path}")

@@ -14,7 +14,6 @@ if __name__ == "__main__":
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import jax
@@ -22,10 +21,8 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
-import bnderiv
 from experiments import _options, _report
-from experiments.benchmark import allocator, clock, flax_peer
-from experiments.benchmark.layers import other_norm
+from experiments.benchmark import allocator, clock, peers
 
 EPS = 1e-6  # Flax's default
 GROUPS = 32
@@ -40,6 +37,9 @@ SHAPES = {  # of the times: a transformer's tokens, a vision transformer's, long
 }
 OF_ERRORS = {name: (64, 768) if "layer" in name or "rms" in name else (8, 28, 28, 64) for name in SHAPES}
 
+WHO = ("bnderiv", "Flax", "plain autodiff")
+NAMES = {"plain autodiff": "plain jnp, two passes"}
+
 Norm = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
@@ -51,16 +51,6 @@ class Settings(_options.Measured):
     """Small shapes and few rounds, to see that it works."""
     seed: _options.Seed = 0
     """Of the inputs, the parameters and the cotangents."""
-
-
-def contestants(name: str) -> dict[str, Norm]:
-    """As functions of x, gamma and beta."""
-    options = {"eps": EPS, "groups": GROUPS}
-    return {
-        "bnderiv": partial(other_norm, bnderiv, name, **options),
-        "flax": partial(flax_peer.other_norm, name, **options),
-        "plain": partial(other_norm, bnderiv.reference, name, **options),
-    }
 
 
 def both_ways(norm: Norm) -> Callable[..., Any]:
@@ -83,13 +73,14 @@ def drawn(shape: tuple[int, ...], seed: int) -> list[np.ndarray]:
 def errors(name: str, seed: int) -> Iterator[dict[str, Any]]:
     """For each input: the relative errors of y and dx of each contestant; None where one is not finite."""
     x, *others = drawn(OF_ERRORS[name], seed)
-    programs = {who: both_ways(norm) for who, norm in contestants(name).items()}
+    layers = peers.layers(name, eps=EPS, groups=GROUPS)
+    programs = {who: both_ways(norm) for who, norm in layers.items()}
     inputs = {f"mean {mean:g}": x + np.float32(mean) for mean in MEANS}
     inputs |= {f"scale {scale:g}": x * np.float32(scale) for scale in SCALES}
     for title, values in inputs.items():
         wide = [np.asarray(a, np.float64) for a in (values, *others)]
         with jax.enable_x64(True):
-            y, (dx, *_) = both_ways(contestants(name)["plain"])(*wide)
+            y, (dx, *_) = both_ways(layers["plain autodiff"])(*wide)
         found = {}
         for who, program in programs.items():
             ours_y, (ours_dx, *_) = program(values, *others)
@@ -106,91 +97,84 @@ def _relative(actual: Any, expected: Any) -> float | None:
 
 def times(name: str, shape: tuple[int, ...], settings: Settings) -> dict[str, Any]:
     arguments = [jnp.asarray(a) for a in drawn(shape, settings.seed)]
-    programs = {who: clock.of_jax(both_ways(norm), *arguments) for who, norm in contestants(name).items()}
+    layers = peers.layers(name, eps=EPS, groups=GROUPS)
+    programs = {who: clock.of_jax(both_ways(norm), *arguments) for who, norm in layers.items()}
     effort = clock.QUICK if settings.quick else clock.FULL
     return {"norm": name, "shape": list(shape), "times": clock.interleaved(programs, effort)}
 
 
-def _medians(row: dict[str, Any]) -> dict[str, float]:
-    return {who: found["ms"][1] for who, found in row["times"].items()}
+def tables(content: dict[str, Any]) -> list[_report.Part]:
+    """Errors, and times over bnderiv's."""
 
-
-def _tables(content: dict[str, Any]) -> list[_report.Part]:
     def shown(pair: list[float | None]) -> str:
         return " / ".join("NaN" if e is None else "all wrong" if e > 0.5 else f"{e:.1e}" for e in pair)
 
-    rows = [[row["norm"], row["input"], *map(shown, row["errors"].values())] for row in content["errors"]]
-    columns = ["norm", "input", "bnderiv", "Flax", "plain jnp, two passes"]
-    caption = "Relative error of y / dx in float32. All wrong: more than a half."
-    parts: list[_report.Part] = [_report.Table("Errors", columns, rows, caption)]
+    errors = [[row["norm"], row["input"], *(shown(row["errors"][who]) for who in WHO)] for row in content["errors"]]
     measured = []
     for row in content["times"]:
-        ms = _medians(row)
-        ratios = [f"{ms[who] / ms['bnderiv']:.2f}×" for who in ("flax", "plain")]
-        measured.append([row["norm"], "×".join(map(str, row["shape"])), f"{ms['bnderiv']:.3g} ms", *ratios])
-    columns = ["norm", "shape", "bnderiv", "Flax", "plain jnp"]
-    caption = (
-        "Median of a forward and a backward pass; the others' time over bnderiv's, above 1 where bnderiv is faster."
-    )
-    return [*parts, _report.Table("Times", columns, measured, caption)]
+        ours, *others = (row["times"][who]["ms"][1] for who in WHO)
+        ratios = (f"{other / ours:.2f}×" for other in others)
+        measured.append([row["norm"], "×".join(map(str, row["shape"])), f"{ours:.3g} ms", *ratios])
+    return [
+        _report.Table(
+            "Errors",
+            ("norm", "input", *(NAMES.get(who, who) for who in WHO)),
+            errors,
+            "Relative error of y / dx in float32. All wrong: more than a half.",
+        ),
+        _report.Table(
+            "Times",
+            ("norm", "shape", "bnderiv", "Flax", "plain jnp"),
+            measured,
+            "Median of a forward and a backward pass; the others' over bnderiv's, above 1 where bnderiv is faster.",
+        ),
+    ]
 
 
-def _picture(content: dict[str, Any]) -> bytes:
-    figure, axes = plt.subplots(1, len(SHAPES), figsize=(11, 3.2), sharey=True, layout="constrained")
-    for axis, name in zip(axes, SHAPES, strict=True):
+def draw(content: dict[str, Any]) -> bytes:
+    """The worse error of y and dx against the mean, a panel for each norm."""
+    figure, grid = plt.subplots(2, 2, figsize=(_report.WIDTH, 6), sharex=True, sharey=True)
+    for axes, name in zip(grid.flat, SHAPES, strict=True):
         rows = [row for row in content["errors"] if row["norm"] == name and row["input"].startswith("mean")]
-        for who, label in (("flax", "Flax"), ("plain", "plain, two passes"), ("bnderiv", "bnderiv")):
+        for who in ("Flax", "plain autodiff", "bnderiv"):
             worst = [max(e if e is not None else np.nan for e in row["errors"][who]) for row in rows]
-            axis.plot(range(len(rows)), worst, "o-", label=label)
-        axis.set(yscale="log", title=name, xlabel="mean of x")
-        axis.set_xticks(range(len(rows)), [row["input"].removeprefix("mean ") for row in rows])
-        axis.axhline(2e-7, color="gray", lw=0.8, ls=":")
-    axes[0].set_ylabel("relative error of y or dx")
-    axes[-1].legend(loc="center")  # where there is room
+            axes.plot(range(len(rows)), worst, label=NAMES.get(who, who), **_report.LOOKS[who])
+        axes.axhline(2e-7, color="gray", ls=":", label="promised by bnderiv")
+        axes.set(yscale="log", title=name.replace("_", " "))
+        axes.set_xticks(range(len(rows)), [row["input"].removeprefix("mean ") for row in rows])
+    figure.supxlabel("mean of x (deviation 1)", fontsize=11)
+    figure.supylabel("relative error, the worse of y and dx", fontsize=11)
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return _report.png(figure)
 
 
-def _markdown(parts: list[_report.Part]) -> str:
-    lines: list[str] = []
-    for table in parts:
-        assert isinstance(table, _report.Table)
-        lines += [f"## {table.title}", "", table.caption, ""]
-        lines += ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
-        lines += ["| " + " | ".join(map(str, row)) + " |" for row in table.rows] + [""]
-    return "\n".join(lines)
+def present(content: dict[str, Any]) -> _report.Report:
+    """The page with picture and tables."""
+    caption = "The worse error of y and dx against the mean of x. Dotted: what bnderiv promises up to a mean of 1e4."
+    return _report.Report(
+        "The other norms",
+        "The other norms are right at any mean and scale, as batch norm is.",
+        [_report.Picture("Errors against the mean", "norms.png", draw(content), caption), *tables(content)],
+        tables="norms.md",
+    )
+
+
+def measure(options: Settings) -> dict[str, Any]:
+    """The errors, and then the times."""
+    allocator.start_again(keeping=True)
+    content = {"eps": EPS, "groups": GROUPS, "seed": options.seed, "errors": [], "times": []}
+    shapes = [(name, (2, 16, 64) if options.quick else shape) for name, some in SHAPES.items() for shape in some]
+    with _command.bar(total=len(SHAPES) + len(shapes), desc="norms") as bar:
+        for name in SHAPES:
+            content["errors"] += errors(name, options.seed)
+            bar.update()
+        for name, shape in shapes:
+            content["times"].append(times(name, shape, options))
+            bar.update()
+    return content
 
 
 @_command.command
 def main(arguments: list[str] | None = None) -> None:
-    settings = _options.parse(Settings, arguments, __doc__)
-    if not settings.redraw:
-        allocator.start_again(True)
-    out = _command.make(settings.folder(__file__))
-    if settings.redraw:
-        content = _report.numbers(out / "norms.json")
-    else:
-        content = {"eps": EPS, "groups": GROUPS, "seed": settings.seed, "errors": [], "times": []}
-        shapes = [(name, (2, 16, 64) if settings.quick else shape) for name, some in SHAPES.items() for shape in some]
-        with _command.bar(total=len(SHAPES) + len(shapes), desc="norms") as bar:
-            for name in SHAPES:
-                content["errors"] += errors(name, settings.seed)
-                bar.update()
-            for name, shape in shapes:
-                content["times"].append(times(name, shape, settings))
-                bar.update()
-        content |= {"date": _report.today(), "machine": _report.machine(), "versions": _report.versions("flax")}
-    tables, picture = _tables(content), _picture(content)
-    summary = "The other norms are right at any mean and scale, as batch norm is."
-    facts = {name: content[name] for name in ("date", "machine", "versions")}
-    caption = "The worse error of y and dx against the mean of x. Dotted: what bnderiv promises up to a mean of 1e4."
-    parts = [_report.Picture("Errors against the mean", picture, caption), *tables]
-    command = _command.line("experiments.norms.run", *settings.arguments())
-    configuration = dataclasses.asdict(settings)
-    page = _report.page("The other norms", summary, parts, command=command, configuration=configuration, facts=facts)
-    files = {
-        "norms.json": None if settings.redraw else _report.as_json(content, "flax"),
-        "norms.md": _markdown(tables).encode(),
-        "norms.png": picture,
-        "report.html": page,
-    }
-    _report.leave(out, files)
+    options = _options.parse(Settings, arguments, __doc__)
+    _report.run(options.folder(__file__) / "norms.json", options, measure, present, "flax")

@@ -201,7 +201,7 @@ def test_the_command(tmp_path, capsys):
     assert (accuracy["without batch norm"][:, -1] < 0.6).all()
     assert content["first_figure"]["steps"] == [0, 100, 200]
     assert np.array(content["rates_figure"]["test_accuracy"]["with batch norm"]).shape == (1, 2)
-    assert content["configuration"]["data"] == "digits"
+    assert content["configuration"]["data"] is None
     assert str(tmp_path) not in (tmp_path / "results.json").read_text() + (tmp_path / "report.html").read_text()
     for name in ("figure1.png", "rates.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")

@@ -21,9 +21,9 @@ def test_small_shapes(tmp_path, monkeypatch, capsys):
     content = json.loads((tmp_path / "norms.json").read_text())
     for row in content["errors"]:
         assert max(row["errors"]["bnderiv"]) < 2e-7, row
-    far = [row["errors"]["flax"] for row in content["errors"] if row["input"] == "mean 10000"]
+    far = [row["errors"]["Flax"] for row in content["errors"] if row["input"] == "mean 10000"]
     assert sum(None in pair or max(pair) > 1e-2 for pair in far) == 3  # RMS norm has no mean to lose
-    assert all(set(row["times"]) == {"bnderiv", "flax", "plain"} for row in content["times"])
+    assert all(set(row["times"]) == {"bnderiv", "Flax", "plain autodiff"} for row in content["times"])
     drawn = (tmp_path / "norms.md").read_bytes()
     run.main(["--redraw", "--out", str(tmp_path)])
     assert (tmp_path / "norms.md").read_bytes() == drawn

@@ -1,46 +1,89 @@
-"""The page of a run: what becomes of its parts, whose date it bears; the committed ones hold all that they show."""
+"""The page of a run: what becomes of its parts; the committed ones, each of which can be read, run and made again."""
 
 import base64
+import dataclasses
 import html.parser
+import importlib.util
 import re
 import resource
+import shlex
+import shutil
 from pathlib import Path
 
 import pytest
+import tyro
+from PIL import Image
 
-from experiments import _command, _report
+from experiments import _command, _options, _report
 
 FOLDER = Path(_report.__file__).parent
 EXPERIMENTS = sorted(path.parent for path in FOLDER.glob("*/results"))
 REPORTS = sorted(FOLDER.glob("*/results/**/*.html"))
+PICTURES = sorted(FOLDER.glob("*/results/**/*.png"))
 
 
-def page(*parts, **facts):
-    text = _report.page("A < B", "Said.", parts, command="python a.py", configuration={"seed": 0}, facts=facts)
-    return text.decode()
+def page(*parts, **content):
+    about = {"command": "python a.py", "configuration": {"seed": 0}, "date": "2001-02-03", "machine": "an abacus"}
+    report = _report.Report("A < B", "Said.", parts, facts={"seconds": 7})
+    return _report.page(report, about | {"versions": {"jax": "0"}} | content).decode()
 
 
-def test_markdown_becomes_html():
-    text = page(_report.Markdown("Before & after.\n\n## One\n\n|  | `a` |\n|---|---|\n| <b> | **2×** |\n|  |  |\n"))
+def test_parts_become_html():
+    text = page(
+        _report.Text("One", "Before & **after**."),
+        _report.Table("Two", ("", "`a`"), [("<b>", "**2×**"), ("", "")], "Caption."),
+        _report.Picture("Three", "a.png", b"png", 'What to "see"'),
+    )
     assert "<h1>A &lt; B</h1>" in text
-    assert "<p>Before &amp; after.</p>\n<h2>One</h2>" in text
-    rows = "<tr><th></th><th><code>a</code></th></tr>", "<tr><td>&lt;b&gt;</td><td><strong>2×</strong></td></tr>"
-    assert "\n".join([*rows, "<tr><td></td><td></td></tr>"]) in text
+    assert "<h2>One</h2>\n<p>Before &amp; <strong>after</strong>.</p>" in text
+    assert '<h2>Two</h2>\n<p class="caption">Caption.</p>' in text
+    for row in ("<td>&lt;b&gt;</td>", "<strong>2×</strong>", "<code>a</code>"):
+        assert row in text
+    assert 'alt="What to &quot;see&quot;"' in text
 
 
-def test_numbers_are_set_to_the_right():
-    text = page(_report.Table("Title", ("name", "errors"), [("a", 3), ("b", 10.5)], "Caption."))
-    assert '<tr><td>a</td><td class="number">3</td></tr>' in text
-    assert '<p class="caption">Caption.</p>' in text
+def test_the_same_parts_become_markdown():
+    parts = [_report.Text("One", "Said."), _report.Table("Two", ("a", "b"), [("x", 1), ("y", "2 ms")], "Caption.")]
+    assert _report.markdown(parts) == (
+        "## One\n\nSaid.\n\n## Two\n\nCaption.\n\n| a | b |\n| --- | ---: |\n| x | 1 |\n| y | 2 ms |\n"
+    )
 
 
-def test_numbers_drawn_again_keep_their_date():
-    now = page()
-    assert f"<td>date</td><td>{_report.today()}</td>" in now
-    assert f"<td>machine</td><td>{_report.machine()}</td>" in now
-    earlier = page(date="2001-02-03", machine="an abacus", versions={"jax": "0"}, seconds=7)
+def test_short_numbers_are_set_to_the_right():
+    rows = [("a", 3, "1.5 (1–2)", "4, which is more than there is room for"), ("b", 10.5, "", "5")]
+    text = page(_report.Table("Title", ("name", "errors", "ms", "what"), rows))
+    assert '<tr><td>a</td><td class="number">3</td><td class="number">1.5 (1–2)</td><td class="long">4, which' in text
+
+
+def test_two_parts_of_one_name_are_refused():
+    with pytest.raises(ValueError, match="two parts of one name: Loss"):
+        page(_report.Text("Loss", ""), _report.Text("", ""), _report.Text("", ""), _report.Text("Loss", ""))
+
+
+def test_the_page_repeats_what_the_numbers_say_of_the_run():
+    text = page()
     for line in ("date</td><td>2001-02-03", "machine</td><td>an abacus", "versions</td><td>jax 0", "seconds</td><td>7"):
-        assert f"<td>{line}</td>" in earlier
+        assert f"<td>{line}</td>" in text
+    assert "<pre>python a.py</pre>" in text
+    assert "<td>seed</td><td>0</td>" in text
+
+
+def test_numbers_are_kept_with_what_made_them(tmp_path):
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Settings(_options.WithData):
+        seed: int = 0
+
+    content = {"losses": [[0.5, 0.25]] * 40, "name": "[ a ]"}
+    _report.keep(tmp_path / "a.json", content, Settings(seed=3, data=tmp_path), "pytest", data="FOLDER")
+    written = _report.numbers(tmp_path / "a.json")
+    assert {name: written[name] for name in content} == content
+    assert written["command"] == f"python -m {__name__} --data FOLDER --seed 3"
+    assert written["configuration"] == {"data": "FOLDER", "seed": 3}
+    assert (written["date"], written["machine"]) == (_report.today(), _report.machine())
+    assert {"jax", "pytest"} < written["versions"].keys()
+    assert str(tmp_path) not in (tmp_path / "a.json").read_text()
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        _report.as_json({"loss": float("nan")})
 
 
 def test_a_file_is_whole_or_as_it_was(tmp_path):
@@ -72,28 +115,115 @@ def test_every_experiment_has_a_report(experiment):
     assert [path for path in REPORTS if experiment in path.parents]
 
 
+class Reader(html.parser.HTMLParser):
+    """What is checked of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.opened, self.sources, self.alts, self.headings, self.tables = [], [], [], [], []
+        self.command = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        if tag == "table":
+            self.tables.append(self.opened[-1])
+        if tag not in ("meta", "img", "!doctype"):
+            self.opened.append((tag, *(found.get("class") or "").split()))
+        self.sources += [value for name, value in attributes if name in ("src", "href")]
+        if tag == "img":
+            self.alts.append(found["alt"])
+
+    def handle_data(self, data):
+        if self.opened and self.opened[-1] == ("h2",):
+            self.headings.append(data)
+        if self.opened and self.opened[-1] == ("pre",):
+            self.command += data
+
+    def handle_endtag(self, tag):
+        assert self.opened.pop()[0] == tag
+
+
 @pytest.mark.parametrize("path", REPORTS, ids=lambda path: str(path.relative_to(FOLDER)))
-def test_a_report_needs_nothing_beside_it_and_shows_the_pictures_there(path):
-    """Well-formed; nothing but data in it; each of its pictures, to the byte, is one of the files of its folder."""
+def test_a_committed_report(path):
+    """It needs nothing beside it; each picture, to the byte, is a file of its folder; it can be read on a telephone."""
     text = path.read_text()
-    sources, opened = [], []
-
-    class Reader(html.parser.HTMLParser):
-        def handle_starttag(self, tag, attributes):
-            if tag not in ("meta", "img", "!doctype"):
-                opened.append(tag)
-            sources.extend(value for name, value in attributes if name in ("src", "href"))
-
-        def handle_endtag(self, tag):
-            assert opened.pop() == tag
-
-    Reader().feed(text)
-    assert opened == []
-    assert sources
+    read = Reader(text)
+    assert read.opened == []
     beside = {file.read_bytes() for file in path.parent.glob("*.png")}
-    for source in sources:
+    for source in read.sources:
         kind, _, data = source.partition(",")
         assert kind == "data:image/png;base64"
         assert base64.b64decode(data) in beside
     rest = re.sub('base64,[^"]*', "", text)
     assert not re.search(r"<script|http|/tmp|/home|/root|/work", rest)
+    assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in text
+    assert "img { max-width: 100%; height: auto }" in text
+    assert ".scroll { overflow-x: auto;" in text
+    assert all(around[:2] == ("div", "scroll") for around in read.tables)
+    assert len(set(read.headings)) == len(read.headings) >= 3
+    assert all(len(alt) > 20 for alt in read.alts)
+    assert len(set(read.alts)) == len(read.alts)
+
+
+@pytest.mark.parametrize("path", REPORTS, ids=lambda path: str(path.relative_to(FOLDER)))
+def test_the_command_of_a_report_is_one(path, monkeypatch):
+    """Every line is understood by the script that it names, which here goes no further."""
+
+    class Understood(Exception):
+        pass
+
+    cli = tyro.cli
+
+    def understand(*arguments, **options):
+        cli(*arguments, **options)
+        raise Understood
+
+    monkeypatch.setattr(tyro, "cli", understand)
+    monkeypatch.chdir(FOLDER.parent)
+    lines = Reader(path.read_text()).command.splitlines()
+    assert lines
+    for line in lines:
+        python, m, module, *words = shlex.split(line)
+        assert (python, m) == ("python", "-m")
+        if "--tpu" in words and not importlib.util.find_spec("libtpu"):
+            pytest.skip("libtpu is not installed")
+        try:
+            main = importlib.import_module(module).main
+        except ModuleNotFoundError as error:
+            pytest.skip(f"{error.name} is not installed")
+        with pytest.raises(Understood):
+            main(words)
+        assert all(Path(word).exists() for word in words if "/" in word)
+
+
+@pytest.mark.parametrize("path", PICTURES, ids=lambda path: str(path.relative_to(FOLDER)))
+def test_a_picture_can_be_read_at_half_a_page(path):
+    """At 450 pixels a letter of 10 points is 8 high in a figure of no more than this width."""
+    with Image.open(path) as image:
+        assert image.width / image.info["dpi"][0] <= 1.01 * _report.WIDTH
+
+
+@pytest.mark.parametrize("path", REPORTS, ids=lambda path: str(path.relative_to(FOLDER)))
+def test_what_is_committed_is_what_its_numbers_give(path, tmp_path, monkeypatch):
+    """Page, but for its pictures, and tables, to the letter."""
+    read = Reader(path.read_text())
+    module = shlex.split(read.command.splitlines()[0])[2]
+    if module == "experiments.lenet.run":
+        pytest.skip("its pictures need its parameters")
+    try:
+        main = importlib.import_module(module).main
+    except ModuleNotFoundError as error:
+        pytest.skip(f"{error.name} is not installed")
+    for file in path.parent.glob("*.json"):
+        shutil.copy(file, tmp_path)
+    monkeypatch.setattr(_report, "png", lambda figure: _report.plt.close(figure) or b"")
+    words = ["--parts"] if "dropin" in module else ["--redraw"]
+    words += ["--fresh-memory"] * ("fresh-memory" in path.name) + ["of_these.toml"] * module.endswith("compare")
+    monkeypatch.setattr("experiments.benchmark.allocator.start_again", lambda keeping: None)
+    monkeypatch.setattr(_report, "machine", lambda: "2 CPU cores (x86_64), Linux")
+    main([*words, "--out", str(tmp_path)])
+    without = re.compile('base64,[^"]*')
+    assert without.sub("", (tmp_path / path.name).read_text()) == without.sub("", path.read_text())
+    for table in tmp_path.glob("*.md"):
+        assert table.read_text() == (path.parent / table.name).read_text()
