@@ -144,6 +144,7 @@ def show(file: Path, present: Callable[[dict[str, Any]], Report]) -> None:
     _command.say("drawing …")
     report = present(content)
     print(report.said or report.summary)
+    print(file)
     files: dict[str, bytes | None] = {part.file: part.png for part in report.parts if isinstance(part, Picture)}
     if report.tables:
         files[report.tables] = markdown(report.parts).encode()

@@ -84,7 +84,8 @@ def save(folder: Path, state: State, progress: Progress, data: Data, configurati
     )
     _report.write(folder / "parameters.npz", parameters_file(state))
     _report.keep(folder / "metrics.json", metrics, configuration)
-    _report.show(folder / "metrics.json", lambda _: report)
+    _report.show(folder / "metrics.json", lambda _: report)  # the page last: with it the run is finished
+    print(folder / "parameters.npz")
 
 
 def parameters_file(state: State) -> bytes:
