@@ -60,7 +60,10 @@ def mask(name: str, value: Any, shape: tuple[int, ...], of: str = "x") -> jax.Ar
       ValueError: it does not broadcast to `shape`.
     """
     representable(name, value)
-    value = jnp.asarray(value)
+    try:
+        value = jnp.asarray(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be boolean, got {value!r}") from None
     if value.dtype != jnp.bool_:
         raise TypeError(f"{name} must be boolean, got {_describe(value)}")
     try:

@@ -84,7 +84,8 @@ def layer(*, static: int = 0, result: Callable[..., Any]) -> Callable[[Callable[
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         names = tuple(inspect.signature(function).parameters)[static:]
-        compiled = _compiled_where_untraced(function, static)
+        # Under a transform too: JAX traces and differentiates a program once for all its calls of these shapes.
+        compiled = jax.jit(function, static_argnums=tuple(range(static)))
 
         @wraps(function)
         def call(*args: Any) -> Any:

@@ -15,7 +15,7 @@ from bnderiv import _checks
 from bnderiv._numbers import accumulator
 from bnderiv._rule import layer
 from bnderiv.adapters.batch_norm import feature_axes, promote
-from bnderiv.normalization.across_devices import merge
+from bnderiv.normalization.across_devices import merge, refusals
 from bnderiv.normalization.arguments import epsilon, index_groups
 from bnderiv.normalization.batch_norm import varying_like
 from bnderiv.normalization.groups import ChannelGroups, Groups
@@ -145,7 +145,9 @@ def normalize(
     gamma, beta = (_spread(groups, x, a, neutral) for a, neutral in zip(affine, (1, 0), strict=True))
     axis_name = tuple(axis_name) if isinstance(axis_name, list) else axis_name
     devices = (axis_name, index_groups(axis_index_groups, axis_name))
-    return _by_groups(centered, devices, groups, x, where, gamma, beta, value, root).reshape(shape).astype(dtype)
+    with refusals(devices[1]):
+        y = _by_groups(centered, devices, groups, x, where, gamma, beta, value, root)
+    return y.reshape(shape).astype(dtype)
 
 
 def _of_rank(name: str, a: Any, shape: tuple[int, ...]) -> jax.Array | None:

@@ -1,6 +1,7 @@
 """A batch sharded over devices: their moments are merged by true counts, in one collective (derivation.md, N26)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +16,26 @@ from bnderiv.normalization.units import Unit, about_the_mean, above_noise, scale
 IndexGroups = Sequence[Sequence[int]]
 
 
+@contextmanager
+def refusals(index_groups: IndexGroups | None) -> Iterator[None]:
+    """Raises ValueError where JAX's collectives refuse groups, which they do when a call is transformed."""
+    try:
+        yield
+    except NotImplementedError as error:
+        if index_groups is None:
+            raise
+        raise ValueError(
+            f"axis_index_groups must be None here: JAX's collectives do not take groups in this transform ({error})"
+        ) from error
+
+
 def merge(
     n: jax.Array, moments: Moments, axis_name: AxisName, axis_index_groups: IndexGroups | None
 ) -> tuple[jax.Array, Moments]:
     """The moments of all devices' elements together, the same on every device. One collective; JAX transposes it.
 
     Raises:
-      ValueError: `axis_index_groups` that do not share out the devices, or where JAX's collectives do not take them.
+      ValueError: `axis_index_groups` that do not share out the devices.
     """
     (shift, scale), mean, var = moments
     n = jnp.broadcast_to(n, mean.shape)
@@ -70,9 +84,4 @@ def _gather(message: jax.Array, axis_name: AxisName, index_groups: IndexGroups |
         index = jnp.asarray(position)[index].astype(index.dtype)
     mine = jnp.arange(size, dtype=index.dtype) == index
     slots = jnp.where(mine[:, None], message[:, None], 0)
-    try:
-        return lax.psum(slots, axis_name, axis_index_groups=index_groups)
-    except NotImplementedError as error:
-        raise ValueError(
-            f"axis_index_groups must be None here: JAX's collectives do not take groups in this transform ({error})"
-        ) from error
+    return lax.psum(slots, axis_name, axis_index_groups=index_groups)

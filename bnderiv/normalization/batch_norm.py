@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from bnderiv import _checks
 from bnderiv._rule import layer
 from bnderiv._types import AxisName
-from bnderiv.normalization.across_devices import merge
+from bnderiv.normalization.across_devices import merge, refusals
 from bnderiv.normalization.arguments import epsilon, index_groups, laid, with_channels
 from bnderiv.normalization.groups import Groups
 from bnderiv.normalization.normalize import Affine, Moments, normalize, statistics
@@ -128,7 +128,8 @@ def _public(relu, x, gamma, beta, residual, channel_axis, eps, where, axis_name,
     if where is not None:
         where = _checks.mask("where", where, x.shape)
     groups = index_groups(groups, axis_name)
-    return _batch_norm(relu, axis, axis_name, groups, x, where, gamma, beta, assumed_mean, residual, *eps)
+    with refusals(groups):
+        return _batch_norm(relu, axis, axis_name, groups, x, where, gamma, beta, assumed_mean, residual, *eps)
 
 
 def _result(relu, axis, axis_name, groups, x, *_):

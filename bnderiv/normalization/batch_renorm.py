@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 from bnderiv import _checks
 from bnderiv._rule import layer
 from bnderiv._types import AxisName
+from bnderiv.normalization.across_devices import refusals
 from bnderiv.normalization.arguments import epsilon, index_groups, laid, limit, with_channels
 from bnderiv.normalization.batch_norm import batch_moments, batch_stats, varying_like
 from bnderiv.normalization.groups import Groups
@@ -85,7 +86,8 @@ def batch_renorm(
     if where is not None:
         where = _checks.mask("where", where, x.shape)
     groups = index_groups(axis_index_groups, axis_name)
-    return _batch_renorm(axis, axis_name, groups, x, where, *vectors, *limits, *epsilons)
+    with refusals(groups):
+        return _batch_renorm(axis, axis_name, groups, x, where, *vectors, *limits, *epsilons)
 
 
 @layer(static=3, result=lambda axis, axis_name, groups, x, *_: (x, P(x[axis])))

@@ -251,6 +251,8 @@ def test_a_variance_beyond_float32_is_infinite_while_the_rest_is_right():
         ),
         ({"axis_name": "i", "axis_index_groups": [0, 1]}, TypeError, ["axis_index_groups", r"\[0, 1\]"]),
         ({"where": jnp.ones((4, 3))}, TypeError, ["where", "boolean", "float"]),
+        ({"where": "all"}, TypeError, ["where", "boolean", "'all'"]),
+        ({"where": [[True], [True, False]]}, TypeError, ["where", r"boolean, got \[\[True\], \[True, False\]\]"]),
         ({"where": jnp.ones((5, 3), bool)}, ValueError, ["where", r"\(4, 3\)", r"\(5, 3\)"]),
         ({"where": jnp.ones((2, 4, 3), bool)}, ValueError, ["where"]),
         ({"axis_index_groups": [[0], [1]]}, ValueError, ["axis_index_groups", "axis_name"]),
