@@ -142,3 +142,14 @@ def test_refused_options(arguments, capsys):
     with pytest.raises(SystemExit) as ended:
         run.main(arguments.split())
     assert arguments.split()[0].removeprefix("--") in f"{ended.value} {capsys.readouterr().err}"
+
+
+@pytest.mark.parametrize("folder", ["", "squared_error", "max_relu"])
+def test_the_page_has_the_numbers_of_the_results(folder):
+    page = (ROOT / "experiments/by_hand/README.md").read_text()
+    numbers = json.loads((ROOT / "experiments/by_hand/results" / folder / "by_hand.json").read_text())
+    keys = ("largest_difference", "median_over_steps", "largest_difference_of_the_losses")
+    shown = [f"{numbers[key]:.1e}".replace("e-0", "e-") for key in keys]
+    accuracies = " / ".join(f"{100 * numbers['test_accuracy'][way]:.2f} %" for way in ("by_hand", "jax_grad"))
+    rows = [[cell.partition(" at one step")[0].strip() for cell in row.split("|")[2:6]] for row in page.splitlines()]
+    assert [*shown, accuracies] in rows

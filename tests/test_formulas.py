@@ -33,6 +33,7 @@ INLINE = re.compile(r"\$`([^`]+)`\$")
 DOLLARS = re.compile(r"\$\$(.+?)\$\$|\$([^$]+)\$", re.DOTALL)
 CODE = re.compile(r"^ *```.*?^ *```$|(`+)(?!`).+?(?<!`)\1(?!`)", re.DOTALL | re.MULTILINE)
 PYTHON = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+WITH_CODE = ("derivation.md", "faq.md", "from_the_tutorials.md", "accelerators.md")
 ON_PAPER = re.compile(r"On paper only:([^.]*)\.")
 LABEL = re.compile(r"\\tag\{([A-Z]\d+)\}")
 
@@ -201,7 +202,7 @@ def test_a_label_stands_beside_its_line_or_the_page_says_that_it_does_not(room):
     assert {label for label in LABEL.findall(page) if not re.search(rf"(?<![–\w]){label}(?![–\d])", lines)} == listed
 
 
-@pytest.mark.parametrize("path", [path for path in PAGES if path.name in ("derivation.md", "faq.md")], ids=name)
+@pytest.mark.parametrize("path", [path for path in PAGES if path.name in WITH_CODE], ids=name)
 def test_the_code_of_a_page_runs(path):
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):  # as JAX comes
         for code in PYTHON.findall(path.read_text()):
