@@ -139,10 +139,10 @@ class Point:
         """`compute(h, ...)`, compiled. Kept, so that modes share programs."""
         return derivatives.Program(partial(compute, h))
 
-    @property
+    @cached_property
     def compiled(self) -> derivatives.Program:
-        """Value and gradient of `f` as a compiled function of (cotangent, floats, carried)."""
-        return self.program(derivatives.pull, self.h)
+        """Value and gradient of `f` as a function of (cotangent, floats, carried), compiled as users do."""
+        return derivatives.Program(partial(derivatives.pull, self.h), optimized=True)
 
     @cached_property
     def pulled(self) -> tuple[Any, bool, str]:
