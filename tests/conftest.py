@@ -29,11 +29,10 @@ hypothesis.settings.load_profile("bnderiv")
 TESTS = Path(__file__).parent
 AS_USERS_COMPILE = {
     *(TESTS / "activation" / f"test_{name}.py" for name in ("every_activation", "log_softmax", "sigmoid", "tanh")),
-    TESTS / "convolution" / "test_targets.py",
     *(TESTS / "experiments").glob("test_*.py"),
     TESTS / "linear" / "test_dense.py",
-    *(TESTS / "normalization" / f"test_{name}.py" for name in ("extremes", "one_read", "precision", "two_processes")),
-    *(TESTS / "pooling" / f"test_{name}.py" for name in ("programs", "targets")),
+    *(TESTS / "normalization" / f"test_{name}.py" for name in ("extremes", "precision", "two_processes")),
+    TESTS / "pooling" / "test_programs.py",
     *(
         TESTS / f"test_{name}.py"
         for name in (

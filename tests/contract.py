@@ -208,6 +208,8 @@ PROMISES = (vjp, finite_differences, gradient_of_gradient, jvp_of_gradient, vmap
 TRANSFORMS = (checkpoint, scan, exported, without_x64)
 # Of the attachment for both modes; `vjp` and `jvp` of it are run at every case.
 EVERYTHING = (eager, *PROMISES[1:], *TRANSFORMS, jacobians, hessians)
+# Of these the two modes have nothing of their own.
+COMMON = {eager, finite_differences, without_x64, dtypes}
 
 
 def close(actual: Any, expected: Any) -> None:

@@ -71,14 +71,13 @@ def test_both_modes_at_every_case(promise, case):
     promise(bnderiv.forward_mode, case)
 
 
-# Of these the two modes have nothing of their own.
-COMMON = {contract.eager, contract.finite_differences, contract.without_x64, contract.dtypes}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "promise",
-    [pytest.param(p, marks=pytest.mark.exhaustive if p in COMMON else (), id=p.__name__) for p in contract.EVERYTHING],
+    [
+        pytest.param(p, marks=pytest.mark.exhaustive if p in contract.COMMON else (), id=p.__name__)
+        for p in contract.EVERYTHING
+    ],
 )
 @pytest.mark.parametrize("case", DISTINCT, ids=str)
 def test_both_modes_under_every_transform(promise, case):

@@ -23,7 +23,13 @@ pytestmark = pytest.mark.slow
 LAYERS = {case.layer: case for case in reversed(CASES)}  # the first case of each
 
 
-@pytest.mark.parametrize("layer", sorted(LAYERS))
+# These have the rules of batch norm and layer norm.
+ALIKE = {"batch_norm_relu", "group_norm", "instance_norm"}
+
+
+@pytest.mark.parametrize(
+    "layer", [pytest.param(n, marks=pytest.mark.exhaustive if n in ALIKE else ()) for n in sorted(LAYERS)]
+)
 def test_every_layer_passes(layer):
     case = LAYERS[layer]
     f, args = case.bind(bnderiv, np.float32)
