@@ -108,6 +108,6 @@ def widen(tree: Any) -> Any:
         dtype = jnp.complex128 if jnp.issubdtype(a.dtype, jnp.complexfloating) else jnp.float64
         if isinstance(a, Tracer):
             return a.astype(dtype)
-        return jnp.asarray(np.asarray(a).astype(dtype))  # by NumPy: there is nothing to compile
+        return jax.device_put(np.asarray(a).astype(dtype))  # by NumPy: there is nothing to compile
 
     return jax.tree.map(widen, tree)
