@@ -42,9 +42,9 @@ def test_promise(promise, case):
     promise(bnderiv, case)
 
 
-# Operation by operation: for most of the cases too slow for every day.
+# Operation by operation: for most of the cases too slow for every day. `test_eager_calls.py` calls every layer so too.
 @pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=[] if case in FIRST else EXHAUSTIVE) for case in CASES], ids=str
+    "case", [pytest.param(case, marks=[pytest.mark.slow] if case in FIRST else EXHAUSTIVE) for case in CASES], ids=str
 )
 def test_eager(case):
     contract.eager(bnderiv, case)
