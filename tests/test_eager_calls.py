@@ -209,7 +209,9 @@ def test_modes_do_not_leak(layer, n, order):
 
 
 @pytest.mark.parametrize("layer", [name for name in EVERY if name != "squared_error"])  # keeps a difference
-@pytest.mark.parametrize("layers", [bnderiv, forward_mode], ids=["bnderiv", "forward_mode"])
+@pytest.mark.parametrize(
+    "layers", [bnderiv, pytest.param(forward_mode, marks=pytest.mark.slow)], ids=["bnderiv", "forward_mode"]
+)
 def test_the_backward_keeps_no_copies(layers, layer):
     """What it saves of arguments and results are these arrays themselves."""
     f, arrays = bind(layers, layer, 2)

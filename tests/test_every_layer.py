@@ -11,7 +11,8 @@ from tests.cases import CASES
 
 LAYERS = sorted({case.layer for case in CASES})
 FIRST = tuple(next(case for case in CASES if case.layer == layer) for layer in LAYERS)  # one case of each layer
-# Instance norm is group norm of one channel, with the same rules.
+LAYER_NORMS = ("group_norm", "instance_norm")  # of other axes; the rules are those of layer norm
+# Instance norm is group norm of one channel.
 DISTINCT = [pytest.param(case, marks=pytest.mark.exhaustive if case.layer == "instance_norm" else ()) for case in FIRST]
 
 
@@ -25,7 +26,7 @@ def _marks(promise, case):
     if promise is contract.vjp:
         return [pytest.mark.fast]
     if case in FIRST:
-        return []
+        return [pytest.mark.slow] if case.layer in LAYER_NORMS else []
     return EXHAUSTIVE if promise in REPEATED else [pytest.mark.slow]
 
 

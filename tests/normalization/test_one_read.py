@@ -255,7 +255,7 @@ def test_derivatives_about_any_guess(layers, guess, layer):
     [pytest.param(None, marks=pytest.mark.slow), np.arange(32)[:, None, None, None] % 3 > 0],
     ids=["all", "masked"],
 )
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", [pytest.param("bfloat16", marks=pytest.mark.slow), "float16"])
 def test_half_precision(dtype, where):
     x, gamma, beta = (jnp.asarray(a) for a in _draw(10))
     x = (x + 3).astype(dtype)

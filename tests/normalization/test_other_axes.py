@@ -89,7 +89,7 @@ def test_a_mean_of_a_million(name):
 
 @pytest.mark.as_users_compile
 @every_norm
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [jnp.float16, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)])
 def test_half_precision(name, dtype):
     """The rounding of the results, and nothing else."""
     y, dx, _ = _errors(name, 1e3 + 100 * _draw(name)[0], dtype)
