@@ -32,7 +32,7 @@ class Case:
         drawn = self.arrays(np.random.default_rng(seed))
         is_float = [a is not None and np.issubdtype(a.dtype, np.floating) for a in drawn]
         fixed = [None if f or a is None else jnp.asarray(a) for a, f in zip(drawn, is_float, strict=True)]
-        floats = tuple(jnp.asarray(np.asarray(a, dtype)) for a, f in zip(drawn, is_float, strict=True) if f)
+        floats = tuple(jax.device_put(np.asarray(a, dtype)) for a, f in zip(drawn, is_float, strict=True) if f)
         layer = getattr(layers, self.layer)
 
         def function(*args: jax.Array) -> Any:
@@ -49,7 +49,7 @@ def random_like(tree: Any, seed: int) -> Any:
     Random, never ones: the gradient of a plain sum through batch norm is zero, and a rule that returns zeros passes.
     """
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda a: jnp.asarray(rng.standard_normal(a.shape).astype(a.dtype)), tree)
+    return jax.tree.map(lambda a: jax.device_put(rng.standard_normal(a.shape).astype(a.dtype)), tree)
 
 
 def spread(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:

@@ -27,23 +27,26 @@ HALF = {"float16": 2e-3, "bfloat16": 1.6e-2, "float32": 2e-6}  # a few roundings
 
 def vjp(layers: Any, case: Case) -> None:
     """Value and hand-derived gradient equal the reference and its autodiff, for a random cotangent."""
-    f, args = case.bind(layers)
-    cotangent = cotangent_of(f, args)
-    close(_rule(layers, case)(cotangent, *args), _rule(ORACLE, case)(cotangent, *args))
+    close(value_and_gradient(layers, case), value_and_gradient(ORACLE, case))
+
+
+def value_and_gradient(layers: Any, case: Case) -> Any:
+    """At the point and the cotangent of the case."""
+    return _rule(layers, case)(cotangent_at(case), *case.bind(layers)[1])
 
 
 def eager(layers: Any, case: Case) -> None:
     """Without jit, the same value and gradient."""
     f, args = case.bind(layers)
-    cotangent = cotangent_of(f, args)
+    cotangent = cotangent_at(case)
     close(_value_and_gradient(f, cotangent, *args), _rule(layers, case)(cotangent, *args))
 
 
 def finite_differences(layers: Any, case: Case) -> None:
     """First and second derivative in reverse mode agree with finite differences in float64."""
-    f, args = case.bind(layers)
+    _, args = case.bind(layers)
     rule, second = _rule(layers, case), _second(layers, case)
-    cotangent, points = cotangent_of(f, args), jax.tree.map(np.asarray, args)  # of NumPy, whose sums compile nothing
+    cotangent, points = cotangent_at(case), jax.tree.map(np.asarray, args)  # of NumPy, whose sums compile nothing
 
     def check(function: Callable, pull_back: Callable) -> None:
         check_vjp(
@@ -69,7 +72,8 @@ def jvp_of_gradient(layers: Any, case: Case) -> None:
     """Forward over reverse (a Hessian-vector product) equals the reference's reverse over reverse: H is symmetric."""
     f, args = case.bind(layers)
     direction = random_like(args, 4)
-    actual = fast_jit(lambda *a: jax.jvp(lambda *b: _gradient(f, *b), a, direction)[1])(*args)
+    gradient = partial(_gradient, f, cotangent_at(case))
+    actual = fast_jit(lambda *a: jax.jvp(gradient, a, direction)[1])(*args)
     close(actual, _second(ORACLE, case)(direction, *args)[1])
 
 
@@ -79,7 +83,7 @@ def vmap(layers: Any, case: Case) -> None:
     one = _rule(layers, case)
     points = [case.bind(layers, seed=s)[1] for s in range(3)]
     batches = [np.stack([np.asarray(a) for a in column]) for column in zip(*points, strict=True)]
-    cotangents = jax.tree.map(np.asarray, cotangent_of(jax.vmap(f), tuple(batches)))
+    cotangents = jax.tree.map(np.asarray, cotangent_of(jax.vmap(case.bind(ORACLE)[0]), tuple(batches)))
 
     @fast_jit
     def over_each(cotangents: Any, batches: Any) -> Any:
@@ -116,14 +120,14 @@ def dtypes(layers: Any, case: Case) -> None:
 def checkpoint(layers: Any, case: Case) -> None:
     """Recomputed in the backward, the same value and gradient."""
     f, args = case.bind(layers)
-    cotangent = cotangent_of(f, args)
+    cotangent = cotangent_at(case)
     close(compiled(jax.checkpoint(f))(cotangent, *args), _rule(ORACLE, case)(cotangent, *args))
 
 
 def scan(layers: Any, case: Case) -> None:
     """The gradient through a loop of calls is the gradient of each."""
-    f, args = case.bind(layers)
-    cotangent = cotangent_of(f, args)
+    f, _ = case.bind(layers)
+    cotangent = cotangent_at(case)
     calls = [case.bind(layers, seed=s)[1] for s in range(3)]
 
     def total(stacked: Any) -> jax.Array:
@@ -140,7 +144,7 @@ def scan(layers: Any, case: Case) -> None:
 def exported(layers: Any, case: Case) -> None:
     """Serialized and read back, the same value, and the same gradient through the export's own vjp."""
     f, args = case.bind(layers)
-    cotangent = cotangent_of(f, args)
+    cotangent = cotangent_at(case)
     shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in args]
     program = jax.export.deserialize(jax.export.export(jax.jit(f))(*shapes).serialize(vjp_order=1))
     close(compiled(program.call)(cotangent, *args), _rule(ORACLE, case)(cotangent, *args))
@@ -176,7 +180,7 @@ def hessians(layers: Any, case: Case) -> None:
     f, args = case.bind(layers)
     g, _ = case.bind(ORACLE)
     everything = tuple(range(len(args)))
-    cotangent = cotangent_of(f, args)
+    cotangent = cotangent_at(case)
 
     def hessian(function: Callable, outer: Callable, inner: Callable) -> Any:
         def projected(*a: jax.Array) -> jax.Array:
@@ -204,6 +208,8 @@ PROMISES = (vjp, finite_differences, gradient_of_gradient, jvp_of_gradient, vmap
 TRANSFORMS = (checkpoint, scan, exported, without_x64)
 # Of the attachment for both modes; `vjp` and `jvp` of it are run at every case.
 EVERYTHING = (eager, *PROMISES[1:], *TRANSFORMS, jacobians, hessians)
+# Of these the two modes have nothing of their own.
+COMMON = {eager, finite_differences, without_x64, dtypes}
 
 
 def close(actual: Any, expected: Any) -> None:
@@ -247,7 +253,7 @@ def _rule(layers: Any, case: Case) -> Callable:
 @lru_cache(maxsize=8)
 def _second(layers: Any, case: Case) -> Callable:
     """Of a cotangent of the gradient and the arguments: the gradient, and its gradient."""
-    return compiled(partial(_gradient, case.bind(layers)[0]))
+    return compiled(partial(_gradient, case.bind(layers)[0], cotangent_at(case)))
 
 
 def forget() -> None:
@@ -260,8 +266,14 @@ def cotangent_of(function: Callable, args: tuple[Any, ...]) -> Any:
     return random_like(jax.eval_shape(function, *args), 1)
 
 
-def _gradient(function: Callable, *args: jax.Array) -> Any:
-    return _value_and_gradient(function, cotangent_of(function, args), *args)[1]
+@lru_cache(maxsize=8)
+def cotangent_at(case: Case) -> Any:
+    """In float64, in the shapes of the reference's output, which is quickly traced."""
+    return cotangent_of(*case.bind(ORACLE))
+
+
+def _gradient(function: Callable, cotangent: Any, *args: jax.Array) -> Any:
+    return _value_and_gradient(function, cotangent, *args)[1]
 
 
 def _dot(a: Any, b: Any) -> jax.Array:

@@ -2,11 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 import bnderiv
+from tests import contract
 from tests.case import Case
 
 Gradients = tuple[Any, ...]
@@ -28,29 +32,44 @@ class Slip:
 class Planted:
     """In the place of `bnderiv` in the contract: one layer, its values right and its gradients those of the slip.
 
-    Made of the public layer alone, so no slip depends on how a layer is built.
+    Made of what the public layer returns at the case, so no slip depends on how a layer is built.
     """
 
-    def __init__(self, layer: str, change: Change):
-        setattr(self, layer, _with_gradients(getattr(bnderiv, layer), change))
+    def __init__(self, case: Case, change: Change):
+        value, right = _right(case)
+
+        def wrong(*arguments: Any, **_: Any) -> Any:
+            @jax.custom_vjp
+            def rule(*arguments: Any) -> Any:
+                return value
+
+            def fwd(*arguments: Any) -> Any:
+                return value, arguments
+
+            def bwd(arguments: Any, cotangent: Any) -> Any:
+                filled = iter(right)
+                all_right = tuple(next(filled) if _is_floating(a) else _nothing(a) for a in arguments)
+                return change(all_right, arguments, cotangent)
+
+            rule.defvjp(fwd, bwd)
+            return rule(*arguments)
+
+        setattr(self, case.layer, wrong)
 
 
-def _with_gradients(layer: Callable, change: Change) -> Callable:
-    def wrong(*arguments: Any, **options: Any) -> Any:
-        @jax.custom_vjp
-        def rule(*arguments: Any) -> Any:
-            return layer(*arguments, **options)
+@lru_cache(maxsize=4)
+def _right(case: Case) -> Any:
+    """Value and gradients of the layer at the case, from the program that the contract runs."""
+    return contract.value_and_gradient(bnderiv, case)
 
-        def fwd(*arguments: Any) -> Any:
-            return layer(*arguments, **options), arguments
 
-        def bwd(arguments: Any, cotangent: Any) -> Any:
-            return change(gradients(layer, arguments, cotangent, **options), arguments, cotangent)
+def _is_floating(argument: Any) -> bool:
+    return argument is not None and jnp.issubdtype(argument.dtype, jnp.floating)
 
-        rule.defvjp(fwd, bwd)
-        return rule(*arguments)
 
-    return wrong
+def _nothing(argument: Any) -> Any:
+    """The gradient of an argument that is not differentiated."""
+    return None if argument is None else np.zeros(argument.shape, jax.dtypes.float0)
 
 
 def gradients(layer: Callable, arguments: tuple[Any, ...], cotangent: Any, **options: Any) -> Gradients:

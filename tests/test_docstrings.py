@@ -24,7 +24,13 @@ FRAMEWORKS = {
 FRAMEWORKS |= {f"{name}_pooling": name for name in ("equinox", "haiku")}
 FRAMEWORKS |= {f"{adapter}_norms": FRAMEWORKS[adapter] for adapter in ("linen", "nnx", "equinox", "haiku")}
 MODULES = [m.name for m in pkgutil.walk_packages(bnderiv.__path__, "bnderiv.") if not m.name.endswith("__main__")]
-TAKE_SECONDS = ("bnderiv.equinox", "bnderiv.models.lenet5", "bnderiv.models.mlp", "bnderiv.models.steps")
+TAKE_SECONDS = (
+    "bnderiv.adapters.equinox_norms",
+    "bnderiv.equinox",
+    "bnderiv.models.lenet5",
+    "bnderiv.models.mlp",
+    "bnderiv.models.steps",
+)
 PUBLIC = [
     *_layers.__all__,
     *running_stats.__all__,

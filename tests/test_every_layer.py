@@ -11,7 +11,8 @@ from tests.cases import CASES
 
 LAYERS = sorted({case.layer for case in CASES})
 FIRST = tuple(next(case for case in CASES if case.layer == layer) for layer in LAYERS)  # one case of each layer
-# Instance norm is group norm of one channel, with the same rules.
+LAYER_NORMS = ("group_norm", "instance_norm")  # of other axes; the rules are those of layer norm
+# Instance norm is group norm of one channel.
 DISTINCT = [pytest.param(case, marks=pytest.mark.exhaustive if case.layer == "instance_norm" else ()) for case in FIRST]
 
 
@@ -25,7 +26,7 @@ def _marks(promise, case):
     if promise is contract.vjp:
         return [pytest.mark.fast]
     if case in FIRST:
-        return []
+        return [pytest.mark.slow] if case.layer in LAYER_NORMS else []
     return EXHAUSTIVE if promise in REPEATED else [pytest.mark.slow]
 
 
@@ -42,9 +43,9 @@ def test_promise(promise, case):
     promise(bnderiv, case)
 
 
-# Operation by operation: for most of the cases too slow for every day.
+# Operation by operation: for most of the cases too slow for every day. `test_eager_calls.py` calls every layer so too.
 @pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=[] if case in FIRST else EXHAUSTIVE) for case in CASES], ids=str
+    "case", [pytest.param(case, marks=[pytest.mark.slow] if case in FIRST else EXHAUSTIVE) for case in CASES], ids=str
 )
 def test_eager(case):
     contract.eager(bnderiv, case)
@@ -71,14 +72,13 @@ def test_both_modes_at_every_case(promise, case):
     promise(bnderiv.forward_mode, case)
 
 
-# Of these the two modes have nothing of their own.
-COMMON = {contract.eager, contract.finite_differences, contract.without_x64, contract.dtypes}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "promise",
-    [pytest.param(p, marks=pytest.mark.exhaustive if p in COMMON else (), id=p.__name__) for p in contract.EVERYTHING],
+    [
+        pytest.param(p, marks=pytest.mark.exhaustive if p in contract.COMMON else (), id=p.__name__)
+        for p in contract.EVERYTHING
+    ],
 )
 @pytest.mark.parametrize("case", DISTINCT, ids=str)
 def test_both_modes_under_every_transform(promise, case):

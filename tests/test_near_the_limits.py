@@ -7,6 +7,7 @@ import pytest
 
 import bnderiv
 from bnderiv import reference
+from tests.compiling import fast_jit
 
 LABELS = jnp.arange(4)
 # Each a function of the layers, and whether its cotangent is the large one or its arguments are.
@@ -29,7 +30,8 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+# bfloat16 has the limits of float32.
+@pytest.mark.parametrize("dtype", [jnp.float16, pytest.param(jnp.bfloat16, marks=pytest.mark.slow), jnp.float32])
 @pytest.mark.parametrize("name", LAYERS)
 def test_what_fits_is_finite(name, dtype):
     layer, large_cotangent = LAYERS[name]
@@ -38,11 +40,19 @@ def test_what_fits_is_finite(name, dtype):
     x = rng.standard_normal((4, 6)) if large_cotangent else rng.permuted(np.tile(large, (4, 1)), axis=1)
     x = jnp.asarray(x, dtype)
     results = []
-    for layers, cast in ((bnderiv, dtype), (reference, jnp.float64)):
-        y, pull_back = jax.vjp(lambda x, layers=layers: layer(layers, x), x.astype(cast))
-        delta = np.random.default_rng(1).choice(large / 4 if large_cotangent else [1e-3, -2e-3], y.shape)
-        delta = jnp.asarray(delta, dtype).astype(cast)
-        results.append([np.asarray(a).astype(float) for a in (y, *pull_back(delta))])
+    for layers, cast, compiled in ((bnderiv, dtype, lambda f: f), (reference, jnp.float64, fast_jit)):
+
+        def both_ways(x, delta, layers=layers):
+            y, pull_back = jax.vjp(lambda x: layer(layers, x), x)
+            return y, *pull_back(delta)
+
+        wide = np.asarray(x).astype(cast)
+        shape = jax.eval_shape(lambda x, layers=layers: layer(layers, x), wide).shape
+        delta = np.random.default_rng(1).choice(large / 4 if large_cotangent else [1e-3, -2e-3], shape)
+        delta = delta.astype(dtype).astype(cast)
+        results.append(
+            [np.asarray(a).astype(float) for a in compiled(both_ways)(jnp.asarray(wide), jnp.asarray(delta))]
+        )
     for ours, expected in zip(*results, strict=True):
         fits = np.abs(expected) < float(jnp.finfo(dtype).max)
         size = np.abs(expected[fits]).max(initial=0)

@@ -160,7 +160,9 @@ def test_max_pool_compiled_for_a_cpu_keeps_one_byte_for_each_output(padding):
 # A step of training LeNet-5, batch 32.
 
 
-@pytest.mark.parametrize(("devices", "moved", "kept"), [(1, 22.0e6, 3.12e6), (8, 25.0e6, 3.6e6)])
+@pytest.mark.parametrize(
+    ("devices", "moved", "kept"), [(1, 22.0e6, 3.12e6), pytest.param(8, 25.0e6, 3.6e6, marks=pytest.mark.slow)]
+)
 def test_lenet_step(devices, moved, kept):
     program = lenet_program(devices)
     assert not opcodes(program, at_least=1000) & SLOW

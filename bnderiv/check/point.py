@@ -74,7 +74,7 @@ class Point:
             numbers_ = rng.standard_normal(a.shape)
             if jnp.issubdtype(a.dtype, jnp.complexfloating):
                 numbers_ = numbers_ + 1j * rng.standard_normal(a.shape)
-            return jnp.asarray(np.asarray(numbers_).astype(a.dtype))
+            return jax.device_put(np.asarray(numbers_).astype(a.dtype))  # for which nothing is compiled
 
         return tuple(normal(a) for a in like)
 
@@ -82,7 +82,7 @@ class Point:
         """A point nearby: every element shrinks by up to a tenth, so signs and zeros stay."""
         rng = self.random(seed)
         return tuple(
-            jnp.asarray((np.asarray(a) * (1 - 0.1 * rng.random(a.shape))).astype(a.dtype)) for a in self.floats
+            jax.device_put((np.asarray(a) * (1 - 0.1 * rng.random(a.shape))).astype(a.dtype)) for a in self.floats
         )
 
     def given_cotangent(self, cotangent: Any) -> tuple[jax.Array, ...]:
@@ -139,10 +139,10 @@ class Point:
         """`compute(h, ...)`, compiled. Kept, so that modes share programs."""
         return derivatives.Program(partial(compute, h))
 
-    @property
+    @cached_property
     def compiled(self) -> derivatives.Program:
-        """Value and gradient of `f` as a compiled function of (cotangent, floats, carried)."""
-        return self.program(derivatives.pull, self.h)
+        """Value and gradient of `f` as a function of (cotangent, floats, carried), compiled as users do."""
+        return derivatives.Program(partial(derivatives.pull, self.h), optimized=True)
 
     @cached_property
     def pulled(self) -> tuple[Any, bool, str]:
@@ -175,7 +175,7 @@ class Point:
             with jax.enable_x64(True):
                 data = (
                     derivatives.widen(self.cotangent),
-                    tuple(map(jnp.asarray, floats)),
+                    tuple(map(jax.device_put, floats)),
                     derivatives.widen(self.carried),
                 )
                 _, moved = self.program(derivatives.pull, self.h)(*data)

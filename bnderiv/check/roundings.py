@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bnderiv.check import numbers
+from bnderiv.check.derivatives import quick_jit
 from bnderiv.check.problem import coarsest_ulp
 
 SAMPLES = 4
@@ -55,7 +56,7 @@ def measured(function: Callable, *args: Any, truth: Sequence[Any] | None = None)
     With a `truth`, its own distance from that counts as well.
     """
     closed = jax.make_jaxpr(function)(*args)
-    run = jax.jit(_shaken(closed))
+    run = quick_jit(_shaken(closed))
     samples = [[numbers.wide(a) for a in jax.tree.leaves(run(jnp.int32(k), *args))] for k in range(SAMPLES)]
     ulp = coarsest_ulp(closed, *args)
     centers = samples[0] if truth is None else [numbers.wide(a) for a in truth]

@@ -45,7 +45,7 @@ class Lines:
         self.floats, self.carried, self.cotangent, self.ulp, self.double = floats, carried, cotangent, ulp, double
         self.terms = 0.0  # what cancels inside, if more than the outputs show
         self._one = lambda *data: _one(function, carried, *data)
-        self._all = jax.jit(lambda *data: _all(self._one, *data))
+        self._all = derivatives.quick_jit(lambda *data: _all(self._one, *data))
         self._here = derivatives.Program(lambda floats: _one(function, carried, floats))
 
     def units(self, i: int, elements: Sequence[int]) -> tuple[list[np.ndarray], np.ndarray]:

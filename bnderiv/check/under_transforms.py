@@ -74,7 +74,7 @@ def _mapped(at: Point, name: str, mapped: set[int], arrays: Sequence[Sequence[An
     calls = [[a[i] if i in mapped else arrays[0][i] for i in range(len(a))] for a in arrays]
     function = jax.vmap(at.h, (tuple(axes[:count]), tuple(axes[count:])))
     outs = [np.stack([o, o, o]) for o in at.value]
-    cotangent = at.draw(outs, 13)
+    cotangent = tuple(np.asarray(c) for c in at.draw(outs, 13))  # of NumPy, whose indexing compiles nothing
     loop = [
         at.compiled(tuple(c[k] for c in cotangent), tuple(call[:count]), tuple(call[count:]))
         for k, call in enumerate(calls)

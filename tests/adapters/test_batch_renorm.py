@@ -206,7 +206,8 @@ def test_several_feature_axes_and_devices():
     model = RENORM(use_running_average=False, axis=(1, 2), axis_name="devices", warmup_steps=0, dtype=jnp.float64)
     variables = model.init(jax.random.key(0), x)
     shards = x.reshape(4, 2, 3, 2)
-    y, updated = jax.vmap(lambda x: model.apply(variables, x, mutable=["batch_stats"]), axis_name="devices")(shards)
+    on_each = jax.vmap(lambda x: model.apply(variables, x, mutable=["batch_stats"]), axis_name="devices")
+    y, updated = fast_jit(on_each)(shards)
     near(y.reshape(8, 6), expected, 1e-12)
     np.testing.assert_array_equal(updated["batch_stats"]["steps"], [1, 1, 1, 1])
 

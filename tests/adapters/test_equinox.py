@@ -202,7 +202,7 @@ def test_a_momentum_near_1_leaves_the_batch_its_weight(dtype, momentum):
         state = state.set(index, (old, jnp.ones(64, dtype)))
         if mode == "ema":
             state = state.set(model.ema_first_time_index, jnp.array(False))
-        _, state = batched(model)(jnp.broadcast_to(new, (4, 64)), state)
+        _, state = fast_jit(batched(model))(jnp.broadcast_to(new, (4, 64)), state)
         nearest(state.get(index)[0], momentum, old, new)
 
 

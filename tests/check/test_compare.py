@@ -14,7 +14,7 @@ import pytest
 
 import bnderiv
 import bnderiv.reference
-from bnderiv.check import Report, Row, compare
+from bnderiv.check import Report, Row, compare, derivatives
 from bnderiv.check.__main__ import _draw, _shapes, main
 from tests.cases import CASES
 
@@ -23,7 +23,13 @@ pytestmark = pytest.mark.slow
 LAYERS = {case.layer: case for case in reversed(CASES)}  # the first case of each
 
 
-@pytest.mark.parametrize("layer", sorted(LAYERS))
+# These have the rules of batch norm and layer norm.
+ALIKE = {"batch_norm_relu", "group_norm", "instance_norm"}
+
+
+@pytest.mark.parametrize(
+    "layer", [pytest.param(n, marks=pytest.mark.exhaustive if n in ALIKE else ()) for n in sorted(LAYERS)]
+)
 def test_every_layer_passes(layer):
     case = LAYERS[layer]
     f, args = case.bind(bnderiv, np.float32)
@@ -91,6 +97,22 @@ def test_a_right_rule_passes(reference):
     assert "custom_vjp" in row.note
     ran = {row.mode for row in report.rows}
     assert ("finite_differences" in ran) == (reference is None)
+
+
+def test_one_program_is_compiled_as_users_do_and_the_others_quickly(monkeypatch):
+    optimized = []
+
+    class Counted(derivatives.Program):
+        def __init__(self, function, optimized_=False, **options):
+            optimized.append(options.get("optimized", optimized_))
+            super().__init__(function, **options)
+
+    monkeypatch.setattr(derivatives, "Program", Counted)
+    compare(rule(plain, right_bwd), plain, *X_W).raise_if_failed()
+    assert sum(optimized) == 1
+    assert len(optimized) <= 12
+    assert derivatives._quick_options("cpu")
+    assert derivatives._quick_options("tpu") is None
 
 
 def wrong_sign(residuals, ct):

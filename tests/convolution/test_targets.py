@@ -60,7 +60,8 @@ def test_the_form_of_accelerators_keeps_the_contract(case):
         for promise in (*contract.PROMISES, *contract.TRANSFORMS):
             promise(bnderiv, case)
         for promise in contract.EVERYTHING:
-            promise(forward_mode, case)
+            if promise not in contract.COMMON:
+                promise(forward_mode, case)
 
 
 @pytest.mark.parametrize("convolution", FEW, ids=str)
@@ -86,6 +87,7 @@ def test_one_export_for_all_platforms(convolution):
     contract.close(jax.jit(program.call)(*arguments), (z, pull_back(dz)))
 
 
+@pytest.mark.as_users_compile
 @pytest.mark.parametrize("convolution", FEW, ids=str)
 def test_compiled_for_a_cpu_nothing_is_left_of_the_choice(convolution):
     program = jax.jit(both_ways(convolution[2])).lower(*shapes(*convolution)).compile()
@@ -103,6 +105,7 @@ def test_half_precision_stays_it_on_accelerators(dtype, name, groups):
     assert convolved_in(jax.export.export(f, platforms=["cpu"])(*arguments)) == ["f32,f32,f32"] * 3
 
 
+@pytest.mark.as_users_compile
 @pytest.mark.parametrize(("batch", "size", "channels"), [(2, 56, 64), pytest.param(4, 7, 512, marks=pytest.mark.slow)])
 def test_half_precision_at_the_sizes_of_a_resnet(batch, size, channels):
     """Value and gradients are off by one rounding, of the result, whatever the length of the sum.
@@ -137,6 +140,7 @@ def by_products(x, kernel, dz):
     return z, d_padded[:, 1:-1, 1:-1], d_kernel
 
 
+@pytest.mark.as_users_compile
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 @pytest.mark.parametrize("batch_last", [False, True], ids=["as bands", "as shifted inputs"])
 def test_half_precision_of_few_channels_is_summed_in_float32(dtype, batch_last):

@@ -176,6 +176,7 @@ def test_a_label_whose_class_does_not_count_is_like_its_code():
         near(indexed(jnp.asarray(Z), LABELS, **given), weighted(jnp.asarray(Z), code, **given), 1e-14)
 
 
+@pytest.mark.as_users_compile
 @either
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_half_precision(kind, dtype):

@@ -16,6 +16,7 @@ import bnderiv
 import bnderiv.reference
 from bnderiv import softmax_cross_entropy as weighted
 from bnderiv import softmax_cross_entropy_with_integer_labels as indexed
+from tests.compiling import fast_jit
 
 INF, NAN = np.inf, np.nan
 
@@ -52,23 +53,22 @@ def test_both_cases_of_the_documents_by_hand(loss):
     np.testing.assert_allclose(dlogits, [[1 / 8, -6 / 8, 5 / 8], [10 / 8, 20 / 8, -30 / 8]], rtol=1e-13)
 
 
+@fast_jit
+def _ours_and_optax(z, y, labels, cotangent):
+    pairs = (
+        (weighted, optax.softmax_cross_entropy, (z, y)),
+        (lambda z: indexed(z, labels), lambda z: optax.softmax_cross_entropy_with_integer_labels(z, labels), (z,)),
+    )
+    return [[pull(loss, *args, cotangent=cotangent) for loss in both] for *both, args in pairs]
+
+
 @given(st.sampled_from([(1, 1), (2, 3), (4, 6)]), st.floats(0.1, 30), st.integers(0, 99))
 def test_equals_optax(shape, scale, seed):
     examples, classes = shape
     rng = np.random.default_rng(seed)
-    z, y = jnp.asarray(scale * rng.standard_normal((examples, classes))), jnp.asarray(rng.random((examples, classes)))
-    labels = jnp.asarray(rng.integers(classes, size=examples))
-    cotangent = rng.standard_normal(examples)
-    for ours, theirs, args in (
-        (weighted, optax.softmax_cross_entropy, (z, y)),
-        (
-            lambda z: indexed(z, labels),
-            lambda z: optax.softmax_cross_entropy_with_integer_labels(z, labels),
-            (z,),
-        ),
-    ):
-        value, grads = pull(ours, *args, cotangent=cotangent)
-        expected, expected_grads = pull(theirs, *args, cotangent=cotangent)
+    z, y = scale * rng.standard_normal((examples, classes)), rng.random((examples, classes))
+    labels, cotangent = rng.integers(classes, size=examples), rng.standard_normal(examples)
+    for (value, grads), (expected, expected_grads) in _ours_and_optax(z, y, labels, cotangent):
         np.testing.assert_allclose(value, expected, rtol=1e-12, atol=1e-13)
         for g, e in zip(grads, expected_grads, strict=True):
             np.testing.assert_allclose(g, e, rtol=1e-12, atol=1e-13)
@@ -167,8 +167,8 @@ def test_second_derivatives_beside_ruled_out_classes():
     """The Hessian of the whole with −inf in it is that of the rest, dlabels' rows for the ruled-out classes included:
     ∂²J/∂y_k ∂z_j = softmax(z)_j for k ≠ j, whatever z_k."""
     z, y, kept, out = jnp.asarray(Z[0]), jnp.asarray(Y[0]), np.array([0, 2]), np.array([1, 3])
-    whole = jax.hessian(weighted, (0, 1))(z, y)
-    rest = jax.hessian(bnderiv.reference.softmax_cross_entropy, (0, 1))(z[kept], y[kept])
+    whole = fast_jit(jax.hessian(weighted, (0, 1)))(z, y)
+    rest = fast_jit(jax.hessian(bnderiv.reference.softmax_cross_entropy, (0, 1)))(z[kept], y[kept])
     for i in (0, 1):
         for j in (0, 1):
             np.testing.assert_allclose(whole[i][j][np.ix_(kept, kept)], rest[i][j], rtol=1e-13, atol=1e-16)

@@ -151,6 +151,8 @@ def _vjp(config, params, state, x, train):
     return fast_jit(run)(params, x)
 
 
+# These gradients are also held against the derivation step by step, in `test_steps.py`.
+BY_STEPS = [pytest.mark.slow, pytest.mark.exhaustive]
 ALWAYS = (("max", "relu", True, True), ("avg", "tanh", True, True), ("avg", "sigmoid", False, True))
 
 
@@ -158,7 +160,7 @@ ALWAYS = (("max", "relu", True, True), ("avg", "tanh", True, True), ("avg", "sig
     ("pool", "activation", "batch_norm", "train"),
     [
         *(
-            pytest.param(*network, True, marks=[] if (*network, True) in ALWAYS else pytest.mark.slow)
+            pytest.param(*network, True, marks=[] if (*network, True) in ALWAYS else BY_STEPS)
             for network in itertools.product(("max", "avg"), ("relu", "tanh", "sigmoid"), (True, False))
         ),
         ("max", "relu", True, False),

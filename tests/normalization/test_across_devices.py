@@ -333,6 +333,7 @@ COTANGENT = RNG.standard_normal(IMAGES.shape)
 EACH = np.arange(DEVICES)[:, None, None, None, None]
 
 
+@pytest.mark.as_users_compile
 @pytest.mark.parametrize(
     ("x", "tolerance"),
     [
@@ -360,6 +361,7 @@ def test_accurate_in_float32(x, tolerance):
     np.testing.assert_allclose(stats.var, np.where(var_ < np.finfo(np.float32).max, var_, np.inf), 1e-6)
 
 
+@pytest.mark.as_users_compile
 @pytest.mark.parametrize("value", [0.0, 1234.567, -1e30, 1e-30])
 def test_constant_data(value):
     (y, stats), (dx, dgamma, _), _ = _float32(np.full(IMAGES.shape, value), COTANGENT)
@@ -392,6 +394,7 @@ def _compiled(f, cotangents, args, where):
     )
 
 
+@pytest.mark.as_users_compile
 @pytest.mark.parametrize(
     ("mode", "masked", "layers"),
     [
@@ -409,6 +412,7 @@ def test_one_message_forward_and_one_backward(mode, masked, layers):
     assert collectives(both) == {"all-reduce": 2}
 
 
+@pytest.mark.as_users_compile
 @pytest.mark.parametrize(
     ("relu", "shape", "masked", "axes"),
     [

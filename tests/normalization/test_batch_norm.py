@@ -117,6 +117,7 @@ def test_x_alone_is_saved(layer, dtype):
     assert all(a.size <= 4 for a in leaves if a not in large)
 
 
+@pytest.mark.as_users_compile
 def test_fused_relu_is_the_composition():
     x, gamma, beta = _draw((16, 5, 5, 4))
     gamma = gamma.at[0].set(0.0)
@@ -167,6 +168,7 @@ def test_errors_of_a_residual(residual, error, message):
         bnderiv.batch_norm_relu(x, x[0], x[0], residual)
 
 
+@pytest.mark.as_users_compile
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("value", [0.0, 1234.567, -1e8, 1e30])
 def test_a_constant_channel_is_beta(layer, value):
@@ -185,6 +187,7 @@ def test_a_constant_channel_is_beta(layer, value):
     near(d_beta, np.asarray(delta, np.float64).sum((0, 1, 2)), 1e-6)
 
 
+@pytest.mark.as_users_compile
 @pytest.mark.fast
 @pytest.mark.parametrize("layer", LAYERS)
 def test_one_element_a_channel_is_beta_and_has_no_gradient(layer):
@@ -214,6 +217,7 @@ def test_what_is_not_finite_stays_in_its_channel(layer, bad):
     assert not np.isfinite(spoiled[1].var[1])
 
 
+@pytest.mark.as_users_compile
 def test_a_variance_beyond_float32_is_infinite_while_the_rest_is_right():
     x, gamma, beta = _draw((64, 3))
     (y, stats), pull_back = jax.vjp(bnderiv.batch_norm, x * 2.0**100, gamma, beta)

@@ -29,13 +29,20 @@ CONSTANT = [
 ]
 
 
+IMAGES, ONE_ELEMENT = (6, 3, 3, 2), (1, 2)
+
+
 @pytest.mark.parametrize(
-    "assumed",
-    [None, pytest.param(0.0, marks=pytest.mark.slow), pytest.param(1.0, marks=pytest.mark.slow)],
-    ids=["sample", "nothing", "itself"],
-)
-@pytest.mark.parametrize(
-    "shape", [(6, 3, 3, 2), pytest.param((1, 2), marks=pytest.mark.slow)], ids=["images", "one-element"]
+    ("shape", "assumed"),
+    [
+        pytest.param(IMAGES, None, id="images-sample"),
+        pytest.param(IMAGES, 0.0, marks=pytest.mark.slow, id="images-nothing"),
+        pytest.param(IMAGES, 1.0, marks=pytest.mark.slow, id="images-itself"),
+        pytest.param(ONE_ELEMENT, None, marks=pytest.mark.slow, id="one-element-sample"),
+        # What is assumed makes no other difference to one element.
+        pytest.param(ONE_ELEMENT, 0.0, marks=[pytest.mark.slow, pytest.mark.exhaustive], id="one-element-nothing"),
+        pytest.param(ONE_ELEMENT, 1.0, marks=[pytest.mark.slow, pytest.mark.exhaustive], id="one-element-itself"),
+    ],
 )
 @pytest.mark.parametrize("layer", LAYERS, ids=lambda f: f.__name__)
 @pytest.mark.parametrize(("dtype", "value", "eps"), CONSTANT, ids=str)

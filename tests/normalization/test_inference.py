@@ -36,6 +36,7 @@ def test_an_infinite_variance_is_not_silently_beta():
     assert np.isnan(y[:, 1]).all()
 
 
+@pytest.mark.as_users_compile
 def test_statistics_at_1e18():
     ones = jnp.ones(1, jnp.float32)
     x = jnp.array([[1e18], [-1e18]], jnp.float32)

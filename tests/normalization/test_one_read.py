@@ -46,6 +46,7 @@ def _errors(x, guess, seed=1):
 ABSURD = [0.0, 1.0, -1e3, 1e4, 1e10, -1e30, 3e38, np.nan, np.inf, -np.inf, [0, np.nan, 1e4, np.inf, -3e38, 1]]
 
 
+@pytest.mark.as_users_compile
 @pytest.mark.parametrize("guess", [None, *ABSURD], ids=str)
 @pytest.mark.parametrize("mean", [0.0, 1.0, 1e4])
 def test_any_guess_gives_the_same(guess, mean):
@@ -55,12 +56,14 @@ def test_any_guess_gives_the_same(guess, mean):
     np.testing.assert_allclose(stats.mean, (np.float32(_draw()[0] + mean)).mean((0, 1, 2), np.float64), 1e-6, 1e-6)
 
 
+@pytest.mark.as_users_compile
 @pytest.mark.parametrize("guess", ABSURD, ids=str)
 @pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e20, 1e30])
 def test_any_guess_at_any_scale(guess, scale):
     assert max(_errors((_draw()[0] + 3) * scale, guess)[0][:2]) < (2e-7 if scale > 1e-3 else 1e-6)
 
 
+@pytest.mark.as_users_compile
 @pytest.mark.parametrize("shape", [SHAPE, (128, 84), (64, 12, 12, 20)], ids=str)
 def test_both_sides_of_the_threshold(measured_again, shape):
     """Guesses that are off by a given number of the channel's deviations."""
@@ -118,6 +121,7 @@ def test_what_is_not_finite_is_given_up(measured_again, value):
     np.testing.assert_array_equal(np.delete(y, 4, -1), np.delete(f(x), 4, -1))
 
 
+@pytest.mark.as_users_compile
 def test_a_sample_that_is_not_like_the_rest():
     x = _draw(6)[0]
     x[:, 7, 7] += 1e4
@@ -151,6 +155,7 @@ def test_a_dead_channel_is_not_measured_at_every_step(measured_again):
     assert not any(counts[-50:])
 
 
+@pytest.mark.as_users_compile
 def test_under_vmap_a_branch_that_nobody_needs_is_not_taken(measured_again):
     """One example that needs it has the whole batch measured again; each result is its own."""
     rng = np.random.default_rng(8)
@@ -177,6 +182,7 @@ def test_under_vmap_a_branch_that_nobody_needs_is_not_taken(measured_again):
     )
 
 
+@pytest.mark.as_users_compile
 @pytest.mark.parametrize("sigma", [1e-4, 1e-5, 1e-6, 4e-7])
 @pytest.mark.parametrize("guess", [3e-4, 2e-6])
 def test_a_guess_near_beside_epsilon_alone(sigma, guess):
@@ -186,6 +192,7 @@ def test_a_guess_near_beside_epsilon_alone(sigma, guess):
     np.testing.assert_allclose(stats.var, np.float32(_draw(12)[0] * sigma).astype(np.float64).var((0, 1, 2)), 1e-6)
 
 
+@pytest.mark.as_users_compile
 @pytest.mark.parametrize("guess", [0, 64, 128, 448])
 def test_nearly_constant(guess):
     """One of 10,000 elements is the next float: whatever is assumed within some floats, the variance is not lost.
@@ -248,12 +255,13 @@ def test_derivatives_about_any_guess(layers, guess, layer):
     np.testing.assert_array_equal(fast_jit(jax.grad(loss, 1), static_argnums=0)(layers, guess, x, gamma, beta), 0)
 
 
+@pytest.mark.as_users_compile
 @pytest.mark.parametrize(
     "where",
     [pytest.param(None, marks=pytest.mark.slow), np.arange(32)[:, None, None, None] % 3 > 0],
     ids=["all", "masked"],
 )
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", [pytest.param("bfloat16", marks=pytest.mark.slow), "float16"])
 def test_half_precision(dtype, where):
     x, gamma, beta = (jnp.asarray(a) for a in _draw(10))
     x = (x + 3).astype(dtype)

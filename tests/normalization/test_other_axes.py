@@ -70,6 +70,7 @@ def _errors(name, x, dtype: Any = jnp.float32):
     return [truth.relative_error(a, e) for a, e in zip((y, dx, d_gamma), expected, strict=True)]
 
 
+@pytest.mark.as_users_compile
 @every_norm
 @pytest.mark.parametrize(
     ("mean", "deviation"), [(0, 1), (1e2, 1), (1e4, 1), (0, 1e20), (3e30, 1e30), (0, 1e-3), (1e2, 1e-2)]
@@ -80,19 +81,22 @@ def test_right_at_any_mean_and_scale(name, mean, deviation):
     assert d_gamma < 5e-7
 
 
+@pytest.mark.as_users_compile
 @every_norm
 def test_a_mean_of_a_million(name):
     assert max(_errors(name, 1e6 + _draw(name)[0])) < 1e-6
 
 
+@pytest.mark.as_users_compile
 @every_norm
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [jnp.float16, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)])
 def test_half_precision(name, dtype):
     """The rounding of the results, and nothing else."""
     y, dx, _ = _errors(name, 1e3 + 100 * _draw(name)[0], dtype)
     assert max(y, dx) < float(jnp.finfo(dtype).eps) / 2
 
 
+@pytest.mark.as_users_compile
 @every_norm
 def test_rows_of_any_magnitude_beside_each_other(name):
     """Each is right by itself: the first of 1e30, the second of 1e-30, the third all zero, the rest as usual."""
@@ -111,6 +115,7 @@ def test_rows_of_any_magnitude_beside_each_other(name):
     np.testing.assert_array_equal(mixed[2], jnp.broadcast_to(zero, x[2].shape))
 
 
+@pytest.mark.as_users_compile
 @every_norm
 @pytest.mark.parametrize("value", [0.0, 1.0, 1234.567, -1e36, 3e38])
 def test_constant_examples(name, value):
@@ -134,6 +139,7 @@ def test_what_is_not_finite_stays_in_its_example(name, bad):
     assert np.isnan(y[0]).all()
 
 
+@pytest.mark.as_users_compile
 def test_heavy_tails_take_one_read(measured_again):
     """Every row has a few elements that its deviation is due to: no sample's mean is a deviation off by them."""
     rng = np.random.default_rng(6)

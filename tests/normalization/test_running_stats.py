@@ -127,6 +127,7 @@ def exact(old, new, momentum):
     return momentum * Fraction(old) + (1 - momentum) * Fraction(new)
 
 
+@pytest.mark.as_users_compile
 @pytest.mark.parametrize(
     ("dtype", "momentum"),
     [
@@ -147,6 +148,7 @@ def test_a_momentum_near_1_leaves_the_new_value_its_weight(dtype, momentum):
         np.testing.assert_allclose(updated(8, new, momentum, dtype), 10, rtol=float(jnp.finfo(dtype).eps))
 
 
+@pytest.mark.as_users_compile
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(
     momentum=st.one_of(st.floats(0, 1), st.sampled_from([1e-8, 0.5, 0.9, 0.99, 0.999, 0.99999, 1 - 1e-8])),
@@ -165,6 +167,7 @@ def test_every_momentum_is_exact_to_rounding(dtype, momentum, old, new, exponent
     assert error <= computed + rounded * (1 + 1e-6) + 2 * float(wide.tiny)
 
 
+@pytest.mark.as_users_compile
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(momentum=st.floats(0, 1), value=st.floats(-6e4, 6e4))
 def test_an_average_of_equal_values_is_that_value(dtype, momentum, value):
@@ -174,6 +177,7 @@ def test_an_average_of_equal_values_is_that_value(dtype, momentum, value):
         assert updated(value, value, momentum, dtype, dtype) == value
 
 
+@pytest.mark.as_users_compile
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("momentum", [0.999, np.float64(0.999), np.array(0.999), Fraction(999, 1000)])
 def test_a_momentum_that_is_known_is_exact(momentum, compiled):
@@ -211,6 +215,7 @@ def test_a_traced_momentum_under_an_explicit_mesh():
     np.testing.assert_array_equal(new.mean, [0.5, 1])
 
 
+@pytest.mark.as_users_compile
 def test_values_near_the_limits_of_the_dtype():
     big = float(jnp.finfo(jnp.float32).max)
     for momentum in (0.25, 0.75):
@@ -228,6 +233,7 @@ def test_values_near_the_limits_of_the_dtype():
 ODD = [1.0, -0.0, 1e-40, 6e4, np.inf, -np.inf, np.nan]
 
 
+@pytest.mark.as_users_compile
 @pytest.mark.parametrize("how", ["eager", "compiled", "momentum traced"])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 def test_kept_values_are_kept_bit_for_bit(dtype, how):

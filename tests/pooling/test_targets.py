@@ -47,7 +47,8 @@ def test_every_form_keeps_the_contract(platform, case):
         for promise in (*contract.PROMISES, *contract.TRANSFORMS):
             promise(bnderiv, case)
         for promise in contract.EVERYTHING:
-            promise(forward_mode, case)
+            if promise not in contract.COMMON:
+                promise(forward_mode, case)
 
 
 @pytest.mark.slow
@@ -93,6 +94,7 @@ def test_one_export_for_all_platforms(pool, options):
         np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.as_users_compile
 @pools
 def test_compiled_for_a_cpu_nothing_is_left_of_the_choice(pool, options):
     x = jax.ShapeDtypeStruct((2, 6, 7, 3), jnp.float32)
@@ -129,6 +131,7 @@ def flax_like(pool, options, shape):
     return f
 
 
+@pytest.mark.as_users_compile
 @pytest.mark.parametrize("target", ["v5e", pytest.param("v6e", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize(
