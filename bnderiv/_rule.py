@@ -34,7 +34,7 @@ that twenty batch norms are traced four times as fast. XLA inlines it.
 import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from functools import cache, partial, wraps
+from functools import partial, wraps
 from typing import Any
 
 import jax
@@ -104,15 +104,12 @@ def layer(*, static: int = 0, result: Callable[..., Any]) -> Callable[[Callable[
 
 def _program(function: Callable[..., Any], static: int) -> Callable[..., Any]:
     """`function` as a program."""
-
-    @cache  # made at the first call: a program for each layer would slow the import
-    def compiled() -> Any:
-        return jax.jit(function, static_argnums=tuple(range(static)))
+    compiled = jax.jit(function, static_argnums=tuple(range(static)))
 
     @wraps(function)
     def call(*args: Any) -> Any:
         try:
-            return compiled()(*args)
+            return compiled(*args)
         except TypeError as error:
             if "forward-mode" in str(error):  # under jit JAX raises it later, where nobody can catch it
                 error.add_note(_WHERE_TO_GO)
