@@ -17,21 +17,23 @@ def quotient(a: jax.Array, by: int | jax.Array = 1) -> jax.Array:
     """a / by, with its producers computed once.
 
     XLA:CPU recomputes a value's producers at every use, back to the nearest operation it considers expensive. A
-    division is one, unless it is by a constant; so XLA must not know `by`. The derivative is that of a / by at NaN too.
+    division is one, unless it is by a constant; so XLA must not know `by`. It has a rule, as the comparison would
+    show in the derivative at NaN; `by` has no derivative.
     """
     return a / ((a == a).astype(a.dtype) * jnp.asarray(by, a.dtype))
 
 
 @quotient.defjvp
 def _(primals, tangents):
-    return quotient(*primals), tangents[0] / jnp.asarray(primals[-1] if len(primals) > 1 else 1, tangents[0].dtype)
+    _, by = primals
+    return quotient(*primals), tangents[0] / jnp.asarray(by, tangents[0].dtype)
 
 
 def once(a: jax.Array) -> jax.Array:
     """`a`, computed once in a CPU's program.
 
-    XLA:CPU makes one kernel of a row's sum and the loop that uses it, and materializes what that loop broadcasts: three
-    more arrays of the size of x in a layer norm's gradient, which took 1.2 to 3 times as long.
+    XLA:CPU otherwise fuses a row's sum into the loop that uses it, and materializes what that loop broadcasts: three
+    more arrays of the size of x in a layer norm's gradient, and 1.2 to 3 times the time.
     """
     return by_target(a, cpu=quotient, default=lambda a: a)
 
@@ -39,8 +41,8 @@ def once(a: jax.Array) -> jax.Array:
 def apart(times: float, dtype: Any) -> jax.Array:
     """`times`, a power of two that keeps two terms apart; 1 in a CPU's program.
 
-    XLA shares identical terms, and materializes what several kernels share: for a mask, a pass more on GPU and TPU. A
-    CPU reads an array of its cache faster than it computes one again.
+    XLA shares identical terms, and materializes what several kernels share: a mask costs one more pass on GPU and TPU.
+    On a CPU, reading the cached array is cheaper than recomputing it.
     """
     return by_target(cpu=lambda: jnp.ones((), dtype), default=lambda: jnp.full((), times, dtype))
 

@@ -26,9 +26,9 @@ Reverse mode transposes once more. JAX finds the transpose by differentiating, s
 as JAX sees it: it may multiply, add, select by residuals and sum. Where it rounds a cotangent or compares it, it does
 so under `stop_gradient`.
 
-One program. A layer is under `jax.jit`, in every transform. Eager JAX would dispatch each operation in about 20 µs, and
-those of a gradient too. In a network JAX traces and differentiates a program once for all calls of the same shapes, so
-that twenty batch norms are traced four times as fast. XLA inlines it.
+Always under `jax.jit`. Every layer is, inside other transforms too. Eager JAX dispatches each operation in about 20 µs,
+those of a gradient as well. And JAX traces and differentiates a jitted function once for each shape: twenty batch norms
+are traced four times as fast. XLA inlines the calls.
 """
 
 import inspect
@@ -43,7 +43,7 @@ import jax.numpy as jnp
 from bnderiv._checks import same_varying
 from bnderiv._sharding import automatic
 
-# JAX's caches know of it: a function that was traced outside is traced again inside.
+# A part of JAX's cache keys: a function that was traced outside is traced again inside.
 _both_modes = jax.make_user_context(False)
 _WHERE_TO_GO = (
     "bnderiv: its layers have forward mode within `bnderiv.forward_mode.enabled()`, and under the same names in "
@@ -52,7 +52,7 @@ _WHERE_TO_GO = (
 
 
 def both_modes(on: bool = True) -> AbstractContextManager[Any]:
-    """Within it, every closed form attaches itself for forward and reverse mode alike; `on=False` changes nothing."""
+    """A context in which every rule is attached for both modes; `on=False` leaves things as they are."""
     return _both_modes(on or _both_modes.value)
 
 
@@ -64,8 +64,8 @@ def closed_form(
     Args:
       core: the forward, of positional arguments: options first, then arrays (or None).
       static: how many of the arguments are options; these must be hashable.
-      result: as of `layer`. An elementwise core needs none: JAX follows its sharding.
-      inner: whether it is called by a layer alone, as a part of that.
+      result: as in `layer`. An elementwise core needs none: JAX follows its sharding.
+      inner: True if only layers call this rule; it is not jitted by itself then.
 
     Returns:
       A `Rule`, or a decorator where `core` is left out.
@@ -103,7 +103,7 @@ def layer(*, static: int = 0, result: Callable[..., Any]) -> Callable[[Callable[
 
 
 def _program(function: Callable[..., Any], static: int) -> Callable[..., Any]:
-    """`function` as a program."""
+    """`function` under `jax.jit`."""
     compiled = jax.jit(function, static_argnums=tuple(range(static)))
 
     @wraps(function)
@@ -111,7 +111,7 @@ def _program(function: Callable[..., Any], static: int) -> Callable[..., Any]:
         try:
             return compiled(*args)
         except TypeError as error:
-            if "forward-mode" in str(error):  # under jit JAX raises it later, where nobody can catch it
+            if "forward-mode" in str(error):  # in a jitted function JAX raises it later, where nobody can catch it
                 error.add_note(_WHERE_TO_GO)
             raise
 
@@ -163,7 +163,7 @@ def _attach_both_modes(rule: Rule, core: jax.custom_jvp[Any]) -> None:
         @jax.checkpoint
         def push_forward(primals: tuple[Any, ...], tangents: list[Any]) -> Any:
             out, residuals = rule.fwd(*options, *primals)
-            # The derivative of a linear map is the map, at `out` as anywhere; XLA drops its value there.
+            # `pull_back` is linear, so its derivative is the same at any point: `out` gives the shapes.
             _, transpose = jax.vjp(lambda ct: pull_back(options, residuals, ct, primals), out)
             return transpose(tangents)[0]
 

@@ -155,7 +155,7 @@ def normalize_by_batch(
             channel_axis=layout.channel_axis,
             eps=eps,
             where=mask,
-            axis_name=tuple(axis_name) if isinstance(axis_name, list) else axis_name,
+            axis_name=axis_name,
             axis_index_groups=axis_index_groups,
         )
         if renorm is not None and activation == "relu":

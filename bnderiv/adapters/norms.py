@@ -16,7 +16,7 @@ from bnderiv._numbers import accumulator
 from bnderiv._rule import layer
 from bnderiv.adapters.batch_norm import feature_axes, promote
 from bnderiv.normalization.across_devices import merge, refusals
-from bnderiv.normalization.arguments import epsilon, index_groups
+from bnderiv.normalization.arguments import epsilon, mapped_axes
 from bnderiv.normalization.batch_norm import varying_like
 from bnderiv.normalization.groups import ChannelGroups, Groups
 from bnderiv.normalization.layer_norm import by_own_statistics
@@ -142,9 +142,8 @@ def normalize(
         where = None
         reduced = (x.ndim - 1,)
     groups = _groups(x.ndim, reduced, group, affine)
-    gamma, beta = (_spread(groups, x, a, neutral) for a, neutral in zip(affine, (1, 0), strict=True))
-    axis_name = tuple(axis_name) if isinstance(axis_name, list) else axis_name
-    devices = (axis_name, index_groups(axis_index_groups, axis_name))
+    gamma, beta = (_broadcast(groups, x, a, neutral) for a, neutral in zip(affine, (1, 0), strict=True))
+    devices = mapped_axes(axis_name, axis_index_groups)
     with refusals(devices[1]):
         y = _by_groups(centered, devices, groups, x, where, gamma, beta, value, root)
     return y.reshape(shape).astype(dtype)
@@ -173,7 +172,7 @@ def _groups(rank: int, reduced: tuple[int, ...], group: ChannelGroup | None, aff
     )
 
 
-def _spread(groups: Groups, x: jax.Array, a: jax.Array | None, neutral: float) -> jax.Array:
+def _broadcast(groups: Groups, x: jax.Array, a: jax.Array | None, neutral: float) -> jax.Array:
     """Scale or bias in the one shape of both."""
     shared = groups.both + groups.parameters
     shape, dtype = tuple(1 if i in shared else n for i, n in enumerate(x.shape)), accumulator(x.dtype)
@@ -183,12 +182,12 @@ def _spread(groups: Groups, x: jax.Array, a: jax.Array | None, neutral: float) -
 @layer(static=3, result=lambda centered, devices, groups, x, *_: x)
 def _by_groups(centered, devices, groups, x, where, gamma, beta, eps, root):
     affine, eps = Affine(gamma, beta), Epsilon(eps, root)
-    alone = devices[0] is None
-    if alone and centered:
+    on_one_device = devices[0] is None
+    if on_one_device and centered:
         return by_own_statistics(groups, x, where, affine, eps)
     n = groups.count(x, where)
     least_one = n if where is None else jnp.maximum(n, 1)
-    if alone:
+    if on_one_device:
         return by_root_mean_square(groups, x, where, least_one, gamma, beta, eps)
     if centered:
         moments = statistics(groups, x, where, least_one, eps, None)

@@ -18,7 +18,7 @@ IndexGroups = Sequence[Sequence[int]]
 
 @contextmanager
 def refusals(index_groups: IndexGroups | None) -> Iterator[None]:
-    """Raises ValueError where JAX's collectives refuse groups, which they do when a call is transformed."""
+    """Raises ValueError where JAX's collectives take no groups, as under `vmap`."""
     try:
         yield
     except NotImplementedError as error:
@@ -35,7 +35,7 @@ def merge(
     """The moments of all devices' elements together, the same on every device. One collective; JAX transposes it.
 
     Raises:
-      ValueError: `axis_index_groups` that do not share out the devices.
+      ValueError: `axis_index_groups` that are no partition of the devices.
     """
     (shift, scale), mean, var = moments
     n = jnp.broadcast_to(n, mean.shape)

@@ -1,6 +1,6 @@
 """What the norms ask of their arguments, and how gamma and beta are laid to broadcast against x."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import jax
@@ -61,19 +61,23 @@ def with_channels(x: Any, channel_axis: Any, **vectors: Any) -> tuple[Any, ...]:
     return x, axis, *vectors.values()
 
 
-def index_groups(groups: Any, axis_name: Any) -> tuple[tuple[int, ...], ...] | None:
-    """`axis_index_groups` as tuples.
+def mapped_axes(axis_name: Any, groups: Any) -> tuple[Any, tuple[tuple[int, ...], ...] | None]:
+    """`axis_name`, a name or a tuple of names, and `axis_index_groups` as tuples.
 
     Raises:
-      TypeError: no sequences of integers.
-      ValueError: without `axis_name`.
+      TypeError: something else, or groups that are not sequences of integers.
+      ValueError: groups without `axis_name`.
     """
+    if isinstance(axis_name, list):
+        axis_name = tuple(axis_name)
+    if not isinstance(axis_name, Hashable):
+        raise TypeError(f"axis_name must be a name or a tuple of names, got {axis_name!r}")
     if groups is None:
-        return None
+        return axis_name, None
     if axis_name is None:
         raise ValueError("axis_index_groups must come with axis_name, got axis_name=None")
     try:
-        return tuple(tuple(_checks.integer("axis_index_groups", i) for i in group) for group in groups)
+        return axis_name, tuple(tuple(_checks.integer("axis_index_groups", i) for i in group) for group in groups)
     except TypeError:
         raise TypeError(f"axis_index_groups must be sequences of indices, got {groups!r}") from None
 

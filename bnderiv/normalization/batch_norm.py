@@ -13,7 +13,7 @@ from bnderiv import _checks
 from bnderiv._rule import layer
 from bnderiv._types import AxisName
 from bnderiv.normalization.across_devices import merge, refusals
-from bnderiv.normalization.arguments import epsilon, index_groups, laid, with_channels
+from bnderiv.normalization.arguments import epsilon, laid, mapped_axes, with_channels
 from bnderiv.normalization.groups import Groups
 from bnderiv.normalization.normalize import Affine, Moments, normalize, statistics
 from bnderiv.normalization.running_stats import BatchStats
@@ -127,7 +127,7 @@ def _public(relu, x, gamma, beta, residual, channel_axis, eps, where, axis_name,
     eps = epsilon(eps, x)
     if where is not None:
         where = _checks.mask("where", where, x.shape)
-    groups = index_groups(groups, axis_name)
+    axis_name, groups = mapped_axes(axis_name, groups)
     with refusals(groups):
         return _batch_norm(relu, axis, axis_name, groups, x, where, gamma, beta, assumed_mean, residual, *eps)
 
@@ -172,7 +172,7 @@ def batch_stats(n: jax.Array, moments: Moments) -> BatchStats:
     (shift, scale), mean, var = moments
     # Twice 1/s, which is exact: s² may underflow, and 1/s² overflow where the variance does not.
     back = 1 / scale
-    # One number under `shard_map`; elsewhere placed where the variance is, which an eager program would not know.
+    # The select ties the count to the variance, so that it is sharded like it. (Under `shard_map` it is one number.)
     count = jnp.broadcast_to(n, var.shape)
     if not _checks.varying_axes(var):
         count = lax.select(var == var, count, count)

@@ -12,7 +12,7 @@ from bnderiv import _checks
 from bnderiv._rule import layer
 from bnderiv._types import AxisName
 from bnderiv.normalization.across_devices import refusals
-from bnderiv.normalization.arguments import epsilon, index_groups, laid, limit, with_channels
+from bnderiv.normalization.arguments import epsilon, laid, limit, mapped_axes, with_channels
 from bnderiv.normalization.batch_norm import batch_moments, batch_stats, varying_like
 from bnderiv.normalization.groups import Groups
 from bnderiv.normalization.inference import given
@@ -85,7 +85,7 @@ def batch_renorm(
     epsilons = epsilon(eps, x)
     if where is not None:
         where = _checks.mask("where", where, x.shape)
-    groups = index_groups(axis_index_groups, axis_name)
+    axis_name, groups = mapped_axes(axis_name, axis_index_groups)
     with refusals(groups):
         return _batch_renorm(axis, axis_name, groups, x, where, *vectors, *limits, *epsilons)
 

@@ -44,7 +44,7 @@ def statistics(groups, x, where, n, eps, assumed_mean):
     def mean_and_var(unit):
         unit = groups.laid(unit)
         mean = groups.total(masked(where, unit.of(x))) / n  # (N1)
-        # Of u half, as identical terms of two sums would be shared by XLA, and materialized.
+        # Half of u: XLA would share identical terms of the two sums, and materialize them.
         mean_square = groups.total(masked(where, unit.of(x, 1 / 2)) ** 2) / quarter
         square = mean**2
         return mean, above_noise(mean_square - square, square)  # (N2)
@@ -53,7 +53,7 @@ def statistics(groups, x, where, n, eps, assumed_mean):
 
 
 def _statistics_fwd(groups, x, where, n, eps, assumed_mean):
-    with both_modes():  # a rule for second derivatives too, as no loop has one, in either mode
+    with both_modes():  # a loop has no reverse mode: second derivatives need this rule
         moments = statistics(groups, x, where, n, eps, assumed_mean)
     return moments, (x, where, n, moments.unit, moments.mean)
 
@@ -113,7 +113,7 @@ def _normalize_bwd(groups, relu, residuals, delta):
         return jnp.where(y > 0, delta, 0)  # (N22)
 
     # The sums have masks and a u of their own, as XLA would share and materialize what dx and the forward have, too.
-    # But where δ_y is the gradient of z, it is materialized in any case.
+    # With a residual, δ_y is materialized anyway, as the gradient of z.
     unit, to_x_hat = moments.unit.near_one(r)
     u = unit.of(x)
     if where is not None:  # 0 · NaN is to be 0 in every sum

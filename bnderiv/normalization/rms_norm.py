@@ -1,4 +1,4 @@
-"""Root mean square normalization, which takes no mean away, and its gradient (derivation.md, N35, N36)."""
+"""Root mean square normalization, layer norm without the centring, and its gradient (derivation.md, N35, N36)."""
 
 from collections.abc import Sequence
 
@@ -28,7 +28,7 @@ def rms_norm(
 
         ∂J/∂x = 1/√(q+ε) · (ĝ − x̂ · mean(ĝ x̂)),   ∂J/∂γ = Σ δ x̂
 
-    (derivation.md, N36): layer norm's without the mean, and without what comes back through it. In float32, y and
+    (derivation.md, N36), as in layer norm without the terms of the mean. In float32, y and
     ∂J/∂x are right to 2e-7 at any scale that the dtype holds. NaN and infinity stay in their example.
 
     Args:
@@ -69,7 +69,7 @@ def by_root_mean_square(groups, x, where, n, gamma, beta, eps):
 
 
 def _forward(groups, x, where, n, gamma, beta, eps):
-    with both_modes():  # a rule for second derivatives too, as no loop has one
+    with both_modes():  # a loop has no reverse mode: second derivatives need this rule
         unit, square = mean_square(groups, x, where, n, eps)
     r = unit.inverse_root(square, eps)
 
@@ -79,7 +79,7 @@ def _forward(groups, x, where, n, gamma, beta, eps):
 
     u = unit.of(x)
     y = of(u)
-    if where is not None:  # the same map, but apart: 0 · NaN is to be 0 in derivatives
+    if where is not None:  # the same map, but apart, so that derivatives have no 0 · NaN
         usable = where | jnp.isfinite(u)
         y = jnp.where(usable, of(masked(usable, u)), lax.stop_gradient(y))
     return y.astype(x.dtype), unit, r
@@ -111,7 +111,7 @@ by_root_mean_square.defvjp(_by_root_mean_square_fwd, _by_root_mean_square_bwd)
 
 @closed_form(static=1, inner=True)
 def mean_square(groups, x, where, n, eps):
-    """A unit about zero, u = x s, and mean u² in it: in one read of x where s = 1 will do."""
+    """A unit about zero, u = x s, and mean u² in it: one read of x if s = 1 fits every row, otherwise two."""
 
     def measure(scale):
         return scale, groups.total(masked(where, Unit(zero, scale).of(x)) ** 2) / n
@@ -125,7 +125,7 @@ def mean_square(groups, x, where, n, eps):
         better = scale_for(jnp.maximum(size, eps.root))
         return jnp.zeros_like(bad), *measure(lax.select(is_good(scale, square), scale, better))
 
-    def until_good():  # a loop, as under `vmap` a branch is always taken
+    def until_good():  # under `vmap` both branches run, and this loop only where a row is bad
         return lax.while_loop(lambda state: state[0], measure_again, (bad, *first))[1:]
 
     shape = tuple(1 if i in groups.reduced else size for i, size in enumerate(x.shape))
@@ -145,7 +145,7 @@ def _mean_square_fwd(groups, x, where, n, eps):
 
 def _mean_square_bwd(groups, residuals, d):
     x, where, n, unit = residuals
-    dx = unit.back(masked(where, 2 * unit.of(x) * (d[1] / n)))
+    dx = unit.back(2 * masked(where, unit.of(x)) * (d[1] / n))
     return dx.astype(x.dtype), None, None, None
 
 

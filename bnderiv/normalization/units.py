@@ -23,7 +23,7 @@ from bnderiv._numbers import power_of_two
 from bnderiv.normalization.groups import Groups
 
 # The first measurement is kept where m² ≤ v, that is, where K is at most a deviation off: y is off by 1.6e-7 then, and
-# by 2.6e-7 at two deviations. All elements may also be equal, and then K within either of these distances of them.
+# by 2.6e-7 at two deviations. If all elements are equal, K may also be within either of these distances of them.
 NEAR = 2.0**-20  # times |K|: some units in the last place, as a running mean stops before it reaches a constant
 OF_EPSILON = 2.0**-12  # times √ε: what is taken for equal by mistake has an x̂ below 4e-7
 # A variance below this part of m² is not told from rounding.
@@ -33,7 +33,7 @@ LEAST_ROOT = 2.0**-50
 # Reads of x for one measurement: a bound of the loop. Two are the rule; a guess of 1e228 for numbers around 1 took 16.
 MOST_READS = 24
 # Elements a sample of n has at least, or this times √n: its mean is off by about σ/4 then, and σ is near enough. One
-# huge element, which σ ≥ |x|/√n is due to, moves the sample's mean by σ/2 at most.
+# huge element x, which makes σ ≥ |x|/√n, moves the sample's mean by σ/2 at most.
 SAMPLE, TIMES_ROOT = 16, 2
 TILE = 128  # numbers of the innermost axis that a TPU reads at once
 
@@ -77,7 +77,8 @@ class Epsilon(NamedTuple):
     @staticmethod
     def of(eps: Any, dtype: Any) -> "Epsilon":
         """Of a number or a scalar array; the root is taken in the wider dtype."""
-        if isinstance(eps, (float, int)):
+        if not isinstance(eps, jax.Array):
+            eps = float(eps)
             root: Any = math.sqrt(eps)
         else:
             wider = eps.dtype if jnp.dtype(eps.dtype).itemsize > jnp.dtype(dtype).itemsize else dtype
@@ -100,7 +101,8 @@ def measured(
 ) -> tuple[Unit, jax.Array, jax.Array]:
     """A unit, and m and v in it by `mean_and_var`: in one read of x if the assumed mean, or a sample's, is near.
 
-    Otherwise x is read again for each better unit: once where K was far, up to four times for absurd numbers.
+    Otherwise x is read again for each better unit: once if K was far, up to four times if it was off by many orders of
+    magnitude.
     """
     shift = _sample_mean(groups, x, where) if assumed_mean is None else assumed_mean
     # A sum over anything larger might overflow. Nothing is known from a NaN.
@@ -158,7 +160,7 @@ def _better(unit: Unit, mean: jax.Array, var: jax.Array, eps: Epsilon) -> Unit:
 def _sample_mean(groups: Groups, x: jax.Array, where: jax.Array | None) -> jax.Array:
     """The mean of a small sample: one place of every example (a sharded batch stays so), or more of few examples.
 
-    Of one example that is some places of the outer axes, with all of the inner ones, which are read together.
+    Of one example that is a few indices of the outer axes, and all of the inner axes, which are contiguous.
     """
     sizes = {i: x.shape[i] for i in groups.reduced if isinstance(x.shape[i], int)}
     inner = math.prod(sizes.values())
@@ -169,19 +171,21 @@ def _sample_mean(groups: Groups, x: jax.Array, where: jax.Array | None) -> jax.A
         wanted = max(sample, size * inner // 32) if i == 0 else -(-sample // (taken * inner))
         places[i] = _places(size, wanted, innermost=i == x.ndim - 1)
         taken *= len(range(size)[places[i]])
-    x = _taken(x, places)  # at once: a slice of a slice is written between
+    x = _taken(x, places)  # one slice: between two, XLA materializes the first
     where = None if where is None else _taken(where, places)
     n = groups.count(x, where)
     return groups.total(masked(where, x.astype(n.dtype))) / (n if where is None else jnp.maximum(n, 1))
 
 
 def _places(size: int, wanted: int, innermost: bool) -> slice:
-    """About so many of these places, evenly; of the innermost axis a stretch, as a part of a tile costs as much."""
+    """About `wanted` indices, evenly; of the innermost axis a stretch in the middle, as a TPU reads whole tiles."""
     stride = max(1, size // wanted)
     if stride == 1:
         return slice(None)
     if innermost:
-        start = (size - wanted) // 2 // TILE * TILE
+        start = (size - wanted) // 2
+        if start // TILE != (start + wanted - 1) // TILE:  # to the nearest tile
+            start = (start + TILE // 2) // TILE * TILE
         return slice(start, start + wanted)
     return slice(stride // 2, None, stride)
 

@@ -15,6 +15,7 @@ nn = pytest.importorskip("flax.linen", reason="needs the extra flax")
 from flax import serialization
 
 import bnderiv.linen
+from bnderiv import forward_mode
 from tests.adapters.alike import alike, normal, sgd
 from tests.adapters.norm_truth import errors
 from tests.compiling import fast_jit
@@ -278,6 +279,31 @@ def test_over_a_mapped_axis_at_any_mean_and_scale(name):
         expected = centered / np.sqrt((centered**2).mean(axes, keepdims=True) + 1e-6)
         error = np.linalg.norm(np.asarray(y, np.float64) - expected.reshape(y.shape)) / np.linalg.norm(expected)
         assert error < 2e-7, (scale, mean)
+
+
+@pytest.mark.parametrize("axis_name", [None, "parts"])
+@pytest.mark.parametrize("name", ["LayerNorm", "RMSNorm"])
+def test_nan_under_a_mask_reaches_no_second_derivative(name, axis_name):
+    """Nor a tangent: it counts for as much as a zero there."""
+    model = getattr(bnderiv.linen, name)(axis_name=axis_name, use_scale=False, **FLOAT64)
+    variables = {} if name == "RMSNorm" else {"params": {"bias": normal(5, (6,), jnp.float64)}}
+    x, tangent, mask = normal(3, (4, 3, 6), jnp.float64), normal(4, (4, 3, 6), jnp.float64), mask_of((4, 3, 6))
+    tangent = jnp.where(mask, tangent, 0)
+
+    def loss(x):
+        apply = lambda x, mask: model.apply(variables, x, mask=mask)  # noqa: E731
+        y = apply(x, mask) if axis_name is None else jax.vmap(apply, axis_name=axis_name)(x, mask)
+        return (jnp.where(mask, y, 0) ** 3).sum()
+
+    def derivatives(x):
+        gradient = jax.grad(loss)
+        with forward_mode.enabled():
+            forward = jax.jvp(loss, (x,), (tangent,))[1], jax.jvp(gradient, (x,), (tangent,))[1]
+        return *forward, jax.grad(lambda x: jnp.vdot(gradient(x), tangent))(x)
+
+    found, expected = (fast_jit(derivatives)(jnp.where(mask, x, masked)) for masked in (jnp.nan, 0))
+    assert np.isfinite(found[0])
+    alike([jnp.where(mask, a, 0) for a in found], [jnp.where(mask, a, 0) for a in expected])
 
 
 def test_over_devices_and_groups_of_them():

@@ -253,6 +253,7 @@ def test_a_variance_beyond_float32_is_infinite_while_the_rest_is_right():
             ValueError,
             ["eps", "finite and at least 0 in float32", r"1e\+300"],
         ),
+        ({"axis_name": {}}, TypeError, ["axis_name must be a name or a tuple of names"]),
         ({"axis_name": "i", "axis_index_groups": [0, 1]}, TypeError, ["axis_index_groups", r"\[0, 1\]"]),
         ({"where": jnp.ones((4, 3))}, TypeError, ["where", "boolean", "float"]),
         ({"where": "all"}, TypeError, ["where", "boolean", "'all'"]),
