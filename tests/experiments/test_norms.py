@@ -24,6 +24,8 @@ def test_small_shapes(tmp_path, monkeypatch, capsys):
     far = [row["errors"]["Flax"] for row in content["errors"] if row["input"] == "mean 10000"]
     assert sum(None in pair or max(pair) > 1e-2 for pair in far) == 3  # RMS norm has no mean to lose
     assert all(set(row["times"]) == {"bnderiv", "Flax", "plain autodiff"} for row in content["times"])
+    assert all(min(row["seconds"]["bnderiv"]) > 0 for row in content["compiled"])
+    assert {row["norm"] for row in content["compiled"]} == set(run.COMPILED)
     drawn = (tmp_path / "norms.md").read_bytes()
     run.main(["--redraw", "--out", str(tmp_path)])
     assert (tmp_path / "norms.md").read_bytes() == drawn
