@@ -103,6 +103,7 @@ def test_an_index_shows_the_readme_with_links_that_lead_somewhere(wheel):
 def test_it_says_where_it_comes_from(wheel):
     urls = dict(url.split(", ") for url in metadata(wheel).get_all("Project-URL", []))
     assert {"Homepage", "Documentation", "Changelog", "Issues"} == set(urls)
+    assert urls.pop("Documentation") == "https://bnderiv.github.io/bnderiv/"
     assert all(url.startswith(URL) for url in urls.values())
     versions = re.findall(r"^## (\d+\.\d+\.\d+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert metadata(wheel)["Version"] == versions[0]

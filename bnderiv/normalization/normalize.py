@@ -125,7 +125,7 @@ def _normalize_bwd(groups, relu, residuals, delta):
     d_beta = groups.to_parameters(sum_delta)  # (N6)
     d_gamma = groups.to_parameters(sum_delta_x_hat)  # (N5)
     d_var = -0.5 * (own_r * (own_r * groups.to_statistics(gamma * sum_delta_x_hat)))  # (N8)
-    d_mean = -(own_r * groups.to_statistics(gamma * sum_delta))  # (N10)
+    d_mean = -groups.to_statistics(g * sum_delta)  # (N10)
     dx = moments.unit.back(g * delta.astype(r.dtype))  # (N11) part 1
     d_z = None if z is None else delta.astype(z.dtype)  # (N31)
     d_eps = Epsilon(groups.over_all(d_var * own.unit.scale**2), None)
