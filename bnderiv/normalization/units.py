@@ -224,7 +224,7 @@ def about_the_mean(unit: Unit, mean: jax.Array) -> tuple[Unit, jax.Array]:
 
     Where all x are equal, K' is that x. What is left of m then is below its rounding: it is zero.
     """
-    shift = (unit.shift * unit.scale + mean) / unit.scale
+    shift = unit.shift + mean * (1 / unit.scale)
     left = mean + (unit.shift - shift) * unit.scale
     noise = NOISE * jnp.finfo(mean.dtype).eps * jnp.abs(mean)
     return Unit(shift, unit.scale), lax.select(jnp.abs(left) <= noise, jnp.zeros_like(left), left)
