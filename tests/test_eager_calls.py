@@ -1,6 +1,7 @@
 """Outside of jit a layer is one program, not one for each operation, and nothing else about it differs by that."""
 
 from functools import partial
+from typing import Any
 
 import chex
 import jax
@@ -123,7 +124,8 @@ def test_within_a_transform_too_which_xla_inlines():
     first, second = jax.make_jaxpr(f)(x).eqns
     assert first.primitive.name == second.primitive.name == "jit"
     assert first.params["jaxpr"] is second.params["jaxpr"]  # traced once
-    text = jax.jit(f).lower(x).compile().as_text()
+    program: Any = jax.jit(f).lower(x).compile()
+    text = program.as_text()
     assert text.count(" tanh(") == 2
     assert " call(" not in text.split("ENTRY")[1]
 
