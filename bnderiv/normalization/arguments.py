@@ -65,7 +65,7 @@ def mapped_axes(axis_name: Any, groups: Any) -> tuple[Any, tuple[tuple[int, ...]
     """`axis_name`, a name or a tuple of names, and `axis_index_groups` as tuples.
 
     Raises:
-      TypeError: something else, or groups that are not sequences of integers.
+      TypeError: `axis_name` cannot be hashed, or groups are not sequences of integers.
       ValueError: groups without `axis_name`.
     """
     if isinstance(axis_name, list):

@@ -40,7 +40,7 @@ SHAPES = {  # of the times: a transformer's tokens, a vision transformer's, long
 }
 OF_ERRORS = {name: (64, 768) if "layer" in name or "rms" in name else (8, 28, 28, 64) for name in SHAPES}
 
-# Of what is compiled: so many layers, each after a convolution of JAX.
+# What is compiled: this many layers, each after a convolution of JAX.
 DEPTH, CHANNELS, BATCH = 20, 32, (8, 16, 16)
 COMPILED = (*SHAPES, "batch_norm", "batch_norm_relu")
 
