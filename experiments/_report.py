@@ -50,7 +50,7 @@ OF_A_RUN = ("date", "machine", "processor", "memory", "versions")  # entries of 
 
 
 class Picture(NamedTuple):
-    """A PNG in a file of its own; `caption` says what to see in it, and stands in for it where it cannot be seen."""
+    """A PNG in a separate file; `caption` says what to see in it, and is its alternative text."""
 
     title: str
     file: str

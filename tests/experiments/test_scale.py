@@ -58,7 +58,7 @@ def test_what_one_batch_norm_sends(devices):
         "forward": {"messages": 2, "bytes": 4 * 3 * channels},
         "backward": {"messages": 1, "bytes": 4 * 2 * channels},
     }
-    # Every device's five vectors, each in a place of its own.
+    # Every device's five vectors, each at its own place.
     assert named["forward"] == {"messages": 1, "bytes": 20 * devices * channels}
     assert named["backward"] == {"messages": 1, "bytes": 4 * 2 * channels}
 
