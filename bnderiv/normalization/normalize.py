@@ -14,6 +14,7 @@ from jax import lax
 from bnderiv._cpu import apart, once, platform_layout
 from bnderiv._rule import both_modes, closed_form
 from bnderiv.activation.relu import rectify
+from bnderiv.normalization.sample import sample_mean
 from bnderiv.normalization.units import Epsilon, above_noise, masked, measured
 
 
@@ -49,7 +50,8 @@ def statistics(groups, x, where, n, eps, assumed_mean):
         square = mean**2
         return mean, above_noise(mean_square - square, square)  # (N2)
 
-    return Moments(*measured(groups, x, where, eps, assumed_mean, mean_and_var))
+    shift = sample_mean(groups, x, where) if assumed_mean is None else assumed_mean
+    return Moments(*measured(x, shift, eps, mean_and_var))
 
 
 def _statistics_fwd(groups, x, where, n, eps, assumed_mean):

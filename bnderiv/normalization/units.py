@@ -21,7 +21,6 @@ from jax import lax
 
 from bnderiv._checks import same_varying
 from bnderiv._numbers import power_of_two
-from bnderiv.normalization.groups import Groups
 
 # The first measurement is kept where m² ≤ v, that is, where K is at most a deviation off: y is off by 1.6e-7 then, and
 # by 2.6e-7 at two deviations. If all elements are equal, K may also be within either of these distances of them.
@@ -33,10 +32,6 @@ NOISE = 16
 LEAST_ROOT = 2.0**-50
 # Reads of x for one measurement: a bound of the loop. Two are the rule; a guess of 1e228 for numbers around 1 took 16.
 MOST_READS = 24
-# Elements a sample of n has at least, or this times √n: its mean is off by about σ/4 then, and σ is near enough. One
-# huge element x, which makes σ ≥ |x|/√n, moves the sample's mean by σ/2 at most.
-SAMPLE, TIMES_ROOT = 16, 2
-TILE = 128  # numbers of the innermost axis that a TPU reads at once
 
 
 class Unit(NamedTuple):
@@ -92,19 +87,16 @@ def masked(where: jax.Array | None, values: jax.Array) -> jax.Array:
 
 
 def measured(
-    groups: Groups,
     x: jax.Array,
-    where: jax.Array | None,
+    shift: jax.Array,
     eps: Epsilon,
-    assumed_mean: jax.Array | None,
     mean_and_var: Callable[[Unit], tuple[jax.Array, jax.Array]],
 ) -> tuple[Unit, jax.Array, jax.Array]:
-    """A unit, and m and v in it by `mean_and_var`: in one read of x if the assumed mean, or a sample's, is near.
+    """A unit, and m and v in it by `mean_and_var`: in one read of x if `shift` is near the mean.
 
     Otherwise x is read again for each better unit: once if K was far, up to four times if it was off by many orders of
     magnitude.
     """
-    shift = _sample_mean(groups, x, where) if assumed_mean is None else assumed_mean
     # A sum over anything larger might overflow. Nothing is known from a NaN.
     plausible = jnp.abs(shift) < float(jnp.finfo(shift.dtype).max) ** 0.75
     _, shift, one = same_varying(x, lax.select(plausible, shift, jnp.zeros_like(shift)), jnp.ones_like(shift))
@@ -150,45 +142,6 @@ def _better(unit: Unit, mean: jax.Array, var: jax.Array, eps: Epsilon) -> Unit:
     times = scale / unit.scale
     origin = (unit.origin + mean) * times
     return Unit(scale, lax.select(jnp.isfinite(origin), origin, unit.origin * times))
-
-
-def _sample_mean(groups: Groups, x: jax.Array, where: jax.Array | None) -> jax.Array:
-    """The mean of a small sample: one place of every example (a sharded batch stays so), or more of few examples.
-
-    Of one example that is a few indices of the outer axes, and all of the inner axes, which are contiguous.
-    """
-    sizes = {i: x.shape[i] for i in groups.reduced if isinstance(x.shape[i], int)}
-    inner = math.prod(sizes.values())
-    sample, taken = max(1, max(SAMPLE, TIMES_ROOT * math.isqrt(inner * groups.each)) // groups.each), 1
-    places = [slice(None)] * x.ndim
-    for i, size in sizes.items():
-        inner = 1 if 0 in sizes and i else inner // size
-        wanted = max(sample, size * inner // 32) if i == 0 else -(-sample // (taken * inner))
-        places[i] = _places(size, wanted, innermost=i == x.ndim - 1)
-        taken *= len(range(size)[places[i]])
-    x = _taken(x, places)  # one slice: between two, XLA materializes the first
-    where = None if where is None else _taken(where, places)
-    n = groups.count(x, where)
-    return groups.total(masked(where, x.astype(n.dtype))) / (n if where is None else jnp.maximum(n, 1))
-
-
-def _places(size: int, wanted: int, innermost: bool) -> slice:
-    """About `wanted` indices, evenly; of the innermost axis a stretch in the middle, as a TPU reads whole tiles."""
-    stride = max(1, size // wanted)
-    if stride == 1:
-        return slice(None)
-    if innermost:
-        start = (size - wanted) // 2
-        if start // TILE != (start + wanted - 1) // TILE:  # to the nearest tile
-            start = (start + TILE // 2) // TILE * TILE
-        return slice(start, start + wanted)
-    return slice(stride // 2, None, stride)
-
-
-def _taken(a: jax.Array, places: list[slice]) -> jax.Array:
-    """These places of x; or of a mask, where an axis of length 1 stays."""
-    bounds = [(0, n, 1) if n == 1 or p == slice(None) else p.indices(n) for n, p in zip(a.shape, places, strict=True)]
-    return lax.slice(a, *zip(*bounds, strict=True))
 
 
 def scale_for(size: jax.Array, least: float | None = None) -> jax.Array:

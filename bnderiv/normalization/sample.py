@@ -1,0 +1,54 @@
+"""The value that a mean is assumed to be near, where none is given: the mean of a small sample."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from bnderiv.normalization.groups import Groups
+from bnderiv.normalization.units import masked
+
+# Elements a sample of n has at least, or this times √n: its mean is off by about σ/4 then, and σ is near enough. One
+# huge element x, which makes σ ≥ |x|/√n, moves the sample's mean by σ/2 at most.
+SAMPLE, TIMES_ROOT = 16, 2
+TILE = 128  # numbers of the innermost axis that a TPU reads at once
+
+
+def sample_mean(groups: Groups, x: jax.Array, where: jax.Array | None) -> jax.Array:
+    """The mean of a small sample: one place of every example (a sharded batch stays so), or more of few examples.
+
+    Of one example that is a few indices of the outer axes, and all of the inner axes, which are contiguous.
+    """
+    sizes = {i: x.shape[i] for i in groups.reduced if isinstance(x.shape[i], int)}
+    inner = math.prod(sizes.values())
+    sample, taken = max(1, max(SAMPLE, TIMES_ROOT * math.isqrt(inner * groups.each)) // groups.each), 1
+    places = [slice(None)] * x.ndim
+    for i, size in sizes.items():
+        inner = 1 if 0 in sizes and i else inner // size
+        wanted = max(sample, size * inner // 32) if i == 0 else -(-sample // (taken * inner))
+        places[i] = _places(size, wanted, innermost=i == x.ndim - 1)
+        taken *= len(range(size)[places[i]])
+    x = _taken(x, places)  # one slice: between two, XLA materializes the first
+    where = None if where is None else _taken(where, places)
+    n = groups.count(x, where)
+    return groups.total(masked(where, x.astype(n.dtype))) / (n if where is None else jnp.maximum(n, 1))
+
+
+def _places(size: int, wanted: int, innermost: bool) -> slice:
+    """About `wanted` indices, evenly; of the innermost axis a stretch in the middle, as a TPU reads whole tiles."""
+    stride = max(1, size // wanted)
+    if stride == 1:
+        return slice(None)
+    if innermost:
+        start = (size - wanted) // 2
+        if start // TILE != (start + wanted - 1) // TILE:  # to the nearest tile
+            start = (start + TILE // 2) // TILE * TILE
+        return slice(start, start + wanted)
+    return slice(stride // 2, None, stride)
+
+
+def _taken(a: jax.Array, places: list[slice]) -> jax.Array:
+    """These places of x; or of a mask, where an axis of length 1 stays."""
+    bounds = [(0, n, 1) if n == 1 or p == slice(None) else p.indices(n) for n, p in zip(a.shape, places, strict=True)]
+    return lax.slice(a, *zip(*bounds, strict=True))
