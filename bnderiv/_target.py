@@ -16,6 +16,15 @@ def by_target(*args: Any, default: Callable[..., Any], **forms: Callable[..., An
     return lax.platform_dependent(*args, default=default, **forms)
 
 
+def first_on_gpu(first: jax.Array, then: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Both as they are; but what uses `then` begins when `first` is computed, in a GPU's program."""
+
+    def in_order(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+        return tuple(lax.optimization_barrier(arrays))
+
+    return by_target(first, then, cuda=in_order, rocm=in_order, default=lambda *arrays: arrays)
+
+
 def on_one_device() -> bool:
     """Whether there is just one device in all, so that no axis can be sharded over several."""
     return jax.device_count() == 1

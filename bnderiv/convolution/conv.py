@@ -10,6 +10,7 @@ from bnderiv import _checks
 from bnderiv._checks import Ints, Pads
 from bnderiv._numbers import accumulator
 from bnderiv._rule import closed_form
+from bnderiv._target import first_on_gpu
 from bnderiv._types import Padding, PerAxis
 from bnderiv.convolution.correlations import with_fastest
 
@@ -122,8 +123,10 @@ def _conv_bwd(geometry, residuals, delta):
     batch, _, *spatial = geometry.layout
 
     def form(correlations, precision):
-        dx = correlations.input_gradient(geometry, x.shape, kernel.astype(precision), delta.astype(precision))
         dkernel = correlations.kernel_gradient(geometry, kernel.shape, x.astype(precision), delta.astype(precision))
+        # XLA:GPU would leave it for the end, and keep the x and δ of every layer until then.
+        dkernel, then = first_on_gpu(dkernel, delta)
+        dx = correlations.input_gradient(geometry, x.shape, kernel.astype(precision), then.astype(precision))
         return dx.astype(x.dtype), dkernel.astype(kernel.dtype)
 
     dx, dkernel = with_fastest(form, geometry, x.shape, kernel.shape, delta.dtype)
