@@ -252,6 +252,23 @@ def test_the_slips_of_masks_and_returned_statistics_are_recognized():
     assert steps.first_difference(right, right) is None
 
 
+def test_the_slips_of_masks_are_recognized_in_the_other_norms():
+    (x, gamma, beta, dy), options = _masked()
+    where, mean, var = options["where"], np.array([1.5, 2.5]), np.array([8.0, 12.0])
+    for right, over in (
+        (steps.batch_norm_graph(x, gamma, beta, dy, **options), (0, 1, 2)),
+        (steps.batch_renorm(x, gamma, beta, mean, var, dy, **options), (0, 1, 2)),
+        (steps.layer_norm(x, *np.ones((2, 3, 2)), dy, axis=(2, 3), where=where), (2, 3)),
+        (steps.instance_norm(x, gamma, beta, dy, where=where), (1, 2)),
+        (steps.group_norm(x, gamma, beta, 1, dy, where=where), (1, 2, 3)),
+    ):
+        s = jax.tree.map(np.asarray, right)
+        found = differs({"mu": x.mean(over).reshape(s.mu.shape)}, right)
+        assert (found.step, "the mask is forgotten" in str(found.slip)) == ("mu", True), found
+        assert "its own output depends on it" in str(differs({"dx": np.where(where, s.dx, 0)}, right).slip)
+        assert steps.first_difference(right, right) is None
+
+
 def test_the_slips_of_the_one_line_are_recognized():
     arguments, options = _masked()
     given: Any
@@ -531,8 +548,8 @@ def _ways():
     masked: Any = {"where": jnp.array([[True], [False]]), "m_bar": ones}
     yield lambda x: steps.batch_norm_closed_form(x, ones, ones, z, **masked), z
     yield lambda x: steps.batch_norm_inference(x, ones, ones, ones, ones, z, eps=0), z
-    yield lambda x: steps.layer_norm(x, jnp.ones((2, 3)), jnp.ones((2, 3)), z, axis=(0, 1), eps=0.1), z
-    yield lambda x: steps.group_norm(x, ones[:2], ones[:2], 1, dy, channel_axis=1), image
+    yield lambda x: steps.layer_norm(x, jnp.ones((2, 3)), jnp.ones((2, 3)), z, axis=(0, 1), eps=0.1, where=z > 1), z
+    yield lambda x: steps.group_norm(x, ones[:2], ones[:2], 1, dy, channel_axis=1, where=image > 3), image
     yield lambda x: steps.instance_norm(x, ones[:2], ones[:2], dy, channel_axis=1), image
     yield lambda x: steps.rms_norm(x, ones[:2], z, axis=0), z
     yield lambda x: steps.batch_renorm(x, ones, ones, ones, ones, z, r_max=2, eps=0), z
