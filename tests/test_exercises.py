@@ -4,9 +4,12 @@ import functools
 import json
 import re
 from pathlib import Path
+from urllib.parse import unquote
 
 import jax
 import pytest
+
+from tests.test_formulas import anchors
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "experiments" / "notebooks" / "exercises"
@@ -182,7 +185,18 @@ def test_every_empty_cell_is_noticed(name):
             answered_with(name, number, None)
         found += re.findall(rf"Proof: {re.escape(BLOB)}(.+)$", str(stopped.value))
     assert len(found) > len(answers(name)) / 2  # a hint without a label has no page
-    assert all((ROOT / path).is_file() for path in found)
+    for path, section in (unquote(address).split("#") for address in found):
+        assert section in anchors((ROOT / path).read_text())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_hint_leads_to_the_section_of_its_label(name):
+    linked = re.findall(r'"([NLCPAS]\d+)": "(?:(\w+)/derivation\.md#)?([\w%-]+)"', "\n".join(s for _, s in cells(name)))
+    assert len(linked) > 3
+    for label, room, section in linked:
+        page = (ROOT / "bnderiv" / (room or "normalization") / "derivation.md").read_text()
+        titles = [part for part in re.split(r"^#+ ", page, flags=re.MULTILINE) if f"\\tag{{{label}}}" in part]
+        assert {unquote(section)} == {anchor for part in titles for anchor in anchors(f"# {part}")}, label
 
 
 @pytest.mark.parametrize("name", NAMES)
