@@ -135,8 +135,8 @@ WRONG = {
         ("3.1", answer("3.1", "/ len(labels)", ""), r"\['conv1'\]\['kernel'\] is not right"),
         ("3.1", answer("3.1", ' if layer == "output" else {}', ""), "dense3 has no bias"),
         ("3.2", answer("3.2", "p - rate", "p + rate"), "downhill"),
-        ("3.3", answer("3.3", " * count / (count - 1)", ""), "new_var is not right\n.*unbiased"),
-        ("3.3", answer("3.3", "0.9 * mean + 0.1", "0.1 * mean + 0.9"), "new_mean is not right\n.*0.9 · old"),
+        ("3.3", answer("3.3", " * count / (count - 1)", ""), "new_var .*\n.*the biased variance"),
+        ("3.3", answer("3.3", "0.9 * mean + 0.1", "0.1 * mean + 0.9"), "new_mean .*\n.*the momentum weighs"),
     ],
 }
 
