@@ -317,6 +317,23 @@ def test_the_slips_of_several_devices_are_recognized():
         assert (found.step, words in str(found.slip)) == (step, True), (step, found.slip)
 
 
+def test_the_slips_of_inference_are_recognized():
+    x, gamma, beta, dy = _drawn((6, 4, 3))
+    right = steps.batch_norm_inference(x, gamma, beta, np.array([1.0, 2, 3]), np.array([4.0, 5, 6]), dy)
+    s = jax.tree.map(np.asarray, right)
+    r, train = s.inv_std, s.d_x_hat - s.d_x_hat.mean((0, 1)) - s.x_hat * (s.d_x_hat * s.x_hat).mean((0, 1))
+    for mine, step, words in (
+        ({"x_hat": (x - x.mean((0, 1))) / np.sqrt(x.var((0, 1)) + 1e-5)}, "x_hat", "the batch's own statistics"),
+        ({"inv_std": 1 / np.sqrt(s.var)}, "inv_std", "ε is missing"),
+        ({"dx": r * train}, "dx", "the gradient of training"),
+        ({"dx": r * dy}, "dx", "a missing γ"),
+        ({"d_var": 2 * s.d_var}, "d_var", "a missing 1/2"),
+    ):
+        found = differs(mine, right)
+        assert (found.step, words in str(found.slip)) == (step, True), (step, found.slip)
+    assert steps.first_difference(right, right) is None
+
+
 def test_the_slips_of_running_statistics_are_recognized():
     running = bnderiv.RunningStats(jnp.array([1.0, 2.0, 3.0]), jnp.array([1.0, 0.5, 2.0]), jnp.int32(0))
     batch = bnderiv.BatchStats(jnp.array([4.0, 5.0, 6.0]), jnp.array([9.0, 8.0, 7.0]), jnp.array([10.0, 10.0, 10.0]))
