@@ -16,6 +16,7 @@ import pytest
 
 import bnderiv
 from bnderiv import steps
+from tests.compiling import fast_jit
 
 pytestmark = pytest.mark.slow
 
@@ -586,9 +587,9 @@ def test_inputs_and_options_come_along_under_every_transform():
         options = [name for name in s._fields if getattr(type(s), name).__doc__.startswith("option")]
         assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(s))
         compiled, mapped, slopes = (
-            jax.jit(function)(x),
-            jax.vmap(function)(jnp.stack([x, 2 * x])),
-            jax.jacfwd(function)(x),
+            fast_jit(function)(x),
+            fast_jit(jax.vmap(function))(jnp.stack([x, 2 * x])),
+            jax.eval_shape(jax.jacfwd(function), x),
         )
         for other in (compiled, mapped, slopes, jax.tree.map(np.asarray, s)):
             assert type(other) is type(s)
