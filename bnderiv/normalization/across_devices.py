@@ -37,13 +37,14 @@ def merge(
     Raises:
       ValueError: `axis_index_groups` that are no partition of the devices.
     """
-    (shift, scale), mean, var = moments
+    (scale, origin), mean, var = moments
     n = jnp.broadcast_to(n, mean.shape)
-    message = jnp.stack(same_varying(*(jnp.ravel(a) for a in (n, shift, scale, mean, var))))
-    count, shift, scale, mean, var = _gather(message, axis_name, axis_index_groups)  # (devices, C) each
-    count, shift, scale = (lax.stop_gradient(a) for a in (count, shift, scale))
+    message = jnp.stack(same_varying(*(jnp.ravel(a) for a in (n, scale, origin, mean, var))))
+    count, scale, origin, mean, var = _gather(message, axis_name, axis_index_groups)  # (devices, C) each
+    count, scale, origin = (lax.stop_gradient(a) for a in (count, scale, origin))
     there = count > 0  # groups of unequal size leave places empty, all 0
     scale = jnp.where(there, scale, 1)
+    shift = origin / scale
     total = count.sum(0, keepdims=True)
     weight = count / jnp.maximum(total, 1)
 
@@ -59,16 +60,16 @@ def merge(
     common = jnp.minimum(scale_for(largest), finest)
     # Each device's mean in it: (K_i − K) first, as these are near each other, and so exact. Ratios are powers of two.
     ratio = common / scale
-    mean = (shift * common - center * common) + mean * ratio
+    mean = (origin * ratio - center * common) + mean * ratio
     merged = average(mean)
     var = average(var * ratio * ratio + (mean - merged) ** 2)  # (N26)
-    unit, left = about_the_mean(Unit(center, common), lax.stop_gradient(merged))
-    left = merged + lax.stop_gradient(left - merged)  # the derivative is that of a mean
     var = above_noise(var, merged**2)
+    unit, left, _ = lax.stop_gradient(about_the_mean(Unit(common, center * common), merged, var))
+    left = merged + lax.stop_gradient(left - merged)  # the derivative is that of a mean
     # Where nothing deviates any unit will do, so one in which ε s² does not underflow.
-    scale = lax.select(var > 0, unit.scale, finest)
-    unit, mean = Unit(unit.shift, scale), left * (scale / unit.scale)
-    return jax.tree.map(lambda a: a.reshape(n.shape), (total, Moments(unit, mean, var)))
+    finer = lax.select(var > 0, jnp.ones_like(common), finest / common)
+    unit, left = jax.tree.map(lambda a: a * finer, (unit, left))
+    return jax.tree.map(lambda a: a.reshape(n.shape), (total, Moments(unit, left, var)))
 
 
 def _gather(message: jax.Array, axis_name: AxisName, index_groups: IndexGroups | None) -> jax.Array:

@@ -169,11 +169,12 @@ def varying_like(x: jax.Array, moments: Moments) -> Moments:
 
 def batch_stats(n: jax.Array, moments: Moments) -> BatchStats:
     """The moments in the unit of x, (C,) each."""
-    (shift, scale), mean, var = moments
-    # Twice 1/s, which is exact: s² may underflow, and 1/s² overflow where the variance does not.
+    unit, mean, var = moments
+    scale, origin = lax.stop_gradient(unit)
+    # Times 1/s, which is exact. Of two divisions XLA makes one by s², which may underflow.
     back = 1 / scale
     # The select ties the count to the variance, so that it is sharded like it. (Under `shard_map` it is one number.)
     count = jnp.broadcast_to(n, var.shape)
     if not _checks.varying_axes(var):
         count = lax.select(var == var, count, count)
-    return jax.tree.map(jnp.ravel, BatchStats(shift + mean * back, var * back * back, count))
+    return jax.tree.map(jnp.ravel, BatchStats((origin + mean) * back, var * back * back, count))

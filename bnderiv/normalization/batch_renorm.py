@@ -106,7 +106,7 @@ def _corrected(gamma, beta, moments: Moments, mean, var, r_max, d_max, eps) -> A
     inverse = running.inverse_root(running_var, eps)
     # Of ratios and differences, so that nothing cancels at a large mean; what overflows is clipped.
     r = running.scale / own.scale * (inverse / own.inverse_root(moments.var, eps))
-    d = ((own.shift - mean) + moments.mean / own.scale) * running.scale * inverse
+    d = ((own.origin / own.scale - mean) + moments.mean / own.scale) * running.scale * inverse
     return Affine(gamma * _clipped(r, 1 / r_max, r_max), gamma * _clipped(d, -d_max, d_max) + beta)
 
 

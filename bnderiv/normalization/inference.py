@@ -62,4 +62,4 @@ def given(mean: jax.Array, var: jax.Array, root: jax.Array) -> Moments:
     scale = scale_for(jnp.maximum(jnp.sqrt(lax.stop_gradient(var)), root)) / 4
     nothing = jnp.where(jnp.isfinite(shift), mean - shift, 0)
     var = jnp.where(jnp.isinf(var), jnp.nan, var)  # r would be 0, and any x beta
-    return Moments(Unit(shift, scale), nothing * scale, var * scale * scale)
+    return Moments(Unit(scale, shift * scale), nothing * scale, var * scale * scale)

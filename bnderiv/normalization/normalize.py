@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bnderiv._cpu import apart, platform_layout
+from bnderiv._cpu import apart, once, platform_layout
 from bnderiv._rule import both_modes, closed_form
 from bnderiv.activation.relu import rectify
 from bnderiv.normalization.units import Epsilon, above_noise, masked, measured
@@ -114,17 +114,17 @@ def _normalize_bwd(groups, relu, residuals, delta):
 
     # The sums have masks and a u of their own, as XLA would share and materialize what dx and the forward have, too.
     # With a residual, δ_y is materialized anyway, as the gradient of z.
-    unit, to_x_hat = moments.unit.near_one(r)
+    unit, r_there = moments.unit.near_one(r)
     u = unit.of(x)
     if where is not None:  # 0 · NaN is to be 0 in every sum
         u = masked(where | jnp.isfinite(u), u)
     delta_1, delta_2, delta = (masked_delta(times if z is None else 1 / 2) for times in (1 / 4, 1 / 8, 1 / 2))
     sum_delta = groups.inner(delta_1.astype(r.dtype))
     # Of x̂ = r (u − m), r and m stand outside of the sum: m is what K left.
-    sum_delta_x_hat = to_x_hat * groups.inner(delta_2.astype(r.dtype) * u) - r * moments.mean * sum_delta
+    sum_delta_x_hat = r_there * groups.inner(delta_2.astype(r.dtype) * u) - r * moments.mean * sum_delta
     d_beta = groups.to_parameters(sum_delta)  # (N6)
     d_gamma = groups.to_parameters(sum_delta_x_hat)  # (N5)
-    d_var = -0.5 * (own_r * (own_r * groups.to_statistics(gamma * sum_delta_x_hat)))  # (N8)
+    d_var = once(-0.5 * (own_r * (own_r * groups.to_statistics(gamma * sum_delta_x_hat))))  # (N8)
     d_mean = -groups.to_statistics(g * sum_delta)  # (N10)
     dx = moments.unit.back(g * delta.astype(r.dtype))  # (N11) part 1
     d_z = None if z is None else delta.astype(z.dtype)  # (N31)

@@ -114,10 +114,10 @@ def mean_square(groups, x, where, n, eps):
     """A unit about zero, u = x s, and mean u² in it: one read of x if s = 1 fits every row, otherwise two."""
 
     def measure(scale):
-        return scale, groups.total(masked(where, Unit(zero, scale).of(x)) ** 2) / n
+        return scale, groups.total(masked(where, Unit(scale, zero).of(x)) ** 2) / n
 
     def is_good(scale, square):
-        return fits(Unit(zero, scale), square, eps)
+        return fits(square, eps.root * scale)
 
     def measure_again(state):
         _, scale, square = state
@@ -134,7 +134,7 @@ def mean_square(groups, x, where, n, eps):
     first = measure(one)
     bad = jnp.any(~is_good(*first))
     scale, square = lax.cond(bad, until_good, lambda: first)
-    return Unit(zero, scale), square
+    return Unit(scale, zero), square
 
 
 def _mean_square_fwd(groups, x, where, n, eps):

@@ -12,6 +12,7 @@ measured once, about a value that is assumed to be near the mean, and again only
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -39,15 +40,15 @@ TILE = 128  # numbers of the innermost axis that a TPU reads at once
 
 
 class Unit(NamedTuple):
-    """u = (x − K) s."""
+    """u = (x − K) s, as x s − K s, in which the difference does not overflow."""
 
-    shift: jax.Array  # K
     scale: Any  # s
+    origin: jax.Array  # K s
 
     def of(self, x: jax.Array, times: float = 1.0) -> jax.Array:
-        """u `times` a power of two, in a form in which the difference cannot overflow."""
-        s = self.scale if times == 1 else self.scale * times
-        return x.astype(self.shift.dtype) * s - self.shift * s
+        """u, `times` a power of two."""
+        scale, origin = self if times == 1 else (self.scale * times, self.origin * times)
+        return x.astype(origin.dtype) * scale - origin
 
     def back(self, du: jax.Array) -> jax.Array:
         """The gradient by x of what has the gradient `du` by u."""
@@ -59,9 +60,8 @@ class Unit(NamedTuple):
         But K does not overflow in it: where all are equal, deviations are 0 in any.
         """
         most = 2.0 ** (jnp.finfo(r.dtype).maxexp - 2)
-        # Times 4, as 1/σ may be no normal number.
-        scale = power_of_two(jnp.minimum(4 * r * self.scale, most / jnp.abs(self.shift)))
-        return Unit(self.shift, scale), r * (self.scale / scale)
+        times = power_of_two(jnp.minimum(4 * r, most / jnp.abs(self.origin)))  # 4, as r s may be no normal number
+        return Unit(self.scale * times, self.origin * times), r / times
 
     def inverse_root(self, var: jax.Array, eps: "Epsilon") -> jax.Array:
         """r = 1/√(v + ε s²)."""
@@ -111,50 +111,45 @@ def measured(
 
     def measure(unit: Unit) -> Any:
         mean, var = mean_and_var(unit)
-        return _is_near(unit, mean, var, eps) & fits(unit, var, eps), (unit, mean, var)
+        root = eps.root * unit.scale
+        return _is_near(unit, mean, var, root) & fits(var, root), (unit, mean, var)
 
     def measure_again(state: Any) -> Any:
-        reads, _, good, (old, mean, var) = state
-        better = _better(old, mean, var, eps)
-        unit = Unit(lax.select(good, old.shift, better.shift), lax.select(good, old.scale, better.scale))
-        changed = (unit.shift != old.shift) | (unit.scale != old.scale)
+        reads, done, (old, mean, var) = state
+        unit = jax.tree.map(partial(lax.select, done), old, _better(old, mean, var, eps))
+        given_up = (unit.origin == old.origin) & (unit.scale == old.scale)
         good, found = measure(unit)
-        return reads + 1, jnp.any(changed & ~good), good, found
+        return reads + 1, good | given_up, found
 
-    def until_good() -> Any:
-        start = 1, bad, good, first
-        return lax.while_loop(
-            lambda state: lax.bitwise_and(state[1], lax.lt(state[0], MOST_READS)), measure_again, start
-        )[-1]
+    def until_done() -> Any:
+        start = 1, good, first
+        return lax.while_loop(lambda state: (state[0] < MOST_READS) & jnp.any(~state[1]), measure_again, start)[-1]
 
-    good, first = measure(Unit(shift, one))
-    bad = jnp.any(~good)
-    unit, mean, var = lax.cond(bad, until_good, lambda: first)
-    return *about_the_mean(unit, mean), var
+    good, first = measure(Unit(one, shift))
+    return lax.cond(jnp.all(good), lambda: about_the_mean(*first), lambda: about_the_mean(*until_done()))
 
 
-def _is_near(unit: Unit, mean: jax.Array, var: jax.Array, eps: Epsilon) -> jax.Array:
+def _is_near(unit: Unit, mean: jax.Array, var: jax.Array, root: jax.Array) -> jax.Array:
     """Whether K is near the mean. Not so for NaN."""
-    close = jnp.maximum(NEAR * jnp.abs(unit.shift), OF_EPSILON * eps.root) * unit.scale
+    close = jnp.maximum(NEAR * jnp.abs(unit.origin), OF_EPSILON * root)
     return jnp.abs(mean) <= lax.select(var == 0, close, jnp.sqrt(var))
 
 
-def fits(unit: Unit, var: jax.Array, eps: Epsilon) -> jax.Array:
-    """Whether nothing over- or underflows in s on the way back: as `scale_for` makes it. Not so for NaN."""
-    root, most = eps.root * unit.scale, 2 * _middle(jnp.finfo(var.dtype))
+def fits(var: jax.Array, root: jax.Array) -> jax.Array:
+    """Whether v and √ε s are such that nothing over- or underflows in s: as `scale_for` makes it. Not so for NaN."""
+    most = 2 * _middle(jnp.finfo(var.dtype))
     return (var + root * root >= most**-2) & (var <= most**2)
 
 
 def _better(unit: Unit, mean: jax.Array, var: jax.Array, eps: Epsilon) -> Unit:
-    """K moved to the mean as far as it is known, and s for what was found to deviate from K."""
-    shift = unit.shift + mean / unit.scale
-    shift = lax.select(jnp.isfinite(shift), shift, unit.shift)
-    size = jnp.maximum(jnp.abs(mean), jnp.sqrt(var)) / unit.scale
-    size = jnp.maximum(size, eps.root)
-    size = lax.select(size == size, size, jnp.full_like(size, jnp.inf))
+    """s for what was found to deviate from K, and K moved to the mean as far as it is known."""
+    size = jnp.maximum(jnp.maximum(jnp.abs(mean), jnp.sqrt(var)) / unit.scale, eps.root)
     # Where nothing deviates any s will do: one in which ε s² does not underflow, as it might in one for 1e36.
     constant = jnp.broadcast_to(scale_for(eps.root, least=LEAST_ROOT), size.shape)
-    return Unit(shift, lax.select(var == 0, constant, scale_for(size)))
+    scale = lax.select(var == 0, constant, scale_for(size))
+    times = scale / unit.scale
+    origin = (unit.origin + mean) * times
+    return Unit(scale, lax.select(jnp.isfinite(origin), origin, unit.origin * times))
 
 
 def _sample_mean(groups: Groups, x: jax.Array, where: jax.Array | None) -> jax.Array:
@@ -219,12 +214,11 @@ def above_noise(var: jax.Array, square: jax.Array) -> jax.Array:
     return lax.select(var <= NOISE * jnp.finfo(var.dtype).eps * square, jnp.zeros_like(var), var)
 
 
-def about_the_mean(unit: Unit, mean: jax.Array) -> tuple[Unit, jax.Array]:
-    """K' = μ rounded, so that x − K' has no more rounding than x − μ, and what is left of m about it.
+def about_the_mean(unit: Unit, mean: jax.Array, var: jax.Array) -> tuple[Unit, jax.Array, jax.Array]:
+    """About K' = μ rounded, so that x − K' has no more rounding than x − μ; m is what is left.
 
-    Where all x are equal, K' is that x. What is left of m then is below its rounding: it is zero.
+    Where all x are equal, K' is that x, and nothing is left.
     """
-    shift = unit.shift + mean * (1 / unit.scale)
-    left = mean + (unit.shift - shift) * unit.scale
-    noise = NOISE * jnp.finfo(mean.dtype).eps * jnp.abs(mean)
-    return Unit(shift, unit.scale), lax.select(jnp.abs(left) <= noise, jnp.zeros_like(left), left)
+    origin = unit.origin + mean
+    left = mean + (unit.origin - origin)
+    return Unit(unit.scale, origin), lax.select(var == 0, jnp.zeros_like(left), left), var
