@@ -28,6 +28,9 @@ PAGES = sorted(
 NOTEBOOKS = sorted((ROOT / "experiments").rglob("*.ipynb"))
 MARKDOWN = markdown_it.MarkdownIt("commonmark").enable(["table", "strikethrough"])
 
+(REPOSITORY,) = re.findall(r'Homepage = "https://github.com/(.+)"', (ROOT / "pyproject.toml").read_text())
+BLOB, RAW = f"https://github.com/{REPOSITORY}/blob/main/", f"https://raw.githubusercontent.com/{REPOSITORY}/main/"
+
 FENCE = re.compile(r"^ *```math\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
 INLINE = re.compile(r"\$`([^`]+)`\$")
 DOLLARS = re.compile(r"\$\$(.+?)\$\$|\$([^$]+)\$", re.DOTALL)
@@ -173,10 +176,16 @@ def test_links_lead_somewhere(path):
     source = path.read_text() if path.suffix == ".md" else "\n\n".join(cells(path))
     source = CODE.sub("", INLINE.sub("", FENCE.sub("", source)))
     for target in re.findall(r"\]\(([^)\s]+)\)", source):
-        if re.match(r"[a-z]+:", target):
+        address, base = target, path.parent
+        if path.suffix == ".ipynb":  # Colab opens one file alone, so its links name the repository
+            assert re.match(r"https:", target), target
+            start = RAW if target.endswith(".svg") else BLOB
+            address, base = target.removeprefix(start), ROOT
+        if re.match(r"[a-z]+:", address):
+            assert path.suffix == ".md" or not re.match(rf"https://(github|raw\.)\S*{REPOSITORY}/", address), target
             continue
-        file, _, anchor = target.partition("#")
-        found = (path.parent / file).resolve() if file else path
+        file, _, anchor = address.partition("#")
+        found = (base / file).resolve() if file else path
         assert found.exists(), target
         if anchor and found.suffix == ".md":
             assert anchor in anchors(found.read_text()), target

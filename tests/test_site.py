@@ -130,6 +130,15 @@ def test_a_link_to_the_repository_leads_to_a_file(pages):
     assert [path for path in sorted(paths) if not (ROOT / path).exists()] == []
 
 
+def test_the_links_of_a_notebook_stay_on_the_site(pages):
+    """They are addresses of the repository, for Colab; a page that the site has is shown here."""
+    for path in (path for path in ROOT.glob("experiments/**/*.ipynb") if "runs" not in path.parts):
+        name = path.relative_to(ROOT).as_posix()
+        page = pages[f"{name.removesuffix('.ipynb')}/index.html"]
+        blob = [link.partition("/blob/main/")[2] for link in page.links if "github.com/bnderiv/bnderiv/blob/" in link]
+        assert [link for link in blob if not link.endswith(".py")] == [name]
+
+
 def test_nothing_is_loaded_from_elsewhere(site, pages):
     assert {url for page in pages.values() for url in page.loaded if urlsplit(url).scheme not in ("", "data")} == set()
     for script in ("mathjax.js", "mathjax/tex-chtml-full.js"):

@@ -16,6 +16,7 @@ import pytest
 
 import bnderiv
 from bnderiv import steps
+from tests.compiling import fast_jit
 
 pytestmark = pytest.mark.slow
 
@@ -252,6 +253,23 @@ def test_the_slips_of_masks_and_returned_statistics_are_recognized():
     assert steps.first_difference(right, right) is None
 
 
+def test_the_slips_of_masks_are_recognized_in_the_other_norms():
+    (x, gamma, beta, dy), options = _masked()
+    where, mean, var = options["where"], np.array([1.5, 2.5]), np.array([8.0, 12.0])
+    for right, over in (
+        (steps.batch_norm_graph(x, gamma, beta, dy, **options), (0, 1, 2)),
+        (steps.batch_renorm(x, gamma, beta, mean, var, dy, **options), (0, 1, 2)),
+        (steps.layer_norm(x, None, None, dy, axis=(2, 3), where=where), (2, 3)),
+        (steps.instance_norm(x, gamma, beta, dy, where=where), (1, 2)),
+        (steps.group_norm(x, gamma, beta, 1, dy, where=where), (1, 2, 3)),
+    ):
+        s = jax.tree.map(np.asarray, right)
+        found = differs({"mu": x.mean(over).reshape(s.mu.shape)}, right)
+        assert (found.step, "the mask is forgotten" in str(found.slip)) == ("mu", True), found
+        assert "its own output depends on it" in str(differs({"dx": np.where(where, s.dx, 0)}, right).slip)
+        assert steps.first_difference(right, right) is None
+
+
 def test_the_slips_of_the_one_line_are_recognized():
     arguments, options = _masked()
     given: Any
@@ -298,6 +316,23 @@ def test_the_slips_of_several_devices_are_recognized():
     ):
         found = differs(mine, right)
         assert (found.step, words in str(found.slip)) == (step, True), (step, found.slip)
+
+
+def test_the_slips_of_inference_are_recognized():
+    x, gamma, beta, dy = _drawn((6, 4, 3))
+    right = steps.batch_norm_inference(x, gamma, beta, np.array([1.0, 2, 3]), np.array([4.0, 5, 6]), dy)
+    s = jax.tree.map(np.asarray, right)
+    r, train = s.inv_std, s.d_x_hat - s.d_x_hat.mean((0, 1)) - s.x_hat * (s.d_x_hat * s.x_hat).mean((0, 1))
+    for mine, step, words in (
+        ({"x_hat": (x - x.mean((0, 1))) / np.sqrt(x.var((0, 1)) + 1e-5)}, "x_hat", "the batch's own statistics"),
+        ({"inv_std": 1 / np.sqrt(s.var)}, "inv_std", "ε is missing"),
+        ({"dx": r * train}, "dx", "the gradient of training"),
+        ({"dx": r * dy}, "dx", "a missing γ"),
+        ({"d_var": 2 * s.d_var}, "d_var", "a missing 1/2"),
+    ):
+        found = differs(mine, right)
+        assert (found.step, words in str(found.slip)) == (step, True), (step, found.slip)
+    assert steps.first_difference(right, right) is None
 
 
 def test_the_slips_of_running_statistics_are_recognized():
@@ -531,8 +566,8 @@ def _ways():
     masked: Any = {"where": jnp.array([[True], [False]]), "m_bar": ones}
     yield lambda x: steps.batch_norm_closed_form(x, ones, ones, z, **masked), z
     yield lambda x: steps.batch_norm_inference(x, ones, ones, ones, ones, z, eps=0), z
-    yield lambda x: steps.layer_norm(x, jnp.ones((2, 3)), jnp.ones((2, 3)), z, axis=(0, 1), eps=0.1), z
-    yield lambda x: steps.group_norm(x, ones[:2], ones[:2], 1, dy, channel_axis=1), image
+    yield lambda x: steps.layer_norm(x, jnp.ones((2, 3)), jnp.ones((2, 3)), z, axis=(0, 1), eps=0.1, where=z > 1), z
+    yield lambda x: steps.group_norm(x, ones[:2], ones[:2], 1, dy, channel_axis=1, where=image > 3), image
     yield lambda x: steps.instance_norm(x, ones[:2], ones[:2], dy, channel_axis=1), image
     yield lambda x: steps.rms_norm(x, ones[:2], z, axis=0), z
     yield lambda x: steps.batch_renorm(x, ones, ones, ones, ones, z, r_max=2, eps=0), z
@@ -552,9 +587,9 @@ def test_inputs_and_options_come_along_under_every_transform():
         options = [name for name in s._fields if getattr(type(s), name).__doc__.startswith("option")]
         assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(s))
         compiled, mapped, slopes = (
-            jax.jit(function)(x),
-            jax.vmap(function)(jnp.stack([x, 2 * x])),
-            jax.jacfwd(function)(x),
+            fast_jit(function)(x),
+            fast_jit(jax.vmap(function))(jnp.stack([x, 2 * x])),
+            jax.eval_shape(jax.jacfwd(function), x),
         )
         for other in (compiled, mapped, slopes, jax.tree.map(np.asarray, s)):
             assert type(other) is type(s)

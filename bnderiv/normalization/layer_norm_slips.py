@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bnderiv.normalization.slips import RIGHT, SLIPS, Line, followed, spoken
+from bnderiv.normalization.slips import MASK_SLIPS, RIGHT, SLIPS, Line, followed, spoken
 
 # What only goes wrong where γ differs between the elements that share statistics.
 _GAMMA: tuple[str, dict[str, Line]] = (
@@ -23,6 +23,7 @@ _RMS: dict[str, Line] = {
     "d_gamma": lambda v: v.to_parameters(v.dy * v.x_hat),
     "d_x_hat": lambda v: v.gamma * v.dy,
     "d_mean_square": lambda v: -0.5 * v.inv_rms**3 * v.sum(v.d_x_hat * v.x),
+    "d_eps": lambda v: v.d_mean_square.sum(),
     "dx_through_x_hat": lambda v: v.inv_rms * v.d_x_hat,
     "dx_through_mean_square": lambda v: v.d_mean_square * 2 / v.M * v.x,
     "dx": lambda v: v.dx_through_x_hat + v.dx_through_mean_square,
@@ -106,31 +107,40 @@ def _of_several(steps: Any) -> bool:
 
 def _of_other_axes(inputs: SimpleNamespace, steps: Any, over: str, rest: str) -> Iterator[Any]:
     shaped = _shaped_like(steps)
-    for step, term in (("d_gamma", steps.dy * steps.x_hat), ("d_beta", steps.dy)):
+    x_hat = np.where(np.isfinite(steps.x_hat), steps.x_hat, 0) if inputs.masked else steps.x_hat
+    for step, term in (("d_gamma", steps.dy * x_hat), ("d_beta", steps.dy)):
         sentence = f"a sum over the wrong axes: over {over}, as for μ; γ and β are summed over {rest}"
         yield step, sentence, inputs.sum(term.reshape(inputs.x.shape)).reshape(steps.mu.shape)
-    slips = [slip for slip in (_GAMMA, *SLIPS) if "wrong m" not in slip[0]]
+    own = MASK_SLIPS if inputs.masked else ()
+    slips = [slip for slip in (_GAMMA, *own, *SLIPS) if "wrong m" not in slip[0]]
     yield from followed(RIGHT, [(spoken(sentence, inputs), lines) for sentence, lines in slips], inputs, shaped)
 
 
 def _inputs(steps: Any, shape: tuple[int, ...], over: tuple[int, ...], rest: tuple[int, ...]) -> SimpleNamespace:
     """The inputs in the shape for the sums: statistics over the axes `over`, γ and β over `rest`."""
-    M = math.prod(shape[i] for i in over)
+    every = math.prod(shape[i] for i in over)
+    x, where = np.reshape(steps.x, shape), getattr(steps, "where", None)
+    counts = every
+    if where is not None:
+        where = np.broadcast_to(where.astype(bool), steps.x.shape).reshape(shape)
+        x = np.where(where | np.isfinite(x), x, 0)
+        counts = np.maximum(where.sum(over, keepdims=True), 1)
     own = [1 if i in rest else size for i, size in enumerate(shape)]
     return SimpleNamespace(
-        x=np.reshape(steps.x, shape),
+        x=x,
         gamma=np.reshape(steps.gamma, own),
         beta=np.reshape(getattr(steps, "beta", np.zeros(own)), own),
         dy=np.reshape(steps.dy, shape),
         eps=steps.eps,
-        M=M,
-        N=M,
-        every=M,
+        M=counts,
+        N=every,
+        every=every,
+        masked=where is not None,
         m_bar=0.0,
         v_bar=0.0,
         sum=lambda a: a.sum(over, keepdims=True),
-        total=lambda a: a.sum(over, keepdims=True),
-        share=lambda a: a,
+        total=lambda a: (a if where is None else np.where(where, a, 0)).sum(over, keepdims=True),
+        share=lambda a: a if where is None else np.where(where, a, 0),
         to_parameters=lambda a: a.sum(rest, keepdims=True),
     )
 

@@ -143,7 +143,7 @@ SLIPS: list[tuple[str, dict[str, Line]]] = [
 ]
 
 # What goes wrong with a mask alone. v.every is the number of elements, masked ones included.
-_MASK_SLIPS: list[tuple[str, dict[str, Line]]] = [
+MASK_SLIPS: list[tuple[str, dict[str, Line]]] = [
     (
         "the mask is forgotten: the statistics are taken over all elements",
         {"mu": lambda v: v.sum(v.x) / v.every, "var": lambda v: v.sum((v.x - v.mu) ** 2) / v.every},
@@ -224,7 +224,7 @@ _RENORM: dict[str, Line] = {
     "d_gamma": lambda v: v.to_parameters(v.dy * v.corrected),
     "d_beta": RIGHT["d_beta"],
     "d_x_hat": lambda v: v.gamma * v.r * v.dy,
-    **{name: RIGHT[name] for name in RIGHT if name.startswith(("d_var", "d_mu", "dx"))},
+    **{name: RIGHT[name] for name in RIGHT if name.startswith(("d_var", "d_eps", "d_mu", "dx"))},
 }
 _RENORM_SLIPS: list[tuple[str, dict[str, Line]]] = [
     ("ε is missing in the running deviation: √σ² in place of √(σ² + ε)", {"running_std": lambda v: v.running_var**0.5}),
@@ -362,7 +362,7 @@ def inputs_of(steps: Any) -> SimpleNamespace | None:
 
 def _spoken(inputs: SimpleNamespace) -> list[tuple[str, dict[str, Line]]]:
     known = SLIPS if inputs.masked or inputs.N != inputs.M else [slip for slip in SLIPS if "wrong m" not in slip[0]]
-    own = [*(_MASK_SLIPS if inputs.masked else ()), *(_RETURNED_SLIPS if inputs.returned else ())]
+    own = [*(MASK_SLIPS if inputs.masked else ()), *(_RETURNED_SLIPS if inputs.returned else ())]
     return [(spoken(sentence, inputs), lines) for sentence, lines in (*own, *known)]
 
 

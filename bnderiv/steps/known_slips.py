@@ -23,6 +23,7 @@ from bnderiv.normalization import slips as normalization
 from bnderiv.normalization import steps as normalization_steps
 from bnderiv.normalization.across_devices_slips import of_batch_norm_across_devices
 from bnderiv.normalization.closed_form_slips import of_batch_norm_closed_form
+from bnderiv.normalization.inference_slips import of_batch_norm_inference
 from bnderiv.normalization.running_stats_slips import of_update_running_stats
 from bnderiv.pooling.slips import of_avg_pool, of_max_pool
 from bnderiv.pooling.steps import AvgPool, MaxPool
@@ -40,6 +41,7 @@ _ROOMS: dict[type, Callable[[Any], Iterable[Any]]] = {
     normalization_steps.BatchNormRelu: normalization.of_batch_norm_relu,
     normalization_steps.BatchNormGraph: normalization.of_batch_norm_graph,
     normalization_steps.BatchNormClosedForm: of_batch_norm_closed_form,
+    normalization_steps.BatchNormInference: of_batch_norm_inference,
     normalization_steps.BatchNormAcrossDevices: of_batch_norm_across_devices,
     normalization_steps.UpdateRunningStats: of_update_running_stats,
     normalization_steps.BatchRenorm: normalization.of_batch_renorm,

@@ -249,7 +249,9 @@ def jacobian() -> Figure:
     figure, panels = plt.subplots(1, 3, figsize=(13, 4.9))
     figure.suptitle(rf"One column, $x = {tuple_of(x)}$: how $\hat x_k$ (row) moves when $x_i$ (column) moves")
     for panel, (matrix, title) in zip(panels, parts, strict=True):
-        panel.imshow(matrix, cmap="RdBu_r", vmin=-1, vmax=1)
+        edges = np.arange(N + 1) - 0.5  # cells as shapes, not as pixels
+        panel.pcolormesh(edges, edges, matrix, cmap="RdBu_r", vmin=-1, vmax=1)
+        panel.set(aspect="equal", ylim=(N - 0.5, -0.5))
         for (k, i), value in np.ndenumerate(matrix):
             ink = "white" if abs(value) > 0.65 else "black"
             panel.text(i, k, f"{value:.2f}".replace("-", "−"), ha="center", va="center", fontsize=10, color=ink)

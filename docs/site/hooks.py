@@ -103,16 +103,23 @@ def mathjax() -> Path:
 
 def on_page_read_source(page: Page, config: MkDocsConfig) -> str | None:
     if isinstance(page.file, Notebook):
-        return as_markdown(json.loads(page.file.content_string), f"{config.repo_url}/blob/main/{page.file.src_uri}")
+        return as_markdown(json.loads(page.file.content_string), page.file.src_uri, config.repo_url)
     return None
 
 
-def as_markdown(notebook: dict, address: str) -> str:
-    """Cells and outputs, in order; the first line under the title says where the notebook is."""
+def as_markdown(notebook: dict, path: str, repository: str) -> str:
+    """Cells and outputs, in order; the first line under the title says where the notebook is.
+
+    In Colab a notebook is one file alone, so its links are addresses of the repository. Here they lead to this site.
+    """
+    blob, raw = f"{repository}/blob/main/", f"{repository}/main/".replace("github.com", "raw.githubusercontent.com")
+    up = posixpath.relpath(".", posixpath.dirname(path))
     parts = []
     for cell in notebook["cells"]:
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
+            for address in (blob, raw):
+                source = source.replace(f"]({address}", f"]({up}/")
             parts.append(source)
             continue
         if source.strip():
@@ -127,7 +134,7 @@ def as_markdown(notebook: dict, address: str) -> str:
             elif text:
                 parts.append(fenced(text, "text"))
     title, _, rest = parts[0].partition("\n")
-    return "\n\n".join([title, f"[This page as a notebook]({address})", rest, *parts[1:]])
+    return "\n\n".join([title, f"[This page as a notebook]({blob}{path})", rest, *parts[1:]])
 
 
 def fenced(text: str, language: str) -> str:

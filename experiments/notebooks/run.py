@@ -4,7 +4,7 @@
     python -m experiments.notebooks.run naive_variance               one
     python -m experiments.notebooks.run --out experiments/notebooks  the committed ones, anew
 
-What is stored: sources, text outputs, pictures in a palette of 128 colors; nothing of the
+What is stored: sources, text outputs, pictures in a palette of 256 colors; nothing of the
 machine or the moment. `ruff format` lays out the code in them.
 """
 
@@ -80,7 +80,9 @@ def kernel_environment() -> dict[str, str]:
         if not name.startswith(("JAX_", "XLA_", "MPL"))
     }
     path = os.pathsep.join([str(FOLDER.parents[1]), os.environ.get("PYTHONPATH", "")])
-    return kept | {"PYTHONPATH": path.rstrip(os.pathsep), "JAX_PLATFORMS": "cpu"}
+    # On a busy machine XLA logs that a compilation is slow: no output of the notebook.
+    quiet = {"TF_CPP_MIN_LOG_LEVEL": "3"}
+    return kept | quiet | {"PYTHONPATH": path.rstrip(os.pathsep), "JAX_PLATFORMS": "cpu"}
 
 
 def stripped(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -107,7 +109,7 @@ def with_a_palette(png: str) -> str:
     """The same picture, base64 again, at a third of its size."""
     picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
     small = io.BytesIO()
-    picture.quantize(128, dither=Image.Dither.NONE).save(small, "png", optimize=True)
+    picture.quantize(256, dither=Image.Dither.NONE).save(small, "png", optimize=True)
     return base64.b64encode(small.getvalue()).decode()
 
 

@@ -26,10 +26,7 @@ def _draw(*shape, seed=0):
     return [jnp.asarray(a) for a in drawn]
 
 
-MASKED = ("batch_norm", "batch_norm_relu")  # whose steps take a mask
-
-
-@pytest.mark.parametrize("case", [c for c in CASES if "where" not in c.options or c.layer in MASKED], ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_equals_the_layer(case):
     gradients = ("dx", "d_gamma", "d_beta", "d_residual") if "residual" in case.label else GRADIENTS
     equals_its_layer(case, "a" if case.layer == "batch_norm_relu" else "y", gradients)
@@ -106,26 +103,45 @@ def test_the_gradient_of_epsilon():
         return bnderiv.batch_norm(x, gamma, beta, eps=eps, where=where)
 
     (right,) = jax.vjp(layer, jnp.asarray(0.1))[1]((dy, stats))  # the returned variance has no ε in it
-    near(steps.batch_norm(x, gamma, beta, dy, eps=0.1, where=where, v_bar=stats.var).d_eps, right, 1e-12)
-    plain = jax.vjp(lambda eps: bnderiv.batch_norm(x, gamma, beta, eps=eps)[0], jnp.asarray(0.1))[1](dy)[0]
-    near(steps.batch_norm_graph(x, gamma, beta, dy, eps=0.1).d_eps, plain, 1e-12)
-    s = steps.batch_norm_inference(x, gamma, beta, jnp.zeros(3), jnp.ones(3), dy, eps=0.1)
-    given = [gamma, beta, jnp.zeros(3), jnp.ones(3)]
-    near(
-        s.d_eps,
-        jax.grad(lambda e: (dy * bnderiv.batch_norm_inference(x, *given, eps=e)).sum())(jnp.asarray(0.1)),
-        1e-12,
-    )
+    for function in (steps.batch_norm, steps.batch_norm_graph):
+        near(function(x, gamma, beta, dy, eps=0.1, where=where, v_bar=stats.var).d_eps, right, 1e-12)
 
 
-def test_nan_under_a_mask_stays_there():
+@pytest.mark.parametrize("norm", ["batch_norm_inference", "layer_norm", "group_norm", "rms_norm"])
+def test_the_gradient_of_epsilon_of_another_norm(norm):
+    x, gamma, beta, dy = _draw(6, 4, 4)
+    arguments = [x, gamma] if norm == "rms_norm" else [x, gamma, beta]
+    arguments += {"group_norm": [2], "batch_norm_inference": [jnp.zeros(4), jnp.ones(4)]}.get(norm, [])
+    found = getattr(steps, norm)(*arguments, dy, eps=0.1).d_eps
+    plain = getattr(bnderiv.reference, norm)
+    near(found, jax.grad(lambda e: (dy * plain(*arguments, eps=e)).sum())(jnp.asarray(0.1)), 1e-12)
+
+
+def _renorm(x, gamma, beta, dy, **options):
+    return steps.batch_renorm(x, gamma, beta, jnp.full(3, 1.5), jnp.full(3, 8.0), dy, **options)
+
+
+def _grouped(x, gamma, beta, dy, **options):
+    return steps.group_norm(x, gamma, beta, 3, dy, **options)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [steps.batch_norm, steps.batch_norm_closed_form, steps.batch_norm_graph, _renorm, steps.layer_norm, _grouped],
+)
+def test_nan_under_a_mask_stays_there(function):
     x, gamma, beta, dy = _draw(6, 4, 3)
     where = _options_of_every_kind()["where"]
     holes, dy = jnp.where(where, x, jnp.nan), jnp.where(where, dy, 0)
-    for function in (steps.batch_norm, steps.batch_norm_closed_form):
-        with_holes, without = (function(a, gamma, beta, dy, where=where) for a in (holes, x))
-        for name in ("mu", "var", "d_gamma", "d_beta", "dx"):
-            near(getattr(with_holes, name), getattr(without, name), 1e-12)
+    with_holes, without = (function(a, gamma, beta, dy, where=where) for a in (holes, x))
+    for name in ("mu", "d_gamma", "d_beta", "dx"):
+        near(getattr(with_holes, name), getattr(without, name), 1e-12)
+
+
+def test_nan_under_a_mask_on_several_devices():
+    x, gamma, beta, dy = _draw(6, 4, 3)
+    where = _options_of_every_kind()["where"]
+    holes, dy = jnp.where(where, x, jnp.nan), jnp.where(where, dy, 0)
     s = steps.batch_norm_across_devices(holes, gamma, beta, dy, where=where, shards=(2, 4))
     near(s.d_gamma, steps.batch_norm(x, gamma, beta, dy, where=where).d_gamma, 1e-12)
 
@@ -233,14 +249,21 @@ def test_normalization_jacobian_and_its_contraction():
     near(contracted, jax.vjp(lambda h: bnderiv.batch_norm(h, gamma, beta, eps=eps)[0], h)[1](dy)[0], 1e-12)
 
 
-@pytest.mark.parametrize(("shape", "axis"), [((6, 3), -1), ((3, 2, 4, 2), -1), ((3, 2, 4, 2), 0)])
-def test_the_graph_ends_where_the_closed_form_does(shape, axis):
+@pytest.mark.parametrize(
+    ("shape", "axis", "options"),
+    [((6, 3), -1, False), ((3, 2, 4, 2), -1, False), ((3, 2, 4, 2), 0, False), ((6, 4, 3), -1, True)],
+)
+def test_the_graph_ends_where_the_closed_form_does(shape, axis, options):
+    """With a mask and a loss on the statistics as well: each common step."""
     x, gamma, beta, dy = _draw(*shape)
     gamma, beta = (jnp.resize(a, x.shape[axis]) for a in (gamma, beta))
-    graph = steps.batch_norm_graph(x, gamma, beta, dy, channel_axis=axis)
-    closed = steps.batch_norm(x, gamma, beta, dy, channel_axis=axis)
+    more: Any = _options_of_every_kind() if options else {}
+    graph = steps.batch_norm_graph(x, gamma, beta, dy, channel_axis=axis, **more)
+    closed = steps.batch_norm(x, gamma, beta, dy, channel_axis=axis, **more)
     common = [name for name in graph._fields if name in closed._fields]
-    assert len(common) == 19
+    assert len(common) == 25
+    assert all((getattr(graph, n) is None) == (getattr(closed, n) is None) for n in common)
+    common = [name for name in common if getattr(graph, name) is not None]
     near([getattr(graph, n) for n in common], [getattr(closed, n) for n in common], 1e-12)
     near(graph.d_c, graph.d_c_through_x_hat + graph.d_c_through_q, 0)
 
@@ -273,6 +296,10 @@ def test_differentiable_and_mapped():
         (steps.batch_norm, {"x": jnp.ones(3)}, ValueError, "x must have rank 2 or more"),
         (steps.batch_norm, {"where": jnp.ones((6, 1))}, TypeError, "where must be boolean"),
         (steps.batch_norm_relu, {"where": jnp.ones((5, 1), bool)}, ValueError, "where must broadcast"),
+        (steps.batch_norm_graph, {"m_bar": jnp.ones(6)}, ValueError, r"m_bar must have shape \(3,\)"),
+        (steps.batch_norm_graph, {"where": jnp.ones((6, 1))}, TypeError, "where must be boolean"),
+        (steps.layer_norm, {"where": jnp.ones((5, 1), bool)}, ValueError, "where must broadcast"),
+        (_grouped, {"where": jnp.ones((6, 1))}, TypeError, "where must be boolean"),
         (steps.batch_norm_closed_form, {"v_bar": jnp.ones(6)}, ValueError, r"v_bar must have shape \(3,\)"),
         (steps.batch_norm_across_devices, {"shards": (2, 3)}, ValueError, "shards must sum to the 6 examples"),
         (steps.batch_norm_across_devices, {"shards": (6, 0)}, ValueError, r"shards\[1\] must be"),

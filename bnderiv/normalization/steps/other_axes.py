@@ -10,13 +10,14 @@ from jax.typing import ArrayLike
 
 from bnderiv import _checks
 from bnderiv.normalization.arguments import normalized_axes
-from bnderiv.normalization.steps.fields import ChannelAxis, Epsilon, FromAbove, Input, number
+from bnderiv.normalization.steps.fields import ChannelAxis, Epsilon, FromAbove, Input, Mask, counted, number
 from bnderiv.steps.table import INPUT, arrays, cotangent, derivation, gather
 
 # The arguments and steps that several functions here share. S is the shape of x without the axes of the statistics.
 Gamma = Annotated[jax.Array, "γ", "(C,)", INPUT, "gamma"]
 Beta = Annotated[jax.Array, "β", "(C,)", INPUT, "beta"]
 FeatureAxes = Annotated[tuple[int, ...], "the axes of the statistics, of gamma and of beta"]
+Count = Annotated[jax.Array | None, "n = Σ w", "S", "(N24)", "elements of each group that count; None without a mask"]
 Mean = Annotated[jax.Array, "μ", "S", "(N32)", "mean of each group"]
 Variance = Annotated[jax.Array, "σ²", "S", "(N32)", "biased variance of each group, divided by n"]
 InverseDeviation = Annotated[jax.Array, "r = (σ²+ε)^−½", "S", "(N33)", "inverse deviation"]
@@ -26,6 +27,7 @@ GradientOfGamma = Annotated[jax.Array, "∂J/∂γ", "as γ", "(N34)", "gradient
 GradientOfBeta = Annotated[jax.Array, "∂J/∂β", "as β", "(N34)", "gradient of beta"]
 AtXHat = Annotated[jax.Array, "ĝ = ∂J/∂x̂ = γ δ", "as x", "(N7)", "gradient by the normalized input"]
 AtTheVariance = Annotated[jax.Array, "∂J/∂σ²", "S", "(N8)", "gradient by the variance"]
+AtEpsilon = Annotated[jax.Array, "∂J/∂ε = Σ ∂J/∂σ²", "()", "(N8)", "gradient by ε, which all groups share"]
 AtTheMean = Annotated[jax.Array, "∂J/∂μ", "S", "(N10)", "gradient by the mean; the path through σ² is 0 (N9)"]
 ThroughXHat = Annotated[jax.Array, "∂J/∂x̂ · ∂x̂/∂x", "as x", "(N11), 1", "first part of the gradient"]
 ThroughMu = Annotated[jax.Array, "∂J/∂μ · ∂μ/∂x", "as x", "(N11), 2", "second part, one number for each group"]
@@ -43,6 +45,8 @@ class LayerNorm(NamedTuple):
     dy: FromAbove
     eps: Epsilon
     axis: FeatureAxes
+    where: Mask
+    count: Count
     mu: Mean
     var: Variance
     inv_std: InverseDeviation
@@ -52,6 +56,7 @@ class LayerNorm(NamedTuple):
     d_beta: GradientOfBeta
     d_x_hat: AtXHat
     d_var: AtTheVariance
+    d_eps: AtEpsilon
     d_mu: AtTheMean
     dx_through_x_hat: ThroughXHat
     dx_through_mu: ThroughMu
@@ -67,6 +72,7 @@ def layer_norm(
     *,
     axis: int | Sequence[int] = -1,
     eps: ArrayLike = 1e-5,
+    where: ArrayLike | None = None,
 ) -> LayerNorm:
     """Layer norm and its gradient, one line for each line of the derivation (part D).
 
@@ -76,12 +82,13 @@ def layer_norm(
       dy: δ = ∂J/∂y, the gradient from above, shape of x.
       axis: the axis of the features, or several.
       eps: ε, added to the variance.
+      where: w, booleans that broadcast to x: which elements count in the statistics (C.3). None: all.
 
     Returns:
       `LayerNorm`, fields in the order of the derivation.
 
     Raises:
-      TypeError: an argument without floating dtype.
+      TypeError: an argument without floating dtype, or a `where` that is not boolean.
       ValueError: shapes that do not fit, an axis out of range, an empty `x`.
 
     Example:
@@ -95,7 +102,7 @@ def layer_norm(
     axes = normalized_axes(axis, x.ndim)
     rest = tuple(i for i in range(x.ndim) if i not in axes)
     x, gamma, beta, dy = _arguments(x, gamma, beta, dy, axes)
-    computed = _by_own_statistics(x, gamma, beta, dy, number(eps, x), axes, rest)
+    computed = _by_own_statistics(x, gamma, beta, dy, number(eps, x), where, axes, rest)
     return gather(LayerNorm, {**computed, "axis": axes})
 
 
@@ -110,6 +117,8 @@ class GroupNorm(NamedTuple):
     eps: Epsilon
     groups: Annotated[int, "groups of channels"]
     channel_axis: ChannelAxis
+    where: Mask
+    count: Count
     mu: Mean
     var: Variance
     inv_std: InverseDeviation
@@ -119,6 +128,7 @@ class GroupNorm(NamedTuple):
     d_beta: GradientOfBeta
     d_x_hat: AtXHat
     d_var: AtTheVariance
+    d_eps: AtEpsilon
     d_mu: AtTheMean
     dx_through_x_hat: ThroughXHat
     dx_through_mu: ThroughMu
@@ -135,6 +145,7 @@ def group_norm(
     *,
     channel_axis: int = -1,
     eps: ArrayLike = 1e-5,
+    where: ArrayLike | None = None,
 ) -> GroupNorm:
     """Group norm and its gradient: x gets an axis for the groups. Other arguments and errors as in `layer_norm`.
 
@@ -162,9 +173,11 @@ def group_norm(
     over = tuple(i for i in range(1, x.ndim + 1) if i != axis)
     rest = tuple(i for i in range(x.ndim + 1) if i not in (axis, axis + 1))
     of_groups = gamma.reshape(groups, -1), beta.reshape(groups, -1)
-    s = _by_own_statistics(grouped(x), *of_groups, grouped(dy), number(eps, x), over, rest)
+    if where is not None:
+        where = grouped(jnp.broadcast_to(_checks.mask("where", where, x.shape), x.shape))
+    s = _by_own_statistics(grouped(x), *of_groups, grouped(dy), number(eps, x), where, over, rest)
     s |= {name: s[name].reshape(gamma.shape) for name in ("gamma", "beta", "d_gamma", "d_beta")}
-    s |= {name: a.reshape(x.shape) for name, a in s.items() if name in GroupNorm._fields and jnp.ndim(a) == x.ndim + 1}
+    s |= {name: s[name].reshape(x.shape) for name in GroupNorm._fields if getattr(s.get(name), "ndim", 0) == x.ndim + 1}
     return gather(GroupNorm, {**s, "groups": groups, "channel_axis": channel_axis})
 
 
@@ -178,6 +191,8 @@ class InstanceNorm(NamedTuple):
     dy: FromAbove
     eps: Epsilon
     channel_axis: ChannelAxis
+    where: Mask
+    count: Count
     mu: Mean
     var: Variance
     inv_std: InverseDeviation
@@ -187,6 +202,7 @@ class InstanceNorm(NamedTuple):
     d_beta: GradientOfBeta
     d_x_hat: AtXHat
     d_var: AtTheVariance
+    d_eps: AtEpsilon
     d_mu: AtTheMean
     dx_through_x_hat: ThroughXHat
     dx_through_mu: ThroughMu
@@ -202,6 +218,7 @@ def instance_norm(
     *,
     channel_axis: int = -1,
     eps: ArrayLike = 1e-5,
+    where: ArrayLike | None = None,
 ) -> InstanceNorm:
     """Instance norm and its gradient. Arguments and errors as in `layer_norm`.
 
@@ -217,33 +234,35 @@ def instance_norm(
     axis = _checks.axis("channel_axis", channel_axis, x.ndim)
     over = tuple(i for i in range(1, x.ndim) if i != axis)
     x, gamma, beta, dy = _arguments(x, gamma, beta, dy, (axis,))
-    computed = _by_own_statistics(x, gamma, beta, dy, number(eps, x), over, (0, *over))
+    computed = _by_own_statistics(x, gamma, beta, dy, number(eps, x), where, over, (0, *over))
     return gather(InstanceNorm, {**computed, "channel_axis": channel_axis})
 
 
-def _by_own_statistics(x, gamma, beta, dy, eps, over, rest):
+def _by_own_statistics(x, gamma, beta, dy, eps, where, over, rest):
     """The derivation: μ and σ² over the axes `over`; γ and β along all axes but `rest`."""
-    n = math.prod(x.shape[i] for i in over)
+    kept = counted(where, x, over)
+    where, count, n = kept.w, kept.count, kept.n
 
     def lay(statistic: jax.Array) -> jax.Array:
         return jnp.expand_dims(statistic, over)
 
     g, b = (jnp.expand_dims(a, rest) for a in (gamma, beta))
 
-    mu = x.sum(over) / n  # (N32)
-    var = ((x - lay(mu)) ** 2).sum(over) / n  # (N32)
+    mu = kept.total(x) / n  # (N32)
+    var = kept.total((x - lay(mu)) ** 2) / n  # (N32)
     inv_std = 1 / jnp.sqrt(var + eps)
     x_hat = (x - lay(mu)) * lay(inv_std)  # (N33)
     y = g * x_hat + b  # (N33)
 
-    d_gamma = (dy * x_hat).sum(rest)  # (N34)
+    d_gamma = (dy * kept.known(x_hat)).sum(rest)  # (N34)
     d_beta = dy.sum(rest)  # (N34)
     d_x_hat = g * dy  # (N7)
-    d_var = -0.5 * inv_std**3 * (d_x_hat * (x - lay(mu))).sum(over)  # (N8)
+    d_var = -0.5 * inv_std**3 * (d_x_hat * kept.known(x - lay(mu))).sum(over)  # (N8)
+    d_eps = d_var.sum()  # (N8)
     d_mu = -inv_std * d_x_hat.sum(over)  # (N10)
     dx_through_x_hat = lay(inv_std) * d_x_hat  # (N11), part 1
-    dx_through_mu = jnp.broadcast_to(lay(d_mu / n), x.shape)  # (N11), part 2
-    dx_through_var = lay(d_var) * 2 / n * (x - lay(mu))  # (N11), part 3
+    dx_through_mu = kept.masked(jnp.broadcast_to(lay(d_mu / n), x.shape))  # (N11), part 2; (N24): where w = 1
+    dx_through_var = kept.masked(lay(d_var / n) * 2 * (x - lay(mu)))  # (N11), part 3; (N24): where w = 1
     dx = dx_through_x_hat + dx_through_mu + dx_through_var  # (N34)
     return locals()
 
@@ -264,6 +283,7 @@ class RmsNorm(NamedTuple):
     d_gamma: Annotated[jax.Array, "∂J/∂γ", "as γ", "(N36)", "gradient of gamma: a sum over other axes than q's"]
     d_x_hat: AtXHat
     d_mean_square: Annotated[jax.Array, "∂J/∂q", "S", "(N36)", "gradient by the mean square"]
+    d_eps: Annotated[jax.Array, "∂J/∂ε = Σ ∂J/∂q", "()", "(N36)", "gradient by ε, which all groups share"]
     dx_through_x_hat: Annotated[jax.Array, "∂J/∂x̂ · ∂x̂/∂x", "as x", "(N36), 1", "first part of the gradient"]
     dx_through_mean_square: Annotated[jax.Array, "∂J/∂q · ∂q/∂x", "as x", "(N36), 2", "second part"]
     dx: Annotated[jax.Array, "∂J/∂x", "as x", "(N36)", "gradient of the input, the sum of the two parts"]
@@ -301,6 +321,7 @@ def rms_norm(
     d_gamma = (dy * x_hat).sum(rest)  # (N36)
     d_x_hat = g * dy  # (N7)
     d_mean_square = -0.5 * inv_rms**3 * (d_x_hat * x).sum(axes)  # (N36)
+    d_eps = d_mean_square.sum()  # ε stands beside every q, and nowhere else
     dx_through_x_hat = lay(inv_rms) * d_x_hat  # (N36), part 1
     dx_through_mean_square = lay(d_mean_square) * 2 / n * x  # (N36), part 2
     dx = dx_through_x_hat + dx_through_mean_square  # (N36)

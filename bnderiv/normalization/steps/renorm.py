@@ -1,6 +1,5 @@
 """Batch renormalization (derivation.md, C.7)."""
 
-import math
 from typing import Annotated, NamedTuple
 
 import jax
@@ -13,7 +12,11 @@ from bnderiv.steps.table import INPUT, arrays, cotangent, derivation, gather
 
 @derivation
 class BatchRenorm(NamedTuple):
-    """The steps of `batch_renorm` (N37): batch norm with r and d, which are constants on the way back."""
+    """The steps of `batch_renorm` (N37): batch norm with r and d, which are constants on the way back.
+
+    `where` and `count` are None without a mask; `m_bar`, `v_bar`, `d_var_total` and `d_mu_total` without a loss on the
+    returned statistics.
+    """
 
     x: f.Input
     gamma: f.Gamma
@@ -25,6 +28,10 @@ class BatchRenorm(NamedTuple):
     d_max: Annotated[jax.Array, "d_max", "()", INPUT, "limit of d, to both sides of 0"]
     eps: Annotated[jax.Array, "ε", "()", INPUT, "added to both variances"]
     channel_axis: f.ChannelAxis
+    where: f.Mask
+    m_bar: f.AtReturnedMean
+    v_bar: f.AtReturnedVariance
+    count: f.Count
     mu: Annotated[jax.Array, "μ_B", "(C,)", "(N1)", "mean of the batch"]
     batch_var: Annotated[jax.Array, "σ²_B", "(C,)", "(N2)", "biased variance of the batch"]
     inv_std: Annotated[jax.Array, "(σ²_B+ε)^−½", "(C,)", "(N3)", "inverse deviation of the batch"]
@@ -38,7 +45,10 @@ class BatchRenorm(NamedTuple):
     d_beta: f.GradientOfBeta
     d_x_hat: Annotated[jax.Array, "∂J/∂x̂ = γ r δ", "as x", "(N37)", "gradient by the normalized input"]
     d_var: Annotated[jax.Array, "∂J/∂σ²_B", "(C,)", "(N8)", "gradient by the batch's variance; none goes through r"]
+    d_eps: f.AtEpsilon
     d_mu: Annotated[jax.Array, "∂J/∂μ_B", "(C,)", "(N10)", "gradient by the batch's mean; none goes through d"]
+    d_var_total: f.TotalAtTheVariance
+    d_mu_total: f.TotalAtTheMean
     dx_through_x_hat: f.ThroughXHat
     dx_through_mu: f.ThroughMu
     dx_through_var: f.ThroughVar
@@ -57,6 +67,9 @@ def batch_renorm(
     d_max: ArrayLike = 5.0,
     channel_axis: int = -1,
     eps: ArrayLike = 1e-5,
+    where: ArrayLike | None = None,
+    m_bar: ArrayLike | None = None,
+    v_bar: ArrayLike | None = None,
 ) -> BatchRenorm:
     """Batch norm corrected by r and d (N37). Arguments and errors as in `batch_norm`, and as in the layer.
 
@@ -72,10 +85,11 @@ def batch_renorm(
     others, lay = f.channels(x, channel_axis, gamma=gamma, beta=beta, mean=mean, var=var)
     eps, r_max, d_max = f.number(eps, x), f.number(r_max, x, "r_max"), f.number(d_max, x, "d_max")
     dy = cotangent(dy, x)
-    M = math.prod(x.shape[a] for a in others)
+    kept = f.counted(where, x, others)
+    where, count, n = kept.w, kept.count, kept.n
 
-    mu = x.sum(others) / M  # (N1)
-    batch_var = ((x - lay(mu)) ** 2).sum(others) / M  # (N2)
+    mu = kept.total(x) / n  # (N1)
+    batch_var = kept.total((x - lay(mu)) ** 2) / n  # (N2)
     inv_std = 1 / jnp.sqrt(batch_var + eps)
     x_hat = (x - lay(mu)) * lay(inv_std)  # (N3)
     running_std = jnp.sqrt(var + eps)
@@ -84,13 +98,19 @@ def batch_renorm(
     corrected = x_hat * lay(r) + lay(d)
     y = lay(gamma) * corrected + lay(beta)
 
-    d_gamma = (dy * corrected).sum(others)  # (N37)
+    d_gamma = (dy * kept.known(corrected)).sum(others)  # (N37)
     d_beta = dy.sum(others)  # (N6)
     d_x_hat = lay(gamma * r) * dy  # (N37)
-    d_var = -0.5 * inv_std**3 * (d_x_hat * (x - lay(mu))).sum(others)  # (N8)
+    d_var = -0.5 * inv_std**3 * (d_x_hat * kept.known(x - lay(mu))).sum(others)  # (N8)
+    d_eps = d_var.sum()  # (N8); r and d are constants
     d_mu = -inv_std * d_x_hat.sum(others)  # (N10)
+    at_var, at_mu, d_var_total, d_mu_total = d_var, d_mu, None, None
+    m_bar, v_bar = f.at_returned(m_bar, v_bar, mu)
+    if m_bar is not None and v_bar is not None:
+        at_var = d_var_total = d_var + v_bar  # (N13)
+        at_mu = d_mu_total = d_mu + m_bar  # (N13)
     dx_through_x_hat = lay(inv_std) * d_x_hat  # (N11), part 1
-    dx_through_mu = jnp.broadcast_to(lay(d_mu / M), x.shape)  # (N11), part 2
-    dx_through_var = lay(d_var) * 2 / M * (x - lay(mu))  # (N11), part 3
+    dx_through_mu = kept.masked(jnp.broadcast_to(lay(at_mu / n), x.shape))  # (N11), part 2; (N24): where w = 1
+    dx_through_var = kept.masked(lay(at_var / n) * 2 * (x - lay(mu)))  # (N11), part 3; (N24): where w = 1
     dx = dx_through_x_hat + dx_through_mu + dx_through_var  # (N11)
     return gather(BatchRenorm, locals())
