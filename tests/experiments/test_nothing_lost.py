@@ -137,6 +137,17 @@ def test_what_goes_wrong_with_a_checkpoint_is_one_line(folder, tmp_path):
     assert "18: damaged, or not a checkpoint of this experiment; delete that folder to go on from step 12 (" in line
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("interruptible")
+def test_ctrl_c_while_a_step_is_compiled(folder, tmp_path):
+    """A line and the exit status, wherever in it: JAX's threads may still compile when the process ends."""
+    process = start("train", "--data", folder, "--epochs", 1000, "--out", tmp_path / "run")
+    assert process.stderr is not None
+    assert any(line.startswith("compiling") for line in iter(process.stderr.readline, ""))
+    process.send_signal(signal.SIGINT)
+    assert finish(process, 130).splitlines()[-1].startswith("interrupted. ")
+
+
 @pytest.fixture
 def saved(tmp_path):
     """A small state, saved after steps 1 and 2."""
