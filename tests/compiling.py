@@ -11,7 +11,7 @@ from jax._src import compiler
 from jax._src.interpreters import mlir
 
 
-def _known(options: dict[str, bool]) -> dict[str, bool]:
+def _known(options: dict[str, int]) -> dict[str, int]:
     """Those options, if this version of XLA has them."""
     try:
         jax.jit(lambda: 0, compiler_options=options)()
