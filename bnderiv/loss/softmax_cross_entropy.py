@@ -43,7 +43,8 @@ def softmax_cross_entropy(
     Args:
       logits: z, shape (..., K), floating dtype.
       labels: y, weights of the same shape, floating dtype: a one-hot code, probabilities, or with any sum.
-      label_smoothing: α, a number in [0, 1]. Labels of any sum get the same α/n, in a row of zeros as well.
+      label_smoothing: α, a number in [0, 1]. Labels of any sum get the same α/n, in a row of zeros as well. It is part
+        of the program: a schedule of α compiles one for each value.
       class_weights: w, shape (K,), floating dtype. They have a gradient, too (S13).
       where: booleans, which count, as in optax: of the rank of `logits`, broadcast to (..., K), for classes; of a rank
         less, broadcast to (...), for whole examples. What does not count reaches nothing, NaN and infinity included,

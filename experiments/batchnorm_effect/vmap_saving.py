@@ -30,7 +30,7 @@ class Settings(_options.WithData):
     steps: AtLeastOne = 200
     """The steps of each run."""
     repeats: AtLeastOne = 3
-    """Each is timed so often, and the least time counts."""
+    """The number of timed runs; the least time counts."""
 
 
 def seconds(f: Any, repeats: int) -> float:

@@ -84,7 +84,7 @@ class Options(_options.Measured):
     only: tuple[str, ...] = ()
     """Only the cases with one of these in their names are compiled."""
     resume: bool = False
-    """What the file of results has is left out."""
+    """Cases that the file of results already has are left out."""
 
 
 def in_training(layer: Callable[..., Any]) -> Callable[..., Any]:

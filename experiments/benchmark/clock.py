@@ -6,7 +6,7 @@ program, its data and the processor as a training loop does. Reported are the me
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -65,7 +65,11 @@ def interleaved(contestants: Mapping[str, Contestant], effort: Effort, per: int 
         for name, runs in warming.items():
             time.sleep(PAUSE)
             seconds[name] += contestants[name](runs + effort.burst)[runs:]
-    for name, taken in seconds.items():
-        quartiles = np.percentile(taken, [25, 50, 75]) * 1e3 / per
-        times[name] = {"ms": [float(f"{q:.4g}") for q in quartiles], "runs": len(taken)}
+    times |= {name: quartiles(taken, per) for name, taken in seconds.items()}
     return {name: times[name] for name in contestants}
+
+
+def quartiles(seconds: Sequence[float], per: int = 1) -> dict[str, Any]:
+    """Of the runs, in milliseconds; `per` as above."""
+    found = np.percentile(seconds, [25, 50, 75]) * 1e3 / per
+    return {"ms": [float(f"{q:.4g}") for q in found], "runs": len(seconds)}

@@ -12,7 +12,7 @@ import numpy as np
 
 import bnderiv
 from experiments.benchmark import steps
-from experiments.benchmark.clock import Effort, interleaved, of_jax
+from experiments.benchmark.clock import Effort, interleaved, of_jax, quartiles
 from experiments.benchmark.layers import both_ways
 from experiments.benchmark.memory import saved
 
@@ -78,7 +78,7 @@ def _compile(effort: Effort) -> dict[str, Any]:
     names = {"closed_form": "bnderiv", "autodiff": "plain autodiff"}
     return {
         names[gradients]: {
-            part: _quartiles(column) for part, column in zip(parts, zip(*taken[1:], strict=True), strict=True)
+            part: quartiles(column) for part, column in zip(parts, zip(*taken[1:], strict=True), strict=True)
         }
         for gradients, taken in seconds.items()
     }
@@ -96,9 +96,4 @@ def _import(effort: Effort) -> dict[str, Any]:
         run = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True)
         taken.append([float(s) for s in run.stdout.split()])
     jax_alone, ours = zip(*taken[1:], strict=True)
-    return {"jax": _quartiles(jax_alone), "bnderiv, after it": _quartiles(ours)}
-
-
-def _quartiles(seconds: Any) -> dict[str, Any]:
-    quartiles = np.percentile(seconds, [25, 50, 75]) * 1e3
-    return {"ms": [float(f"{q:.4g}") for q in quartiles], "runs": len(seconds)}
+    return {"jax": quartiles(jax_alone), "bnderiv, after it": quartiles(ours)}

@@ -50,7 +50,8 @@ class LeNet5(nn.Module):
 
 def lenet(compiled: Callable[[Any], Any], batch: int, pool: str, activation: str) -> Callable[[], Any]:
     """A step: value, gradient and SGD."""
-    network = LeNet5(pool, activation).to(DEVICE, memory_format=torch.channels_last)
+    network: Any = LeNet5(pool, activation)
+    network = network.to(DEVICE, memory_format=torch.channels_last)  # an argument that PyTorch's types leave out
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
     x = torch.randn(batch, 1, 28, 28, device=DEVICE).to(memory_format=torch.channels_last)
     labels = torch.randint(0, 10, (batch,), device=DEVICE)

@@ -43,7 +43,7 @@ class Settings(_options.WithData):
     process_id: int | None = None
     """The number of this process, from 0."""
     group: Annotated[int, ">= 0"] = 0
-    """So many devices share the statistics of batch norm; 0 for all (synchronized), 1 for none (ghost batches)."""
+    """The devices that share the statistics of batch norm: 0 for all (synchronized), 1 for none (ghost batches)."""
     batch_size: AtLeastOne = 64
     """The images of a step, over all devices."""
     epochs: AtLeastOne = 3

@@ -35,13 +35,13 @@ class Compare(_options.Options):
     data: str | None = None
     """A folder of IDX files; None takes the digits."""
     seeds: Annotated[int, ">= 2"] = 5
-    """Every setting is trained with the seeds 0, 1 and so on, so many."""
+    """The number of seeds, 0, 1 and so on; every setting is trained with each."""
     out: Path | None = None
     """The folder of the results; None takes one in runs/, of the file's name."""
     redraw: bool = False
     """Nothing is trained: all else is made again from the numbers that are there."""
     seconds: str | None = None
-    """The name of a setting of which one epoch is timed, for the table, and no more done. Run nothing beside it."""
+    """The name of a setting: one epoch of it is timed for the table, and nothing is trained. Run nothing beside it."""
 
 
 @_command.command

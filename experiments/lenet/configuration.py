@@ -70,7 +70,7 @@ class Configuration(_options.Options):
     """The schedule of the learning rate. "cosine" and "linear" fall to 0; "steps" falls to a tenth at half and again at
     three quarters of the run."""
     warmup: Annotated[int, ">= 0"] = 0
-    """In so many epochs the rate rises from 0, before the schedule."""
+    """The epochs in which the rate rises from 0, before the schedule."""
     momentum: Annotated[float, "in [0, 1)"] = 0.9
     """The momentum of the optimizers "momentum" and "nesterov"."""
     decay: Annotated[float, ">= 0"] = 0.0
@@ -82,7 +82,7 @@ class Configuration(_options.Options):
     epochs: AtLeastOne = 30
     """The passes over the training images, each in a new order."""
     shift: Annotated[int, ">= 0"] = 3
-    """Each training image is moved by up to so many pixels, anew each time."""
+    """The most pixels by which a training image is moved, anew each time."""
     seed: Seed = 0
     """The seed of parameters, order and shifts."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -90,7 +90,7 @@ class Configuration(_options.Options):
     attachment: Literal["closed_form", "forward_mode", "autodiff"] = "closed_form"
     """The gradients are derived by hand, derived by hand in both modes, or JAX's own of a plain forward."""
     devices: AtLeastOne = 1
-    """Each batch is sharded over so many devices; statistics are those of the whole batch."""
+    """The number of devices over which each batch is sharded; statistics are those of the whole batch."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -45,7 +45,7 @@ class Train:
     out: Path | None = None
     """The folder of the run. None takes a new one in runs/, named by the time; a folder of the same run goes on."""
     checkpoint_every: int = 0
-    """A checkpoint is written after every so many steps, besides that after every epoch; 0 for none besides."""
+    """The steps between two checkpoints, besides the checkpoint after every epoch; 0 for none besides."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Resume(OfRun):
     """Goes on with a run from its last checkpoint, to the bits it would have ended with."""
 
     checkpoint_every: int = 0
-    """A checkpoint is written after every so many steps, besides that after every epoch; 0 for none besides."""
+    """The steps between two checkpoints, besides the checkpoint after every epoch; 0 for none besides."""
 
 
 class Test(OfRun):

@@ -142,6 +142,9 @@ def train(
                     save(state, Progress(history, time.perf_counter() - begun))
             check(jax.block_until_ready(state))
             _note(history, state, in_epoch, time.perf_counter() - begun, data, configuration)
+            if not history["training_loss"][-1] < ABSURD and not int(state.diverged):  # its last step was too far
+                state = state._replace(diverged=jnp.copy(state.step))
+                check(state)
             state, earlier = state._replace(norms=jax.tree.map(jnp.zeros_like, state.norms)), 0.0
             save(state, Progress(history, 0.0))
             shown = "loss {training_loss:.4f}, accuracy {training_accuracy:.1%}, test {test_accuracy:.1%}"

@@ -55,9 +55,9 @@ class Settings(_options.Measured):
     """What is measured."""
 
     quick: bool = False
-    """Small shapes and few rounds, to see that it works."""
+    """Shapes are small and rounds few, to see that it works."""
     seed: _options.Seed = 0
-    """Of the inputs, the parameters and the cotangents."""
+    """The seed of the inputs, the parameters and the cotangents."""
 
 
 def both_ways(norm: Norm) -> Callable[..., Any]:

@@ -83,12 +83,19 @@ def parameters(run: Path) -> dict[str, np.ndarray]:
         return dict(file)
 
 
+@pytest.fixture(scope="module")
+def whole(folder, tmp_path_factory):
+    """A run that nothing stopped."""
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    finish(start("train", *CHOSEN.arguments(), "--data", folder, "--out", run))
+    return run
+
+
 @pytest.mark.slow
-def test_killed_at_three_points_it_ends_with_the_same_bits(folder, tmp_path):
+def test_killed_at_three_points_it_ends_with_the_same_bits(folder, whole, tmp_path):
     """Between two checkpoints in an epoch's middle; while one is written; after the last, before the results."""
     options = [*CHOSEN.arguments(), "--data", folder, "--checkpoint-every", 4]
-    whole, run = tmp_path / "whole", tmp_path / "killed"
-    finish(start("train", *options, "--out", whole))
+    run = tmp_path / "killed"
     kept = run / "checkpoints"
 
     kill_when(start("train", *options, "--out", run), lambda: (kept / "4").exists() and not list(kept.glob(UNFINISHED)))
@@ -117,24 +124,35 @@ def test_killed_at_three_points_it_ends_with_the_same_bits(folder, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # the limit is set between fork and exec
-def test_what_goes_wrong_with_a_checkpoint_is_one_line(folder, tmp_path):
+def test_what_goes_wrong_with_a_checkpoint_is_one_line(folder, whole, tmp_path):
     """In a process of its own: Orbax, TensorStore and their threads have loggers and hooks that pytest would hide."""
-    options = [*CHOSEN.arguments(), "--data", folder, "--out"]
-    run = tmp_path / "run"
+    run = tmp_path / "full"
 
     def without_room():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 
-    full = finish(start("train", *options, run, preexec_fn=without_room), 1).splitlines()
+    options = [*CHOSEN.arguments(), "--data", folder, "--out", run]
+    full = finish(start("train", *options, preexec_fn=without_room), 1).splitlines()
     assert [line for line in full if not re.match(r"Perceptron: .*step/s|\w+ .*…$|run /", line)] == full[-1:]
     assert "the checkpoint of step 6 cannot be written (File too large); there is none before it. Make room" in full[-1]
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["lock"]
-    finish(start("train", *options, run))
+    run = shutil.copytree(whole, tmp_path / "damaged")
     (run / "checkpoints" / "18" / "about" / "metadata").write_bytes(b"{")
     *words, line = finish(start("test", run), 1).splitlines()
     assert words == ["importing …", "reading the images …", "making the first state …"]
     assert "18: damaged, or not a checkpoint of this experiment; delete that folder to go on from step 12 (" in line
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("interruptible")
+def test_ctrl_c_while_a_step_is_compiled(folder, tmp_path):
+    """A line and the exit status, wherever in it: JAX's threads may still compile when the process ends."""
+    process = start("train", "--data", folder, "--epochs", 1000, "--out", tmp_path / "run")
+    assert process.stderr is not None
+    assert any(line.startswith("compiling") for line in iter(process.stderr.readline, ""))
+    process.send_signal(signal.SIGINT)
+    assert finish(process, 130).splitlines()[-1].startswith("interrupted. ")
 
 
 @pytest.fixture

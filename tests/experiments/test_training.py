@@ -294,22 +294,25 @@ def test_answers_are_those_of_the_images_whatever_the_chunk(monkeypatch):
 
 
 def test_a_run_that_diverges_says_at_which_step_and_saves_nothing_of_it(monkeypatch):
-    """The first step's loss is still a loss; the kernels it leaves are 1e29. In a comparison it goes on."""
+    """The first step's loss is still a loss; the kernels it leaves are 1e29. In a comparison it goes on.
+
+    Where that step is the last one too, the loss after it tells.
+    """
     monkeypatch.setattr(jax, "jit", fast_jit)
     training._compiled_step.cache_clear()
     chosen, data, saved = dataclasses.replace(PLAIN, learning_rate=1e30, epochs=1), make_data(), []
 
-    def train(**how):
+    def train(data, **how):
         state = training.start(SHAPE, 3, chosen)
         progress = training.Progress(training.new_history(state), 0.0)
         return training.train(state, progress, data, chosen, lambda state, _: saved.append(int(state.step)), **how)
 
-    with pytest.raises(
-        training.Diverged, match=r"diverged: from step 2 on, in epoch 1, .* --learning-rate than 1e\+30"
-    ):
-        train(every=2)
-    assert saved == []
-    state, progress = train(to_the_end=True)
+    for first, images in ((2, data), (1, make_data(train=8))):
+        message = rf"diverged: from step {first} on, in epoch 1, .* --learning-rate than 1e\+30"
+        with pytest.raises(training.Diverged, match=message):
+            train(images, every=2)
+        assert saved == []
+    state, progress = train(data, to_the_end=True)
     assert (int(state.diverged), saved, len(progress.history["test_loss"])) == (2, [3], 1)
 
 
