@@ -14,7 +14,7 @@ from bnderiv.check import against_reference, deliberate, differences, pure_and_l
 from bnderiv.check.judge import raised
 from bnderiv.check.point import Point
 from bnderiv.check.problem import Arguments
-from bnderiv.check.report import FAIL, Report, Row, where_raised
+from bnderiv.check.report import FAIL, NOT_AVAILABLE, Report, Row, message, where_raised
 
 _MODES: dict[str, Callable[[Point], Iterator[Row]]] = {
     "value": against_reference.value,
@@ -140,17 +140,25 @@ def compare(
         point.cotangent = point.given_cotangent(cotangent)
     if not point.differentiable:
         return Report(title, (*_rows(point, [m for m in chosen if m == "value"]), _nothing(point)))
-    problem = _gradient_raises(point)
+    problem = _raises(lambda: point.gradient)
     if problem is not None and arguments.numbers:
         # A Python number may have to stay one, such as an argument in nondiff_argnums.
         fixed = Point(f, reference, Arguments(f, args, argnums, static_numbers=True), key, tolerances)
         fixed.cotangent = point.cotangent
-        if fixed.differentiable and _gradient_raises(fixed) is None:
+        if fixed.differentiable and _raises(lambda: fixed.gradient) is None:
             point, problem = fixed, None
     if problem is not None:
         return Report(title, (Row("structure", "the backward raises", verdict=FAIL, note=where_raised(problem)),))
-    rows = _rows(point, chosen)
-    return Report(title, tuple(deliberate.excused(point, rows, expected)))
+    first: list[Row] = []
+    if reference is not None:
+        without = _raises(lambda: point.truth)
+        if without is not None and _raises(lambda: point.true_value) is None and point.same_values:
+            first = [*_rows(point, [m for m in chosen if m == "value"]), _no_gradient(without)]
+            kept, point = point, Point(f, None, point.arguments, key, tolerances)
+            point.cotangent = kept.cotangent
+            chosen = tuple("finite_differences" if mode == "gradient" else mode for mode in chosen if mode != "value")
+    rows = deliberate.excused(point, [*first, *_rows(point, chosen)], expected)
+    return Report(title, (*rows, *_untold(rows)))
 
 
 def _rows(point: Point, chosen: Sequence[str]) -> list[Row]:
@@ -174,12 +182,26 @@ def _once(rows: Sequence[Row]) -> list[Row]:
     return list(kept.values())
 
 
-def _gradient_raises(point: Point) -> Exception | None:
+def _raises(compute: Callable[[], Any]) -> Exception | None:
     try:
-        point.gradient  # noqa: B018
+        compute()
     except Exception as error:
         return error
     return None
+
+
+def _no_gradient(error: Exception) -> Row:
+    note = f"the reference has no gradient ({message(error)}): see finite differences"
+    return Row("gradient", "gradient", verdict=NOT_AVAILABLE, note=note)
+
+
+def _untold(rows: Sequence[Row]) -> list[Row]:
+    """A failure if no check could compare the gradient itself, though some were asked to."""
+    telling = [row for row in rows if row.mode in ("gradient", "finite_differences")]
+    if not telling or any(row.verdict != NOT_AVAILABLE for row in telling):
+        return []
+    note = f"nothing here tells whether it is right: {telling[-1].note}"
+    return [Row(telling[-1].mode, "the gradient itself", verdict=FAIL, note=note)]
 
 
 def _nothing(point: Point) -> Row:

@@ -124,6 +124,22 @@ def sees_symbolic_zeros(f: Callable, *args: Any) -> bool:
     return any(e.params.get("symbolic_zeros", False) for e in equations(program))
 
 
+def may_not_end(f: Callable, *args: Any) -> bool:
+    """Whether a `while_loop` in `f` compares floating numbers in its condition, and counts nothing."""
+    for e in _program(f, *args):
+        if e.primitive.name == "while":
+            compared = [i.invars[0].aval.dtype for i in equations(e.params["cond_jaxpr"]) if _compares(i)]
+            if any(jnp.issubdtype(d, jnp.inexact) for d in compared) and not any(
+                jnp.issubdtype(d, jnp.integer) for d in compared
+            ):
+                return True
+    return False
+
+
+def _compares(equation: Any) -> bool:
+    return equation.primitive.name in ("lt", "le", "gt", "ge", "ne", "eq")
+
+
 def _program(f: Any, *args: Any) -> list[Any]:
     try:
         return list(equations(f if hasattr(f, "eqns") else jax.make_jaxpr(f)(*args)))

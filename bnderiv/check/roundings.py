@@ -69,6 +69,16 @@ def measured(function: Callable, *args: Any, truth: Sequence[Any] | None = None)
     return found
 
 
+def without_rules(function: Callable) -> Callable:
+    """`function` as JAX differentiates it if its rules are left out."""
+
+    def run(*args: Any) -> list[Any]:
+        closed = jax.make_jaxpr(function)(*args)
+        return _evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(args), lambda a: a)
+
+    return run
+
+
 def _shaken(closed: Any) -> Callable:
     def run(seed: Any, *args: Any) -> list[Any]:
         count = itertools.count(1)

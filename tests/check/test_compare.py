@@ -252,7 +252,7 @@ def test_nan_at_a_zero_cotangent_where_residuals_are_huge():
     f = rule(identity, lambda residuals, ct: (ct * residuals[0] ** 3 / residuals[0] ** 3,))
     for reference in (identity, None):
         report = compare(f, reference, X_W[0], modes=("gradient", "linearity"))
-        assert "linearity: zero, arguments × 2^60" in failures(report)
+        assert "linearity: zero, arguments of 2^60" in failures(report)
         assert "linearity: zero" not in failures(report)
 
 
