@@ -1,8 +1,8 @@
 """`compare`: runs the modes one by one. A mode that raises becomes a failed row.
 
 A mode is a generator of rows from a `Point`, which is one function at one point with its truth.
-`against_reference.py` and `differences.py` compare with the truth. `under_transforms.py` runs the rule under JAX's
-transforms. `pure_and_linear.py` needs no truth.
+`values.py`, `first_order.py`, `second_order.py` and `differences.py` compare with the truth. `under_transforms.py` runs
+the rule under JAX's transforms. `pure_and_linear.py` needs no truth.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,20 +10,28 @@ from typing import Any
 
 import jax
 
-from bnderiv.check import against_reference, deliberate, differences, pure_and_linear, under_transforms
+from bnderiv.check import (
+    deliberate,
+    differences,
+    first_order,
+    pure_and_linear,
+    second_order,
+    under_transforms,
+    values,
+)
 from bnderiv.check.judge import raised
 from bnderiv.check.point import Point
 from bnderiv.check.problem import Arguments
 from bnderiv.check.report import FAIL, NOT_AVAILABLE, Report, Row, message, where_raised
 
 _MODES: dict[str, Callable[[Point], Iterator[Row]]] = {
-    "value": against_reference.value,
-    "structure": against_reference.structure,
-    "gradient": against_reference.gradient,
-    "float64": against_reference.float64,
+    "value": values.value,
+    "structure": values.structure,
+    "gradient": first_order.gradient,
+    "float64": first_order.float64,
     "finite_differences": differences.finite_differences,
-    "second_order": against_reference.second_order,
-    "jvp": against_reference.jvp,
+    "second_order": second_order.second_order,
+    "jvp": first_order.jvp,
     "jit": under_transforms.jit,
     "vmap": under_transforms.vmap,
     "scan": under_transforms.scan,

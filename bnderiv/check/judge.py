@@ -12,7 +12,7 @@ import numpy as np
 
 from bnderiv.check import numbers
 from bnderiv.check.point import Point, join
-from bnderiv.check.report import FAIL, NOT_AVAILABLE, OK, Row, where_raised
+from bnderiv.check.report import FAIL, KINK, NOT_AVAILABLE, OK, Row, message, where_raised
 from bnderiv.check.roundings import Roundings
 
 # Roundings beyond this part of an array hide what is to be checked.
@@ -161,3 +161,19 @@ def apart_in_digits(a: Any, b: Any) -> tuple[str, str]:
 def raised(mode: str, error: Exception, check: str = "", argument: str = "") -> Row:
     verdict = NOT_AVAILABLE if "UNIMPLEMENTED" in str(error) else FAIL  # by this backend, whatever the rule
     return Row(mode, check or mode.replace("_", " "), argument, verdict, note=where_raised(error))
+
+
+def after_kinks(at: Point, rows: Any) -> Iterator[Row]:
+    """Where there is no truth, failures become "kink" or "n/a": derivatives of a gradient that jumps need not agree."""
+    for row in rows:
+        if row.verdict == FAIL and at.no_truth == KINK:
+            row = replace(row, verdict=KINK, note="no derivative here: the gradient jumps")
+        elif row.verdict == FAIL and at.no_truth:
+            row = replace(row, verdict=NOT_AVAILABLE, note=at.no_truth)
+        yield row
+
+
+def impossible(mode: str, error: Exception, check: str = "", note: str = "") -> Row:
+    """JAX cannot differentiate this; that is no fault of the gradient."""
+    name = check or mode.replace("_", " ")
+    return Row(mode, name, verdict=NOT_AVAILABLE, note=join(note, message(error) if "custom_vjp" not in note else ""))
