@@ -97,12 +97,16 @@ def _asked(at: Point, row: Row, i: int, actual: Any, expected: Any) -> Row:
 
 def _in_float64(at: Point, row: Row, i: int, expected: Any) -> Row:
     """Where roundings hide a gradient: whether its formula is right in float64."""
-    (_, gradient), double, _ = at.pulled
-    if not double or at.in_double:
-        return row
-    size = judge.magnitude_of(at, expected[i])
+    size, spread = judge.magnitude_of(at, expected[i]), at.truth.roundings()[len(at.value) + i].spread
+    try:
+        data = at.cotangent, at.floats, at.carried
+        (_, gradient), (_, expected) = (at.without_casts(derivatives.pull, h, *data) for h in (at.h, at.r))
+        spread = 0.0
+    except Exception:
+        (_, gradient), double, _ = at.pulled
+        if not double or at.in_double:
+            return row
     error, index, _apart = numbers.distance(gradient[i], expected[i], size)
-    allowed = max(1e-6, 1e-6 * at.truth.roundings()[len(at.value) + i].spread / size)
-    if error <= allowed:
+    if error <= max(1e-6, 1e-6 * spread / size):
         return replace(row, verdict=OK, note=f"right in float64; {row.note}")
     return replace(row, verdict=FAIL, note=f"wrong in float64 too: {judge.unlike(gradient[i], expected[i], index)}")

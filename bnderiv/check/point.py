@@ -11,10 +11,13 @@ import numpy as np
 
 from bnderiv.check import derivatives, numbers
 from bnderiv.check.call import Call
+from bnderiv.check.casts import without_casts
 from bnderiv.check.problem import coarsest_ulp, random_draws
 from bnderiv.check.report import message
 from bnderiv.check.roundings import Roundings, measured
 from bnderiv.check.slopes import Lines
+
+_SINGLE = 1e-6  # ulps beyond that are of half precision
 
 
 class Truth(NamedTuple):
@@ -177,6 +180,22 @@ class Point(Call):
                     raise TypeError(f"a result stays {leaf.dtype}")
             return jax.tree.map(np.asarray, result)
 
+    def without_casts(self, compute: Callable, h: Callable, *data: Any) -> Any:
+        """`compute(h, *data)` in float64, also where it casts to narrower dtypes.
+
+        Raises:
+          TypeError: that cannot be, or there is no cast to half precision.
+        """
+        if not self._rounds_to_half or not self._draws_the_same(h):
+            raise TypeError("nothing is cast to half precision")
+        with jax.enable_x64(True):
+            function = without_casts(partial(compute, h))
+            return jax.tree.map(np.asarray, derivatives.quick_jit(function)(*map(derivatives.widen, data)))
+
+    @cached_property
+    def _rounds_to_half(self) -> bool:
+        return coarsest_ulp(self.h, derivatives.widen(self.floats), self.carried) > _SINGLE
+
     def _draws_the_same(self, h: Callable) -> bool:
         """Whether `h` draws the same random bits for float64 arguments."""
         if h not in self._same_draws:
@@ -204,6 +223,12 @@ class Point(Call):
         except Exception:
             double = False
         return self.lines_of(self.h, self.cotangent, double)
+
+    @cached_property
+    def lines_without_casts(self) -> Lines:
+        with double_precision(True):
+            floats, carried, cotangent = map(derivatives.widen, (self.floats, self.carried, self.cotangent))
+            return Lines(without_casts(self.h), floats, carried, cotangent, numbers.ulp(jnp.float64), True)
 
     def lines_of(self, function: Callable, cotangent: Any, double: bool) -> Lines:
         with double_precision(double):

@@ -102,6 +102,13 @@ def equations(jaxpr: Any) -> Iterator[Any]:
                 yield from equations(inner)
 
 
+def inner_of(equation: Any) -> Any:
+    """The jaxpr that an equation calls with its own arguments, such as a jit or a rule; None for any other."""
+    inner = next((equation.params[p] for p in ("jaxpr", "call_jaxpr", "fun_jaxpr") if p in equation.params), None)
+    same = inner is not None and len(getattr(inner, "jaxpr", inner).invars) == len(equation.invars)
+    return inner if same else None
+
+
 def random_draws(f: Callable, *args: Any) -> list[tuple[Any, ...]]:
     """Bit width and shape of every random draw in `f`, in program order; empty if `f` cannot be traced."""
     draws = [e.params for e in _program(f, *args) if e.primitive.name == "random_bits"]
