@@ -81,8 +81,8 @@ def compare(
       scan: the gradient through a loop of calls equals the gradient of each call.
       checkpoint: the gradient under `jax.checkpoint` is unchanged.
       determinism: two calls agree to the bit, with a call at another point in between. The gradient there is right too.
-      linearity: twice the cotangent gives twice the gradient, to the bit; the gradient of a sum is the sum. A zero
-        cotangent gives exactly zero, for huge and tiny arguments too.
+      linearity: twice the cotangent gives twice the gradient, to the bit, as do powers of 2 far from 1; the gradient of
+        a sum is the sum. A zero cotangent gives exactly zero, for huge and tiny arguments too.
       subsets: the gradient does not depend on which arguments are differentiated and which outputs are used. "n/a"
         unless a rule is told (`symbolic_zeros`).
 
@@ -92,7 +92,8 @@ def compare(
 
     Args:
       f: the function with the rule. Arguments and outputs may be any pytrees. Bind keywords with `functools.partial`.
-      reference: the same function for autodiff, or None.
+      reference: the same function for autodiff, or None. If JAX cannot differentiate it, it serves for the value, and
+        finite differences for the gradient.
       *args: the point. Floating and complex arrays are differentiated, and Python numbers that `f` takes as arrays.
         Integer and boolean arrays are not. Any other object is passed unchanged, so that static arguments stay static.
       cotangent: has the structure of the output; drawn from `key` by default.
@@ -105,7 +106,8 @@ def compare(
         passes it only if it is what you expect.
 
     Returns:
-      A `Report`. Print it, show it in a notebook, read `.passed`, or call `.raise_if_failed()` in a test.
+      A `Report`. Print it, show it in a notebook, read `.passed`, or call `.raise_if_failed()` in a test. A gradient
+      that no check can tell, because roundings or infinities hide it, does not pass.
 
     Raises:
       TypeError: `f` or `reference` is not callable.

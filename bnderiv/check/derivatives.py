@@ -94,9 +94,7 @@ class Program:
 
     def __call__(self, *args: Any) -> Any:
         try:
-            return jax.block_until_ready(self.jitted(*args))  # errors of a program are raised when it is waited for
-        except jax.errors.JaxRuntimeError:  # such as a product of bfloat16 arrays, which XLA:CPU has only if optimized
-            return jax.block_until_ready(jax.jit(self.function)(*args))
+            return jax.block_until_ready(self.jitted(*args))  # until then its errors are not raised
         except Exception:
             return self.function(*args)
 
