@@ -143,6 +143,16 @@ def may_not_end(f: Callable, *args: Any) -> bool:
     return False
 
 
+def converges(f: Callable, *args: Any) -> bool:
+    """Whether a loop in `f` ends when floating numbers are small enough, or is hidden within a primitive."""
+    loops = [e for e in _program(f, *args) if e.primitive.name in ("while", "scan")]
+    conditions = [e.params["cond_jaxpr"] for e in loops if e.primitive.name == "while"]
+    for condition in conditions:
+        if any(_compares(i) and jnp.issubdtype(i.invars[0].aval.dtype, jnp.inexact) for i in equations(condition)):
+            return True
+    return not loops and "stablehlo.while" in jax.jit(f).lower(*args).as_text()
+
+
 def _compares(equation: Any) -> bool:
     return equation.primitive.name in ("lt", "le", "gt", "ge", "ne", "eq")
 

@@ -13,7 +13,7 @@ import numpy as np
 from bnderiv.check import derivatives, differences, judge, numbers
 from bnderiv.check.numbers import wide
 from bnderiv.check.point import Point
-from bnderiv.check.problem import may_not_end, sees_symbolic_zeros
+from bnderiv.check.problem import converges, may_not_end, sees_symbolic_zeros
 from bnderiv.check.report import FAIL, NOT_AVAILABLE, OK, Row, message
 from bnderiv.check.roundings import without_rules
 
@@ -140,7 +140,10 @@ def subsets(at: Point) -> Iterator[Row]:
 
 
 def _converges(at: Point) -> bool:
-    return may_not_end(partial(derivatives.pull, at.h), at.cotangent, at.floats, at.carried)
+    try:
+        return converges(partial(derivatives.pull, at.h), at.cotangent, at.floats, at.carried)
+    except Exception:  # it cannot be traced
+        return False
 
 
 def _to_the_bit(scaled: Any, expected: Any) -> bool:

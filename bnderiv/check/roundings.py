@@ -69,11 +69,11 @@ def measured(function: Callable, *args: Any, truth: Sequence[Any] | None = None)
 
 
 def without_rules(function: Callable) -> Callable:
-    """`function` as JAX differentiates it if its rules are left out."""
+    """A function that returns a tuple, as JAX differentiates it if its rules are left out."""
 
-    def run(*args: Any) -> list[Any]:
+    def run(*args: Any) -> tuple[Any, ...]:
         closed = jax.make_jaxpr(function)(*args)
-        return _evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(args), lambda a: a)
+        return tuple(_evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(args), lambda a: a))
 
     return run
 
