@@ -1,8 +1,8 @@
 """`compare`: runs the modes one by one. A mode that raises becomes a failed row.
 
 A mode is a generator of rows from a `Point`, which is one function at one point with its truth.
-`against_reference.py` and `differences.py` compare with the truth. `under_transforms.py` runs the rule under JAX's
-transforms. `pure_and_linear.py` needs no truth.
+`values.py`, `first_order.py`, `second_order.py` and `differences.py` compare with the truth. `under_transforms.py` runs
+the rule under JAX's transforms. `pure_and_linear.py` needs no truth.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,20 +10,28 @@ from typing import Any
 
 import jax
 
-from bnderiv.check import against_reference, deliberate, differences, pure_and_linear, under_transforms
+from bnderiv.check import (
+    deliberate,
+    differences,
+    first_order,
+    pure_and_linear,
+    second_order,
+    under_transforms,
+    values,
+)
 from bnderiv.check.judge import raised
 from bnderiv.check.point import Point
 from bnderiv.check.problem import Arguments
-from bnderiv.check.report import FAIL, Report, Row, where_raised
+from bnderiv.check.report import FAIL, NOT_AVAILABLE, Report, Row, message, where_raised
 
 _MODES: dict[str, Callable[[Point], Iterator[Row]]] = {
-    "value": against_reference.value,
-    "structure": against_reference.structure,
-    "gradient": against_reference.gradient,
-    "float64": against_reference.float64,
+    "value": values.value,
+    "structure": values.structure,
+    "gradient": first_order.gradient,
+    "float64": first_order.float64,
     "finite_differences": differences.finite_differences,
-    "second_order": against_reference.second_order,
-    "jvp": against_reference.jvp,
+    "second_order": second_order.second_order,
+    "jvp": first_order.jvp,
     "jit": under_transforms.jit,
     "vmap": under_transforms.vmap,
     "scan": under_transforms.scan,
@@ -73,8 +81,8 @@ def compare(
       scan: the gradient through a loop of calls equals the gradient of each call.
       checkpoint: the gradient under `jax.checkpoint` is unchanged.
       determinism: two calls agree to the bit, with a call at another point in between. The gradient there is right too.
-      linearity: twice the cotangent gives twice the gradient, to the bit; the gradient of a sum is the sum. A zero
-        cotangent gives exactly zero, for huge and tiny arguments too.
+      linearity: twice the cotangent gives twice the gradient, to the bit, as do powers of 2 far from 1; the gradient of
+        a sum is the sum. A zero cotangent gives exactly zero, for huge and tiny arguments too.
       subsets: the gradient does not depend on which arguments are differentiated and which outputs are used. "n/a"
         unless a rule is told (`symbolic_zeros`).
 
@@ -84,7 +92,8 @@ def compare(
 
     Args:
       f: the function with the rule. Arguments and outputs may be any pytrees. Bind keywords with `functools.partial`.
-      reference: the same function for autodiff, or None.
+      reference: the same function for autodiff, or None. If JAX cannot differentiate it, it serves for the value, and
+        finite differences for the gradient.
       *args: the point. Floating and complex arrays are differentiated, and Python numbers that `f` takes as arrays.
         Integer and boolean arrays are not. Any other object is passed unchanged, so that static arguments stay static.
       cotangent: has the structure of the output; drawn from `key` by default.
@@ -97,7 +106,8 @@ def compare(
         passes it only if it is what you expect.
 
     Returns:
-      A `Report`. Print it, show it in a notebook, read `.passed`, or call `.raise_if_failed()` in a test.
+      A `Report`. Print it, show it in a notebook, read `.passed`, or call `.raise_if_failed()` in a test. A gradient
+      that no check can tell, because roundings or infinities hide it, does not pass.
 
     Raises:
       TypeError: `f` or `reference` is not callable.
@@ -140,17 +150,25 @@ def compare(
         point.cotangent = point.given_cotangent(cotangent)
     if not point.differentiable:
         return Report(title, (*_rows(point, [m for m in chosen if m == "value"]), _nothing(point)))
-    problem = _gradient_raises(point)
+    problem = _raises(lambda: point.gradient)
     if problem is not None and arguments.numbers:
         # A Python number may have to stay one, such as an argument in nondiff_argnums.
         fixed = Point(f, reference, Arguments(f, args, argnums, static_numbers=True), key, tolerances)
         fixed.cotangent = point.cotangent
-        if fixed.differentiable and _gradient_raises(fixed) is None:
+        if fixed.differentiable and _raises(lambda: fixed.gradient) is None:
             point, problem = fixed, None
     if problem is not None:
         return Report(title, (Row("structure", "the backward raises", verdict=FAIL, note=where_raised(problem)),))
-    rows = _rows(point, chosen)
-    return Report(title, tuple(deliberate.excused(point, rows, expected)))
+    first: list[Row] = []
+    if reference is not None:
+        without = _raises(lambda: point.truth)
+        if without is not None and _raises(lambda: point.true_value) is None and point.same_values:
+            first = [*_rows(point, [m for m in chosen if m == "value"]), _no_gradient(without)]
+            kept, point = point, Point(f, None, point.arguments, key, tolerances)
+            point.cotangent = kept.cotangent
+            chosen = tuple("finite_differences" if mode == "gradient" else mode for mode in chosen if mode != "value")
+    rows = deliberate.excused(point, [*first, *_rows(point, chosen)], expected)
+    return Report(title, (*rows, *_untold(rows)))
 
 
 def _rows(point: Point, chosen: Sequence[str]) -> list[Row]:
@@ -174,12 +192,26 @@ def _once(rows: Sequence[Row]) -> list[Row]:
     return list(kept.values())
 
 
-def _gradient_raises(point: Point) -> Exception | None:
+def _raises(compute: Callable[[], Any]) -> Exception | None:
     try:
-        point.gradient  # noqa: B018
+        compute()
     except Exception as error:
         return error
     return None
+
+
+def _no_gradient(error: Exception) -> Row:
+    note = f"the reference has no gradient ({message(error)}): see finite differences"
+    return Row("gradient", "gradient", verdict=NOT_AVAILABLE, note=note)
+
+
+def _untold(rows: Sequence[Row]) -> list[Row]:
+    """A failure if no check could compare the gradient itself, though some were asked to."""
+    telling = [row for row in rows if row.mode in ("gradient", "finite_differences")]
+    if not telling or any(row.verdict != NOT_AVAILABLE for row in telling):
+        return []
+    note = f"nothing here tells whether it is right: {telling[-1].note}"
+    return [Row(telling[-1].mode, "the gradient itself", verdict=FAIL, note=note)]
 
 
 def _nothing(point: Point) -> Row:

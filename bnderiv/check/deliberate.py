@@ -83,8 +83,12 @@ def _truth(at: Point) -> list[np.ndarray] | None:
 
 
 def _linear(at: Point) -> bool:
-    doubled = at.compiled(tuple(c * jnp.asarray(2, c.dtype) for c in at.cotangent), at.floats, at.carried)[1]
-    return _alike([wide(g) for g in doubled], [2 * wide(g) for g in at.gradient])
+    far = numbers.far([c.dtype for c in (*at.cotangent, *at.gradient)])
+    for factor in (2.0, 2.0**far):
+        scaled = at.compiled(tuple(c * jnp.asarray(factor, c.dtype) for c in at.cotangent), at.floats, at.carried)[1]
+        if not _alike([wide(g) for g in scaled], [factor * wide(g) for g in at.gradient]):
+            return False
+    return True
 
 
 def _alike(some: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> bool:

@@ -23,9 +23,13 @@ def vjp(h: Callable, floats: Sequence[Any], carried: tuple) -> tuple[tuple, Call
     """As `jax.vjp`. A backward may return Python numbers: JAX accepts them, here they become arrays."""
     value, pull = jax.vjp(lambda *f: h(f, carried), *floats)
 
+    def as_array(g: Any, a: Any) -> Any:
+        """A traced Python number has become an array of integers."""
+        number = not hasattr(g, "dtype") or (isinstance(g, Tracer) and not is_inexact(g))
+        return jnp.asarray(g, a.dtype) if number else g
+
     def pull_back(cotangent: Sequence[Any]) -> tuple:
-        given = pull(tuple(cotangent))
-        return tuple(g if hasattr(g, "dtype") else jnp.asarray(g, a.dtype) for g, a in zip(given, floats, strict=True))
+        return tuple(as_array(g, a) for g, a in zip(pull(tuple(cotangent)), floats, strict=True))
 
     return value, pull_back
 
@@ -55,6 +59,7 @@ _QUICKLY = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
     "xla_cpu_use_fusion_emitters": False,
+    "xla_cpu_parallel_codegen_split_count": 1,
 }
 
 
@@ -89,7 +94,7 @@ class Program:
 
     def __call__(self, *args: Any) -> Any:
         try:
-            return self.jitted(*args)
+            return jax.block_until_ready(self.jitted(*args))  # until then its errors are not raised
         except Exception:
             return self.function(*args)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from bnderiv.check import kinks, numbers
+from bnderiv.check import derivatives, kinks, numbers
 from bnderiv.check.judge import apart_in_digits
 from bnderiv.check.point import Point, join
 from bnderiv.check.report import FAIL, KINK, NOT_AVAILABLE, OK, Row
@@ -15,12 +15,18 @@ from bnderiv.check.slopes import Lines
 MANY = 128  # an array of more elements is differenced along random directions, a smaller one element by element
 _DIRECTIONS = 8
 _MEASURED = 0.05  # a slope that is known no better than this, relative to the largest, says nothing
+_NOTHING = 1e-4  # how far a function may move, relative to itself, whose gradient vanishes
 _WORST = 16  # elements that are asked about where two gradients differ
 
 
 def finite_differences(at: Point) -> Iterator[Row]:
-    (_, gradient), _, note = at.pulled
-    yield from differenced(at, "finite_differences", "finite differences", at.lines, gradient, note)
+    try:
+        _, gradient = at.without_casts(derivatives.pull, at.h, at.cotangent, at.floats, at.carried)
+        lines, note = at.lines_without_casts, "without its casts to half precision"
+    except Exception:
+        (_, gradient), _, note = at.pulled
+        lines = at.lines
+    yield from differenced(at, "finite_differences", "finite differences", lines, gradient, note)
 
 
 def differenced(at: Point, mode: str, check: str, lines: Lines, gradient: Any, note: str = "") -> Iterator[Row]:
@@ -59,6 +65,8 @@ def _element_by_element(at: Point, row: Row, lines: Lines, gradient: Any, i: int
         if found.kink[wrong].all() and kinks.is_kink(lines, i, gradient, off):
             at.no_truth = KINK
             row = replace(row, verdict=KINK, note=kinks.NOTE)
+    elif unknown.all() and _vanishes(lines, i, claims, found):
+        row = replace(row, note=join("it vanishes but for roundings", row.note))
     elif unknown.all():
         said = "no slope can be measured: f is not finite, too noisy, or infinitely steep"
         row = replace(row, verdict=NOT_AVAILABLE, error=None, index=None, note=join(said, row.note))
@@ -84,6 +92,13 @@ def _judged(claims: Any, found: Any, size: float, tolerance: float, strict: bool
     wrong &= ~(np.isinf(claims) & unknown)
     wrong &= ~(np.isnan(claims) & ~np.isfinite(found.slope))
     return np.where(np.isnan(apart), 0.0, apart), unknown, wrong
+
+
+def _vanishes(lines: Lines, i: int, claims: Any, found: Any) -> bool:
+    """Whether claims and slopes are both nothing beside the function."""
+    noise = 4 * found.error * (numbers.largest(lines.floats[i]) or 1.0)
+    none = (np.abs(claims) <= 4 * found.error) & (np.abs(found.slope) <= 4 * found.error)
+    return bool((none & (noise <= _NOTHING * lines.weight)).all())
 
 
 def _along_directions(at: Point, row: Row, lines: Lines, gradient: Any, i: int) -> Row:
@@ -127,7 +142,7 @@ def who_is_right(at: Point, row: Row, i: int, actual: Any, expected: Any, cotang
     lines = cotangent_lines or at.lines
     apart = numbers.elementwise(actual, expected).ravel()
     unit = numbers.ulp(np.asarray(actual).dtype) if row.unit else 1.0
-    limit = (row.tolerance or 0.0) * unit * numbers.largest(expected)
+    limit = (row.tolerance or 0.0) * unit * (numbers.largest(expected) or numbers.largest(actual))
     off = [int(j) for j in np.argsort(-apart, kind="stable")[:MANY] if not apart[j] <= limit]
     units, own = lines.units(i, off[:_WORST])
     found = lines.measure(i, units, own)
@@ -160,12 +175,12 @@ def who_is_right(at: Point, row: Row, i: int, actual: Any, expected: Any, cotang
 def at_another_point(at: Point, floats: Sequence[Any], gradient: Sequence[Any], tolerance: float) -> tuple[float, bool]:
     """The error of a gradient at another point, along random directions, and whether any slope there is known."""
     lines, rng = at.lines, at.random(15)
-    directions = [[rng.standard_normal(np.shape(f)) for f in floats] for _ in range(4)]
+    if lines.undefined:
+        return 0.0, False
+    directions = [[_of_its_size(f) * rng.standard_normal(np.shape(f)) for f in floats] for _ in range(4)]
     found = lines.across(directions, floats)
-    sizes = [numbers.largest(f) or 1.0 for f in floats]
     terms = [
-        [np.real(numbers.wide(g) * d * s) for g, d, s in zip(gradient, direction, sizes, strict=True)]
-        for direction in directions
+        [np.real(numbers.wide(g) * d) for g, d in zip(gradient, direction, strict=True)] for direction in directions
     ]
     claims = np.asarray([sum(float(t.sum()) for t in row) for row in terms])
     size = (
@@ -175,11 +190,14 @@ def at_another_point(at: Point, floats: Sequence[Any], gradient: Sequence[Any], 
     with np.errstate(all="ignore"):
         apart = np.where(known, np.maximum(np.abs(claims - found.slope) - 4 * found.error, 0), 0.0)
         if (apart > tolerance * size).any():  # a gradient that vanishes carries the roundings of what cancels in it
-            moved = [
-                [r.spread * np.abs(d * s).sum() for r, d, s in zip(at.roundings, v, sizes, strict=True)]
-                for v in directions
-            ]
+            moved = [[r.spread * np.abs(d).sum() for r, d in zip(at.roundings, v, strict=True)] for v in directions]
             apart = np.maximum(apart - 4 * np.asarray([sum(m) for m in moved]), 0)
         errors = apart / size
     errors = np.where(np.isnan(claims) & known, np.inf, errors)
     return float(errors.max(initial=0.0)), bool(known.any())
+
+
+def _of_its_size(x: Any) -> np.ndarray:
+    """How far each element may move: by its own size, or by the array's if it is zero."""
+    size = np.abs(numbers.wide(x))
+    return np.where(size == 0, numbers.largest(x) or 1.0, size)

@@ -15,6 +15,8 @@ SAME = {"float64": 1e-11, "float32": 1e-5, "float16": 1e-2, "bfloat16": 6e-2}
 # Of differences, beyond the uncertainty that they have themselves.
 DIFFERENCES = {"float64": 1e-7, "float32": 5e-2, "float16": 2e-1, "bfloat16": 5e-1}
 ULPS = 32.0
+# Powers of 2 for cotangents that are far from 1 and neither overflow nor underflow in a usual backward.
+_FAR = {"float64": 60, "float32": 20, "bfloat16": 20, "float16": 4}
 
 
 class Distance(NamedTuple):
@@ -26,6 +28,10 @@ class Distance(NamedTuple):
 def lookup(table: dict[str, float], dtypes: Sequence[Any]) -> float:
     """The tolerance of the coarsest of the dtypes."""
     return max((table.get(_real(d).name, table["bfloat16"]) for d in dtypes), default=table["float64"])
+
+
+def far(dtypes: Sequence[Any]) -> int:
+    return min(_FAR[_real(d).name] for d in dtypes)
 
 
 def ulp(dtype: Any) -> float:
@@ -43,6 +49,17 @@ def distance(actual: Any, expected: Any, magnitude: float) -> Distance:
     index = tuple(int(i) for i in np.unravel_index(int(np.argmax(apart)), apart.shape))
     worst = float(apart[index])
     return Distance(worst / magnitude, index if worst > 0 else None, worst)
+
+
+def within(array: Any, dtype: Any) -> np.ndarray:
+    """The array in its wide dtype, with infinity where it exceeds the range of `dtype`."""
+    array = np.asarray(array)
+    if np.iscomplexobj(array) or not jnp.issubdtype(dtype, jnp.inexact):
+        return array
+    limit = float(jnp.finfo(dtype).max)
+    if not (np.abs(array) > limit).any():
+        return array
+    return np.where(np.abs(array) > limit, np.sign(array) * np.inf, array)
 
 
 def elementwise(actual: Any, expected: Any) -> np.ndarray:

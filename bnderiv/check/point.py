@@ -1,7 +1,7 @@
-"""One function at one point: its arguments, its cotangent, and what can be evaluated there. `judge.py` compares."""
+"""What can be evaluated of a call: the rule, its truth in float64, roundings, and differences. `judge.py` compares."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cached_property, lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -10,10 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from bnderiv.check import derivatives, numbers
-from bnderiv.check.problem import Arguments, coarsest_ulp, is_inexact, random_draws
+from bnderiv.check.call import Call
+from bnderiv.check.casts import without_casts
+from bnderiv.check.problem import coarsest_ulp, random_draws
 from bnderiv.check.report import message
 from bnderiv.check.roundings import Roundings, measured
 from bnderiv.check.slopes import Lines
+
+_SINGLE = 1e-6  # ulps beyond that are of half precision
 
 
 class Truth(NamedTuple):
@@ -25,100 +29,22 @@ class Truth(NamedTuple):
     note: str  # why it is not in float64
 
 
-class Point:
-    """The state that the modes share.
+class Point(Call):
+    """A call with everything that the modes evaluate there, each once.
 
     Attributes:
-      f, reference: the functions as given.
-      h, r: the same two as functions (floats, carried) ↦ flat tuple of floating outputs.
-      floats, carried: the arguments that are differentiated, and the other arrays.
-      out_leaves, value: all outputs of `f`, and its floating outputs.
-      cotangent: an array for each entry of `value`.
       no_truth: why derived checks have no truth here, once a mode has found that out.
       differenced: the gradient by finite differences, for each argument where every element was measured.
+      kept: what a mode keeps for the next.
     """
 
-    def __init__(self, f: Callable, reference: Any, arguments: Arguments, key: Any, tolerances: dict[str, float]):
-        self.f, self.tolerances = f, tolerances
-        self.reference: Any = reference
-        bits = jax.random.bits(jax.random.key(0) if key is None else key, (4,))
-        self.entropy = [int(b) for b in np.asarray(bits)]
-        self.arguments = a = arguments
-        self.floats, self.carried = a.floats, a.carried
-        self.h = a.bind(f)
-        self.r: Any = None if reference is None else a.bind(reference)
-        given = derivatives.fresh(a.floats), derivatives.fresh(a.carried)
-        self.out = f(*a.rebuild(*given))
-        if any(isinstance(x, jax.Array) and x.is_deleted() for x in jax.tree.leaves(given)):
-            self.h = jax.jit(self.h)  # f donates its arguments, which JAX ignores within an outer jit
-        flat, self.out_tree = jax.tree_util.tree_flatten_with_path(self.out)
-        self.out_leaves = [leaf for _, leaf in flat]
-        self.out_names = ["output" + jax.tree_util.keystr(path) for path, _ in flat]
-        self.value = tuple(jnp.asarray(leaf) for leaf in self.out_leaves if is_inexact(leaf))
-        self.cotangent = self.draw(self.value, 1)
+    def __init__(self, *call: Any):
+        super().__init__(*call)
         self.no_truth = ""
         self.differenced: dict[int, np.ndarray] = {}
+        self.kept: dict[Any, Any] = {}
         self.program = lru_cache(maxsize=None)(self._program)
         self._same_draws: dict[Callable, bool] = {}
-
-    # Random draws
-
-    def random(self, seed: int) -> np.random.Generator:
-        return np.random.default_rng([seed, *self.entropy])
-
-    def draw(self, like: Sequence[Any], seed: int) -> tuple[jax.Array, ...]:
-        """Standard normal numbers of these shapes and dtypes."""
-        rng = self.random(seed)
-
-        def normal(a: Any) -> jax.Array:
-            numbers_ = rng.standard_normal(a.shape)
-            if jnp.issubdtype(a.dtype, jnp.complexfloating):
-                numbers_ = numbers_ + 1j * rng.standard_normal(a.shape)
-            return jax.device_put(np.asarray(numbers_).astype(a.dtype))  # for which nothing is compiled
-
-        return tuple(normal(a) for a in like)
-
-    def moved(self, seed: int) -> tuple[jax.Array, ...]:
-        """A point nearby: every element shrinks by up to a tenth, so signs and zeros stay."""
-        rng = self.random(seed)
-        return tuple(
-            jax.device_put((np.asarray(a) * (1 - 0.1 * rng.random(a.shape))).astype(a.dtype)) for a in self.floats
-        )
-
-    def given_cotangent(self, cotangent: Any) -> tuple[jax.Array, ...]:
-        """The user's cotangent, flat; raises ValueError if it does not fit the output."""
-        try:
-            leaves = self.out_tree.flatten_up_to(cotangent)
-        except ValueError as error:
-            raise ValueError(f"cotangent must have the structure of the output, {self.out_tree}: {error}") from None
-        pairs = [(c, o) for c, o in zip(leaves, self.out_leaves, strict=True) if is_inexact(o)]
-        for (c, _), o in zip(pairs, self.value, strict=True):
-            if np.shape(c) != o.shape:
-                raise ValueError(f"cotangent must have the shape of the output, {o.shape}, got {np.shape(c)}")
-        return tuple(jnp.asarray(c, o.dtype) for (c, _), o in zip(pairs, self.value, strict=True))
-
-    # Names and dtypes
-
-    @property
-    def names(self) -> list[str]:
-        return self.arguments.float_names
-
-    @property
-    def inexact_names(self) -> list[str]:
-        return [name for name, leaf in zip(self.out_names, self.out_leaves, strict=True) if is_inexact(leaf)]
-
-    @property
-    def in_double(self) -> bool:
-        return all(a.dtype in (jnp.float64, jnp.complex128) for a in (*self.floats, *self.value))
-
-    @property
-    def differentiable(self) -> bool:
-        """Whether there is a gradient to check: a floating argument and output that are not empty."""
-        return any(a.size for a in self.floats) and any(a.size for a in self.value)
-
-    def tolerance(self, mode: str, table: dict[str, float]) -> float:
-        dtypes = [a.dtype for a in (*self.floats, *self.value)]
-        return self.tolerances.get(mode, numbers.lookup(table, dtypes))
 
     # The rule
 
@@ -198,12 +124,21 @@ class Point:
         return self.expected(derivatives.pull, self.cotangent, self.floats, self.carried)
 
     @cached_property
+    def true_value(self) -> Truth:
+        """The value of the reference, also of one without a gradient."""
+        try:
+            return self.truth._replace(arrays=self.truth.arrays[0])
+        except Exception:
+            return self.expected(lambda r, *data: r(*data), self.floats, self.carried)
+
+    @cached_property
     def same_values(self) -> bool:
         """Whether the reference is the same function here, so that differences of `f` say what its gradient must be."""
         tolerance = self.tolerance("value", numbers.FORMULA)
-        return len(self.truth.arrays[0]) == len(self.value) and all(
+        true = self.true_value.arrays
+        return [np.shape(e) for e in true] == [a.shape for a in self.value] and all(
             numbers.distance(a, e, numbers.largest(e) or 1.0).error <= tolerance
-            for a, e in zip(self.value, self.truth.arrays[0], strict=True)
+            for a, e in zip(self.value, true, strict=True)
         )
 
     def expected(self, compute: Callable, *data: Any) -> Truth:
@@ -245,6 +180,22 @@ class Point:
                     raise TypeError(f"a result stays {leaf.dtype}")
             return jax.tree.map(np.asarray, result)
 
+    def without_casts(self, compute: Callable, h: Callable, *data: Any) -> Any:
+        """`compute(h, *data)` in float64, also where it casts to narrower dtypes.
+
+        Raises:
+          TypeError: that cannot be, or there is no cast to half precision.
+        """
+        if not self._rounds_to_half or not self._draws_the_same(h):
+            raise TypeError("nothing is cast to half precision")
+        with jax.enable_x64(True):
+            function = without_casts(partial(compute, h))
+            return jax.tree.map(np.asarray, derivatives.quick_jit(function)(*map(derivatives.widen, data)))
+
+    @cached_property
+    def _rounds_to_half(self) -> bool:
+        return coarsest_ulp(self.h, derivatives.widen(self.floats), self.carried) > _SINGLE
+
     def _draws_the_same(self, h: Callable) -> bool:
         """Whether `h` draws the same random bits for float64 arguments."""
         if h not in self._same_draws:
@@ -272,6 +223,12 @@ class Point:
         except Exception:
             double = False
         return self.lines_of(self.h, self.cotangent, double)
+
+    @cached_property
+    def lines_without_casts(self) -> Lines:
+        with double_precision(True):
+            floats, carried, cotangent = map(derivatives.widen, (self.floats, self.carried, self.cotangent))
+            return Lines(without_casts(self.h), floats, carried, cotangent, numbers.ulp(jnp.float64), True)
 
     def lines_of(self, function: Callable, cotangent: Any, double: bool) -> Lines:
         with double_precision(double):

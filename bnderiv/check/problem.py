@@ -102,6 +102,13 @@ def equations(jaxpr: Any) -> Iterator[Any]:
                 yield from equations(inner)
 
 
+def inner_of(equation: Any) -> Any:
+    """The jaxpr that an equation calls with its own arguments, such as a jit or a rule; None for any other."""
+    inner = next((equation.params[p] for p in ("jaxpr", "call_jaxpr", "fun_jaxpr") if p in equation.params), None)
+    same = inner is not None and len(getattr(inner, "jaxpr", inner).invars) == len(equation.invars)
+    return inner if same else None
+
+
 def random_draws(f: Callable, *args: Any) -> list[tuple[Any, ...]]:
     """Bit width and shape of every random draw in `f`, in program order; empty if `f` cannot be traced."""
     draws = [e.params for e in _program(f, *args) if e.primitive.name == "random_bits"]
@@ -122,6 +129,32 @@ def sees_symbolic_zeros(f: Callable, *args: Any) -> bool:
     except Exception:
         return True
     return any(e.params.get("symbolic_zeros", False) for e in equations(program))
+
+
+def may_not_end(f: Callable, *args: Any) -> bool:
+    """Whether a `while_loop` in `f` compares floating numbers in its condition, and counts nothing."""
+    for e in _program(f, *args):
+        if e.primitive.name == "while":
+            compared = [i.invars[0].aval.dtype for i in equations(e.params["cond_jaxpr"]) if _compares(i)]
+            if any(jnp.issubdtype(d, jnp.inexact) for d in compared) and not any(
+                jnp.issubdtype(d, jnp.integer) for d in compared
+            ):
+                return True
+    return False
+
+
+def converges(f: Callable, *args: Any) -> bool:
+    """Whether a loop in `f` ends when floating numbers are small enough, or is hidden within a primitive."""
+    loops = [e for e in _program(f, *args) if e.primitive.name in ("while", "scan")]
+    conditions = [e.params["cond_jaxpr"] for e in loops if e.primitive.name == "while"]
+    for condition in conditions:
+        if any(_compares(i) and jnp.issubdtype(i.invars[0].aval.dtype, jnp.inexact) for i in equations(condition)):
+            return True
+    return not loops and "stablehlo.while" in jax.jit(f).lower(*args).as_text()
+
+
+def _compares(equation: Any) -> bool:
+    return equation.primitive.name in ("lt", "le", "gt", "ge", "ne", "eq")
 
 
 def _program(f: Any, *args: Any) -> list[Any]:

@@ -74,30 +74,43 @@ class Lines:
             [numbers.wide(f) if k != i or starts is None else starts[j] for k, f in enumerate(self.floats)]
             for j in range(len(lines))
         ]
-        return self._measured(everything, begin, steps)
+        return self._measured(everything, begin, steps, np.where(own == 0, size * _SMALLEST, own))
 
     def across(self, directions: Sequence[Sequence[np.ndarray]], floats: Any) -> Slopes:
-        """The slopes of lines in all arguments at once, through `floats`. A direction is relative to each size."""
-        sizes = [numbers.largest(f) or 1.0 for f in floats]
-        lines = [[d * s for d, s in zip(direction, sizes, strict=True)] for direction in directions]
+        """The slopes of lines in all arguments at once, through `floats`."""
+        lines = [list(direction) for direction in directions]
         steps = np.tile(_TOP * 2.0 ** (-24 * np.arange(LEVELS) / (LEVELS - 1)), (len(lines), 1))
-        return self._measured(lines, [[numbers.wide(f) for f in floats]] * len(lines), steps)
+        return self._measured(lines, [[numbers.wide(f) for f in floats]] * len(lines), steps, np.ones(len(lines)))
 
-    def _measured(self, lines: Any, starts: Any, steps: np.ndarray) -> Slopes:
+    def _measured(self, lines: Any, starts: Any, steps: np.ndarray, sizes: np.ndarray) -> Slopes:
+        """`sizes`: of what each line moves, in units of its steps."""
         with jax.enable_x64(True) if self.double else contextlib.nullcontext():
             values, weights = self._values(lines, starts, np.concatenate([steps, -steps], 1))
             moved = weights.max(1, initial=0.0)
-            # Where nothing moves, f may be constant, or all its outputs may move by less than they are rounded to.
-            moved = np.maximum(np.where(moved == 0, self._weight, moved), self.terms)
+            # Where nothing moves, f may be constant, or all its outputs may move by less than they are rounded to; or
+            # what moves is NaN, which tells nothing.
+            nothing = np.inf if self.undefined else self.weight
+            moves = (np.nan_to_num(values) != 0).any(1)
+            moved = np.maximum(np.where(moved == 0, np.where(moves, self.weight, nothing), moved), self.terms)
         plus, minus = values[:, :LEVELS], values[:, LEVELS:]
-        found = [_slope(h, p, m, self.ulp * w, self.ulp) for h, p, m, w in zip(steps, plus, minus, moved, strict=True)]
+        each = zip(steps, plus, minus, self.ulp * moved, self.ulp * sizes, strict=True)
+        found = [_slope(*line) for line in each]
         columns = zip(*found, strict=True) if found else ([],) * 5
         return Slopes(*(np.asarray(column) for column in columns))
 
     @functools.cached_property
-    def _weight(self) -> float:
+    def undefined(self) -> bool:
+        """Whether an output is NaN at the point."""
+        return any(bool(np.isnan(numbers.wide(o)).any()) for o in self._here_value)
+
+    @functools.cached_property
+    def _here_value(self) -> Any:
+        return self._here(self.floats)
+
+    @functools.cached_property
+    def weight(self) -> float:
         """The magnitude of the roundings of all outputs, which add up like a random walk."""
-        here = self._here(self.floats)
+        here = self._here_value
         squares = [
             (numbers.largest(c) * np.sqrt(np.size(c)) * numbers.largest(o)) ** 2
             for c, o in zip(self.cotangent, here, strict=True)
@@ -169,37 +182,49 @@ def _one(
         total += jnp.where(same, 0, jnp.real(c * (t - o).astype(c.dtype))).astype(step.dtype).sum()
         size = jnp.where(jnp.isfinite(o), jnp.abs(o), 0).max(initial=0).astype(step.dtype)
         squares += (jnp.where(same, 0, jnp.abs(c)).astype(step.dtype) ** 2).sum() * size**2
+        squares += jnp.where((jnp.isnan(o) & ~jnp.isnan(t)).any(), jnp.inf, 0)  # there is no value to start from
     known = jnp.stack([jnp.isfinite(o).any() for o in here]).any()  # ∞ − ∞ says nothing
     return jnp.where(known, total, jnp.nan), jnp.sqrt(squares)
 
 
-def _slope(h: np.ndarray, plus: np.ndarray, minus: np.ndarray, noise: float, ulp: float) -> tuple:
-    """From the values at the steps ±h, the largest first, with this `noise` in each."""
+def _slope(h: np.ndarray, plus: np.ndarray, minus: np.ndarray, noise: float, rounding: float) -> tuple:
+    """From the values at the steps ±h, the largest first, with this `noise` in each and this `rounding` of x."""
     with np.errstate(all="ignore"):
         right, left = plus / h, -minus / h
         both = np.isfinite(plus) & np.isfinite(minus)
         sides = [(left + right) / 2] if both[LEVELS // 2 :].any() else [right, left]  # at the edge of a domain
         slope, error = min(
-            (_extrapolated(h, s, 1 if len(sides) > 1 else 2, noise, ulp) for s in sides), key=lambda x: x[1]
+            (_extrapolated(h, s, 1 if len(sides) > 1 else 2, noise, rounding) for s in sides), key=lambda x: x[1]
         )
         kink, k = _kink(h, left, right, noise)
     return slope, error, left[k], right[k], kink
 
 
-def _extrapolated(h: np.ndarray, a: np.ndarray, order: int, noise: float, ulp: float) -> tuple[float, float]:
+def _extrapolated(h: np.ndarray, a: np.ndarray, order: int, noise: float, rounding: float) -> tuple[float, float]:
     """The limit of a(h) for h → 0 where a(h) = a(0) + O(h^order), and its uncertainty (Richardson)."""
     ratio = (h[:-1] / h[1:]) ** order
     better = (ratio * a[1:] - a[:-1]) / (ratio - 1)
-    # Roundings of x itself move f by an ulp of x times the slope.
-    rounded = 4 * (noise / h + ulp * np.abs(a) * h[0] / _TOP / h)
+    # The rounding of x moves f by as much times the slope.
+    rounded = 4 * (noise / h + rounding * np.abs(a) / h)
     errors = np.abs(better[:-1] - better[1:]) + rounded[1:-1]
-    slope, error = np.nan, np.inf
-    for value, e in zip(better[:-1], errors, strict=True):
-        if e < error:
-            slope, error = value, e
-        elif error <= 1e-4 * abs(slope) and e > 1e3 * error:  # from here on the noise grows, until nothing moves at all
-            break
-    return float(slope), float(error)
+    begin = 0
+    while True:
+        slope, error = np.nan, np.inf
+        for k in range(begin, len(errors)):
+            if errors[k] < error:
+                slope, error, at = better[k], errors[k], k
+            elif error <= 1e-4 * abs(slope) and errors[k] > 1e3 * error:  # the noise grows, until nothing moves at all
+                break
+        if not error < np.inf:
+            return float(slope), float(error)
+        # Beside a pole the coarse steps agree among themselves. Much steeper fine steps, above the noise, refute them.
+        steeper = np.flatnonzero((rounded[1:] < 1e-2 * np.abs(better)) & (np.abs(better) > 2 * (abs(slope) + error)))
+        steeper = steeper[steeper > at]
+        if not len(steeper):
+            return float(slope), float(error)
+        if steeper[-1] == len(errors):  # the slope still grows at the finest step
+            return float(slope), np.inf
+        begin = int(steeper[0])
 
 
 def _kink(h: np.ndarray, left: np.ndarray, right: np.ndarray, noise: float) -> tuple[bool, int]:

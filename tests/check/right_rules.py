@@ -48,6 +48,23 @@ hard(
     at(np.array([1e-4, 0.5, 0.999])),
     lambda r, ct: (ct / (r[0] * (1 - r[0])),),
 )
+hard(
+    "reciprocal",
+    "coarse steps cross a pole",
+    lambda x: 1 / x,
+    at(np.array([1e-5, 1.0, -2.0])),
+    lambda r, ct: (-ct / r[0] ** 2,),
+)
+hard(
+    "power-small",
+    "x^0.3 at 1e-8",
+    lambda x: x**0.3,
+    at(np.array([1e-8, 1.0])),
+    lambda r, ct: (0.3 * ct * r[0] ** -0.7,),
+)
+hard("log-tiny", "second derivatives beyond float32", jnp.log, at(np.array([1e-20, 0.7])), lambda r, ct: (ct / r[0],))
+hard("log-negative", "NaN as a value", jnp.log, at(np.array([-1.0, 2.0])), lambda r, ct: (ct / r[0],))
+hard("arctanh", "the end of a domain", jnp.arctanh, at(np.array([1.0, 0.5])), lambda r, ct: (ct / (1 - r[0] ** 2),))
 hard("log-zero", "an infinite value and slope", jnp.log, at(np.array([0.0, 1.0])))
 hard("sqrt-zero", "an infinite slope", jnp.sqrt, at(np.array([0.0, 1.0, 4.0])))
 hard("huge", "arguments of 1e10", lambda x: x * x, normal((4,), scale=1e10), lambda r, ct: (2 * ct * r[0],))
@@ -134,6 +151,18 @@ def _():
     return rule(forward, lambda r, ct: (jnp.where(r[0] > 0, ct / 2 / jnp.sqrt(jnp.where(r[0] > 0, r[0], 1)), 0),))
 
 
+def product_by_logs(x):
+    return jnp.exp(jnp.log(jnp.abs(x)).sum()) * jnp.prod(jnp.sign(x))
+
+
+@made("product-zero", "autodiff gives NaN in every element", product_by_logs, at(np.array([0.0, 1.5, -2.0])))
+def _():
+    return rule(
+        lambda x: jnp.prod(x),
+        lambda r, ct: (ct * jnp.stack([r[0][1] * r[0][2], r[0][0] * r[0][2], r[0][0] * r[0][1]]),),
+    )
+
+
 # Kinks
 
 KINKED = at(np.array([-1.0, 0.0, 2.0, 0.0]))
@@ -204,6 +233,19 @@ def rms_bwd(res, ct):
 hard("rms-norm-rule", "statistics and gradients in float32", rms, normal((4, 6), (6,)), rms_bwd)
 
 
+def product_in_half(x, w):
+    return (x.astype(jnp.bfloat16) @ w.astype(jnp.bfloat16)).astype(x.dtype)
+
+
+hard(
+    "half-inside",
+    "a product in bfloat16: slopes of f cannot be measured",
+    product_in_half,
+    normal((4, 6), (6, 3)),
+    lambda r, ct: (product_in_half(ct, r[1].T), product_in_half(r[0].T, ct)),
+)
+
+
 @made(
     "bfloat16",
     "a bfloat16 argument, statistics in float32",
@@ -259,6 +301,20 @@ def _():
     return lambda a, b: jax.scipy.sparse.linalg.cg(lambda v: a @ (a.T @ v) + v, b, tol=1e-12)[0]
 
 
+def series(x):
+    """Σ xᵏ/k!, until a term is small: a loop that never ends where x is huge."""
+    return jax.lax.while_loop(
+        lambda s: (jnp.abs(s[1]) > 1e-8).any(),
+        lambda s: (s[0] + s[1], s[1] * x / s[2], s[2] + 1),
+        (0 * x, 0 * x + 1, 1.0),
+    )[0]
+
+
+@made("series", "a reference without a gradient; a loop that may not end", series, ONE)
+def _():
+    return rule(series, lambda r, ct: (ct * jnp.exp(r[0]),))
+
+
 HILBERT = 1 / (np.arange(5)[:, None] + np.arange(5) + 1.0)
 hard("hilbert", "an ill-conditioned solve", jnp.linalg.solve, at(HILBERT, np.ones(5)))
 
@@ -297,6 +353,13 @@ hard(
     lambda x, s: x * 3 + 0 * s,
     at(np.array([1.0, 2.0]), np.array(1.0)),
     lambda r, ct: (3 * ct, 0.0),
+)
+hard(
+    "python-integer",
+    "a backward that returns the Python number 0",
+    lambda x, s: x * 3 + 0 * s,
+    at(np.array([1.0, 2.0]), np.array(1.0)),
+    lambda r, ct: (3 * ct, 0),
 )
 hard(
     "python-number",

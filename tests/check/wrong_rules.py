@@ -339,6 +339,9 @@ for name, how, bent in (
     ("rounded-ct", "the cotangent cast to bfloat16", lambda c: 17 * c.astype(jnp.bfloat16).astype(c.dtype)),
     ("soft-sign", "tanh of the cotangent", lambda c: 17 * jnp.tanh(c)),
     ("ct-over-ct", "0/0 where the cotangent is zero", lambda c: 17 * c * (c / c)),
+    ("clip-far", "clipped at what a test never reaches", lambda c: 17 * jnp.clip(c, -1e3, 1e3)),
+    ("drop-tiny", "what is taken for noise dropped", lambda c: jnp.where(jnp.abs(c) < 1e-4, 0, 17 * c)),
+    ("slightly-quadratic", "a term of second order", lambda c: 17 * c + 1e-6 * c * c),
     ("ct-jump", "wrong for large cotangents alone", lambda c: 17 * jnp.where(jnp.abs(c) > 1, 1.01 * c, c)),
 ):
     wrong(name, how, scaled, lambda res, ct, bent=bent: (bent(ct),), ONE)
@@ -548,6 +551,19 @@ wrong(
 )
 
 
+def in_bfloat16(x):
+    return jnp.tanh(x.astype(jnp.bfloat16)).astype(x.dtype)
+
+
+wrong(
+    "half-3-percent",
+    "3 % off below the noise of bfloat16",
+    in_bfloat16,
+    lambda r, ct: (1.03 * ct * (1 - jnp.tanh(r[0]) ** 2),),
+    ONE,
+)
+
+
 def steep(x):
     return x * jnp.asarray([1, 1e-9, 1], x.dtype)
 
@@ -566,6 +582,20 @@ wrong(
     lambda x: x * 1,
     lambda r, ct: (ct * r[0] ** 3 / r[0] ** 3,),
     ONE,
+)
+wrong(
+    "reciprocal-small",
+    "1 % off where a pole is near",
+    lambda x: 1 / x,
+    lambda r, ct: (-ct * jnp.where(jnp.abs(r[0]) < 1e-3, 1.01, 1) / r[0] ** 2,),
+    at(np.array([1e-5, 1.0, -2.0])),
+)
+wrong(
+    "log-beside-nan",
+    "1 % off beside an element where f is NaN",
+    jnp.log,
+    lambda r, ct: (1.01 * ct / r[0],),
+    at(np.array([-1.0, 2.0, 0.5])),
 )
 KINKED = at(np.array([-1.0, 0.0, 2.0]))
 wrong(
