@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -156,8 +157,10 @@ def test_the_block_is_flax_s():
         params[name], running[name] = (kernel, gamma, beta), bnderiv.init_running_stats(outputs)
         theirs |= {f"Conv_{i}": {"kernel": kernel}, f"BatchNorm_{i}": {"scale": gamma, "bias": beta}}
     with jax.numpy_rank_promotion("allow"):
-        apply = jax.jit(partial(flax_peer.Bottleneck(narrow).apply, mutable=["batch_stats"]))
-        peer: Any = apply({"params": theirs}, x)[0]
+        blocks = flax_peer.Bottleneck(narrow), flax_peer.BottleneckOfOurs(narrow)
+        applied: Any = [jax.jit(partial(b.apply, mutable=["batch_stats"]))({"params": theirs}, x) for b in blocks]
+    (peer, state), (in_flax, its_state) = applied
+    chex.assert_trees_all_close((in_flax, its_state), (peer, state), rtol=1e-5, atol=1e-5)
     for package in (bnderiv, bnderiv.reference):
         y, _ = jax.jit(partial(ahead_of_time.bottleneck, package))(running, params, x)
         np.testing.assert_allclose(y, peer, rtol=1e-5, atol=1e-5)
@@ -268,7 +271,9 @@ def test_a_gpu_convolves_half_precision_in_half_precision():
 def test_on_a_gpu_a_block_keeps_what_flax_s_keeps():
     """Each convolution's kernel gradient comes before what needs its δ next; at the end, all of them would be kept."""
     pytest.importorskip("flax")
-    (case,) = (c for c in ahead_of_time.cases() if c.name.startswith("bottleneck") and c.name.endswith("bfloat16"))
+    (case,) = (
+        c for c in ahead_of_time.cases() if c.name.startswith("bottleneck block, ") and c.name.endswith("bfloat16")
+    )
     ours, flax = (counted("h100", case, who) for who in ("bnderiv", "Flax"))
     for what in ("bytes", "temporary MB"):
         assert ours[what] <= 1.001 * flax[what], what

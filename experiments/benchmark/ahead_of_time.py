@@ -122,7 +122,9 @@ def cases() -> Iterator[Case]:
             options = {"window": window, "strides": stride, "padding": padding}
             yield Case(f"{name}, {dtype}", x, partial(layers, f"{kind}_pool", x, **options))
     for dtype in ("float32", "bfloat16"):
-        yield Case(f"bottleneck block, {by(BLOCK)}, {dtype}", spec(BLOCK, dtype), partial(blocks, spec(BLOCK, dtype)))
+        x = spec(BLOCK, dtype)
+        yield Case(f"bottleneck block, {by(BLOCK)}, {dtype}", x, partial(blocks, x))
+        yield Case(f"bottleneck block in Flax, {by(BLOCK)}, {dtype}", x, partial(flax_blocks, x))
     for dtype in ("float32", "bfloat16"):
         yield Case(f"LeNet-5's step, batch {FEW[0]}, {dtype}", spec(FEW, dtype), partial(lenets, dtype))
 
@@ -183,9 +185,16 @@ def blocks(x: jax.ShapeDtypeStruct) -> dict[str, Program]:
         who: Program(in_training(partial(bottleneck, package)), (running, (params, x), x))
         for who, package in peers.PACKAGES.items()
     }
+    return flax_blocks(x) | found
+
+
+def flax_blocks(x: jax.ShapeDtypeStruct) -> dict[str, Program]:
+    """Both in Flax's convolutions: with the batch norm of `bnderiv.linen`, and with Flax's."""
+    found = {}
     if flax := peers.flax():
-        apply, state, params = flax.bottleneck(x)
-        found["Flax"] = Program(in_training(apply), (state, (params, x), x))
+        for who, block in (("bnderiv", flax.BottleneckOfOurs()), ("Flax", flax.Bottleneck())):
+            apply, state, params = flax.bottleneck(x, block)
+            found[who] = Program(in_training(apply), (state, (params, x), x))
     return found
 
 

@@ -8,6 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from bnderiv.linen import BatchNorm
+
 
 class LeNet5(nn.Module):
     """As `bnderiv.models.lenet5`: no bias where batch norm would cancel it."""
@@ -95,9 +97,23 @@ class Bottleneck(nn.Module):
         return nn.relu(normalized(a, x.shape[-1], 1) + x)
 
 
-def bottleneck(x: jax.ShapeDtypeStruct) -> tuple[Callable[..., Any], Any, Any]:
+class BottleneckOfOurs(nn.Module):
+    """The same in Flax's convolutions and `bnderiv.linen`'s batch norm, with ReLU and residual in the rule."""
+
+    channels: int = 64
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        def normalized(a: jax.Array, channels: int, window: int, residual: Any = None) -> jax.Array:
+            z = nn.Conv(channels, (window, window), use_bias=False, dtype=x.dtype)(a)
+            return BatchNorm(use_running_average=False, dtype=x.dtype, activation="relu")(z, residual=residual)
+
+        a = normalized(normalized(x, self.channels, 1), self.channels, 3)
+        return normalized(a, x.shape[-1], 1, residual=x)
+
+
+def bottleneck(x: jax.ShapeDtypeStruct, block: nn.Module) -> tuple[Callable[..., Any], Any, Any]:
     """apply(state, params, x) -> y, state; shapes of state and params."""
-    block = Bottleneck()
     variables: Any = jax.eval_shape(block.init, jax.random.key(0), x)
 
     def apply(state: Any, params: Any, x: jax.Array) -> Any:
