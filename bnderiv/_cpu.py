@@ -13,28 +13,30 @@ from bnderiv._target import by_target
 
 
 @jax.custom_jvp
-def quotient(a: jax.Array, by: int | jax.Array = 1) -> jax.Array:
-    """a / by, with its producers computed once.
+def quotient(a: jax.Array, by: int | jax.Array | None = None) -> jax.Array:
+    """a / by, or a itself, with its producers computed once.
 
     XLA:CPU recomputes a value's producers at every use, back to the nearest operation it considers expensive. A
     division is one, unless it is by a constant; so XLA must not know `by`. It has a rule, as the comparison would
     show in the derivative at NaN; `by` has no derivative.
     """
-    return a / ((a == a).astype(a.dtype) * jnp.asarray(by, a.dtype))
+    one = (a == a).astype(a.dtype)
+    return a / (one if by is None else one * jnp.asarray(by, a.dtype))
 
 
 @quotient.defjvp
 def _(primals, tangents):
     _, by = primals
-    return quotient(*primals), tangents[0] / jnp.asarray(by, tangents[0].dtype)
+    tangent = tangents[0]
+    return quotient(*primals), tangent if by is None else tangent / jnp.asarray(by, tangent.dtype)
 
 
 def once(a: jax.Array) -> jax.Array:
     """`a`, computed once in a CPU's program.
 
-    XLA:CPU otherwise computes a channel's number anew for each of its elements: 4 % of a batch norm of 128×1024. And it
-    fuses a row's sum into the loop that uses it, and materializes what that loop broadcasts: two more arrays of the
-    size of x in a layer norm's gradient, and 1.2 to 3 times the time.
+    XLA:CPU otherwise recomputes a channel's number for each of its elements: 4 % of a batch norm of 128×1024. It fuses
+    a row's sum into the loop that uses it, and materializes what that loop broadcasts: two more arrays of the size of x
+    in a layer norm's gradient, and 1.2 to 3 times the time.
     """
     return by_target(a, cpu=quotient, default=lambda a: a)
 

@@ -17,7 +17,7 @@ def by_target(*args: Any, default: Callable[..., Any], **forms: Callable[..., An
 
 
 def first_on_gpu(first: jax.Array, then: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Both as they are; but what uses `then` begins when `first` is computed, in a GPU's program."""
+    """Both unchanged. In a GPU's program, what uses `then` waits for `first`."""
 
     def in_order(*arrays: jax.Array) -> tuple[jax.Array, ...]:
         return tuple(lax.optimization_barrier(arrays))

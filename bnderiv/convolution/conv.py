@@ -124,7 +124,7 @@ def _conv_bwd(geometry, residuals, delta):
 
     def form(correlations, precision):
         dkernel = correlations.kernel_gradient(geometry, kernel.shape, x.astype(precision), delta.astype(precision))
-        # XLA:GPU would leave it for the end, and keep the x and δ of every layer until then.
+        # XLA:GPU would leave the kernels' gradients for the end, and keep the x and δ of every layer until then.
         dkernel, then = first_on_gpu(dkernel, delta)
         dx = correlations.input_gradient(geometry, x.shape, kernel.astype(precision), then.astype(precision))
         return dx.astype(x.dtype), dkernel.astype(kernel.dtype)

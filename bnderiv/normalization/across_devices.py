@@ -44,7 +44,7 @@ def merge(
     count, scale, origin = (lax.stop_gradient(a) for a in (count, scale, origin))
     there = count > 0  # groups of unequal size leave places empty, all 0
     scale = jnp.where(there, scale, 1)
-    shift = origin / scale
+    shift = origin / scale  # K_i
     total = count.sum(0, keepdims=True)
     weight = count / jnp.maximum(total, 1)
 
@@ -60,7 +60,7 @@ def merge(
     common = jnp.minimum(scale_for(largest), finest)
     # Each device's mean in it: (K_i − K) first, as these are near each other, and so exact. Ratios are powers of two.
     ratio = common / scale
-    mean = (origin * ratio - center * common) + mean * ratio
+    mean = jnp.where(there, (origin * ratio - center * common) + mean * ratio, 0)
     merged = average(mean)
     var = average(var * ratio * ratio + (mean - merged) ** 2)  # (N26)
     var = above_noise(var, merged**2)

@@ -117,7 +117,7 @@ def mean_square(groups, x, where, n, eps):
         return scale, groups.total(masked(where, Unit(scale, zero).of(x)) ** 2) / n
 
     def is_good(scale, square):
-        return fits(square, eps.root * scale)
+        return fits(square, Unit(scale, zero).root(eps))
 
     def measure_again(state):
         _, scale, square = state

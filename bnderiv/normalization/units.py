@@ -28,14 +28,12 @@ NEAR = 2.0**-20  # times |K|: some units in the last place, as a running mean st
 OF_EPSILON = 2.0**-12  # times √ε: what is taken for equal by mistake has an x̂ below 4e-7
 # A variance below this part of m² is not told from rounding.
 NOISE = 16
-# A root of ε from here on has a square that is normal, so that constants as large as the dtype holds keep s = 1.
-LEAST_ROOT = 2.0**-50
 # Reads of x for one measurement: a bound of the loop. Two are the rule; a guess of 1e228 for numbers around 1 took 16.
 MOST_READS = 24
 
 
 class Unit(NamedTuple):
-    """u = (x − K) s, as x s − K s, in which the difference does not overflow."""
+    """u = (x − K) s, as x s − K s: K s is finite, so the difference does not overflow where x − K would."""
 
     scale: Any  # s
     origin: jax.Array  # K s
@@ -52,19 +50,24 @@ class Unit(NamedTuple):
     def near_one(self, r: jax.Array) -> tuple["Unit", jax.Array]:
         """The unit in which deviations are about 1, so that no sum over- or underflows for it; and r in that unit.
 
-        But K does not overflow in it: where all are equal, deviations are 0 in any.
+        But K s stays finite in it: where all are equal, deviations are 0 in any unit.
         """
         most = 2.0 ** (jnp.finfo(r.dtype).maxexp - 2)
-        times = power_of_two(jnp.minimum(4 * r, most / jnp.abs(self.origin)))  # 4, as r s may be no normal number
+        times = power_of_two(jnp.minimum(4 * r, most / jnp.abs(self.origin)))  # 4 r, as r s may be subnormal
         return Unit(self.scale * times, self.origin * times), r / times
+
+    def root(self, eps: "Epsilon") -> jax.Array:
+        """√ε s, whose square is ε s². Or 1e-38: of a plain product XLA would square the factors, and s² overflows."""
+        root = eps.root * self.scale
+        return jnp.maximum(root, jnp.finfo(root.dtype).tiny)
 
     def inverse_root(self, var: jax.Array, eps: "Epsilon") -> jax.Array:
         """r = 1/√(v + ε s²)."""
-        return 1 / jnp.sqrt(var + (eps.root * self.scale) ** 2)
+        return 1 / jnp.sqrt(var + self.root(eps) ** 2)
 
 
 class Epsilon(NamedTuple):
-    """ε, by which the gradient is taken, and its root, which is a normal number where ε is none (1e-40)."""
+    """ε, by which the gradient is taken, and its root, which is a normal number where ε is subnormal (1e-40)."""
 
     value: jax.Array
     root: Any
@@ -94,7 +97,7 @@ def measured(
 ) -> tuple[Unit, jax.Array, jax.Array]:
     """A unit, and m and v in it by `mean_and_var`: in one read of x if `shift` is near the mean.
 
-    Otherwise x is read again for each better unit: once if K was far, up to four times if it was off by many orders of
+    Otherwise x is read again for each better unit: once if K was far, some more times if it was off by many orders of
     magnitude.
     """
     # A sum over anything larger might overflow. Nothing is known from a NaN.
@@ -103,21 +106,22 @@ def measured(
 
     def measure(unit: Unit) -> Any:
         mean, var = mean_and_var(unit)
-        root = eps.root * unit.scale
-        return _is_near(unit, mean, var, root) & fits(var, root), (unit, mean, var)
+        root = unit.root(eps)
+        near = _is_near(unit, mean, var, root)
+        return near & fits(var, root), near, (unit, mean, var)
 
     def measure_again(state: Any) -> Any:
-        reads, done, (old, mean, var) = state
-        unit = jax.tree.map(partial(lax.select, done), old, _better(old, mean, var, eps))
+        reads, done, near, (old, mean, var) = state
+        unit = jax.tree.map(partial(lax.select, done), old, _better(old, mean, var, near, eps))
         given_up = (unit.origin == old.origin) & (unit.scale == old.scale)
-        good, found = measure(unit)
-        return reads + 1, good | given_up, found
+        good, near, found = measure(unit)
+        return reads + 1, good | given_up, near, found
 
     def until_done() -> Any:
-        start = 1, good, first
+        start = 1, good, near, first
         return lax.while_loop(lambda state: (state[0] < MOST_READS) & jnp.any(~state[1]), measure_again, start)[-1]
 
-    good, first = measure(Unit(one, shift))
+    good, near, first = measure(Unit(one, shift))
     return lax.cond(jnp.all(good), lambda: about_the_mean(*first), lambda: about_the_mean(*until_done()))
 
 
@@ -130,28 +134,34 @@ def _is_near(unit: Unit, mean: jax.Array, var: jax.Array, root: jax.Array) -> ja
 def fits(var: jax.Array, root: jax.Array) -> jax.Array:
     """Whether v and √ε s are such that nothing over- or underflows in s: as `scale_for` makes it. Not so for NaN."""
     most = 2 * _middle(jnp.finfo(var.dtype))
-    return (var + root * root >= most**-2) & (var <= most**2)
+    square = var + root**2
+    return _clamped(square, most**-2, most**2) == square
 
 
-def _better(unit: Unit, mean: jax.Array, var: jax.Array, eps: Epsilon) -> Unit:
-    """s for what was found to deviate from K, and K moved to the mean as far as it is known."""
-    size = jnp.maximum(jnp.maximum(jnp.abs(mean), jnp.sqrt(var)) / unit.scale, eps.root)
-    # Where nothing deviates any s will do: one in which ε s² does not underflow, as it might in one for 1e36.
-    constant = jnp.broadcast_to(scale_for(eps.root, least=LEAST_ROOT), size.shape)
-    scale = lax.select(var == 0, constant, scale_for(size))
-    times = scale / unit.scale
-    origin = (unit.origin + mean) * times
-    return Unit(scale, lax.select(jnp.isfinite(origin), origin, unit.origin * times))
+def _better(unit: Unit, mean: jax.Array, var: jax.Array, near: jax.Array, eps: Epsilon) -> Unit:
+    """K moved to the mean as far as it is known, and s for what was found to deviate from K, or for ε.
+
+    Where all are equal nothing deviates: s is for ε alone then, and not for the 1e30 that K was off from 1e36. But K s
+    does not overflow.
+    """
+    back = 1 / unit.scale
+    shift = (unit.origin + mean) * back
+    shift = lax.select(jnp.isfinite(shift), shift, unit.origin * back)
+    size = jnp.maximum(jnp.abs(mean), jnp.sqrt(var)) * back
+    size = lax.select(near & (var == 0), jnp.zeros_like(size), size)
+    most = 2.0 ** (jnp.finfo(size.dtype).maxexp - 2)
+    scale = jnp.minimum(scale_for(jnp.maximum(size, eps.root)), power_of_two(most / jnp.abs(shift)))
+    return Unit(scale, shift * scale)
 
 
-def scale_for(size: jax.Array, least: float | None = None) -> jax.Array:
+def scale_for(size: jax.Array) -> jax.Array:
     """1 for numbers in the middle of the dtype's range, for others the power of two that brings them there.
 
-    The middle are 2⁻³¹ to 2³¹ in float32, or `least` to 2³¹: their squares are normal, and so are sums and cubes.
+    The middle are 2⁻³¹ to 2³¹ in float32: their squares are normal, and so are sums and cubes.
     """
     info = jnp.finfo(size.dtype)
     power = _clamped(power_of_two(size), info.tiny, 2.0 ** (info.maxexp - 1))
-    return _clamped(power, least or 1 / _middle(info), _middle(info)) / power
+    return _clamped(power, 1 / _middle(info), _middle(info)) / power
 
 
 def _clamped(a: jax.Array, least: Any, most: Any) -> jax.Array:
@@ -168,7 +178,7 @@ def above_noise(var: jax.Array, square: jax.Array) -> jax.Array:
 
 
 def about_the_mean(unit: Unit, mean: jax.Array, var: jax.Array) -> tuple[Unit, jax.Array, jax.Array]:
-    """About K' = μ rounded, so that x − K' has no more rounding than x − μ; m is what is left.
+    """The moments about K' = μ rounded, so that x − K' has no more rounding than x − μ; m is what K' left of μ.
 
     Where all x are equal, K' is that x, and nothing is left.
     """

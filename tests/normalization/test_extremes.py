@@ -209,6 +209,49 @@ def test_constant_devices(value):
     assert truth.relative_error(y, 1 + (exact - exact.mean(0)) / exact.std(0)) < 5e-7
 
 
+FAR_GUESSES = {  # mean, deviation, what the mean is assumed to be
+    "float32": [(1e30, 1e27, 0), (0, 1e-30, 1e20), (5, 1e-3, 0), (5, 2, 2e4), (0, 1, 1e20), (1e6, 2, 1.2e6)],
+    "float64": [(1e300, 1e295, 0), (0, 1e-250, 1e100), (5, 1e-9, 0), (5, 2, 1e10), (0, 1, 1e38)],
+}
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-40])
+@pytest.mark.parametrize("dtype", FAR_GUESSES)
+def test_a_far_guess_and_no_epsilon_to_speak_of(dtype, eps):
+    """About a far K a variance is not told from zero: that is no constant, and K s is to be finite all the same."""
+    rng = np.random.default_rng(8)
+    z, delta = rng.standard_normal((2, 64, 1))
+    gamma, beta = jnp.ones(1, dtype), jnp.zeros(1, dtype)
+
+    @jax.jit
+    def step(x, guess, delta):
+        layer = partial(bnderiv.batch_norm, eps=eps, assumed_mean=guess)
+        y, pull_back, stats = jax.vjp(layer, x, gamma, beta, has_aux=True)
+        return y, stats, pull_back(delta)
+
+    for mean, deviation, guess in FAR_GUESSES[dtype]:
+        x = jnp.asarray(mean + deviation * z, dtype)
+        y, stats, (dx, *_) = step(x, jnp.full(1, guess, dtype), jnp.asarray(delta, dtype))
+        expected = truth.batch_norm(x, gamma, beta, jnp.asarray(delta, dtype), eps)
+        tolerance = 2 * float(jnp.finfo(dtype).eps)
+        assert truth.relative_error(y, expected[0]) < tolerance
+        assert truth.relative_error(dx, expected[1]) < tolerance
+        assert stats.mean[0] == pytest.approx(float(np.asarray(x, np.longdouble).mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize("value", [7.0, 1e36])
+def test_statistics_of_a_constant_without_epsilon(value):
+    """There is no y, but mean and variance are what they are: of one device, and of two of which one has nothing."""
+    x, ones = jnp.full((2, 8, 1), value, jnp.float32), jnp.ones(1, jnp.float32)
+    _, stats = bnderiv.batch_norm(x, ones, ones, eps=0)
+    assert (stats.mean[0], stats.var[0]) == (x[0, 0, 0], 0)
+    layer = partial(bnderiv.batch_norm, gamma=ones, beta=ones, eps=0, axis_name="devices")
+    there = jnp.array([True, False]).reshape(2, 1, 1)
+    _, stats = jax.vmap(lambda x, where: layer(x, where=where), axis_name="devices")(x, there)
+    np.testing.assert_array_equal(stats.mean, jnp.full((2, 1), value, jnp.float32))
+    np.testing.assert_array_equal(stats.var, np.zeros((2, 1)))
+
+
 @pytest.mark.parametrize(("size", "cotangent"), [(1e4, 1e36), (1e10, 1e29), (1e30, 3e35), (1e38, 1e30), (1e-10, 1e27)])
 def test_large_cotangents(size, cotangent):
     """What fits comes out: Σ δ x̂ does where Σ δ (x − μ) does not."""
