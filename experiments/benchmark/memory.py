@@ -1,5 +1,6 @@
 """What is saved between forward and backward, and what a compiled stack of layers needs."""
 
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -22,13 +23,23 @@ def measure(effort: Effort) -> dict[str, Any]:
 
 
 def saved(f: Callable[..., Any], *args: Any) -> int:
-    """Bytes of everything the backward of `f` holds on this platform, each array once; of arguments as zeros.
+    """Bytes of everything that the backward of `f` reads on this platform, each array once; of arguments as zeros.
 
-    Traced without a platform, as by `jax.eval_shape`, a max pool names what any platform's backward wants.
+    A max pool hands on what the backward of any platform wants. Which of it is read, the compiled program says.
     """
-    _, pull_back = jax.vjp(f, *(jnp.zeros(a.shape, a.dtype) for a in args))
-    kept = {id(leaf): leaf for leaf in jax.tree.leaves(pull_back)}
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in kept.values())
+    y, pull_back = jax.vjp(f, *(jnp.zeros(a.shape, a.dtype) for a in args))
+    leaves, structure = jax.tree.flatten(pull_back)
+    kept = list({id(leaf): leaf for leaf in leaves}.values())
+    places = [next(i for i, leaf in enumerate(kept) if leaf is each) for each in leaves]
+
+    def backward(kept: list[jax.Array], dy: Any) -> Any:
+        return jax.tree.unflatten(structure, [kept[i] for i in places])(dy)
+
+    text = jax.jit(backward, keep_unused=True).lower(kept, y).compile().as_text()
+    entry = text[text.index("ENTRY") :]
+    parameters = {int(i): name for name, i in re.findall(r"(%\S+) = \S+ parameter\((\d+)\)", entry)}
+    read = (leaf for i, leaf in enumerate(kept) if len(re.findall(rf"{re.escape(parameters[i])}[,)]", entry)))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in read)
 
 
 def _residuals() -> dict[str, Any]:
