@@ -51,4 +51,4 @@ def between(found: Slopes, claims: np.ndarray) -> np.ndarray:
 def claimed(gradient: Any, lines: Sequence[np.ndarray]) -> np.ndarray:
     """⟨gradient, line⟩ for each line. An element that a line does not move does not count, NaN neither."""
     g = numbers.wide(gradient)
-    return np.asarray([float(np.real((g * line)[line != 0].sum())) for line in lines])
+    return np.asarray([float(np.real((g[line != 0] * line[line != 0]).sum())) for line in lines])

@@ -59,7 +59,7 @@ def within(array: Any, dtype: Any) -> np.ndarray:
     limit = float(jnp.finfo(dtype).max)
     if not (np.abs(array) > limit).any():
         return array
-    return np.where(np.abs(array) > limit, np.sign(array) * np.inf, array)
+    return np.where(np.abs(array) > limit, np.copysign(np.inf, array), array)
 
 
 def elementwise(actual: Any, expected: Any) -> np.ndarray:
