@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from bnderiv.check import (
     deliberate,
@@ -173,12 +174,13 @@ def compare(
 
 def _rows(point: Point, chosen: Sequence[str]) -> list[Row]:
     rows: list[Row] = []
-    for mode in MODES:
-        if mode in chosen:
-            try:
-                rows.extend(_MODES[mode](point))
-            except Exception as error:
-                rows.append(raised(mode, error))
+    with np.errstate(all="ignore"):  # infinity and NaN are compared, not warned of
+        for mode in MODES:
+            if mode in chosen:
+                try:
+                    rows.extend(_MODES[mode](point))
+                except Exception as error:
+                    rows.append(raised(mode, error))
     return _once(rows)
 
 

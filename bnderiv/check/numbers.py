@@ -56,7 +56,7 @@ def within(array: Any, dtype: Any) -> np.ndarray:
     array = np.asarray(array)
     if np.iscomplexobj(array) or not jnp.issubdtype(dtype, jnp.inexact):
         return array
-    limit = float(jnp.finfo(dtype).max)
+    limit = np.asarray(jnp.finfo(dtype).max, np.float64)
     if not (np.abs(array) > limit).any():
         return array
     return np.where(np.abs(array) > limit, np.copysign(np.inf, array), array)
