@@ -35,7 +35,7 @@ def saved(f: Callable[..., Any], *args: Any) -> int:
     def backward(kept: list[jax.Array], dy: Any) -> Any:
         return jax.tree.unflatten(structure, [kept[i] for i in places])(dy)
 
-    text = jax.jit(backward, keep_unused=True).lower(kept, y).compile().as_text()
+    text = str(jax.jit(backward, keep_unused=True).lower(kept, y).compile().as_text())
     entry = text[text.index("ENTRY") :]
     parameters = {int(i): name for name, i in re.findall(r"(%\S+) = \S+ parameter\((\d+)\)", entry)}
     read = (leaf for i, leaf in enumerate(kept) if len(re.findall(rf"{re.escape(parameters[i])}[,)]", entry)))
