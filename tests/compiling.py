@@ -41,7 +41,7 @@ def _with_quick_options(*args: Any, **options: Any) -> Any:
 
 # JAX has no setting for all of these options. Should it move this function, the tests take longer and test the same.
 compiler.get_compile_options = _with_quick_options
-# JAX 0.10 lowers each program in a context of its own, which is a quarter of what a small program takes.
+# JAX 0.10 makes a new context to lower each program, which is a quarter of what a small program takes.
 mlir.make_ir_context = cache(mlir.make_ir_context)
 
 

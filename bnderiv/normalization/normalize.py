@@ -116,14 +116,14 @@ def _normalize_bwd(groups, relu, residuals, delta):
 
     # The sums have masks and a u of their own, as XLA would share and materialize what dx and the forward have, too.
     # With a residual, δ_y is materialized anyway, as the gradient of z.
-    unit, r_there = moments.unit.near_one(r)
+    unit, r_near_one = moments.unit.near_one(r)
     u = unit.of(x)
     if where is not None:  # 0 · NaN is to be 0 in every sum
         u = masked(where | jnp.isfinite(u), u)
     delta_1, delta_2, delta = (masked_delta(times if z is None else 1 / 2) for times in (1 / 4, 1 / 8, 1 / 2))
     sum_delta = groups.inner(delta_1.astype(r.dtype))
     # Of x̂ = r (u − m), r and m stand outside of the sum: m is what K left.
-    sum_delta_x_hat = r_there * groups.inner(delta_2.astype(r.dtype) * u) - r * moments.mean * sum_delta
+    sum_delta_x_hat = r_near_one * groups.inner(delta_2.astype(r.dtype) * u) - r * moments.mean * sum_delta
     d_beta = groups.to_parameters(sum_delta)  # (N6)
     d_gamma = groups.to_parameters(sum_delta_x_hat)  # (N5)
     d_var = once(-0.5 * (own_r * (own_r * groups.to_statistics(gamma * sum_delta_x_hat))))  # (N8)

@@ -57,7 +57,10 @@ class Unit(NamedTuple):
         return Unit(self.scale * times, self.origin * times), r / times
 
     def root(self, eps: "Epsilon") -> jax.Array:
-        """√ε s, whose square is ε s². Or 1e-38: of a plain product XLA would square the factors, and s² overflows."""
+        """√ε s, at least the smallest normal number: its square is the same, 0 or ε s².
+
+        Of the product alone, XLA would square the factors apart, and s² may overflow.
+        """
         root = eps.root * self.scale
         return jnp.maximum(root, jnp.finfo(root.dtype).tiny)
 

@@ -82,7 +82,7 @@ class Configuration(_options.Options):
     epochs: AtLeastOne = 30
     """The passes over the training images, each in a new order."""
     shift: Annotated[int, ">= 0"] = 3
-    """The most pixels by which a training image is moved, anew each time."""
+    """The most pixels by which a training image is moved, drawn each time."""
     seed: Seed = 0
     """The seed of parameters, order and shifts."""
     dtype: Literal["float32", "bfloat16"] = "float32"
