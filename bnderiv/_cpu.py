@@ -41,15 +41,6 @@ def once(a: jax.Array) -> jax.Array:
     return by_target(a, cpu=quotient, default=lambda a: a)
 
 
-def apart(times: float, dtype: Any) -> jax.Array:
-    """`times`, a power of two that keeps two terms apart; 1 in a CPU's program.
-
-    XLA shares identical terms, and materializes what several kernels share: a mask costs one more pass on GPU and TPU.
-    On a CPU, reading the cached array is cheaper than recomputing it.
-    """
-    return by_target(cpu=lambda: jnp.ones((), dtype), default=lambda: jnp.full((), times, dtype))
-
-
 # Fewer channels than this, on the last axis, are computed in rows: XLA:CPU vectorizes along the last axis, and six
 # numbers do not fill a register. A batch norm of 32×28×28×6 takes twice as long otherwise.
 FEW_CHANNELS = 16
@@ -72,7 +63,8 @@ def platform_layout(body: Callable[..., Any]) -> Callable[..., Any]:
             return body(groups, *arguments)
 
         def in_rows(*arrays: Any) -> Any:
-            rows = _Rows(groups.both[:-1], *jax.tree.leaves(arrays)[0].shape[-2:])
+            columns, channels = jax.tree.leaves(arrays)[0].shape[-2:]
+            rows = _Rows(groups.both[:-1], groups.over_devices, columns, channels)
             return jax.tree.map(rows.back, body(rows, *static, *jax.tree.map(rows.view, arrays)))
 
         return by_target(*arrays, cpu=in_rows, default=partial(body, groups, *static))
@@ -96,6 +88,7 @@ class _Rows(NamedTuple):
     """`Groups` of the view: sums are over the channel's columns too, and there is a copy of them in each."""
 
     both: tuple[int, ...]
+    over_devices: bool
     columns: int
     channels: int
 

@@ -12,11 +12,14 @@ def accumulator(dtype: DTypeLike) -> jnp.dtype:
     return jnp.dtype("float64" if jnp.dtype(dtype).itemsize == 8 else "float32")
 
 
-def power_of_two(a: jax.Array) -> jax.Array:
-    """2^⌊log₂ a⌋ of numbers a ≥ 0 in float32 or float64: `a` with no bit but its exponent's.
+def power_of_two_over(a: jax.Array) -> jax.Array:
+    """2^−⌊log₂ |a|⌋ of numbers in float32 or float64: the power of two that brings `a` to between 1 and 2.
 
-    0 below the normal numbers, infinity for infinity and NaN. No derivative. (`jnp.frexp` takes forty operations.)
+    A normal number of what is none, too: the smallest for infinity, NaN and what it brings to 4 at most, the largest
+    for what is below the normal numbers. No derivative, and no division. (`jnp.frexp` takes forty operations.)
     """
     info = jnp.finfo(a.dtype)
-    bits = lax.bitcast_convert_type(a, jnp.dtype(f"uint{info.bits}"))
-    return lax.bitcast_convert_type(bits & ((2**info.nexp - 1) << info.nmant), a.dtype)
+    bits, least = jnp.dtype(f"uint{info.bits}"), 1 << info.nmant  # the bits of the smallest normal number
+    most = (2**info.nexp - 2) * least
+    exponent = lax.bitcast_convert_type(a, bits) & (most + least)
+    return lax.bitcast_convert_type(most - jnp.minimum(exponent, most - least), a.dtype)

@@ -25,6 +25,20 @@ def first_on_gpu(first: jax.Array, then: jax.Array) -> tuple[jax.Array, jax.Arra
     return by_target(first, then, cuda=in_order, rocm=in_order, default=lambda *arrays: arrays)
 
 
+GPU, TPU = ("cuda", "rocm"), ("tpu",)
+
+
+def apart(a: Any, on: tuple[str, ...] | None = None) -> Any:
+    """A tree under another name, which XLA does not know to be the same; only `on` these platforms, or on all.
+
+    Terms of the two are then computed in each kernel that uses them. XLA would share them, and store them, though to
+    compute them again takes less time than to write and read them. Of (a, a), the two are apart from each other too.
+    """
+    if on is None:
+        return lax.optimization_barrier(a)
+    return by_target(a, **dict.fromkeys(on, lax.optimization_barrier), default=lambda a: a)
+
+
 def on_one_device() -> bool:
     """Whether there is just one device in all, so that no axis can be sharded over several."""
     return jax.device_count() == 1

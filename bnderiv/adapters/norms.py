@@ -141,9 +141,9 @@ def normalize(
         x, *affine = jax.tree.map(lambda a: a[..., None], (x, *affine))
         where = None
         reduced = (x.ndim - 1,)
-    groups = _groups(x.ndim, reduced, group, affine)
-    gamma, beta = (_broadcast(groups, x, a, neutral) for a, neutral in zip(affine, (1, 0), strict=True))
     devices = mapped_axes(axis_name, axis_index_groups)
+    groups = _groups(x.ndim, reduced, group, affine, devices[0] is not None)
+    gamma, beta = (_broadcast(groups, x, a, neutral) for a, neutral in zip(affine, (1, 0), strict=True))
     with refusals(devices[1]):
         y = _by_groups(centered, devices, groups, x, where, gamma, beta, value, root)
     return y.reshape(shape).astype(dtype)
@@ -159,7 +159,9 @@ def _of_rank(name: str, a: Any, shape: tuple[int, ...]) -> jax.Array | None:
     return a.reshape(padded)
 
 
-def _groups(rank: int, reduced: tuple[int, ...], group: ChannelGroup | None, affine: list[Any]) -> Groups:
+def _groups(
+    rank: int, reduced: tuple[int, ...], group: ChannelGroup | None, affine: list[Any], over_devices: bool
+) -> Groups:
     """Who shares statistics, and who shares scale and bias: along the axes where both of these have length 1."""
     given = [a.shape for a in affine if a is not None]
     own = [i for i in range(rank) if i not in reduced or (group is not None and i == group[0])]
@@ -167,9 +169,9 @@ def _groups(rank: int, reduced: tuple[int, ...], group: ChannelGroup | None, aff
     both = tuple(i for i in range(rank) if i not in features and i not in own)
     statistics = tuple(i for i in range(rank) if i in features and i not in own)
     parameters = tuple(i for i in own if i not in features)
-    return (
-        Groups(both, statistics, parameters) if group is None else ChannelGroups(both, statistics, parameters, *group)
-    )
+    if group is None:
+        return Groups(both, statistics, parameters, over_devices=over_devices)
+    return ChannelGroups(both, statistics, parameters, *group, over_devices=over_devices)
 
 
 def _broadcast(groups: Groups, x: jax.Array, a: jax.Array | None, neutral: float) -> jax.Array:
@@ -194,5 +196,5 @@ def _by_groups(centered, devices, groups, x, where, gamma, beta, eps, root):
     else:  # the same map, with a mean of 0
         unit, square = mean_square(groups, x, where, least_one, eps)
         moments = Moments(unit, jnp.zeros_like(square), square)
-    _, moments = merge(n, moments, *devices)
+    _, moments = merge(n, moments, eps, *devices)
     return normalize_by(groups, False, x, where, affine, eps, varying_like(x, moments))

@@ -11,7 +11,7 @@ from jax import lax
 from bnderiv._checks import same_varying
 from bnderiv._types import AxisName
 from bnderiv.normalization.normalize import Moments
-from bnderiv.normalization.units import Unit, about_the_mean, above_noise, scale_for
+from bnderiv.normalization.units import Epsilon, Unit, above_noise, coarse, moved, scale_for
 
 IndexGroups = Sequence[Sequence[int]]
 
@@ -30,7 +30,7 @@ def refusals(index_groups: IndexGroups | None) -> Iterator[None]:
 
 
 def merge(
-    n: jax.Array, moments: Moments, axis_name: AxisName, axis_index_groups: IndexGroups | None
+    n: jax.Array, moments: Moments, eps: Epsilon, axis_name: AxisName, axis_index_groups: IndexGroups | None
 ) -> tuple[jax.Array, Moments]:
     """The moments of all devices' elements together, the same on every device. One collective; JAX transposes it.
 
@@ -57,19 +57,19 @@ def merge(
     largest = jnp.where(there, jnp.maximum(apart, jnp.sqrt(lax.stop_gradient(var)) / scale), 0).max(0, keepdims=True)
     finest = jnp.where(there, scale, 0).max(0, keepdims=True)  # of those in which ε s² is a good number
     finest = jnp.where(finest > 0, finest, 1)
-    common = jnp.minimum(scale_for(largest), finest)
+    common = jnp.minimum(coarse(scale_for(largest, center)), finest)
     # Each device's mean in it: (K_i − K) first, as these are near each other, and so exact. Ratios are powers of two.
     ratio = common / scale
     mean = jnp.where(there, (origin * ratio - center * common) + mean * ratio, 0)
     merged = average(mean)
     var = average(var * ratio * ratio + (mean - merged) ** 2)  # (N26)
     var = above_noise(var, merged**2)
-    unit, left, _ = lax.stop_gradient(about_the_mean(Unit(common, center * common), merged, var))
-    left = merged + lax.stop_gradient(left - merged)  # the derivative is that of a mean
-    # Where nothing deviates any unit will do, so one in which ε s² does not underflow.
-    finer = lax.select(var > 0, jnp.ones_like(common), finest / common)
-    unit, left = jax.tree.map(lambda a: a * finer, (unit, left))
-    return jax.tree.map(lambda a: a.reshape(n.shape), (total, Moments(unit, left, var)))
+    _, (unit, *values) = lax.stop_gradient(moved(Unit(common, center * common), merged, var, Epsilon(None, 1 / finest)))
+    # With the derivatives of a mean and a variance.
+    times = unit.scale / common
+    changes = (a - lax.stop_gradient(a) for a in (merged * times, var * times * times))
+    moments = Moments(unit, *(value + change for value, change in zip(values, changes, strict=True)))
+    return jax.tree.map(lambda a: a.reshape(n.shape), (total, moments))
 
 
 def _gather(message: jax.Array, axis_name: AxisName, index_groups: IndexGroups | None) -> jax.Array:

@@ -62,7 +62,7 @@ def with_channels(x: Any, channel_axis: Any, **vectors: Any) -> tuple[Any, ...]:
 
 
 def mapped_axes(axis_name: Any, groups: Any) -> tuple[Any, tuple[tuple[int, ...], ...] | None]:
-    """`axis_name`, a name or a tuple of names, and `axis_index_groups` as tuples.
+    """`axis_name`, a name or a tuple of names, or None for none at all, and `axis_index_groups` as tuples.
 
     Raises:
       TypeError: `axis_name` cannot be hashed, or groups are not sequences of integers.
@@ -72,10 +72,11 @@ def mapped_axes(axis_name: Any, groups: Any) -> tuple[Any, tuple[tuple[int, ...]
         axis_name = tuple(axis_name)
     if not isinstance(axis_name, Hashable):
         raise TypeError(f"axis_name must be a name or a tuple of names, got {axis_name!r}")
+    if groups is not None and axis_name is None:
+        raise ValueError("axis_index_groups must come with axis_name, got axis_name=None")
+    axis_name = None if axis_name == () else axis_name
     if groups is None:
         return axis_name, None
-    if axis_name is None:
-        raise ValueError("axis_index_groups must come with axis_name, got axis_name=None")
     try:
         return axis_name, tuple(tuple(_checks.integer("axis_index_groups", i) for i in group) for group in groups)
     except TypeError:

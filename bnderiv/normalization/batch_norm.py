@@ -138,13 +138,18 @@ def _result(relu, axis, axis_name, groups, x, *_):
 
 @layer(static=4, result=_result)
 def _batch_norm(relu, axis, axis_name, index_groups, x, where, gamma, beta, assumed_mean, residual, eps, root):
-    groups = Groups(tuple(i for i in range(x.ndim) if i != axis))
+    groups = per_channel(x, axis, axis_name)
     lay = partial(laid, x, (axis,))
     affine, eps = Affine(lay(gamma), lay(beta), residual), Epsilon(eps, root)
     assumed_mean = None if assumed_mean is None else lay(assumed_mean)
     n, moments = batch_moments(groups, x, where, eps, assumed_mean, axis_name, index_groups)
     y = normalize(groups, relu, x, where, affine, eps, varying_like(x, moments))
     return y, batch_stats(n, moments)
+
+
+def per_channel(x: jax.Array, axis: int, axis_name: AxisName | None = None) -> Groups:
+    """The groups of a batch norm: the channels along `axis`."""
+    return Groups(tuple(i for i in range(x.ndim) if i != axis), over_devices=axis_name is not None)
 
 
 def batch_moments(
@@ -156,8 +161,8 @@ def batch_moments(
         assumed_mean = jnp.where(n > 0, assumed_mean, 0)
     least_one = n if where is None else jnp.maximum(n, 1)
     moments = statistics(groups, x, where, least_one, eps, assumed_mean)
-    if axis_name is not None and axis_name != ():
-        n, moments = merge(n, moments, axis_name, index_groups)
+    if groups.over_devices:
+        n, moments = merge(n, moments, eps, axis_name, index_groups)
     return n, moments
 
 

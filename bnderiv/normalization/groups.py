@@ -9,7 +9,7 @@
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -32,6 +32,9 @@ class Groups:
     both: tuple[int, ...]
     statistics: tuple[int, ...] = ()
     parameters: tuple[int, ...] = ()
+    over_devices: bool = field(
+        default=False, kw_only=True
+    )  # whether statistics are to be merged with those of other devices
 
     def inner(self, a: jax.Array) -> jax.Array:
         """Σ over the elements that share everything."""

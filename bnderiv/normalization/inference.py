@@ -58,8 +58,9 @@ def _inference(axis, x, gamma, beta, mean, var, eps, root):
 def given(mean: jax.Array, var: jax.Array, root: jax.Array) -> Moments:
     """Given statistics as moments: K is the mean, so m = 0, by which the gradient of the mean goes."""
     shift = lax.stop_gradient(mean)
-    # A quarter, so that neither x − K nor σ² + ε overflows.
-    scale = scale_for(jnp.maximum(jnp.sqrt(lax.stop_gradient(var)), root)) / 4
-    nothing = jnp.where(jnp.isfinite(shift), mean - shift, 0)
+    finite = jnp.isfinite(shift)
+    size = jnp.maximum(jnp.sqrt(lax.stop_gradient(var)), root)
+    scale = scale_for(size, jnp.where(finite, shift, 0)) / 4  # so that neither x − K nor σ² + ε overflows
+    nothing = jnp.where(finite, mean - shift, 0)
     var = jnp.where(jnp.isinf(var), jnp.nan, var)  # r would be 0, and any x beta
     return Moments(Unit(scale, shift * scale), nothing * scale, var * scale * scale)

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bnderiv._cpu import apart, once, platform_layout
+from bnderiv._cpu import once, platform_layout
 from bnderiv._rule import both_modes, closed_form
+from bnderiv._target import GPU, TPU, apart
 from bnderiv.activation.relu import rectify
 from bnderiv.normalization.sample import sample_mean
 from bnderiv.normalization.units import Epsilon, above_noise, masked, measured
@@ -40,18 +41,15 @@ class Affine(NamedTuple):
 @closed_form(static=1, inner=True)
 @platform_layout
 def statistics(groups, x, where, n, eps, assumed_mean):
-    quarter = n / 4
-
-    def mean_and_var(unit):
-        unit = groups.laid(unit)
+    def mean_and_var(unit, again):
+        unit, again = groups.laid((unit, again))
         mean = groups.total(masked(where, unit.of(x))) / n  # (N1)
-        # Half of u: XLA would share identical terms of the two sums, and materialize them.
-        mean_square = groups.total(masked(where, unit.of(x, 1 / 2)) ** 2) / quarter
+        mean_square = groups.total(masked(where, again.of(x)) ** 2) / n
         square = mean**2
         return mean, above_noise(mean_square - square, square)  # (N2)
 
     shift = sample_mean(groups, x, where) if assumed_mean is None else assumed_mean
-    return Moments(*measured(x, shift, eps, mean_and_var))
+    return Moments(*measured(x, shift, eps, mean_and_var, groups.over_devices))
 
 
 def _statistics_fwd(groups, x, where, n, eps, assumed_mean):
@@ -65,8 +63,8 @@ def _statistics_bwd(groups, residuals, d):
     x, where, n, *own = residuals
     unit, mean, d_mean, d_var, n = groups.laid((*own, d.mean, d.var, n))
     deviation = masked(where, unit.of(x)) - mean
-    du = d_mean + 2 * d_var * deviation  # (N13); by (N9) the mean inside the variance adds nothing
-    dx = unit.back(masked(where, du / n))  # (N11) parts 2 and 3
+    du = d_mean / n + d_var * (2 / n) * deviation  # (N13); by (N9) the mean inside the variance adds nothing
+    dx = unit.back(masked(where, du))  # (N11) parts 2 and 3
     return dx.astype(x.dtype), None, None, None, None
 
 
@@ -78,27 +76,23 @@ statistics.defvjp(_statistics_fwd, _statistics_bwd)
 
 @closed_form(static=2, inner=True)
 def normalize(groups, relu, x, where, affine, eps, moments):
-    r = moments.unit.inverse_root(moments.var, eps)
-    return _normalize(relu, x, where, affine, *groups.laid((moments, r)))
+    return _normalize_fwd(groups, relu, x, where, affine, eps, moments)[0]
 
 
-def _normalize(relu, x, where, affine, moments, r):
+def _normalize_fwd(groups, relu, x, where, affine, eps, own):
+    own_r = own.unit.inverse_root(own.var, eps)
+    moments, r = groups.laid((own, own_r))
     u, g = moments.unit.of(x) - moments.mean, affine.gamma * r
     y = u * g + affine.beta  # (N3), (N4)
     if where is not None:  # the same map at a masked u that is not finite, but apart: 0 · NaN is to be 0 in derivatives
         usable = where | jnp.isfinite(u)
         y = jnp.where(usable, masked(usable, u) * g + affine.beta, lax.stop_gradient(y))
     y = _plus(y, affine.residual)
-    return (rectify(y) if relu else y).astype(x.dtype)
+    return (rectify(y) if relu else y).astype(x.dtype), (x, where, affine, own, own_r)
 
 
-def _plus(y, residual, times: Any = 1):
-    return y if residual is None else y + residual.astype(y.dtype) * times  # (N31)
-
-
-def _normalize_fwd(groups, relu, x, where, affine, eps, moments):
-    r = moments.unit.inverse_root(moments.var, eps)
-    return _normalize(relu, x, where, affine, *groups.laid((moments, r))), (x, where, affine, moments, r)
+def _plus(y, residual):
+    return y if residual is None else y + residual.astype(y.dtype)  # (N31)
 
 
 @platform_layout
@@ -107,30 +101,29 @@ def _normalize_bwd(groups, relu, residuals, delta):
     moments, r = groups.laid((own, own_r))
     g = gamma * r
 
-    def masked_delta(times):
+    def through_relu(unit):
         if not relu:
-            return delta
-        times = apart(times, r.dtype)
-        y = _plus((moments.unit.of(x) - moments.mean) * (g * times) + beta * times, z, times)
-        return jnp.where(y > 0, delta, 0)  # (N22)
+            return delta.astype(r.dtype)
+        y = _plus((unit.of(x) - moments.mean) * g + beta, z)
+        return jnp.where(y > 0, delta, 0).astype(r.dtype)  # (N22)
 
-    # The sums have masks and a u of their own, as XLA would share and materialize what dx and the forward have, too.
-    # With a residual, δ_y is materialized anyway, as the gradient of z.
-    unit, r_near_one = moments.unit.near_one(r)
-    u = unit.of(x)
+    unit = moments.unit
+    u = apart(unit).of(x)
     if where is not None:  # 0 · NaN is to be 0 in every sum
         u = masked(where | jnp.isfinite(u), u)
-    delta_1, delta_2, delta = (masked_delta(times if z is None else 1 / 2) for times in (1 / 4, 1 / 8, 1 / 2))
-    sum_delta = groups.inner(delta_1.astype(r.dtype))
-    # Of x̂ = r (u − m), r and m stand outside of the sum: m is what K left.
-    sum_delta_x_hat = r_near_one * groups.inner(delta_2.astype(r.dtype) * u) - r * moments.mean * sum_delta
+    names = (unit,) * 3
+    if relu:  # a mask for each. With a residual, a TPU stores δ_y, which is the gradient of z
+        names = apart(names, on=GPU + TPU if z is None else GPU)
+    delta_1, delta_2, delta_y = map(through_relu, names)
+    sum_delta = groups.inner(delta_1)
+    sum_delta_x_hat = r * (groups.inner(delta_2 * u) - moments.mean * sum_delta)  # m is what K left
     d_beta = groups.to_parameters(sum_delta)  # (N6)
     d_gamma = groups.to_parameters(sum_delta_x_hat)  # (N5)
-    d_var = once(-0.5 * (own_r * (own_r * groups.to_statistics(gamma * sum_delta_x_hat))))  # (N8)
+    d_var = once(-0.5 * own_r**2 * groups.to_statistics(gamma * sum_delta_x_hat))  # (N8)
     d_mean = -groups.to_statistics(g * sum_delta)  # (N10)
-    dx = moments.unit.back(g * delta.astype(r.dtype))  # (N11) part 1
-    d_z = None if z is None else delta.astype(z.dtype)  # (N31)
-    d_eps = Epsilon(groups.over_all(d_var * own.unit.scale**2), None)
+    dx = unit.back(g * delta_y)  # (N11) part 1
+    d_z = None if z is None else delta_y.astype(z.dtype)  # (N31)
+    d_eps = Epsilon(groups.over_all(d_var * own.unit.scale * own.unit.scale), None)
     return dx.astype(x.dtype), None, Affine(d_gamma, d_beta, d_z), d_eps, Moments(None, d_mean, d_var)
 
 

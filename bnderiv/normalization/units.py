@@ -7,7 +7,8 @@ statistics have a zero and a unit of their own, u = (x − K) s (derivation.md, 
     s   is a power of two, so exact     v = mean u² − m²       →  σ² = v/s²
 
 About any K and s the moments are right as long as m² is at most a few v and nothing over- or underflows. So they are
-measured once, about a value that is assumed to be near the mean, and again only where that proves wrong.
+measured once, with s = 1 and about a value that is assumed to be near the mean, and again only where that proves
+wrong. From there on K is the mean and s the unit of deviations, in which no sum of the gradient is far from 1.
 """
 
 import math
@@ -20,7 +21,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from bnderiv._checks import same_varying
-from bnderiv._numbers import power_of_two
+from bnderiv._numbers import power_of_two_over
+from bnderiv._target import apart
 
 # The first measurement is kept where m² ≤ v, that is, where K is at most a deviation off: y is off by 1.6e-7 then, and
 # by 2.6e-7 at two deviations. If all elements are equal, K may also be within either of these distances of them.
@@ -38,23 +40,13 @@ class Unit(NamedTuple):
     scale: Any  # s
     origin: jax.Array  # K s
 
-    def of(self, x: jax.Array, times: float = 1.0) -> jax.Array:
-        """u, `times` a power of two."""
-        scale, origin = self if times == 1 else (self.scale * times, self.origin * times)
-        return x.astype(origin.dtype) * scale - origin
+    def of(self, x: jax.Array) -> jax.Array:
+        """u."""
+        return x.astype(self.origin.dtype) * self.scale - self.origin
 
     def back(self, du: jax.Array) -> jax.Array:
         """The gradient by x of what has the gradient `du` by u."""
         return du * self.scale
-
-    def near_one(self, r: jax.Array) -> tuple["Unit", jax.Array]:
-        """The unit in which deviations are about 1, so that no sum over- or underflows for it; and r in that unit.
-
-        But K s stays finite in it: where all are equal, deviations are 0 in any unit.
-        """
-        most = 2.0 ** (jnp.finfo(r.dtype).maxexp - 2)
-        times = power_of_two(jnp.minimum(4 * r, most / jnp.abs(self.origin)))  # 4 r, as r s may be subnormal
-        return Unit(self.scale * times, self.origin * times), r / times
 
     def root(self, eps: "Epsilon") -> jax.Array:
         """√ε s, at least the smallest normal number: its square is the same, 0 or ε s².
@@ -72,7 +64,7 @@ class Unit(NamedTuple):
 class Epsilon(NamedTuple):
     """ε, by which the gradient is taken, and its root, which is a normal number where ε is subnormal (1e-40)."""
 
-    value: jax.Array
+    value: jax.Array | None
     root: Any
 
     @staticmethod
@@ -96,83 +88,67 @@ def measured(
     x: jax.Array,
     shift: jax.Array,
     eps: Epsilon,
-    mean_and_var: Callable[[Unit], tuple[jax.Array, jax.Array]],
+    mean_and_var: Callable[[Unit, Unit], tuple[jax.Array, jax.Array]],
+    over_devices: bool,
 ) -> tuple[Unit, jax.Array, jax.Array]:
     """A unit, and m and v in it by `mean_and_var`: in one read of x if `shift` is near the mean.
 
     Otherwise x is read again for each better unit: once if K was far, some more times if it was off by many orders of
-    magnitude.
+    magnitude. `mean_and_var` gets the unit under two names that are `apart`, one for each of its sums.
     """
-    # A sum over anything larger might overflow. Nothing is known from a NaN.
-    plausible = jnp.abs(shift) < float(jnp.finfo(shift.dtype).max) ** 0.75
-    _, shift, one = same_varying(x, lax.select(plausible, shift, jnp.zeros_like(shift)), jnp.ones_like(shift))
+    known = _finite(shift, jnp.zeros_like(shift))
+    _, shift, one = same_varying(x, known, jnp.ones_like(shift))
 
-    def measure(unit: Unit) -> Any:
-        mean, var = mean_and_var(unit)
-        root = unit.root(eps)
-        near = _is_near(unit, mean, var, root)
-        return near & fits(var, root), near, (unit, mean, var)
+    def measure(unit: Unit, again: Unit) -> Any:
+        return moved(unit, *mean_and_var(unit, again), eps, over_devices)
 
-    def measure_again(state: Any) -> Any:
-        reads, done, near, (old, mean, var) = state
-        unit = jax.tree.map(partial(lax.select, done), old, _better(old, mean, var, near, eps))
-        given_up = (unit.origin == old.origin) & (unit.scale == old.scale)
-        good, near, found = measure(unit)
-        return reads + 1, good | given_up, near, found
+    def measured_again(state: Any) -> Any:
+        reads, done, old = state
+        good, new = measure(old[0], apart(old[0]))
+        hopeless = new[-1] != new[-1]  # NaN, though nothing overflowed
+        return reads + 1, done | good | hopeless, jax.tree.map(partial(lax.select, done), old, new)
 
-    def until_done() -> Any:
-        start = 1, good, near, first
-        return lax.while_loop(lambda state: (state[0] < MOST_READS) & jnp.any(~state[1]), measure_again, start)[-1]
+    def unsure(state: Any) -> Any:
+        reads, done, _ = state
+        return ~jnp.all(done) & (reads < MOST_READS)
 
-    good, near, first = measure(Unit(one, shift))
-    return lax.cond(jnp.all(good), lambda: about_the_mean(*first), lambda: about_the_mean(*until_done()))
+    # Not (1, K) as a whole, of which XLA would not know that it is 1.
+    done, first = measure(Unit(one, shift), Unit(one, apart(shift)))
+    return lax.cond(
+        jnp.all(done), lambda: first, lambda: lax.while_loop(unsure, measured_again, (jnp.int32(1), done, first))[-1]
+    )
 
 
-def _is_near(unit: Unit, mean: jax.Array, var: jax.Array, root: jax.Array) -> jax.Array:
-    """Whether K is near the mean. Not so for NaN."""
+def moved(
+    unit: Unit, mean: jax.Array, var: jax.Array, eps: Epsilon, over_devices: bool = False
+) -> tuple[jax.Array, Any]:
+    """Whether moments are good; and the same about K' = μ rounded, in a unit for what deviates from it.
+
+    So x − K' has no more rounding than x − μ; m is what K' left of μ. Where all x are equal, K' is that x, and nothing
+    is left. Of moments that are not good, K' and the unit are what the next measurement starts from.
+    """
+    zero, root, off = jnp.zeros_like(mean), unit.root(eps), jnp.abs(mean)
+    equal = var == 0
+    # A square that overflowed may be any large number's: from the cube of the middle, the next measurement tells.
+    deviation = jnp.minimum(jnp.sqrt(var), middle(var.dtype) ** 3)
     close = jnp.maximum(NEAR * jnp.abs(unit.origin), OF_EPSILON * root)
-    return jnp.abs(mean) <= lax.select(var == 0, close, jnp.sqrt(var))
+    near = off <= lax.select(equal, close, deviation)
+    size = jnp.maximum(lax.select(near, deviation, off), root)
+
+    origin = unit.origin + _finite(mean, zero)
+    left = lax.select(equal, zero, mean + (unit.origin - origin))
+    scale = scale_for(size / unit.scale, origin / unit.scale)
+    scale = coarse(scale) if over_devices else scale
+    times = scale / unit.scale
+    return near & fits(size), (Unit(scale, origin * times), left * times, var * times * times)
 
 
-def fits(var: jax.Array, root: jax.Array) -> jax.Array:
-    """Whether v and √ε s are such that nothing over- or underflows in s: as `scale_for` makes it. Not so for NaN."""
-    most = 2 * _middle(jnp.finfo(var.dtype))
-    square = var + root**2
-    return _clamped(square, most**-2, most**2) == square
+def _finite(a: jax.Array, zero: jax.Array) -> jax.Array:
+    """A mean, or 0 for one that is not finite.
 
-
-def _better(unit: Unit, mean: jax.Array, var: jax.Array, near: jax.Array, eps: Epsilon) -> Unit:
-    """K moved to the mean as far as it is known, and s for what was found to deviate from K, or for ε.
-
-    Where all are equal nothing deviates: s is for ε alone then, and not for the 1e30 that K was off from 1e36. But K s
-    does not overflow.
+    And the same number in every kernel: of what is selected, the last product is not fused with a sum that it goes to.
     """
-    back = 1 / unit.scale
-    shift = (unit.origin + mean) * back
-    shift = lax.select(jnp.isfinite(shift), shift, unit.origin * back)
-    size = jnp.maximum(jnp.abs(mean), jnp.sqrt(var)) * back
-    size = lax.select(near & (var == 0), jnp.zeros_like(size), size)
-    most = 2.0 ** (jnp.finfo(size.dtype).maxexp - 2)
-    scale = jnp.minimum(scale_for(jnp.maximum(size, eps.root)), power_of_two(most / jnp.abs(shift)))
-    return Unit(scale, shift * scale)
-
-
-def scale_for(size: jax.Array) -> jax.Array:
-    """1 for numbers in the middle of the dtype's range, for others the power of two that brings them there.
-
-    The middle are 2⁻³¹ to 2³¹ in float32: their squares are normal, and so are sums and cubes.
-    """
-    info = jnp.finfo(size.dtype)
-    power = _clamped(power_of_two(size), info.tiny, 2.0 ** (info.maxexp - 1))
-    return _clamped(power, 1 / _middle(info), _middle(info)) / power
-
-
-def _clamped(a: jax.Array, least: Any, most: Any) -> jax.Array:
-    return lax.clamp(jnp.asarray(least, a.dtype), a, jnp.asarray(most, a.dtype))
-
-
-def _middle(info: Any) -> float:
-    return 2.0 ** (-info.minexp // 4)
+    return lax.select(jnp.isfinite(a), a, zero)
 
 
 def above_noise(var: jax.Array, square: jax.Array) -> jax.Array:
@@ -180,11 +156,31 @@ def above_noise(var: jax.Array, square: jax.Array) -> jax.Array:
     return lax.select(var <= NOISE * jnp.finfo(var.dtype).eps * square, jnp.zeros_like(var), var)
 
 
-def about_the_mean(unit: Unit, mean: jax.Array, var: jax.Array) -> tuple[Unit, jax.Array, jax.Array]:
-    """The moments about K' = μ rounded, so that x − K' has no more rounding than x − μ; m is what K' left of μ.
+def fits(size: jax.Array) -> jax.Array:
+    """Whether squares of deviations of a `size`, and their sums, neither over- nor underflow. NaN does not."""
+    most = 2 * middle(size.dtype)
+    return lax.clamp(jnp.asarray(1 / most, size.dtype), size, jnp.asarray(most, size.dtype)) == size
 
-    Where all x are equal, K' is that x, and nothing is left.
+
+def scale_for(size: jax.Array, shift: Any = 0.0) -> jax.Array:
+    """The power of two by which deviations of `size` come to between 1 and 2. What is not finite counts as large.
+
+    But K s stays finite, K being `shift`. (Where all are equal, deviations are 0 in any unit.)
     """
-    origin = unit.origin + mean
-    left = mean + (unit.origin - origin)
-    return Unit(unit.scale, origin), lax.select(var == 0, jnp.zeros_like(left), left), var
+    most = 2.0 ** (jnp.finfo(size.dtype).maxexp - 2)
+    return jnp.minimum(power_of_two_over(size), most * power_of_two_over(jnp.asarray(shift, size.dtype)))
+
+
+def coarse(scale: jax.Array) -> jax.Array:
+    """Of a `scale` that brings deviations to 1: one that leaves them as they are, or brings them to the dtype's middle.
+
+    For moments that are yet to be merged: the ratio of two devices' units, by which their cotangents go, must not
+    underflow.
+    """
+    widest = middle(scale.dtype)
+    return lax.clamp(scale / widest, jnp.ones_like(scale), scale * widest)
+
+
+def middle(dtype: Any) -> float:
+    """2³¹ in float32: between this and its inverse squares are normal numbers, and so are sums and cubes."""
+    return 2.0 ** (-jnp.finfo(dtype).minexp // 4)
