@@ -15,11 +15,13 @@ def accumulator(dtype: DTypeLike) -> jnp.dtype:
 def power_of_two_over(a: jax.Array) -> jax.Array:
     """2^−⌊log₂ |a|⌋ of numbers in float32 or float64: the power of two that brings `a` to between 1 and 2.
 
-    A normal number of what is none, too: the smallest for infinity, NaN and what it brings to 4 at most, the largest
-    for what is below the normal numbers. No derivative, and no division. (`jnp.frexp` takes forty operations.)
+    It and its inverse are normal numbers: at least the smallest, which is for infinity and NaN, too, and brings any
+    number to 4 at most; and at most the inverse of the smallest, which is for all below the normal numbers.
+    No derivative, and no division. (`jnp.frexp` takes forty operations.)
     """
     info = jnp.finfo(a.dtype)
     bits, least = jnp.dtype(f"uint{info.bits}"), 1 << info.nmant  # the bits of the smallest normal number
     most = (2**info.nexp - 2) * least
     exponent = lax.bitcast_convert_type(a, bits) & (most + least)
-    return lax.bitcast_convert_type(most - jnp.minimum(exponent, most - least), a.dtype)
+    exponent = lax.clamp(jnp.asarray(least, bits), exponent, jnp.asarray(most - least, bits))
+    return lax.bitcast_convert_type(most - exponent, a.dtype)

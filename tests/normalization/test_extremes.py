@@ -239,7 +239,7 @@ def test_a_far_guess_and_no_epsilon_to_speak_of(dtype, eps):
         assert stats.mean[0] == pytest.approx(float(np.asarray(x, np.longdouble).mean()), rel=1e-5)
 
 
-@pytest.mark.parametrize("value", [7.0, 1e36])
+@pytest.mark.parametrize("value", [1e-6, 7.0, 1e36])
 def test_statistics_of_a_constant_without_epsilon(value):
     """There is no y, but mean and variance are what they are: of one device, and of two of which one has nothing."""
     x, ones = jnp.full((2, 8, 1), value, jnp.float32), jnp.ones(1, jnp.float32)
