@@ -26,8 +26,8 @@ from bnderiv._target import apart
 
 # The first measurement is kept where m² ≤ v, that is, where K is at most a deviation off: y is off by 1.6e-7 then, and
 # by 2.6e-7 at two deviations. If all elements are equal, K may also be within either of these distances of them.
-NEAR = 2.0**-20  # times |K|: some units in the last place, as a running mean stops before it reaches a constant
-OF_EPSILON = 2.0**-12  # times √ε: what is taken for equal by mistake has an x̂ below 4e-7
+NEAR = 8  # eps times |K|: some units in the last place, as a running mean stops before it reaches a constant
+OF_EPSILON = 1 / 2  # root of this times eps, times √ε: what is taken for equal by mistake has an x̂ below 3 eps
 # A variance below this part of m² is not told from rounding.
 NOISE = 16
 # Reads of x for one measurement: a bound of the loop. Two are the rule; a guess of 1e228 for numbers around 1 took 16.
@@ -131,7 +131,8 @@ def moved(
     equal = var == 0
     # A square that overflowed may be any large number's: from the cube of the middle, the next measurement tells.
     deviation = jnp.minimum(jnp.sqrt(var), middle(var.dtype) ** 3)
-    close = jnp.maximum(NEAR * jnp.abs(unit.origin), OF_EPSILON * root)
+    ulp = float(jnp.finfo(var.dtype).eps)
+    close = jnp.maximum(NEAR * ulp * jnp.abs(unit.origin), math.sqrt(OF_EPSILON * ulp) * root)
     near = off <= lax.select(equal, close, deviation)
     size = jnp.maximum(lax.select(near, deviation, off), root)
 

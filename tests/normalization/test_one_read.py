@@ -63,6 +63,17 @@ def test_any_guess_at_any_scale(guess, scale):
     assert max(_errors((_draw()[0] + 3) * scale, guess)[0][:2]) < (2e-7 if scale > 1e-3 else 1e-6)
 
 
+@pytest.mark.parametrize(("deviation", "off", "eps"), [(2.0**-51, 1e-7, 0.0), (2.0**-40, 2.0**-13, 1.0)])
+def test_what_is_nearly_constant_in_float64(deviation, off, eps):
+    """A guess that is near in float32's terms hides deviations that a float64 holds."""
+    x = 1 + deviation * np.rint(3 * np.random.default_rng(0).standard_normal((64, 1)))
+    one = jnp.ones(1, jnp.float64)
+    y, stats = bnderiv.batch_norm(jnp.asarray(x), one, 0 * one, assumed_mean=one + off, eps=eps)
+    exact = x.astype(np.longdouble)
+    assert truth.relative_error(stats.var, exact.var(0)) < 1e-6
+    np.testing.assert_allclose(y, (exact - exact.mean(0)) / np.sqrt(exact.var(0) + eps), rtol=0, atol=1e-15)
+
+
 @pytest.mark.as_users_compile
 @pytest.mark.parametrize("shape", [SHAPE, (128, 84), (64, 12, 12, 20)], ids=str)
 def test_both_sides_of_the_threshold(measured_again, shape):
