@@ -11,7 +11,7 @@ from jax import lax
 from bnderiv._checks import same_varying
 from bnderiv._types import AxisName
 from bnderiv.normalization.normalize import Moments
-from bnderiv.normalization.units import Epsilon, Unit, above_noise, coarse, moved, scale_for
+from bnderiv.normalization.units import Epsilon, Unit, above_noise, moved, scale_for
 
 IndexGroups = Sequence[Sequence[int]]
 
@@ -57,7 +57,7 @@ def merge(
     largest = jnp.where(there, jnp.maximum(apart, jnp.sqrt(lax.stop_gradient(var)) / scale), 0).max(0, keepdims=True)
     finest = jnp.where(there, scale, 0).max(0, keepdims=True)  # of those in which ε s² is a good number
     finest = jnp.where(finest > 0, finest, 1)
-    common = jnp.minimum(coarse(scale_for(largest, center)), finest)
+    common = jnp.minimum(scale_for(largest, center, over_devices=True), finest)
     # Each device's mean in it: (K_i − K) first, as these are near each other, and so exact. Ratios are powers of two.
     ratio = common / scale
     mean = jnp.where(there, (origin * ratio - center * common) + mean * ratio, 0)

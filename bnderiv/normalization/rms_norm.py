@@ -12,7 +12,7 @@ from bnderiv._numbers import accumulator
 from bnderiv._rule import both_modes, closed_form, layer
 from bnderiv.normalization.arguments import epsilon, laid, normalized_axes, parameter
 from bnderiv.normalization.groups import Groups
-from bnderiv.normalization.units import Epsilon, Unit, coarse, fits, masked, scale_for
+from bnderiv.normalization.units import Epsilon, Unit, fits, masked, scale_for
 
 
 def rms_norm(
@@ -122,8 +122,7 @@ def mean_square(groups, x, where, n, eps):
     def measure_again(state):
         _, scale, square = state
         size = jnp.abs(masked(where, x)).max(groups.reduced, keepdims=True).astype(zero.dtype)
-        better = scale_for(jnp.maximum(size, eps.root))
-        better = coarse(better) if groups.over_devices else better
+        better = scale_for(jnp.maximum(size, eps.root), over_devices=groups.over_devices)
         return jnp.zeros_like(bad), *measure(lax.select(is_good(scale, square), scale, better))
 
     def until_good():  # under `vmap` both branches run, and this loop only where a row is bad

@@ -138,8 +138,7 @@ def moved(
 
     origin = unit.origin + _finite(mean, zero)
     left = lax.select(equal, zero, mean + (unit.origin - origin))
-    scale = scale_for(size / unit.scale, origin / unit.scale)
-    scale = coarse(scale) if over_devices else scale
+    scale = scale_for(size / unit.scale, origin / unit.scale, over_devices)
     times = scale / unit.scale
     return near & fits(size), (Unit(scale, origin * times), left * times, var * times * times)
 
@@ -163,23 +162,19 @@ def fits(size: jax.Array) -> jax.Array:
     return lax.clamp(jnp.asarray(1 / most, size.dtype), size, jnp.asarray(most, size.dtype)) == size
 
 
-def scale_for(size: jax.Array, shift: Any = 0.0) -> jax.Array:
+def scale_for(size: jax.Array, shift: Any = 0.0, over_devices: bool = False) -> jax.Array:
     """The power of two by which deviations of `size` come to between 1 and 2. What is not finite counts as large.
 
     But K s stays finite, K being `shift`. (Where all are equal, deviations are 0 in any unit.)
+
+    For moments that are yet to be merged `over_devices`: one that leaves deviations as they are, or brings them to the
+    dtype's middle. The ratio of two devices' units, by which their cotangents go, must not underflow.
     """
+    scale, widest = power_of_two_over(size), middle(size.dtype)
+    if over_devices:
+        scale = lax.clamp(scale / widest, jnp.ones_like(scale), scale * widest)
     most = 2.0 ** (jnp.finfo(size.dtype).maxexp - 2)
-    return jnp.minimum(power_of_two_over(size), most * power_of_two_over(jnp.asarray(shift, size.dtype)))
-
-
-def coarse(scale: jax.Array) -> jax.Array:
-    """Of a `scale` that brings deviations to 1: one that leaves them as they are, or brings them to the dtype's middle.
-
-    For moments that are yet to be merged: the ratio of two devices' units, by which their cotangents go, must not
-    underflow.
-    """
-    widest = middle(scale.dtype)
-    return lax.clamp(scale / widest, jnp.ones_like(scale), scale * widest)
+    return jnp.minimum(scale, most * power_of_two_over(jnp.asarray(shift, size.dtype)))
 
 
 def middle(dtype: Any) -> float:

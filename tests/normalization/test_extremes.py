@@ -209,6 +209,16 @@ def test_constant_devices(value):
     assert truth.relative_error(y, 1 + (exact - exact.mean(0)) / exact.std(0)) < 5e-7
 
 
+def test_constant_devices_by_a_tiny_epsilon():
+    """K s bounds the unit, which is still to be one in which ε s² is a normal number."""
+    x, ones = jnp.full((2, 8, 1), 1e30, jnp.float32), jnp.ones(1, jnp.float32)
+    layer = partial(bnderiv.batch_norm, gamma=ones, beta=ones, eps=1e-40, axis_name="devices")
+    y, pull_back, _ = jax.vjp(jax.vmap(layer, axis_name="devices"), x, has_aux=True)
+    delta = random_like(x, 0)
+    np.testing.assert_array_equal(y, 1)
+    np.testing.assert_allclose(pull_back(delta)[0], 1e20 * (delta - delta.mean()), rtol=1e-5, atol=1e14)
+
+
 FAR_GUESSES = {  # mean, deviation, what the mean is assumed to be
     "float32": [(1e30, 1e27, 0), (0, 1e-30, 1e20), (5, 1e-3, 0), (5, 2, 2e4), (0, 1, 1e20), (1e6, 2, 1.2e6)],
     "float64": [(1e300, 1e295, 0), (0, 1e-250, 1e100), (5, 1e-9, 0), (5, 2, 1e10), (0, 1, 1e38)],
