@@ -29,10 +29,10 @@ GPU, TPU = ("cuda", "rocm"), ("tpu",)
 
 
 def apart(a: Any, on: tuple[str, ...] | None = None) -> Any:
-    """A tree under another name, which XLA does not know to be the same; only `on` these platforms, or on all.
+    """A tree that XLA does not know to be `a`; only `on` these platforms, or on all. Of (a, a), the two differ as well.
 
-    Terms of the two are then computed in each kernel that uses them. XLA would share them, and store them, though to
-    compute them again takes less time than to write and read them. Of (a, a), the two are apart from each other too.
+    So terms of both are computed where they are used. XLA would compute the terms that these share once, and store
+    them, though to compute them again takes less time than to write and read them.
     """
     if on is None:
         return lax.optimization_barrier(a)

@@ -53,8 +53,8 @@ def merge(
 
     # One unit for all: about the mean of all, in which the largest deviation squared neither over- nor underflows.
     center = lax.stop_gradient(average(shift + mean / scale))
-    apart = jnp.abs(lax.stop_gradient(shift - center + mean / scale))
-    largest = jnp.where(there, jnp.maximum(apart, jnp.sqrt(lax.stop_gradient(var)) / scale), 0).max(0, keepdims=True)
+    distance = jnp.abs(lax.stop_gradient(shift - center + mean / scale))
+    largest = jnp.where(there, jnp.maximum(distance, jnp.sqrt(lax.stop_gradient(var)) / scale), 0).max(0, keepdims=True)
     finest = jnp.where(there, scale, 0).max(0, keepdims=True)  # of those in which ε s² is a good number
     finest = jnp.where(finest > 0, finest, 1)
     common = jnp.minimum(scale_for(largest, center, over_devices=True), finest)
@@ -64,7 +64,9 @@ def merge(
     merged = average(mean)
     var = average(var * ratio * ratio + (mean - merged) ** 2)  # (N26)
     var = above_noise(var, merged**2)
-    _, (unit, *values) = lax.stop_gradient(moved(Unit(common, center * common), merged, var, Epsilon(None, 1 / finest)))
+    floor = Epsilon(None, 1 / finest)  # as √ε is to one device, the finest unit is to all
+    better = moved(Unit(common, center * common), merged, var, floor)
+    _, (unit, *values) = lax.stop_gradient(better)
     # With the derivatives of a mean and a variance.
     times = unit.scale / common
     changes = (a - lax.stop_gradient(a) for a in (merged * times, var * times * times))

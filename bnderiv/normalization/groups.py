@@ -32,9 +32,8 @@ class Groups:
     both: tuple[int, ...]
     statistics: tuple[int, ...] = ()
     parameters: tuple[int, ...] = ()
-    over_devices: bool = field(
-        default=False, kw_only=True
-    )  # whether statistics are to be merged with those of other devices
+    # Whether statistics are to be merged with those of other devices.
+    over_devices: bool = field(default=False, kw_only=True)
 
     def inner(self, a: jax.Array) -> jax.Array:
         """Σ over the elements that share everything."""

@@ -111,10 +111,10 @@ def _normalize_bwd(groups, relu, residuals, delta):
     u = apart(unit).of(x)
     if where is not None:  # 0 · NaN is to be 0 in every sum
         u = masked(where | jnp.isfinite(u), u)
-    names = (unit,) * 3
-    if relu:  # a mask for each. With a residual, a TPU stores δ_y, which is the gradient of z
-        names = apart(names, on=GPU + TPU if z is None else GPU)
-    delta_1, delta_2, delta_y = map(through_relu, names)
+    units = (unit,) * 3
+    if relu:  # three masks. With a residual, a TPU stores δ_y, which is the gradient of z
+        units = apart(units, on=GPU + TPU if z is None else GPU)
+    delta_1, delta_2, delta_y = map(through_relu, units)
     sum_delta = groups.inner(delta_1)
     sum_delta_x_hat = r * (groups.inner(delta_2 * u) - moments.mean * sum_delta)  # m is what K left
     d_beta = groups.to_parameters(sum_delta)  # (N6)

@@ -37,12 +37,20 @@ MOST_READS = 24
 class Unit(NamedTuple):
     """u = (x − K) s, as x s − K s: K s is finite, so the difference does not overflow where x − K would."""
 
-    scale: Any  # s
+    scale: Any  # s; 1, the number, before anything is known
     origin: jax.Array  # K s
 
     def of(self, x: jax.Array) -> jax.Array:
         """u."""
-        return x.astype(self.origin.dtype) * self.scale - self.origin
+        return self.scaled(x.astype(self.origin.dtype)) - self.origin
+
+    def scaled(self, a: jax.Array) -> jax.Array:
+        """a s."""
+        return a if isinstance(self.scale, int) else a * self.scale
+
+    def unscaled(self, a: jax.Array) -> jax.Array:
+        """a / s."""
+        return a if isinstance(self.scale, int) else a / self.scale
 
     def back(self, du: jax.Array) -> jax.Array:
         """The gradient by x of what has the gradient `du` by u."""
@@ -53,7 +61,7 @@ class Unit(NamedTuple):
 
         Of the product alone, XLA would square the factors apart, and s² may overflow.
         """
-        root = eps.root * self.scale
+        root = self.scaled(eps.root)
         return jnp.maximum(root, jnp.finfo(root.dtype).tiny)
 
     def inverse_root(self, var: jax.Array, eps: "Epsilon") -> jax.Array:
@@ -94,10 +102,9 @@ def measured(
     """A unit, and m and v in it by `mean_and_var`: in one read of x if `shift` is near the mean.
 
     Otherwise x is read again for each better unit: once if K was far, some more times if it was off by many orders of
-    magnitude. `mean_and_var` gets the unit under two names that are `apart`, one for each of its sums.
+    magnitude; never more than `MOST_READS` times. `mean_and_var` gets the unit under two names, one for each sum.
     """
-    known = _finite(shift, jnp.zeros_like(shift))
-    _, shift, one = same_varying(x, known, jnp.ones_like(shift))
+    _, shift = same_varying(x, _finite(shift, jnp.zeros_like(shift)))
 
     def measure(unit: Unit, again: Unit) -> Any:
         return moved(unit, *mean_and_var(unit, again), eps, over_devices)
@@ -105,15 +112,14 @@ def measured(
     def measured_again(state: Any) -> Any:
         reads, done, old = state
         good, new = measure(old[0], apart(old[0]))
-        hopeless = new[-1] != new[-1]  # NaN, though nothing overflowed
-        return reads + 1, done | good | hopeless, jax.tree.map(partial(lax.select, done), old, new)
+        no_better = (new[0].scale == old[0].scale) & (new[0].origin == old[0].origin)  # so of NaN, and where ε is 0
+        return reads + 1, done | good | no_better, jax.tree.map(partial(lax.select, done), old, new)
 
     def unsure(state: Any) -> Any:
         reads, done, _ = state
         return ~jnp.all(done) & (reads < MOST_READS)
 
-    # Not (1, K) as a whole, of which XLA would not know that it is 1.
-    done, first = measure(Unit(one, shift), Unit(one, apart(shift)))
+    done, first = measure(Unit(1, shift), Unit(1, apart(shift)))
     return lax.cond(
         jnp.all(done), lambda: first, lambda: lax.while_loop(unsure, measured_again, (jnp.int32(1), done, first))[-1]
     )
@@ -122,10 +128,10 @@ def measured(
 def moved(
     unit: Unit, mean: jax.Array, var: jax.Array, eps: Epsilon, over_devices: bool = False
 ) -> tuple[jax.Array, Any]:
-    """Whether moments are good; and the same about K' = μ rounded, in a unit for what deviates from it.
+    """Whether the moments are good, and the moments about K' = μ rounded, in the unit of deviations.
 
     So x − K' has no more rounding than x − μ; m is what K' left of μ. Where all x are equal, K' is that x, and nothing
-    is left. Of moments that are not good, K' and the unit are what the next measurement starts from.
+    is left. If the moments are not good, K' and s are where the next measurement starts.
     """
     zero, root, off = jnp.zeros_like(mean), unit.root(eps), jnp.abs(mean)
     equal = var == 0
@@ -138,15 +144,16 @@ def moved(
 
     origin = unit.origin + _finite(mean, zero)
     left = lax.select(equal, zero, mean + (unit.origin - origin))
-    scale = scale_for(size / unit.scale, origin / unit.scale, over_devices)
-    times = scale / unit.scale
+    scale = scale_for(unit.unscaled(size), unit.unscaled(origin), over_devices)
+    times = unit.unscaled(scale)
     return near & fits(size), (Unit(scale, origin * times), left * times, var * times * times)
 
 
 def _finite(a: jax.Array, zero: jax.Array) -> jax.Array:
     """A mean, or 0 for one that is not finite.
 
-    And the same number in every kernel: of what is selected, the last product is not fused with a sum that it goes to.
+    The select also keeps XLA from fusing the mean's last product into a sum that follows: one kernel would get another
+    mean than the next.
     """
     return lax.select(jnp.isfinite(a), a, zero)
 
@@ -157,7 +164,7 @@ def above_noise(var: jax.Array, square: jax.Array) -> jax.Array:
 
 
 def fits(size: jax.Array) -> jax.Array:
-    """Whether squares of deviations of a `size`, and their sums, neither over- nor underflow. NaN does not."""
+    """Whether squares of deviations of a `size`, and their sums, neither over- nor underflow. NaN does not fit."""
     most = 2 * middle(size.dtype)
     return lax.clamp(jnp.asarray(1 / most, size.dtype), size, jnp.asarray(most, size.dtype)) == size
 
@@ -168,11 +175,12 @@ def scale_for(size: jax.Array, shift: Any = 0.0, over_devices: bool = False) -> 
     But K s stays finite, K being `shift`. (Where all are equal, deviations are 0 in any unit.)
 
     For moments that are yet to be merged `over_devices`: one that leaves deviations as they are, or brings them to the
-    dtype's middle. The ratio of two devices' units, by which their cotangents go, must not underflow.
+    dtype's middle, and is not as fine as could be where nothing deviates. The ratio of two devices' units, by which
+    their cotangents go, must not underflow.
     """
     scale, widest = power_of_two_over(size), middle(size.dtype)
     if over_devices:
-        scale = lax.clamp(scale / widest, jnp.ones_like(scale), scale * widest)
+        scale = lax.clamp(scale / widest, jnp.ones_like(scale), jnp.minimum(scale * widest, widest**2))
     most = 2.0 ** (jnp.finfo(size.dtype).maxexp - 2)
     return jnp.minimum(scale, most * power_of_two_over(jnp.asarray(shift, size.dtype)))
 

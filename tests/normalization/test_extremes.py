@@ -274,3 +274,19 @@ def test_large_cotangents(size, cotangent):
     expected = truth.batch_norm(x, gamma, beta, delta, np.float64(np.float32(1e-5)))[1:]
     for ours, theirs in zip(pull_back(delta), expected, strict=True):
         assert truth.relative_error(ours, theirs) < 5e-7
+
+
+@pytest.mark.parametrize("size", [1e9, 3e9])
+def test_one_device_of_large_numbers_beside_constant_ones(size):
+    """Without epsilon a constant's unit is as fine as can be, and the way from the common one to it a small number."""
+    x, delta = (
+        jnp.zeros((4, 16, 1), jnp.float32).at[1, 3].set(size),
+        np.random.default_rng(2).standard_normal((4, 16, 1)),
+    )
+    ones = jnp.ones(1, jnp.float32)
+    layer = partial(bnderiv.batch_norm, gamma=ones, beta=ones, eps=0, axis_name="devices")
+    y, pull_back = jax.vjp(lambda x: jax.vmap(lambda x: layer(x)[0], axis_name="devices")(x), x)
+    (dx,) = pull_back(jnp.asarray(delta, jnp.float32))
+    expected = truth.batch_norm(x.reshape(64, 1), ones, ones, jnp.asarray(delta, jnp.float32).reshape(64, 1), 0.0)
+    assert truth.relative_error(y.reshape(64, 1), expected[0]) < 1e-6
+    assert truth.relative_error(dx.reshape(64, 1), expected[1]) < 1e-6

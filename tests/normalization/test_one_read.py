@@ -327,3 +327,13 @@ def test_a_list_of_axis_names_and_epsilon_of_numpy():
 
     with jax.enable_x64(False):
         near(run(["i"], np.array(1e-5)), run("i", 1e-5), 0)
+
+
+@pytest.mark.parametrize("value", [0, 0.3, 7, 1e-6, 1e30])
+def test_a_constant_without_epsilon_is_measured_twice_at_most(measured_again, value):
+    """Its first unit is that of nothing: that all are equal is certain in the finest one that holds them."""
+    ones = jnp.ones(8, jnp.float32)
+    f = jax.jit(lambda x: bnderiv.batch_norm(x, ones, ones, eps=0)[1].mean)
+    count, mean = measured_again(f, jnp.full((64, 8), value, jnp.float32))
+    assert count <= 2
+    np.testing.assert_array_equal(mean, np.full(8, value, np.float32))
