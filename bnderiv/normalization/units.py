@@ -30,7 +30,7 @@ NEAR = 8  # eps times |K|: some units in the last place, as a running mean stops
 OF_EPSILON = 1 / 2  # root of this times eps, times √ε: what is taken for equal by mistake has an x̂ below 3 eps
 # A variance below this part of m² is not told from rounding.
 NOISE = 16
-# Reads of x for one measurement: a bound of the loop. Two are the rule; a guess of 1e228 for numbers around 1 took 16.
+# Reads of x for one measurement: a bound of the loop. Two are the rule; a guess of 1e150 for numbers around 1 took 11.
 MOST_READS = 24
 
 
