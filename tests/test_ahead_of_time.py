@@ -269,14 +269,17 @@ def test_a_gpu_convolves_half_precision_in_half_precision():
 
 
 def test_on_a_gpu_a_block_keeps_what_flax_s_keeps():
-    """Each convolution's kernel gradient comes before what needs its δ next; at the end, all of them would be kept."""
+    """Each convolution's kernel gradient comes before what needs its δ next; at the end, all of them would be kept.
+
+    And moves less: with the residual in the rule nothing is stored that three sums can make again.
+    """
     pytest.importorskip("flax")
     (case,) = (
         c for c in ahead_of_time.cases() if c.name.startswith("bottleneck block, ") and c.name.endswith("bfloat16")
     )
     ours, flax = (counted("h100", case, who) for who in ("bnderiv", "Flax"))
-    for what in ("bytes", "temporary MB"):
-        assert ours[what] <= 1.001 * flax[what], what
+    assert ours["temporary MB"] <= 1.001 * flax["temporary MB"]
+    assert ours["bytes"] <= 0.97 * flax["bytes"]
 
 
 @pytest.mark.parametrize("kind", ["max", "avg"])
