@@ -6,6 +6,8 @@ from typing import Any
 import jax
 from jax import lax
 
+GPU, TPU = ("cuda", "rocm"), ("tpu",)
+
 
 def by_target(*args: Any, default: Callable[..., Any], **forms: Callable[..., Any]) -> Any:
     """`forms[platform](*args)` in a program for one of these platforms, `default(*args)` in any other.
@@ -22,10 +24,7 @@ def first_on_gpu(first: jax.Array, then: jax.Array) -> tuple[jax.Array, jax.Arra
     def in_order(*arrays: jax.Array) -> tuple[jax.Array, ...]:
         return tuple(lax.optimization_barrier(arrays))
 
-    return by_target(first, then, cuda=in_order, rocm=in_order, default=lambda *arrays: arrays)
-
-
-GPU, TPU = ("cuda", "rocm"), ("tpu",)
+    return by_target(first, then, **dict.fromkeys(GPU, in_order), default=lambda *arrays: arrays)
 
 
 def apart(a: Any, on: tuple[str, ...] | None = None) -> Any:

@@ -196,5 +196,5 @@ def _by_groups(centered, devices, groups, x, where, gamma, beta, eps, root):
     else:  # the same map, with a mean of 0
         unit, square = mean_square(groups, x, where, least_one, eps)
         moments = Moments(unit, jnp.zeros_like(square), square)
-    _, moments = merge(n, moments, eps, *devices)
+    _, moments = merge(n, moments, *devices)
     return normalize_by(groups, False, x, where, affine, eps, varying_like(x, moments))

@@ -30,7 +30,7 @@ def refusals(index_groups: IndexGroups | None) -> Iterator[None]:
 
 
 def merge(
-    n: jax.Array, moments: Moments, eps: Epsilon, axis_name: AxisName, axis_index_groups: IndexGroups | None
+    n: jax.Array, moments: Moments, axis_name: AxisName, axis_index_groups: IndexGroups | None
 ) -> tuple[jax.Array, Moments]:
     """The moments of all devices' elements together, the same on every device. One collective; JAX transposes it.
 

@@ -14,7 +14,7 @@ from bnderiv._rule import layer
 from bnderiv._types import AxisName
 from bnderiv.normalization.across_devices import merge, refusals
 from bnderiv.normalization.arguments import epsilon, laid, mapped_axes, with_channels
-from bnderiv.normalization.groups import Groups
+from bnderiv.normalization.groups import Groups, per_channel
 from bnderiv.normalization.normalize import Affine, Moments, normalize, statistics
 from bnderiv.normalization.running_stats import BatchStats
 from bnderiv.normalization.units import Epsilon
@@ -138,18 +138,13 @@ def _result(relu, axis, axis_name, groups, x, *_):
 
 @layer(static=4, result=_result)
 def _batch_norm(relu, axis, axis_name, index_groups, x, where, gamma, beta, assumed_mean, residual, eps, root):
-    groups = per_channel(x, axis, axis_name)
+    groups = per_channel(x, axis, over_devices=axis_name is not None)
     lay = partial(laid, x, (axis,))
     affine, eps = Affine(lay(gamma), lay(beta), residual), Epsilon(eps, root)
     assumed_mean = None if assumed_mean is None else lay(assumed_mean)
     n, moments = batch_moments(groups, x, where, eps, assumed_mean, axis_name, index_groups)
     y = normalize(groups, relu, x, where, affine, eps, varying_like(x, moments))
     return y, batch_stats(n, moments)
-
-
-def per_channel(x: jax.Array, axis: int, axis_name: AxisName | None = None) -> Groups:
-    """The groups of a batch norm: the channels along `axis`."""
-    return Groups(tuple(i for i in range(x.ndim) if i != axis), over_devices=axis_name is not None)
 
 
 def batch_moments(
@@ -162,7 +157,7 @@ def batch_moments(
     least_one = n if where is None else jnp.maximum(n, 1)
     moments = statistics(groups, x, where, least_one, eps, assumed_mean)
     if groups.over_devices:
-        n, moments = merge(n, moments, eps, axis_name, index_groups)
+        n, moments = merge(n, moments, axis_name, index_groups)
     return n, moments
 
 

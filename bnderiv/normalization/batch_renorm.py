@@ -13,7 +13,8 @@ from bnderiv._rule import layer
 from bnderiv._types import AxisName
 from bnderiv.normalization.across_devices import refusals
 from bnderiv.normalization.arguments import epsilon, laid, limit, mapped_axes, with_channels
-from bnderiv.normalization.batch_norm import batch_moments, batch_stats, per_channel, varying_like
+from bnderiv.normalization.batch_norm import batch_moments, batch_stats, varying_like
+from bnderiv.normalization.groups import per_channel
 from bnderiv.normalization.inference import given
 from bnderiv.normalization.normalize import Affine, Moments, normalize
 from bnderiv.normalization.running_stats import BatchStats
@@ -91,7 +92,7 @@ def batch_renorm(
 
 @layer(static=3, result=lambda axis, axis_name, groups, x, *_: (x, P(x[axis])))
 def _batch_renorm(axis, axis_name, index_groups, x, where, gamma, beta, mean, var, r_max, d_max, eps, root):
-    groups, eps = per_channel(x, axis, axis_name), Epsilon(eps, root)
+    groups, eps = per_channel(x, axis, over_devices=axis_name is not None), Epsilon(eps, root)
     gamma, beta, mean, var = map(partial(laid, x, (axis,)), (gamma, beta, mean, var))
     n, moments = batch_moments(groups, x, where, eps, lax.stop_gradient(mean), axis_name, index_groups)
     own = varying_like(x, moments)

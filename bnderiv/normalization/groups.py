@@ -87,6 +87,11 @@ class Groups:
         return self.total(ones).astype(dtype)
 
 
+def per_channel(x: jax.Array, axis: int, over_devices: bool = False) -> Groups:
+    """Those of a batch norm: everything is shared but along `axis`."""
+    return Groups(tuple(i for i in range(x.ndim) if i != axis), over_devices=over_devices)
+
+
 @dataclass(frozen=True)
 class ChannelGroups(Groups):
     """Groups of `size` neighbouring channels along `axis`. Statistics have one element for each group there.

@@ -6,7 +6,7 @@ from jax import lax
 
 from bnderiv._rule import layer
 from bnderiv.normalization.arguments import epsilon, laid, with_channels
-from bnderiv.normalization.groups import Groups
+from bnderiv.normalization.groups import per_channel
 from bnderiv.normalization.normalize import Affine, Moments, normalize
 from bnderiv.normalization.units import Epsilon, Unit, scale_for
 
@@ -49,7 +49,7 @@ def batch_norm_inference(
 
 @layer(static=1, result=lambda axis, x, *_: x)
 def _inference(axis, x, gamma, beta, mean, var, eps, root):
-    groups = Groups(tuple(i for i in range(x.ndim) if i != axis))
+    groups = per_channel(x, axis)
     gamma, beta, mean, var = (laid(x, (axis,), a) for a in (gamma, beta, mean, var))
     moments = given(mean, var, root)
     return normalize(groups, False, x, None, Affine(gamma, beta), Epsilon(eps, root), moments)

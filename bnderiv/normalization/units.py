@@ -27,7 +27,7 @@ from bnderiv._target import apart
 # The first measurement is kept where m² ≤ v, that is, where K is at most a deviation off: y is off by 1.6e-7 then, and
 # by 2.6e-7 at two deviations. If all elements are equal, K may also be within either of these distances of them.
 NEAR = 8  # eps times |K|: some units in the last place, as a running mean stops before it reaches a constant
-OF_EPSILON = 1 / 2  # root of this times eps, times √ε: what is taken for equal by mistake has an x̂ below 3 eps
+OF_EPSILON = 1 / 2  # √(this times eps) √ε: a deviation that is taken for none by mistake has an x̂ below 3 eps
 # A variance below this part of m² is not told from rounding.
 NOISE = 16
 # Reads of x for one measurement: a bound of the loop. Two are the rule; a guess of 1e150 for numbers around 1 took 11.
