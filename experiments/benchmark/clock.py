@@ -1,7 +1,9 @@
 """Times taken in turns: in every round each contestant first runs to get warm, then a few times in a row that count.
 
 In turns, so that what the machine does meanwhile happens to all of them; warm and in a row, so that each finds its
-program, its data and the processor as a training loop does. Reported are the median and the quartiles over all rounds.
+program, its data and the processor as a training loop does; and in every round with its arrays at other addresses, as
+a small layer takes up to a fifth more or less by where they lie, which would else be one process's luck. Reported are
+the median and the quartiles over all rounds.
 """
 
 import math
@@ -10,12 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 Contestant = Callable[[int], list[float]]  # runs so many times; the seconds that each took
 Times = dict[str, dict[str, Any]]  # by contestant: {"ms": [quartile, median, quartile], "runs"}, or {"absent": reason}
 
 PAUSE = 0.03  # seconds; the last one's threads wait for more work for a while, and keep a core busy by it
+PAGE = 4096  # bytes; addresses that are equal but for pages slow each other down
 
 
 class Effort(NamedTuple):
@@ -27,7 +31,7 @@ class Effort(NamedTuple):
     warming: float = 0.05  # seconds; the first dozen steps of LeNet-5 after a pause are up to a fifth slower
 
 
-FULL = Effort(quick=False, rounds=8, burst=6)
+FULL = Effort(quick=False, rounds=16, burst=6)
 FEWER = FULL._replace(rounds=4, burst=2)  # where a run takes long
 QUICK = Effort(quick=True, rounds=2, burst=3, warming=0.01)
 
@@ -38,13 +42,17 @@ class Absent(Exception):
 
 def of_jax(f: Callable[..., Any], *args: Any) -> Contestant:
     """Calls of a jitted function, each until its results are there."""
+    random = np.random.default_rng(0)
 
     def run(times: int) -> list[float]:
+        gap = jnp.zeros(random.integers(1, PAGE))  # by which what is allocated next is moved
+        moved = jax.tree.map(lambda a: a.copy() if isinstance(a, jax.Array) else a, args)
         seconds = []
         for _ in range(times):
             start = time.perf_counter()
-            jax.block_until_ready(f(*args))
+            jax.block_until_ready(f(*moved))
             seconds.append(time.perf_counter() - start)
+        del gap
         return seconds
 
     return run
