@@ -282,6 +282,14 @@ def test_on_a_gpu_a_block_keeps_what_flax_s_keeps():
     assert ours["bytes"] <= 0.97 * flax["bytes"]
 
 
+def test_on_a_gpu_a_max_pool_moves_nothing_twice():
+    """x, z and the winners, a byte each; then δ, the winners and dx: no row of a window is stored for the next."""
+    x = jax.ShapeDtypeStruct((256, 112, 112, 64), jnp.float32)
+    programs = partial(ahead_of_time.layers, "max_pool", x, window=3, strides=2, padding=1)
+    found = counted("h100", ahead_of_time.Case("pool", x, programs))
+    assert 2 < found["passes"] <= 1.01 * (2 + 2 * (1 + 1 / 4) / 4)
+
+
 @pytest.mark.parametrize("kind", ["max", "avg"])
 def test_on_a_tpu_pools_cost_no_more_than_flax_s(kind):
     pytest.importorskip("flax")

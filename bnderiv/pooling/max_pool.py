@@ -196,15 +196,30 @@ def _number(sides, cell):
 
 
 def _first_maxima_of(x, blocks: Sequence[Block]):
-    """The first maximum of each row of a window, then the first of those (P8): from the last axis to the first."""
-    found = x, jnp.zeros(x.shape, _number_dtype([b.of for b in blocks]))
-    together, step = math.prod(b.cells for b in blocks) <= TOGETHER, 1
+    """The first maximum of each row of a window, then the first of those (P8)."""
+    if math.prod(b.cells for b in blocks) <= TOGETHER:
+        return _first_cell_by_cell(x, blocks)
+    found, step = (x, jnp.zeros(x.shape, _number_dtype([b.of for b in blocks]))), 1
     for i, block in enumerate(reversed(blocks)):
-        if i > 0 and not together:
+        if i > 0:
             found = lax.optimization_barrier(found)
         found = _first_along(found, block, step)
         step *= block.of.window
     return found
+
+
+def _first_cell_by_cell(x, blocks: Sequence[Block], cell=()):
+    """Of few cells: each is taken from x, as a GPU would store what it has of a row for the windows that share it."""
+    if len(cell) == len(blocks):
+        sides = [b.of for b in blocks]
+        return x, jnp.full(x.shape, _number(sides, cell), _number_dtype(sides))
+    block = blocks[len(cell)]
+    start, *places = block.place
+    found = [
+        _first_cell_by_cell(take(x, block.of, start + k * block.of.dilation, *places), blocks, (*cell, block.first + k))
+        for k in range(block.cells)
+    ]
+    return functools.reduce(_first_of, found)
 
 
 def _first_along(found, block: Block, step):
