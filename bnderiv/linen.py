@@ -224,18 +224,18 @@ class BatchRenorm(BatchNorm):
 class Conv(nn.Conv):
     """`flax.linen.Conv` computed by `bnderiv.conv`: its arguments, defaults, parameters, shapes and dtypes.
 
-    Checkpoints of either load into the other. All modes of padding, masks, groups, dilated kernels and any number of
-    batch and spatial axes are Flax's. Differences from Flax:
+    Checkpoints of either load into the other. Differences from Flax:
 
-    * The gradient is the closed form. On a GPU the kernel's gradient comes before the input's, so that a network needs
-      less memory.
+    * The gradient is the closed form. On a GPU the kernel's gradient comes before the input's, and a network needs less
+      memory.
     * On a CPU convolutions of few channels are products with a banded matrix, and NaN and infinity may reach further,
       within their example.
     * Forward-mode differentiation must be asked for, by `bnderiv.forward_mode.enabled()`.
 
-    These are computed and differentiated as in Flax, by `jax.lax.conv_general_dilated`: an `input_dilation`, a
-    `precision`, negative padding, integers, complex numbers and float8, arrays or results of size 0, and spatial sizes
-    that an export leaves open. A default precision, as by `jax.default_matmul_precision`, holds for both.
+    The following is left to `jax.lax.conv_general_dilated`, gradient included, and equal to Flax's: an
+    `input_dilation`, a `precision` or a default one (`jax.default_matmul_precision`), negative padding, a window larger
+    than the padded input, arrays of size 0, integers, complex numbers and float8, spatial sizes that an export leaves
+    open.
 
     Attributes:
       conv_general_dilated, conv_general_dilated_cls: given one of them, it is used as in Flax.

@@ -224,8 +224,8 @@ class BatchRenorm(BatchNorm):
 class Conv(nnx.Conv):
     """`flax.nnx.Conv` computed by `bnderiv.conv`: its arguments, defaults, variables, shapes and dtypes.
 
-    The state of either fits the other. Differences from Flax are those of `bnderiv.linen.Conv`. A
-    `preferred_element_type` and an `out_sharding` are left to `jax.lax.conv_general_dilated`, too.
+    The state of either fits the other. Differences from Flax are those of `bnderiv.linen.Conv`. Also left to
+    `jax.lax.conv_general_dilated`: a `preferred_element_type` and an `out_sharding`.
 
     Args:
       conv_general_dilated: any but the default is used as in Flax.

@@ -1,4 +1,4 @@
-"""What `Conv` of linen and of NNX compute instead of `jax.lax.conv_general_dilated`."""
+"""Convolution under the signature that Flax's `Conv` calls: `Conv` of `bnderiv.linen` and `bnderiv.nnx` use it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,29 +23,21 @@ def conv_general_dilated(
     feature_group_count: int,
     **others: Any,
 ) -> jax.Array:
-    """`bnderiv.conv` of what it takes, and `lax.conv_general_dilated` of the rest; channels last, as Flax calls it.
+    """`bnderiv.conv` where it computes what is asked, otherwise `lax.conv_general_dilated`.
 
-    The rest: a dilated input, one of the other options, integers, complex numbers and float8, arrays or results of size
-    0, negative padding, and spatial sizes that an export leaves open.
+    `dimension_numbers` are those of Flax: channels last, and the kernel's output channels, too. Without spatial axes,
+    `lhs_dilation` is empty.
     """
-    sizes, window = lhs.shape[1:-1], rhs.shape[:-2]
-    reach = [(k - 1) * d + 1 for k, d in zip(window, rhs_dilation, strict=True)]
-    pads = lax.padtype_to_pads(sizes, reach, window_strides, padding) if isinstance(padding, str) else padding
-    if (
-        window
-        and set(lhs_dilation) == {1}
-        and all(option is None for option in others.values())
-        and lhs.dtype == rhs.dtype
-        and lhs.dtype.name in _DTYPES
-        and 0 not in (*lhs.shape, *rhs.shape)
-        and all(isinstance(size, int) for size in sizes)
-        and all(
-            min(low, high) >= 0 and r <= size + low + high
-            for size, r, (low, high) in zip(sizes, reach, pads, strict=True)
-        )
-    ):
-        pads = tuple((low, high) for low, high in pads)
-        return conv(lhs, rhs, strides=window_strides, padding=pads, dilation=rhs_dilation, groups=feature_group_count)
+    # A default precision, too: JAX takes it when it traces, and a rule's backward may be traced outside of it.
+    precise = jax.default_matmul_precision.value is not None or any(o is not None for o in others.values())
+    ours = not precise and set(lhs_dilation) == {1} and lhs.dtype == rhs.dtype and lhs.dtype.name in _DTYPES
+    if ours and 0 not in (*lhs.shape, *rhs.shape):
+        sizes = lhs.shape[1:-1]
+        reach = [(k - 1) * d + 1 for k, d in zip(rhs.shape[:-2], rhs_dilation, strict=True)]
+        pads = lax.padtype_to_pads(sizes, reach, window_strides, padding) if isinstance(padding, str) else padding
+        if all(_fits(*side) for side in zip(sizes, reach, pads, strict=True)):
+            options: Any = {"strides": window_strides, "padding": pads, "dilation": rhs_dilation}
+            return conv(lhs, rhs, **options, groups=feature_group_count)
     return lax.conv_general_dilated(
         lhs,
         rhs,
@@ -57,3 +49,8 @@ def conv_general_dilated(
         feature_group_count=feature_group_count,
         **others,
     )
+
+
+def _fits(size: Any, reach: int, pads: tuple[int, int]) -> bool:
+    """Whether the padding is not negative, and the window fits in. Of a size that an export leaves open, none knows."""
+    return isinstance(size, int) and min(pads) >= 0 and reach <= size + sum(pads)
