@@ -112,8 +112,8 @@ def test_a_default_precision_is_that_of_the_gradient_too():
 def test_every_dtype_is_flax_s():
     integers: Any = {"param_dtype": jnp.int32, "kernel_init": nn.initializers.ones, "use_bias": False}
     integers["promote_dtype"] = lambda *arrays, dtype: arrays
-    dtypes = {}, {"dtype": jnp.float16}, {"param_dtype": jnp.bfloat16}
-    options = {jnp.float32: dtypes, jnp.bfloat16: dtypes, jnp.int32: (*dtypes, integers), jnp.complex64: ({},)}
+    dtypes: Any = {}, {"dtype": jnp.float16}, {"param_dtype": jnp.bfloat16}
+    options: Any = {jnp.float32: dtypes, jnp.bfloat16: dtypes, jnp.int32: (*dtypes, integers), jnp.complex64: ({},)}
     options |= {jnp.float8_e4m3fn: [{"dtype": jnp.float16}, {"dtype": jnp.float8_e4m3fn}]}
     for x_dtype, several in options.items():
         x = jnp.ones((2, 5, 5, 4), x_dtype)
@@ -177,11 +177,12 @@ def test_another_function_given():
 
     x = normal(0, (2, 7, 4))
     ours, _, variables = pair((3,), x)
-    for given in ({"conv_general_dilated": halved}, {"conv_general_dilated_cls": lambda: halved}):
+    options: Any = {"conv_general_dilated": halved}, {"conv_general_dilated_cls": lambda: halved}
+    for given in options:
         model = bnderiv.linen.Conv(6, (3,), **given)
         alike(model.apply(variables, x) * 2, ours.apply(variables, x))
-    layers = [bnderiv.nnx.Conv(4, 6, 3, rngs=nnx.Rngs(0), **given) for given in ({}, {"conv_general_dilated": halved})]
-    alike(layers[1](x) * 2, layers[0](x))
+    plain, other = (bnderiv.nnx.Conv(4, 6, 3, rngs=nnx.Rngs(0), **given) for given in ({}, options[0]))
+    alike(other(x) * 2, plain(x))
     assert bnderiv.linen.Conv(6, 3) == bnderiv.linen.Conv(6, 3).clone() == bnderiv.linen.convert(nn.Conv(6, 3))
 
 
