@@ -123,6 +123,13 @@ def test_every_dtype_is_flax_s():
             assert shapes[0] == shapes[1]
 
 
+def test_dtypes_that_nothing_promotes_raise_as_in_flax():
+    for library in (bnderiv.linen, nn):
+        model = library.Conv(6, 3, promote_dtype=lambda *arrays, dtype: arrays)
+        with pytest.raises(TypeError, match="bfloat16"):
+            jax.eval_shape(model.init, KEY, jnp.ones((2, 5, 4), jnp.bfloat16))
+
+
 def test_half_precision_with_parameters_in_float32():
     x = normal(0, (2, 7, 8, 4), jnp.bfloat16)
     ours, theirs, variables = pair((3, 2), x, dtype=jnp.bfloat16, **RANDOM)
