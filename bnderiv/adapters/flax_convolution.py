@@ -25,10 +25,10 @@ def conv_general_dilated(
 ) -> jax.Array:
     """`bnderiv.conv` where it computes what is asked, otherwise `lax.conv_general_dilated`.
 
-    `dimension_numbers` are those of Flax: channels last, and the kernel's output channels, too. Without spatial axes,
-    `lhs_dilation` is empty.
+    As Flax calls it: the channels are the last axis, and those of the output the kernel's last. `lhs_dilation` is empty
+    where there are no spatial axes.
     """
-    # A default precision, too: JAX takes it when it traces, and a rule's backward may be traced outside of it.
+    # JAX reads the default precision when it traces, and a rule's backward may be traced outside of its context.
     precise = jax.default_matmul_precision.value is not None or any(o is not None for o in others.values())
     ours = not precise and set(lhs_dilation) == {1} and lhs.dtype == rhs.dtype and lhs.dtype.name in _DTYPES
     if ours and 0 not in (*lhs.shape, *rhs.shape):
@@ -52,5 +52,5 @@ def conv_general_dilated(
 
 
 def _fits(size: Any, reach: int, pads: tuple[int, int]) -> bool:
-    """Whether the padding is not negative, and the window fits in. Of a size that an export leaves open, none knows."""
+    """Whether no padding is negative and the window fits; False for a size that an export leaves open."""
     return isinstance(size, int) and min(pads) >= 0 and reach <= size + sum(pads)
