@@ -1,4 +1,4 @@
-"""Norms and pooling for Flax linen, under Flax's names: change the import, keep the model and its checkpoints."""
+"""Norms, `Conv` and pools for Flax linen, under Flax's names: change the import, keep the model and its checkpoints."""
 
 import dataclasses
 from types import ModuleType
@@ -20,6 +20,7 @@ from bnderiv.adapters.batch_norm import (
     real_array,
     running_average,
 )
+from bnderiv.adapters.flax_convolution import conv_general_dilated
 from bnderiv.adapters.flax_pooling import avg_pool, max_pool
 from bnderiv.adapters.patching import Patch, with_parts
 from bnderiv.normalization.arguments import limit
@@ -37,6 +38,7 @@ from bnderiv.adapters.linen_norms import GroupNorm, InstanceNorm, LayerNorm, RMS
 __all__ = [
     "BatchNorm",
     "BatchRenorm",
+    "Conv",
     "GroupNorm",
     "InstanceNorm",
     "LayerNorm",
@@ -164,6 +166,7 @@ class BatchNorm(nn.BatchNorm):
                 running.value = running_average(self.momentum, running.value, new, batch.counted, dtype)
         return y
 
+    @nn.nowrap  # otherwise a row of its own in nn.tabulate
     def _renorm(self, mean: jax.Array, var: jax.Array, counts: bool) -> Renorm | None:
         """What the batch's statistics are corrected by; `counts`: whether this call is a step of training."""
         return None
@@ -209,6 +212,7 @@ class BatchRenorm(BatchNorm):
     r_max: float = 3.0
     d_max: float = 5.0
 
+    @nn.nowrap  # otherwise a row of its own in nn.tabulate
     def _renorm(self, mean: jax.Array, var: jax.Array, counts: bool) -> Renorm:
         steps = self.variable("batch_stats", "steps", jnp.zeros, (), jnp.int32)
         r_max = self.variable("batch_stats", "r_max", limit, "r_max", self.r_max, 1, mean)
@@ -219,6 +223,40 @@ class BatchRenorm(BatchNorm):
         return renorm
 
 
+class Conv(nn.Conv):
+    """`flax.linen.Conv` computed by `bnderiv.conv`: its arguments, defaults, parameters, shapes and dtypes.
+
+    Checkpoints of either load into the other. Differences from Flax:
+
+    * The gradient is the closed form. On a GPU the kernel's gradient comes before the input's, and a network needs less
+      memory.
+    * On a CPU convolutions of few channels are products with a banded matrix, and NaN and infinity may reach further,
+      within their example.
+    * Forward-mode differentiation must be asked for, by `bnderiv.forward_mode.enabled()`.
+
+    The following is left to `jax.lax.conv_general_dilated`, gradient included, and equal to Flax's: an
+    `input_dilation`, a `precision` or a default one (`jax.default_matmul_precision`), negative padding, a window larger
+    than the padded input, arrays of size 0, integers, complex numbers and float8, spatial sizes that an export leaves
+    open.
+
+    Attributes:
+      conv_general_dilated, conv_general_dilated_cls: given one of them, it is used as in Flax.
+      others: as in `flax.linen.Conv`.
+
+    Example:
+      >>> import bnderiv.linen, jax, jax.numpy as jnp
+      >>> model = bnderiv.linen.Conv(1, (2,), padding="CIRCULAR", kernel_init=jax.nn.initializers.ones)
+      >>> x = jnp.array([[[1.0], [2.0], [4.0]]], jnp.float32)
+      >>> model.apply(model.init(jax.random.key(0), x), x)[0, :, 0].tolist()
+      [3.0, 6.0, 5.0]
+    """
+
+    def __post_init__(self) -> None:
+        if self.conv_general_dilated is None:
+            self.conv_general_dilated = conv_general_dilated
+        super().__post_init__()
+
+
 # What `patch` replaces: Flax's, and ours.
 _REPLACED: dict[Any, Any] = {
     nn.BatchNorm: BatchNorm,
@@ -226,6 +264,7 @@ _REPLACED: dict[Any, Any] = {
     nn.GroupNorm: GroupNorm,
     nn.InstanceNorm: InstanceNorm,
     nn.RMSNorm: RMSNorm,
+    nn.Conv: Conv,
     nn.avg_pool: avg_pool,
     nn.max_pool: max_pool,
 }
@@ -233,7 +272,7 @@ Model = TypeVar("Model")
 
 
 def patch(*modules: ModuleType) -> Patch:
-    """Put our norms, `avg_pool` and `max_pool` in the place of Flax's, for models that cannot be edited.
+    """Put our norms, `Conv`, `avg_pool` and `max_pool` in the place of Flax's, for models that cannot be edited.
 
     Everything that asks `flax.linen` for them gets ours from then on, until the end of a `with` block or `undo()`. What
     was bound before, as by `from flax.linen import BatchNorm`, stays, unless its module is given. Models defined or
@@ -272,7 +311,7 @@ def convert(model: Model) -> Model:
       A copy; modules without anything to replace are shared.
 
     Raises:
-      ValueError: nothing in the fields is one of Flax's norms or pools.
+      ValueError: nothing in the fields is a layer of Flax that there is here.
 
     Example:
       >>> import bnderiv.linen, flax.linen

@@ -1,4 +1,4 @@
-"""Norms and pooling for Flax NNX, under Flax's names: change the import, keep the model and its checkpoints."""
+"""Norms, `Conv` and pools for Flax NNX, under Flax's names: change the import, keep the model and its checkpoints."""
 
 from types import ModuleType
 from typing import Any, TypeVar
@@ -19,6 +19,7 @@ from bnderiv.adapters.batch_norm import (
     real_array,
     running_average,
 )
+from bnderiv.adapters.flax_convolution import conv_general_dilated
 from bnderiv.adapters.flax_pooling import avg_pool, max_pool
 from bnderiv.adapters.patching import Patch, with_parts
 from bnderiv.normalization.arguments import limit
@@ -36,6 +37,7 @@ from bnderiv.adapters.nnx_norms import GroupNorm, InstanceNorm, LayerNorm, RMSNo
 __all__ = [
     "BatchNorm",
     "BatchRenorm",
+    "Conv",
     "GroupNorm",
     "InstanceNorm",
     "LayerNorm",
@@ -219,6 +221,35 @@ class BatchRenorm(BatchNorm):
         return renorm
 
 
+class Conv(nnx.Conv):
+    """`flax.nnx.Conv` computed by `bnderiv.conv`: its arguments, defaults, variables, shapes and dtypes.
+
+    The state of either fits the other. Differences from Flax are those of `bnderiv.linen.Conv`. Also left to
+    `jax.lax.conv_general_dilated`: a `preferred_element_type` and an `out_sharding`.
+
+    Args:
+      conv_general_dilated: any but the default is used as in Flax.
+      **others: as in `flax.nnx.Conv`.
+
+    Example:
+      >>> import bnderiv.nnx, flax.nnx, jax, jax.numpy as jnp
+      >>> options = {"padding": "CIRCULAR", "kernel_init": jax.nn.initializers.ones}
+      >>> layer = bnderiv.nnx.Conv(1, 1, (2,), **options, rngs=flax.nnx.Rngs(0))
+      >>> layer(jnp.array([[[1.0], [2.0], [4.0]]], jnp.float32))[0, :, 0].tolist()
+      [3.0, 6.0, 5.0]
+    """
+
+    # A layer of Flax becomes one of ours by `layer.__class__ = bnderiv.nnx.Conv`, and it holds Flax's default.
+    @property
+    def conv_general_dilated(self) -> Any:
+        given = vars(self)["conv_general_dilated"]
+        return conv_general_dilated if given is jax.lax.conv_general_dilated else given
+
+    @conv_general_dilated.setter
+    def conv_general_dilated(self, given: Any) -> None:
+        vars(self)["conv_general_dilated"] = given
+
+
 # What `patch` replaces: Flax's, and ours.
 _REPLACED: dict[Any, Any] = {
     nnx.BatchNorm: BatchNorm,
@@ -226,6 +257,7 @@ _REPLACED: dict[Any, Any] = {
     nnx.GroupNorm: GroupNorm,
     nnx.InstanceNorm: InstanceNorm,
     nnx.RMSNorm: RMSNorm,
+    nnx.Conv: Conv,
     nnx.avg_pool: avg_pool,
     nnx.max_pool: max_pool,
 }
@@ -233,7 +265,7 @@ Model = TypeVar("Model")
 
 
 def patch(*modules: ModuleType) -> Patch:
-    """Put our norms, `avg_pool` and `max_pool` in the place of Flax's, for models that cannot be edited.
+    """Put our norms, `Conv`, `avg_pool` and `max_pool` in the place of Flax's, for models that cannot be edited.
 
     As `bnderiv.linen.patch`, for `flax.nnx`.
 
@@ -258,7 +290,7 @@ def convert(model: Model) -> Model:
       The copy. Its state fits the model's, and that of an optimizer fits both.
 
     Raises:
-      ValueError: the model has no norm or pool of Flax.
+      ValueError: the model has no layer of Flax that there is here.
 
     Example:
       >>> import bnderiv.nnx, flax.nnx

@@ -46,7 +46,7 @@ PUBLIC = [
         for adapter in ("linen", "nnx", "haiku")
         for norm in ("LayerNorm", "RMSNorm", "GroupNorm", "InstanceNorm")
     ),
-    *(f"{adapter}.BatchRenorm" for adapter in ("linen", "nnx")),
+    *(f"{adapter}.{name}" for adapter in ("linen", "nnx") for name in ("BatchRenorm", "Conv")),
     *(f"equinox.{norm}" for norm in ("LayerNorm", "RMSNorm", "GroupNorm")),
 ]
 

@@ -72,6 +72,8 @@ def wrong(state: eqx.nn.State, norm: bnderiv.haiku.BatchNorm) -> None:
     bnderiv.linen.max_pool(x, 2)  # pyright: ignore[reportArgumentType]
     bnderiv.linen.LayerNorm()("x")  # pyright: ignore[reportArgumentType]
     bnderiv.linen.GroupNorm(groups=2)  # pyright: ignore[reportCallIssue]
+    bnderiv.linen.Conv(3, "3")  # pyright: ignore[reportArgumentType]
+    bnderiv.nnx.Conv(3, 4, rngs=nnx.Rngs(0))  # pyright: ignore[reportCallIssue]
     bnderiv.nnx.InstanceNorm(3, rngs=nnx.Rngs(0))(x, mask="all")  # pyright: ignore[reportArgumentType]
     bnderiv.nnx.BatchNorm("3", rngs=nnx.Rngs(0))  # pyright: ignore[reportArgumentType]
     bnderiv.nnx.BatchNorm(3, activation="elu", rngs=nnx.Rngs(0))  # pyright: ignore[reportArgumentType]
@@ -118,6 +120,8 @@ def right(state: eqx.nn.State, model: hk.TransformedWithState) -> None:
     layer(np.ones(3), state, key=jax.random.key(0))
     bnderiv.linen.RMSNorm(epsilon=1e-3)(np.ones((2, 3)), mask=labels > 0)
     bnderiv.nnx.GroupNorm(3, num_groups=3, rngs=nnx.Rngs(0))(x)
+    bnderiv.linen.Conv(4, (3, 3), strides=2, padding="CIRCULAR")(x)
+    bnderiv.nnx.Conv(3, 4, (3, 3), strides=2, padding=1, rngs=nnx.Rngs(0))(x)
     bnderiv.equinox.AvgPool2d(2, stride=(1, 1))(bnderiv.equinox.GroupNorm(3, 3)(np.ones((3, 4, 4))))
     bnderiv.haiku.max_pool(np.ones((2, 4, 4, 3)), (2, 2, 1), (1, 1, 1), "VALID", channel_axis=None)
     bnderiv.haiku.LayerNorm(-1, True, False)(x, offset=vector)

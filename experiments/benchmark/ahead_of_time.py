@@ -189,7 +189,7 @@ def blocks(x: jax.ShapeDtypeStruct) -> dict[str, Program]:
 
 
 def flax_blocks(x: jax.ShapeDtypeStruct) -> dict[str, Program]:
-    """Both in Flax's convolutions: with the batch norm of `bnderiv.linen`, and with Flax's."""
+    """Both as Flax modules: of the convolutions and batch norms of `bnderiv.linen`, and of Flax's."""
     found = {}
     if flax := peers.flax():
         for who, block in (("bnderiv", flax.BottleneckOfOurs()), ("Flax", flax.Bottleneck())):

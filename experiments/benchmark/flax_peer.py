@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bnderiv.linen import BatchNorm
+from bnderiv.linen import BatchNorm, Conv
 
 
 class LeNet5(nn.Module):
@@ -98,14 +98,14 @@ class Bottleneck(nn.Module):
 
 
 class BottleneckOfOurs(nn.Module):
-    """The same in Flax's convolutions and `bnderiv.linen`'s batch norm, with ReLU and residual in the rule."""
+    """The same in `bnderiv.linen`'s convolutions and batch norm, with ReLU and residual in the rule."""
 
     channels: int = 64
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         def normalized(a: jax.Array, channels: int, window: int, residual: Any = None) -> jax.Array:
-            z = nn.Conv(channels, (window, window), use_bias=False, dtype=x.dtype)(a)
+            z = Conv(channels, (window, window), use_bias=False, dtype=x.dtype)(a)
             return BatchNorm(use_running_average=False, dtype=x.dtype, activation="relu")(z, residual=residual)
 
         a = normalized(normalized(x, self.channels, 1), self.channels, 3)

@@ -504,3 +504,11 @@ def test_empty_batches():
     assert y.shape == x.shape
     alike(updated, {"batch_stats": variables["batch_stats"]}, 0)
     assert model.apply(variables, x, True).shape == x.shape
+
+
+@pytest.mark.parametrize("name", ["BatchNorm", "BatchRenorm"])
+def test_a_summary_has_no_row_for_a_method_within(name):
+    model = getattr(bnderiv.linen, name)(use_running_average=False)
+    summary = nn.tabulate(model, jax.random.key(0), show_repeated=True)(jnp.ones((4, 3), jnp.float32))
+    assert name in summary
+    assert "_renorm" not in summary
