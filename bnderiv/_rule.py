@@ -26,6 +26,9 @@ Reverse mode transposes once more. JAX finds the transpose by differentiating, s
 as JAX sees it: it may multiply, add, select by residuals and sum. Where it rounds a cotangent or compares it, it does
 so under `stop_gradient`.
 
+One precision. Autodiff takes the products of a gradient in the precision of the forward's. A `_bwd` may be traced when
+the context of `jax.default_matmul_precision` has been left; so the precision is an option of each rule.
+
 Always under `jax.jit`. Every layer is, inside other transforms too. Eager JAX dispatches each operation in about 20 µs,
 those of a gradient as well. And JAX traces and differentiates a jitted function once for each shape: twenty batch norms
 are traced four times as fast. XLA inlines the calls.
@@ -33,7 +36,7 @@ are traced four times as fast. XLA inlines the calls.
 
 import inspect
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial, wraps
 from typing import Any
 
@@ -123,13 +126,14 @@ class Rule:
 
     def __init__(self, body: Callable[..., Any], static: int, result: Callable[..., Any] | None, inner: bool):
         self.body = body
-        options = tuple(range(static))
-        self._reverse_mode = jax.custom_vjp(body, nondiff_argnums=options)
-        self._in_both_modes = jax.custom_jvp(body, nondiff_argnums=options)
+        options = tuple(range(1 + static))
+        self._reverse_mode = jax.custom_vjp(_in_precision(body), nondiff_argnums=options)
+        self._in_both_modes = jax.custom_jvp(_in_precision(body), nondiff_argnums=options)
 
         @wraps(body)
         def attached(*args: Any) -> Any:
-            return (self._in_both_modes if _both_modes.value else self._reverse_mode)(*args)
+            rule = self._in_both_modes if _both_modes.value else self._reverse_mode
+            return rule(jax.default_matmul_precision.value, *args)
 
         if inner:
             self._call: Callable[..., Any] = attached
@@ -144,8 +148,19 @@ class Rule:
     def defvjp(self, fwd: Callable[..., Any], bwd: Callable[..., Any]) -> None:
         """As `jax.custom_vjp.defvjp`."""
         self.fwd, self.bwd = fwd, bwd
-        self._reverse_mode.defvjp(fwd, bwd)
+        self._reverse_mode.defvjp(_in_precision(fwd), _in_precision(bwd))
         _attach_both_modes(self, self._in_both_modes)
+
+
+def _in_precision(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, after one more argument: the precision of its products, or None for that of the context."""
+
+    def call(precision: str | None, *args: Any) -> Any:
+        with jax.default_matmul_precision(precision) if precision else nullcontext():
+            return function(*args)
+
+    call.__name__ = function.__name__
+    return call
 
 
 def _attach_both_modes(rule: Rule, core: jax.custom_jvp[Any]) -> None:
@@ -155,6 +170,7 @@ def _attach_both_modes(rule: Rule, core: jax.custom_jvp[Any]) -> None:
         return [jnp.zeros_like(a) if g is None else g for g, a in pairs if _is_float(a)]
 
     @core.defjvp
+    @_in_precision
     def _(*args: Any) -> tuple[Any, Any]:
         *options, primals, tangents = args
 
@@ -168,7 +184,7 @@ def _attach_both_modes(rule: Rule, core: jax.custom_jvp[Any]) -> None:
             return transpose(tangents)[0]
 
         floats = [t for t, a in _pairs(tangents, primals) if _is_float(a)]
-        return core(*options, *primals), push_forward(primals, floats)
+        return core(jax.default_matmul_precision.value, *options, *primals), push_forward(primals, floats)
 
 
 def _pairs(derivatives: Any, arguments: Any) -> list[tuple[Any, Any]]:

@@ -20,11 +20,18 @@ def by_target(*args: Any, default: Callable[..., Any], **forms: Callable[..., An
 
 def first_on_gpu(first: jax.Array, then: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Both unchanged. In a GPU's program, what uses `then` waits for `first`."""
+    return by_target(first, then, **dict.fromkeys(GPU, _in_order), default=lambda *arrays: arrays)
 
-    def in_order(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-        return tuple(lax.optimization_barrier(arrays))
 
-    return by_target(first, then, **dict.fromkeys(GPU, in_order), default=lambda *arrays: arrays)
+@jax.custom_jvp
+def _in_order(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    return tuple(lax.optimization_barrier(arrays))
+
+
+@_in_order.defjvp
+def _(arrays: Any, tangents: Any) -> Any:
+    # In no order: JAX 0.12 cannot transpose a barrier of which a part is constant.
+    return _in_order(*arrays), tangents
 
 
 def apart(a: Any, on: tuple[str, ...] | None = None) -> Any:

@@ -235,9 +235,8 @@ class Conv(nn.Conv):
     * Forward-mode differentiation must be asked for, by `bnderiv.forward_mode.enabled()`.
 
     The following is left to `jax.lax.conv_general_dilated`, gradient included, and equal to Flax's: an
-    `input_dilation`, a `precision` or a default one (`jax.default_matmul_precision`), negative padding, a window larger
-    than the padded input, arrays of size 0, integers, complex numbers and float8, spatial sizes that an export leaves
-    open.
+    `input_dilation`, a `precision`, negative padding, a window larger than the padded input, arrays of size 0,
+    integers, complex numbers and float8, spatial sizes that an export leaves open.
 
     Attributes:
       conv_general_dilated, conv_general_dilated_cls: given one of them, it is used as in Flax.

@@ -1,5 +1,6 @@
 """A small network of all kinds of layers, its gradient compiled or not."""
 
+from functools import partial
 from typing import Any
 
 import chex
@@ -48,3 +49,17 @@ def test_one_trace_serves_every_call_of_one_shape():
     params, x, labels = _arguments()
     first, *others = (step(params, jnp.asarray(scale * x), labels) for scale in (1.0, 2.0, 3.0))
     assert all((g["conv"] != first["conv"]).any() for g in others)
+
+
+def test_a_gradient_has_the_precision_of_its_forward():
+    """Though the context is left when the backward is traced, as for autodiff."""
+    params, x, labels = _arguments()
+
+    def loss(layers, params):
+        with jax.default_matmul_precision("highest"):
+            return _loss(layers, params, x, labels)
+
+    for layers in (bnderiv.reference, bnderiv, bnderiv.forward_mode):
+        program = str(jax.make_jaxpr(jax.grad(partial(loss, layers)))(params))
+        assert program.count("precision=(Precision.HIGHEST") >= 5  # a convolution and a product; back, one and two
+        assert "precision=None" not in program

@@ -28,9 +28,8 @@ def conv_general_dilated(
     As Flax calls it: the channels are the last axis, and those of the output the kernel's last. `lhs_dilation` is empty
     where there are no spatial axes.
     """
-    # JAX reads the default precision when it traces, and a rule's backward may be traced outside of its context.
-    precise = jax.default_matmul_precision.value is not None or any(o is not None for o in others.values())
-    ours = not precise and set(lhs_dilation) == {1} and lhs.dtype == rhs.dtype and lhs.dtype.name in _DTYPES
+    asked = any(option is not None for option in others.values())  # a precision, a dtype of the result, a sharding
+    ours = not asked and set(lhs_dilation) == {1} and lhs.dtype == rhs.dtype and lhs.dtype.name in _DTYPES
     if ours and 0 not in (*lhs.shape, *rhs.shape):
         sizes = lhs.shape[1:-1]
         reach = [(k - 1) * d + 1 for k, d in zip(rhs.shape[:-2], rhs_dilation, strict=True)]
