@@ -26,8 +26,9 @@ Reverse mode transposes once more. JAX finds the transpose by differentiating, s
 as JAX sees it: it may multiply, add, select by residuals and sum. Where it rounds a cotangent or compares it, it does
 so under `stop_gradient`.
 
-One precision. Autodiff takes the products of a gradient in the precision of the forward's. A `_bwd` may be traced when
-the context of `jax.default_matmul_precision` has been left; so the precision is an option of each rule.
+One setting. JAX traces a `_bwd` when the gradient is taken, and contexts that the forward was in may have been left:
+`jax.default_matmul_precision`, `jax.enable_x64`. With autodiff a gradient's products have the forward's precision, and its
+arrays their dtype. So these settings are an option of each rule.
 
 Always under `jax.jit`. Every layer is, inside other transforms too. Eager JAX dispatches each operation in about 20 µs,
 those of a gradient as well. And JAX traces and differentiates a jitted function once for each shape: twenty batch norms
@@ -127,13 +128,13 @@ class Rule:
     def __init__(self, body: Callable[..., Any], static: int, result: Callable[..., Any] | None, inner: bool):
         self.body = body
         options = tuple(range(1 + static))
-        self._reverse_mode = jax.custom_vjp(_in_precision(body), nondiff_argnums=options)
-        self._in_both_modes = jax.custom_jvp(_in_precision(body), nondiff_argnums=options)
+        self._reverse_mode = jax.custom_vjp(_with_settings(body), nondiff_argnums=options)
+        self._in_both_modes = jax.custom_jvp(_with_settings(body), nondiff_argnums=options)
 
         @wraps(body)
         def attached(*args: Any) -> Any:
             rule = self._in_both_modes if _both_modes.value else self._reverse_mode
-            return rule(jax.default_matmul_precision.value, *args)
+            return rule(_settings(), *args)
 
         if inner:
             self._call: Callable[..., Any] = attached
@@ -148,15 +149,21 @@ class Rule:
     def defvjp(self, fwd: Callable[..., Any], bwd: Callable[..., Any]) -> None:
         """As `jax.custom_vjp.defvjp`."""
         self.fwd, self.bwd = fwd, bwd
-        self._reverse_mode.defvjp(_in_precision(fwd), _in_precision(bwd))
+        self._reverse_mode.defvjp(_with_settings(fwd), _with_settings(bwd))
         _attach_both_modes(self, self._in_both_modes)
 
 
-def _in_precision(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, after one more argument: the precision of its products, or None for that of the context."""
+def _settings() -> tuple[str | None, bool]:
+    return jax.default_matmul_precision.value, jax.config.jax_enable_x64
 
-    def call(precision: str | None, *args: Any) -> Any:
-        with jax.default_matmul_precision(precision) if precision else nullcontext():
+
+def _with_settings(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, after one more argument: the settings that it is traced with."""
+
+    def call(settings: tuple[str | None, bool], *args: Any) -> Any:
+        precision, x64 = settings
+        # None is no precision, but that of the context; so it is with autodiff.
+        with jax.enable_x64(x64), jax.default_matmul_precision(precision) if precision else nullcontext():
             return function(*args)
 
     call.__name__ = function.__name__
@@ -170,7 +177,7 @@ def _attach_both_modes(rule: Rule, core: jax.custom_jvp[Any]) -> None:
         return [jnp.zeros_like(a) if g is None else g for g, a in pairs if _is_float(a)]
 
     @core.defjvp
-    @_in_precision
+    @_with_settings
     def _(*args: Any) -> tuple[Any, Any]:
         *options, primals, tangents = args
 
@@ -184,7 +191,7 @@ def _attach_both_modes(rule: Rule, core: jax.custom_jvp[Any]) -> None:
             return transpose(tangents)[0]
 
         floats = [t for t, a in _pairs(tangents, primals) if _is_float(a)]
-        return core(jax.default_matmul_precision.value, *options, *primals), push_forward(primals, floats)
+        return core(_settings(), *options, *primals), push_forward(primals, floats)
 
 
 def _pairs(derivatives: Any, arguments: Any) -> list[tuple[Any, Any]]:

@@ -63,3 +63,18 @@ def test_a_gradient_has_the_precision_of_its_forward():
         program = str(jax.make_jaxpr(jax.grad(partial(loss, layers)))(params))
         assert program.count("precision=(Precision.HIGHEST") >= 5  # a convolution and a product; back, one and two
         assert "precision=None" not in program
+
+
+def test_a_gradient_has_the_dtypes_of_its_forward():
+    """Though x64 is off where it is taken: as for autodiff."""
+    arguments = _arguments()
+    expected = jax.grad(partial(_loss, bnderiv.reference))(*arguments)
+
+    def loss(layers, *arguments):
+        with jax.enable_x64(True):
+            return _loss(layers, *arguments)
+
+    arguments = jax.tree.map(jnp.asarray, arguments)
+    with jax.enable_x64(False):
+        found = jax.grad(partial(loss, bnderiv))(*arguments)
+    near(found, expected, 1e-12)
