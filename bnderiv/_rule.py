@@ -26,9 +26,9 @@ Reverse mode transposes once more. JAX finds the transpose by differentiating, s
 as JAX sees it: it may multiply, add, select by residuals and sum. Where it rounds a cotangent or compares it, it does
 so under `stop_gradient`.
 
-One setting. JAX traces a `_bwd` when the gradient is taken, and contexts that the forward was in may have been left:
-`jax.default_matmul_precision`, `jax.enable_x64`. With autodiff a gradient's products have the forward's precision, and its
-arrays their dtype. So these settings are an option of each rule.
+The settings of the forward. JAX traces a `_bwd` when the gradient is taken, and contexts that the forward was in may
+have been left: `jax.default_matmul_precision`, `jax.enable_x64`. With autodiff a gradient's products have the forward's
+precision, and its arrays their dtype. So these settings are an option of each rule.
 
 Always under `jax.jit`. Every layer is, inside other transforms too. Eager JAX dispatches each operation in about 20 µs,
 those of a gradient as well. And JAX traces and differentiates a jitted function once for each shape: twenty batch norms
@@ -154,7 +154,7 @@ class Rule:
 
 
 def _settings() -> tuple[str | None, bool]:
-    return jax.default_matmul_precision.value, jax.config.jax_enable_x64
+    return jax.default_matmul_precision.value, jax.enable_x64.value
 
 
 def _with_settings(function: Callable[..., Any]) -> Callable[..., Any]:
