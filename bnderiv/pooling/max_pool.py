@@ -212,7 +212,7 @@ def _first_cell_by_cell(x, blocks: Sequence[Block], cell=()):
     """Of few cells: each is taken from x, as a GPU would store what it has of a row for the windows that share it."""
     if len(cell) == len(blocks):
         sides = [b.of for b in blocks]
-        return x, jnp.full(x.shape, _number(sides, cell), _number_dtype(sides))
+        return _checks.same_varying(x, jnp.full(x.shape, _number(sides, cell), _number_dtype(sides)))
     block = blocks[len(cell)]
     start, *places = block.place
     found = [

@@ -170,3 +170,11 @@ def test_on_a_tpu_no_more_than_flax(target, pool, options, shape, dtype):
     flax = cost(flax_like(pool, options, shape))
     # Half precision summed in float32 is converted: 34 cycles of 4.7 million.
     assert all(a <= 1.0001 * b for a, b in zip(ours, flax, strict=True)), (ours, flax)
+
+
+def test_windows_of_one_cell_under_shard_map():
+    """The number of the only cell is a constant, which the forms of all platforms give the varying axes of x."""
+    x = jnp.arange(4 * 3 * 3 * 2, dtype=jnp.float32).reshape(4, 3, 3, 2)
+    mesh = jax.make_mesh((2,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    gradient = jax.grad(lambda x: (bnderiv.max_pool(x, 1) ** 2).sum())
+    np.testing.assert_array_equal(jax.shard_map(gradient, mesh=mesh, in_specs=P("d"), out_specs=P("d"))(x), 2 * x)
