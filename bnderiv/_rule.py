@@ -162,8 +162,9 @@ def _with_settings(function: Callable[..., Any]) -> Callable[..., Any]:
 
     def call(settings: tuple[str | None, bool], *args: Any) -> Any:
         precision, x64 = settings
-        # None is no precision, but that of the context; so it is with autodiff.
-        with jax.enable_x64(x64), jax.default_matmul_precision(precision) if precision else nullcontext():
+        # A setting that was off leaves that of the context, as with autodiff.
+        wide = jax.enable_x64(True) if x64 else nullcontext()
+        with wide, jax.default_matmul_precision(precision) if precision else nullcontext():
             return function(*args)
 
     call.__name__ = function.__name__

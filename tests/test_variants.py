@@ -7,6 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import bnderiv
 from tests.contract import near
@@ -78,3 +79,16 @@ def test_a_gradient_has_the_dtypes_of_its_forward():
     with jax.enable_x64(False):
         found = jax.grad(partial(loss, bnderiv))(*arguments)
     near(found, expected, 1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:Explicitly requested dtype")
+def test_a_gradient_has_the_dtypes_of_its_arguments():
+    """Though x64 is off where the forward is traced, and on where the gradient is taken: as for autodiff."""
+    x, kernel = jnp.ones((3, 4), jnp.float64), jnp.ones((4, 2), jnp.float64)
+
+    def loss(layers, *arguments):
+        with jax.enable_x64(False):
+            return layers.dense(*arguments).sum()
+
+    for layers in (bnderiv.reference, bnderiv):
+        assert all(g.dtype == jnp.float64 for g in jax.grad(partial(loss, layers), (0, 1))(x, kernel))
