@@ -166,7 +166,7 @@ class BatchNorm(nn.BatchNorm):
                 running.value = running_average(self.momentum, running.value, new, batch.counted, dtype)
         return y
 
-    @nn.nowrap  # otherwise a row of its own in nn.tabulate
+    @nn.nowrap  # so that nn.tabulate has no row for it
     def _renorm(self, mean: jax.Array, var: jax.Array, counts: bool) -> Renorm | None:
         """What the batch's statistics are corrected by; `counts`: whether this call is a step of training."""
         return None
@@ -212,7 +212,7 @@ class BatchRenorm(BatchNorm):
     r_max: float = 3.0
     d_max: float = 5.0
 
-    @nn.nowrap  # otherwise a row of its own in nn.tabulate
+    @nn.nowrap  # so that nn.tabulate has no row for it
     def _renorm(self, mean: jax.Array, var: jax.Array, counts: bool) -> Renorm:
         steps = self.variable("batch_stats", "steps", jnp.zeros, (), jnp.int32)
         r_max = self.variable("batch_stats", "r_max", limit, "r_max", self.r_max, 1, mean)
