@@ -209,7 +209,7 @@ def _first_maxima_of(x, blocks: Sequence[Block]):
 
 
 def _first_cell_by_cell(x, blocks: Sequence[Block], cell=()):
-    """Of few cells: each is taken from x, as a GPU would store what it has of a row for the windows that share it."""
+    """The same of few cells, each taken from x. A row's maximum, which several windows share, a GPU would store."""
     if len(cell) == len(blocks):
         sides = [b.of for b in blocks]
         return _checks.same_varying(x, jnp.full(x.shape, _number(sides, cell), _number_dtype(sides)))

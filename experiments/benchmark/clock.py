@@ -45,7 +45,7 @@ def of_jax(f: Callable[..., Any], *args: Any) -> Contestant:
     random = np.random.default_rng(0)
 
     def run(times: int) -> list[float]:
-        gap = jnp.zeros(random.integers(1, PAGE))  # by which what is allocated next is moved
+        gap = jnp.zeros(random.integers(1, PAGE), jnp.uint8)  # moves what is allocated next
         moved = jax.tree.map(lambda a: a.copy() if isinstance(a, jax.Array) else a, args)
         seconds = []
         for _ in range(times):
