@@ -10,6 +10,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from bnderiv import _checks
+from bnderiv._numbers import power_of_two_over
 from bnderiv._rule import layer
 from bnderiv._types import AxisName
 from bnderiv.normalization.across_devices import merge, refusals
@@ -171,8 +172,8 @@ def batch_stats(n: jax.Array, moments: Moments) -> BatchStats:
     """The moments in the unit of x, (C,) each."""
     unit, mean, var = moments
     scale, origin = lax.stop_gradient(unit)
-    # Times 1/s, which is exact. Of two divisions XLA makes one by s², which may underflow.
-    back = 1 / scale
+    # 1/s, which is exact. Of two divisions by s XLA makes one by s², which may underflow.
+    back = power_of_two_over(scale)
     # The select ties the count to the variance, so that it is sharded like it. (Under `shard_map` it is one number.)
     count = jnp.broadcast_to(n, var.shape)
     if not _checks.varying_axes(var):
