@@ -20,10 +20,10 @@ from bnderiv.normalization.arguments import epsilon, mapped_axes
 from bnderiv.normalization.batch_norm import varying_like
 from bnderiv.normalization.groups import ChannelGroups, Groups
 from bnderiv.normalization.layer_norm import by_own_statistics
-from bnderiv.normalization.normalize import Affine, Moments, statistics
+from bnderiv.normalization.normalize import Affine, statistics
 from bnderiv.normalization.normalize import normalize as normalize_by
 from bnderiv.normalization.rms_norm import by_root_mean_square, mean_square
-from bnderiv.normalization.units import Epsilon
+from bnderiv.normalization.units import Epsilon, Moments
 
 ChannelGroup = tuple[int, int]  # an axis, and how many neighbouring channels along it share statistics
 

@@ -10,8 +10,7 @@ from jax import lax
 
 from bnderiv._checks import same_varying
 from bnderiv._types import AxisName
-from bnderiv.normalization.normalize import Moments
-from bnderiv.normalization.units import Epsilon, Unit, above_noise, moved, scale_for
+from bnderiv.normalization.units import Epsilon, Moments, Unit, above_noise, moved, scale_for
 
 IndexGroups = Sequence[Sequence[int]]
 
@@ -65,7 +64,7 @@ def merge(
     var = average(var * ratio * ratio + (mean - merged) ** 2)  # (N26)
     var = above_noise(var, merged**2)
     floor = Epsilon(None, 1 / finest)  # as √ε is to one device, the finest unit is to all
-    better = moved(Unit(common, center * common), merged, var, floor)
+    better = moved(Moments(Unit(common, center * common), merged, var), floor)
     _, (unit, *values) = lax.stop_gradient(better)
     # With the derivatives of a mean and a variance.
     times = unit.scale / common

@@ -16,9 +16,9 @@ from bnderiv.normalization.arguments import epsilon, laid, limit, mapped_axes, w
 from bnderiv.normalization.batch_norm import batch_moments, batch_stats, varying_like
 from bnderiv.normalization.groups import per_channel
 from bnderiv.normalization.inference import given
-from bnderiv.normalization.normalize import Affine, Moments, normalize
+from bnderiv.normalization.normalize import Affine, normalize
 from bnderiv.normalization.running_stats import BatchStats
-from bnderiv.normalization.units import Epsilon
+from bnderiv.normalization.units import Epsilon, Moments
 
 
 def batch_renorm(

@@ -5,7 +5,7 @@ them, and who shares gamma and beta, is said by `groups` (`groups.py`). Everythi
 broadcasts against it. In the code `delta` is ∂J/∂y, and `d_a` is ∂J/∂a.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,15 +16,7 @@ from bnderiv._rule import both_modes, closed_form
 from bnderiv._target import GPU, TPU, apart
 from bnderiv.activation.relu import rectify
 from bnderiv.normalization.sample import sample_mean
-from bnderiv.normalization.units import Epsilon, above_noise, masked, measured
-
-
-class Moments(NamedTuple):
-    """The moments of the elements that share statistics, in the unit u = (x − K) s."""
-
-    unit: Any  # a Unit. K near the mean, s a power of two: constants, as μ and σ² do not depend on them
-    mean: jax.Array  # m = mean u            μ  = K + m/s
-    var: jax.Array  # v = mean (u − m)²      σ² = v/s²
+from bnderiv.normalization.units import Epsilon, Moments, above_noise, masked, measured
 
 
 class Affine(NamedTuple):
@@ -49,7 +41,7 @@ def statistics(groups, x, where, n, eps, assumed_mean):
         return mean, above_noise(mean_square - square, square)  # (N2)
 
     shift = sample_mean(groups, x, where) if assumed_mean is None else assumed_mean
-    return Moments(*measured(x, shift, eps, mean_and_var, groups.over_devices))
+    return measured(x, shift, eps, mean_and_var, groups.over_devices)
 
 
 def _statistics_fwd(groups, x, where, n, eps, assumed_mean):

@@ -13,6 +13,7 @@ wrong. From there on K is the mean and s the unit of deviations, in which no sum
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -86,6 +87,14 @@ class Epsilon(NamedTuple):
         return Epsilon(jnp.asarray(eps, dtype), jnp.asarray(root, dtype))
 
 
+class Moments(NamedTuple):
+    """Those of the elements that share statistics. The unit is a constant: μ and σ² do not depend on it."""
+
+    unit: Any  # a Unit
+    mean: jax.Array  # m
+    var: jax.Array  # v
+
+
 def masked(where: jax.Array | None, values: jax.Array) -> jax.Array:
     """`values` where True, elsewhere exactly zero."""
     return values if where is None else jnp.where(where, values, 0)
@@ -97,41 +106,41 @@ def measured(
     eps: Epsilon,
     mean_and_var: Callable[[Unit, Unit], tuple[jax.Array, jax.Array]],
     over_devices: bool,
-) -> tuple[Unit, jax.Array, jax.Array]:
-    """A unit, and m and v in it by `mean_and_var`: in one read of x if `shift` is near the mean.
+) -> Moments:
+    """The moments by `mean_and_var`: in one read of x if `shift` is near the mean.
 
     Otherwise x is read again for each better unit: once if K was far, some more times if it was off by many orders of
     magnitude; never more than `MOST_READS` times. `mean_and_var` gets the unit under two names, one for each sum.
     """
     _, shift = same_varying(x, _finite(shift, jnp.zeros_like(shift)))
 
-    def measure(unit: Unit, again: Unit) -> Any:
-        return moved(unit, *mean_and_var(unit, again), eps, over_devices)
-
     def measured_again(state: Any) -> Any:
         reads, done, old = state
-        good, new = measure(old[0], apart(old[0]))
-        no_better = (new[0].scale == old[0].scale) & (new[0].origin == old[0].origin)  # so of NaN, and where ε is 0
-        return reads + 1, done | good | no_better, new  # what was good is so again, about a better K
+        found = mean_and_var(old.unit, apart(old.unit))
+        kept = jax.tree.map(partial(lax.select, done), (old.mean, old.var), found)
+        good, new = moved(Moments(old.unit, *kept), eps, over_devices)
+        no_better = (new.unit.scale == old.unit.scale) & (new.unit.origin == old.unit.origin)  # NaN, or equal and ε = 0
+        return reads + 1, good | no_better, new
 
     def unsure(state: Any) -> Any:
         reads, done, _ = state
         return ~jnp.all(done) & (reads < MOST_READS)
 
-    done, first = measure(Unit(1, shift), Unit(1, apart(shift)))
+    unit = Unit(1, shift)
+    done, first = moved(Moments(unit, *mean_and_var(unit, Unit(1, apart(shift)))), eps, over_devices)
     return lax.cond(
         jnp.all(done), lambda: first, lambda: lax.while_loop(unsure, measured_again, (jnp.int32(1), done, first))[-1]
     )
 
 
-def moved(
-    unit: Unit, mean: jax.Array, var: jax.Array, eps: Epsilon, over_devices: bool = False
-) -> tuple[jax.Array, Any]:
+def moved(moments: Moments, eps: Epsilon, over_devices: bool = False) -> tuple[jax.Array, Moments]:
     """Whether the moments are good, and the moments about K' = μ rounded, in the unit of deviations.
 
     So x − K' has no more rounding than x − μ; m is what K' left of μ. Where all x are equal, K' is that x, and nothing
-    is left. If the moments are not good, K' and s are where the next measurement starts.
+    is left. If the moments are not good, K' and s are where the next measurement starts. Good ones that were moved
+    before stay as they are.
     """
+    unit, mean, var = moments
     zero, root, off = jnp.zeros_like(mean), unit.root(eps), jnp.abs(mean)
     equal = var == 0
     # A square that overflowed may be any large number's: from the cube of the middle, the next measurement tells.
@@ -142,10 +151,11 @@ def moved(
     size = jnp.maximum(lax.select(near, deviation, off), root)
 
     origin = unit.origin + _finite(mean, zero)
-    left = lax.select(equal, zero, mean + (unit.origin - origin))
     scale = scale_for(unit.unscaled(size), unit.unscaled(origin), over_devices)
     times = unit.unscaled(scale)
-    return near & fits(size), (Unit(scale, origin * times), left * times, var * times * times)
+    var = var * times * times
+    left = lax.select(var == 0, zero, (mean + (unit.origin - origin)) * times)
+    return near & fits(size), Moments(Unit(scale, origin * times), left, var)
 
 
 def _finite(a: jax.Array, zero: jax.Array) -> jax.Array:
