@@ -339,8 +339,8 @@ def test_a_constant_without_epsilon_is_measured_twice_at_most(measured_again, va
     np.testing.assert_array_equal(mean, np.full(8, value, np.float32))
 
 
-@pytest.mark.parametrize("dtype", (jnp.float32, jnp.float64))
-@pytest.mark.parametrize("over_devices", (False, True))
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("over_devices", [False, True])
 def test_good_moments_are_moved_once(dtype, over_devices):
     """The loop moves those of a good channel again as often as another channel needs it."""
     rng, n = np.random.default_rng(17), 20_000
