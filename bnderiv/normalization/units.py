@@ -112,7 +112,7 @@ def measured(
     Otherwise x is read again for each better unit: once if K was far, some more times if it was off by many orders of
     magnitude; never more than `MOST_READS` times. `mean_and_var` gets the unit under two names, one for each sum.
     """
-    _, shift = same_varying(x, shift)
+    _, shift = same_varying(x, _finite(shift, jnp.zeros_like(shift)))
 
     def measured_again(state: Any) -> Any:
         reads, done, old = state
@@ -150,7 +150,7 @@ def moved(moments: Moments, eps: Epsilon, over_devices: bool = False) -> tuple[j
     near = off <= lax.select(equal, close, deviation)
     size = jnp.maximum(lax.select(near, deviation, off), root)
 
-    origin = _finite(unit.origin + _finite(mean, zero), zero)  # an assumed mean may be anything
+    origin = unit.origin + _finite(mean, zero)
     scale = scale_for(unit.unscaled(size), unit.unscaled(origin), over_devices)
     times = unit.unscaled(scale)
     var = var * times * times
