@@ -120,6 +120,19 @@ def test_how_often_a_guess_is_made_better(measured_again, dtype, guesses, most):
         np.testing.assert_allclose(mean, np.asarray(x, np.float64).mean((0, 1, 2)), 1e-6)
 
 
+@pytest.mark.as_users_compile
+def test_a_guess_that_is_a_product_is_the_same_in_every_kernel():
+    """A compiler may add a product without rounding it first; then K is not the same in all kernels, by its rounding."""
+    x, _ = _draw(18)
+    x = jnp.asarray(x + 1e4 / 3, jnp.float32)
+    ones = jnp.ones(6, jnp.float32)
+    guess = jnp.asarray(np.asarray(x, np.float64).mean((0, 1, 2)) / 7, jnp.float32)
+    y = jax.jit(lambda x, guess: bnderiv.batch_norm(x, ones, 0 * ones, assumed_mean=guess * 7)[0])(x, guess)
+    wide = np.asarray(x, np.float64)
+    centred = wide - wide.mean((0, 1, 2))
+    near(y, centred / np.sqrt((centred**2).mean((0, 1, 2)) + 1e-5), 2e-7)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, pytest.param(-np.inf, marks=pytest.mark.slow)])
 def test_what_is_not_finite_is_given_up(measured_again, value):
     """One more read for another s, one for nothing new. The other channels are what they are without it."""
