@@ -17,8 +17,8 @@ def quotient(a: jax.Array, by: int | jax.Array | None = None) -> jax.Array:
     """a / by, or a itself, with its producers computed once.
 
     XLA:CPU recomputes a value's producers at every use, back to the nearest operation it considers expensive. A
-    division is one, unless it is by a constant; so XLA must not know `by`. It has a rule, as the comparison would
-    show in the derivative at NaN; `by` has no derivative.
+    division is one, unless it is by a constant; so XLA must not know `by`. The rule keeps `one` out of the
+    derivative, which would be 1/0 at a NaN; `by` has no derivative.
     """
     one = (a == a).astype(a.dtype)
     return a / (one if by is None else one * jnp.asarray(by, a.dtype))
@@ -75,6 +75,7 @@ def platform_layout(body: Callable[..., Any]) -> Callable[..., Any]:
 def _few_channels(groups: Any, arrays: Any) -> bool:
     x, *others = jax.tree.leaves(arrays)
     last = x.ndim - 1
+    # A mask is not laid out in rows.
     if any(a.dtype == bool for a in others) or last < 2 or groups.both != tuple(range(last)):
         return False
     if groups.statistics or groups.parameters:
@@ -85,7 +86,7 @@ def _few_channels(groups: Any, arrays: Any) -> bool:
 
 
 class _Rows(NamedTuple):
-    """`Groups` of the view: sums are over the channel's columns too, and there is a copy of them in each."""
+    """`Groups` for rows: a sum over a channel runs over its columns too, and its result is repeated in each."""
 
     both: tuple[int, ...]
     over_devices: bool
@@ -101,7 +102,7 @@ class _Rows(NamedTuple):
         if a.ndim < 2:
             return a
         shared = all(n == 1 for n in a.shape[:-1])
-        # What is shared goes to a loop over all elements, by channels again, which would compute it for each.
+        # Without `quotient`, the loop over all elements that uses what is shared would compute it for each.
         return (
             quotient(a[..., None, : self.channels]) if shared else a.reshape(*a.shape[:-1], self.columns, self.channels)
         )
@@ -115,7 +116,7 @@ class _Rows(NamedTuple):
     def to_statistics(self, a: jax.Array) -> jax.Array:
         return a
 
-    to_parameters = laid = to_statistics
+    to_parameters = repeated = to_statistics
 
     def over_all(self, shared: jax.Array) -> jax.Array:
         return shared[..., : self.channels].sum()
@@ -129,5 +130,5 @@ class _Rows(NamedTuple):
         return self.columns
 
     def count(self, x: jax.Array, where: None) -> Any:
-        number = x.size // self.channels
-        return np.asarray(number, accumulator(x.dtype)) if isinstance(number, int) else jnp.asarray(number, x.dtype)
+        number, dtype = x.size // self.channels, accumulator(x.dtype)
+        return np.asarray(number, dtype) if isinstance(number, int) else jnp.asarray(number, dtype)

@@ -150,7 +150,7 @@ class Rule:
         """As `jax.custom_vjp.defvjp`."""
         self.fwd, self.bwd = fwd, bwd
         self._reverse_mode.defvjp(_with_settings(fwd), _with_settings(bwd))
-        _attach_both_modes(self, self._in_both_modes)
+        _attach_both_modes(self)
 
 
 def _settings() -> tuple[str | None, bool]:
@@ -171,7 +171,9 @@ def _with_settings(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _attach_both_modes(rule: Rule, core: jax.custom_jvp[Any]) -> None:
+def _attach_both_modes(rule: Rule) -> None:
+    core = rule._in_both_modes
+
     def pull_back(options: Any, residuals: Any, cotangents: Any, like: tuple[Any, ...]) -> list[Any]:
         """Jᵀ; the cotangent of an argument without a derivative (integers, booleans, None) is left out."""
         pairs = _pairs(rule.bwd(*options, residuals, cotangents), like)

@@ -35,10 +35,10 @@ def _(arrays: Any, tangents: Any) -> Any:
 
 
 def apart(a: Any, on: tuple[str, ...] | None = None) -> Any:
-    """A tree that XLA does not know to be `a`; only `on` these platforms, or on all. Of (a, a), the two differ as well.
+    """`a`, a tree, but XLA does not know that it equals `a`, nor that two equal leaves of it do; `on` these platforms.
 
-    So terms of both are computed where they are used. XLA would compute the terms that these share once, and store
-    them, though to compute them again takes less time than to write and read them.
+    So XLA computes terms of it again at each use. It would store those that two kernels share, though to write and read
+    them takes longer.
     """
     if on is None:
         return lax.optimization_barrier(a)

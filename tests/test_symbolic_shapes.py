@@ -91,6 +91,16 @@ def test_one_program_for_every_size(attachment, layer, shapes, options):
         contract.close(actual, expected)
 
 
+def test_few_channels_in_half_precision_are_measured_in_float32():
+    x = random_like(jnp.zeros((8, 14, 14, 6)), 3).astype(jnp.bfloat16)
+    (b,) = jax.export.symbolic_shape("b")
+    ones = jnp.ones(6)
+    program = jax.export.export(jax.jit(lambda x: bnderiv.batch_norm(x, ones, ones)[1].var))(
+        jax.ShapeDtypeStruct((b, *x.shape[1:]), x.dtype)
+    )
+    np.testing.assert_allclose(program.call(x), np.asarray(x, np.float64).var((0, 1, 2)), 1e-6)
+
+
 def test_labels():
     (b,) = jax.export.symbolic_shape("b")
     program = jax.export.export(jax.jit(bnderiv.softmax_cross_entropy_with_integer_labels))(

@@ -101,8 +101,8 @@ def test_equations_of_a_gradient():
 
 
 def test_equal_layers_are_traced_once(monkeypatch):
-    traced, batch_moments = [], batch_norm.batch_moments
-    monkeypatch.setattr(batch_norm, "batch_moments", lambda *args: traced.append(1) or batch_moments(*args))
+    traced, moments_of = [], batch_norm.moments_of
+    monkeypatch.setattr(batch_norm, "moments_of", lambda *args: traced.append(1) or moments_of(*args))
 
     def network(x, gamma, beta):
         for _ in range(5):

@@ -17,10 +17,9 @@ from bnderiv._rule import layer
 from bnderiv.adapters.batch_norm import feature_axes, promote
 from bnderiv.normalization.across_devices import merge, refusals
 from bnderiv.normalization.arguments import epsilon, mapped_axes
-from bnderiv.normalization.batch_norm import varying_like
+from bnderiv.normalization.batch_norm import moments_of, varying_like
 from bnderiv.normalization.groups import ChannelGroups, Groups
-from bnderiv.normalization.layer_norm import by_own_statistics
-from bnderiv.normalization.normalize import Affine, statistics
+from bnderiv.normalization.normalize import Affine
 from bnderiv.normalization.normalize import normalize as normalize_by
 from bnderiv.normalization.rms_norm import by_root_mean_square, mean_square
 from bnderiv.normalization.units import Epsilon, Moments
@@ -184,17 +183,13 @@ def _broadcast(groups: Groups, x: jax.Array, a: jax.Array | None, neutral: float
 @layer(static=3, result=lambda centered, devices, groups, x, *_: x)
 def _by_groups(centered, devices, groups, x, where, gamma, beta, eps, root):
     affine, eps = Affine(gamma, beta), Epsilon(eps, root)
-    on_one_device = devices[0] is None
-    if on_one_device and centered:
-        return by_own_statistics(groups, x, where, affine, eps)
+    if centered:
+        _, moments = moments_of(groups, x, where, eps, None, *devices)
+        return normalize_by(groups, False, x, where, affine, eps, varying_like(x, moments))
     n = groups.count(x, where)
     least_one = n if where is None else jnp.maximum(n, 1)
-    if on_one_device:
+    if devices[0] is None:
         return by_root_mean_square(groups, x, where, least_one, gamma, beta, eps)
-    if centered:
-        moments = statistics(groups, x, where, least_one, eps, None)
-    else:  # the same map, with a mean of 0
-        unit, square = mean_square(groups, x, where, least_one, eps)
-        moments = Moments(unit, jnp.zeros_like(square), square)
-    _, moments = merge(n, moments, *devices)
+    unit, square = mean_square(groups, x, where, least_one, eps)
+    _, moments = merge(n, Moments(unit, jnp.zeros_like(square), square), *devices)  # the same map, with a mean of 0
     return normalize_by(groups, False, x, where, affine, eps, varying_like(x, moments))

@@ -38,8 +38,8 @@ def merge(
     """
     (scale, origin), mean, var = moments
     n = jnp.broadcast_to(n, mean.shape)
-    message = jnp.stack(same_varying(*(jnp.ravel(a) for a in (n, scale, origin, mean, var))))
-    count, scale, origin, mean, var = _gather(message, axis_name, axis_index_groups)  # (devices, C) each
+    packed = jnp.stack(same_varying(*(jnp.ravel(a) for a in (n, scale, origin, mean, var))))
+    count, scale, origin, mean, var = _gather(packed, axis_name, axis_index_groups)  # (devices, C) each
     count, scale, origin = (lax.stop_gradient(a) for a in (count, scale, origin))
     there = count > 0  # groups of unequal size leave places empty, all 0
     scale = jnp.where(there, scale, 1)
@@ -54,7 +54,7 @@ def merge(
     center = lax.stop_gradient(average(shift + mean / scale))
     distance = jnp.abs(lax.stop_gradient(shift - center + mean / scale))
     largest = jnp.where(there, jnp.maximum(distance, jnp.sqrt(lax.stop_gradient(var)) / scale), 0).max(0, keepdims=True)
-    finest = jnp.where(there, scale, 0).max(0, keepdims=True)  # of those in which ε s² is a good number
+    finest = jnp.where(there, scale, 0).max(0, keepdims=True)  # there ε s² is a normal number
     finest = jnp.where(finest > 0, finest, 1)
     common = jnp.minimum(scale_for(largest, center, over_devices=True), finest)
     # Each device's mean in it: (K_i − K) first, as these are near each other, and so exact. Ratios are powers of two.
@@ -63,7 +63,7 @@ def merge(
     merged = average(mean)
     var = average(var * ratio * ratio + (mean - merged) ** 2)  # (N26)
     var = above_noise(var, merged**2)
-    floor = Epsilon(None, 1 / finest)  # as √ε is to one device, the finest unit is to all
+    floor = Epsilon(None, 1 / finest)  # the merged unit is no finer than the finest of the devices
     better = moved(Moments(Unit(common, center * common), merged, var), floor)
     _, (unit, *values) = lax.stop_gradient(better)
     # With the derivatives of a mean and a variance.
@@ -73,7 +73,7 @@ def merge(
     return jax.tree.map(lambda a: a.reshape(n.shape), (total, moments))
 
 
-def _gather(message: jax.Array, axis_name: AxisName, index_groups: IndexGroups | None) -> jax.Array:
+def _gather(packed: jax.Array, axis_name: AxisName, index_groups: IndexGroups | None) -> jax.Array:
     """(5, C) of every device as (5, devices, C), known to be equal on all (which `all_gather` would not be)."""
     index, size = lax.axis_index(axis_name), lax.psum(1, axis_name)
     if index_groups is not None:
@@ -85,5 +85,5 @@ def _gather(message: jax.Array, axis_name: AxisName, index_groups: IndexGroups |
         size = max(len(group) for group in index_groups)
         index = jnp.asarray(position)[index].astype(index.dtype)
     mine = jnp.arange(size, dtype=index.dtype) == index
-    slots = jnp.where(mine[:, None], message[:, None], 0)
+    slots = jnp.where(mine[:, None], packed[:, None], 0)
     return lax.psum(slots, axis_name, axis_index_groups=index_groups)

@@ -59,7 +59,7 @@ def batch_norm(
         `jax.shard_map`, `jax.pmap` or `jax.vmap(axis_name=...)`.
       axis_index_groups: groups of indices along `axis_name` that share statistics, as for JAX's collectives.
       assumed_mean: shape (C,), a value near the mean, such as that of the running statistics. Only speed depends on it:
-        any value gives the same result to rounding, NaN and infinity included. By default the mean of a small sample
+        any value, even NaN or infinity, gives the same result up to rounding. By default the mean of a small sample
         of x. It has no gradient.
 
     Returns:
@@ -97,8 +97,8 @@ def batch_norm_relu(
     """`relu(batch_norm(x, ...) + residual)` in one rule, which rebuilds the mask (derivation.md, N22, N31).
 
     Saved are x, the residual and vectors of length C. Arguments, returns, errors and gradients are those of
-    `batch_norm`, with δ·[y > 0] for δ: 0 at y = 0, as in `relu`. There is one more argument. (A residual without a
-    ReLU saves nothing to rebuild, so it is no argument of `batch_norm`: add it to y.)
+    `batch_norm`, with δ·[y > 0] for δ: 0 at y = 0, as in `relu`. There is one more argument. (`batch_norm` has
+    none: without a ReLU there is no mask to rebuild. Add it to y.)
 
     Args:
       residual: z, added before the ReLU: the input of a residual block, in the shape of `x` and a floating dtype. It is
@@ -143,12 +143,12 @@ def _batch_norm(relu, axis, axis_name, index_groups, x, where, gamma, beta, assu
     lay = partial(laid, x, (axis,))
     affine, eps = Affine(lay(gamma), lay(beta), residual), Epsilon(eps, root)
     assumed_mean = None if assumed_mean is None else lay(assumed_mean)
-    n, moments = batch_moments(groups, x, where, eps, assumed_mean, axis_name, index_groups)
+    n, moments = moments_of(groups, x, where, eps, assumed_mean, axis_name, index_groups)
     y = normalize(groups, relu, x, where, affine, eps, varying_like(x, moments))
     return y, batch_stats(n, moments)
 
 
-def batch_moments(
+def moments_of(
     groups: Groups, x: jax.Array, where: Any, eps: Epsilon, assumed_mean: Any, axis_name: Any, index_groups: Any
 ) -> tuple[Any, Moments]:
     """How many elements count, and their moments, over the devices along `axis_name` too."""
@@ -169,10 +169,10 @@ def varying_like(x: jax.Array, moments: Moments) -> Moments:
 
 
 def batch_stats(n: jax.Array, moments: Moments) -> BatchStats:
-    """The moments in the unit of x, (C,) each."""
+    """Mean and variance in the scale of x, and the count; (C,) each."""
     unit, mean, var = moments
     scale, origin = lax.stop_gradient(unit)
-    # 1/s, which is exact. Of two divisions by s XLA makes one by s², which may underflow.
+    # 1/s by its bits: of two divisions by s XLA would make one by s², which may underflow.
     back = power_of_two_over(scale)
     # The select ties the count to the variance, so that it is sharded like it. (Under `shard_map` it is one number.)
     count = jnp.broadcast_to(n, var.shape)

@@ -13,7 +13,7 @@ from bnderiv._rule import layer
 from bnderiv._types import AxisName
 from bnderiv.normalization.across_devices import refusals
 from bnderiv.normalization.arguments import epsilon, laid, limit, mapped_axes, with_channels
-from bnderiv.normalization.batch_norm import batch_moments, batch_stats, varying_like
+from bnderiv.normalization.batch_norm import batch_stats, moments_of, varying_like
 from bnderiv.normalization.groups import per_channel
 from bnderiv.normalization.inference import given
 from bnderiv.normalization.normalize import Affine, normalize
@@ -94,7 +94,7 @@ def batch_renorm(
 def _batch_renorm(axis, axis_name, index_groups, x, where, gamma, beta, mean, var, r_max, d_max, eps, root):
     groups, eps = per_channel(x, axis, over_devices=axis_name is not None), Epsilon(eps, root)
     gamma, beta, mean, var = map(partial(laid, x, (axis,)), (gamma, beta, mean, var))
-    n, moments = batch_moments(groups, x, where, eps, lax.stop_gradient(mean), axis_name, index_groups)
+    n, moments = moments_of(groups, x, where, eps, lax.stop_gradient(mean), axis_name, index_groups)
     own = varying_like(x, moments)
     affine = _corrected(gamma, beta, *lax.stop_gradient((own, mean, var, r_max, d_max, eps)))
     return normalize(groups, False, x, where, affine, eps, own), batch_stats(n, moments)

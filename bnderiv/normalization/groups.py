@@ -53,7 +53,7 @@ class Groups:
         """Σ over the elements that share statistics."""
         return a.sum(self.reduced, keepdims=True)
 
-    def laid(self, statistics: Any) -> Any:
+    def repeated(self, statistics: Any) -> Any:
         """Statistics (a tree) as they broadcast against x."""
         return statistics
 
@@ -71,14 +71,10 @@ class Groups:
         """The elements of a group at each place along these axes."""
         return 1
 
-    def size_in(self, x: jax.Array) -> Any:
-        """The elements of x that share statistics."""
-        return math.prod(x.shape[i] for i in self.reduced) * self.each
-
     def count(self, x: jax.Array, where: jax.Array | None) -> Any:
         """n, the elements that share statistics: a number, or with a mask the True ones of each group."""
         dtype = accumulator(x.dtype)
-        most = self.size_in(x)
+        most = math.prod(x.shape[i] for i in self.reduced) * self.each
         if where is None:
             return np.asarray(most, dtype) if isinstance(most, int) else jnp.asarray(most, dtype)
         # In floats while these hold every integer: over a sharded batch, sums of one dtype are one all-reduce.
@@ -110,7 +106,7 @@ class ChannelGroups(Groups):
     def total(self, a: jax.Array) -> jax.Array:
         return self.to_statistics(self.inner(a))
 
-    def laid(self, statistics: Any) -> Any:
+    def repeated(self, statistics: Any) -> Any:
         return jax.tree.map(lambda a: jnp.repeat(a, self.size, self.axis) if jnp.ndim(a) else a, statistics)
 
     @property

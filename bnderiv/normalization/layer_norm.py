@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 
 from bnderiv import _checks
 from bnderiv._rule import layer
 from bnderiv.normalization.arguments import epsilon, laid, normalized_axes, parameter
+from bnderiv.normalization.batch_norm import moments_of
 from bnderiv.normalization.groups import Groups
-from bnderiv.normalization.normalize import Affine, normalize, statistics
+from bnderiv.normalization.normalize import Affine, normalize
 from bnderiv.normalization.units import Epsilon
 
 
@@ -74,7 +74,5 @@ def _layer_norm(axes, x, where, gamma, beta, eps, root):
 
 def by_own_statistics(groups: Groups, x: jax.Array, where: jax.Array | None, affine: Affine, eps: Epsilon) -> jax.Array:
     """x, normalized by statistics that are used for nothing else."""
-    n = groups.count(x, where)
-    least_one = n if where is None else jnp.maximum(n, 1)
-    moments = statistics(groups, x, where, least_one, eps, None)
+    _, moments = moments_of(groups, x, where, eps, None, None, None)
     return normalize(groups, False, x, where, affine, eps, moments)

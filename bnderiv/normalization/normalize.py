@@ -33,10 +33,10 @@ class Affine(NamedTuple):
 @closed_form(static=1, inner=True)
 @platform_layout
 def statistics(groups, x, where, n, eps, assumed_mean):
-    def mean_and_var(unit, again):
-        unit, again = groups.laid((unit, again))
-        mean = groups.total(masked(where, unit.of(x))) / n  # (N1)
-        mean_square = groups.total(masked(where, again.of(x)) ** 2) / n
+    def mean_and_var(for_mean, for_square):
+        for_mean, for_square = groups.repeated((for_mean, for_square))
+        mean = groups.total(masked(where, for_mean.of(x))) / n  # (N1)
+        mean_square = groups.total(masked(where, for_square.of(x)) ** 2) / n
         square = mean**2
         return mean, above_noise(mean_square - square, square)  # (N2)
 
@@ -52,8 +52,8 @@ def _statistics_fwd(groups, x, where, n, eps, assumed_mean):
 
 @platform_layout
 def _statistics_bwd(groups, residuals, d):
-    x, where, n, *own = residuals
-    unit, mean, d_mean, d_var, n = groups.laid((*own, d.mean, d.var, n))
+    x, where, n, *grouped = residuals
+    unit, mean, d_mean, d_var, n = groups.repeated((*grouped, d.mean, d.var, n))
     deviation = masked(where, unit.of(x)) - mean
     # (N13); by (N9) the mean inside the variance adds nothing.
     dx = unit.back(d_mean / n) + unit.back(d_var * (2 / n)) * deviation  # (N11) parts 2 and 3
@@ -71,16 +71,16 @@ def normalize(groups, relu, x, where, affine, eps, moments):
     return _normalize_fwd(groups, relu, x, where, affine, eps, moments)[0]
 
 
-def _normalize_fwd(groups, relu, x, where, affine, eps, own):
-    own_r = own.unit.inverse_root(own.var, eps)
-    moments, r = groups.laid((own, own_r))
-    u, g = moments.unit.of(x) - moments.mean, affine.gamma * r
-    y = u * g + affine.beta  # (N3), (N4)
-    if where is not None:  # the same map at a masked u that is not finite, but apart: 0 · NaN is to be 0 in derivatives
-        usable = where | jnp.isfinite(u)
-        y = jnp.where(usable, masked(usable, u) * g + affine.beta, lax.stop_gradient(y))
+def _normalize_fwd(groups, relu, x, where, affine, eps, grouped):
+    grouped_r = grouped.unit.inverse_root(grouped.var, eps)
+    moments, r = groups.repeated((grouped, grouped_r))
+    deviation, g = moments.unit.of(x) - moments.mean, affine.gamma * r
+    y = deviation * g + affine.beta  # (N3), (N4)
+    if where is not None:  # what is masked and not finite takes another branch: 0 · NaN is to be 0 in derivatives
+        usable = where | jnp.isfinite(deviation)
+        y = jnp.where(usable, masked(usable, deviation) * g + affine.beta, lax.stop_gradient(y))
     y = _plus(y, affine.residual)
-    return (rectify(y) if relu else y).astype(x.dtype), (x, where, affine, own, own_r)
+    return (rectify(y) if relu else y).astype(x.dtype), (x, where, affine, grouped, grouped_r)
 
 
 def _plus(y, residual):
@@ -89,8 +89,8 @@ def _plus(y, residual):
 
 @platform_layout
 def _normalize_bwd(groups, relu, residuals, delta):
-    x, where, (gamma, beta, z), own, own_r = residuals
-    moments, r = groups.laid((own, own_r))
+    x, where, (gamma, beta, z), grouped, grouped_r = residuals
+    moments, r = groups.repeated((grouped, grouped_r))
     g = gamma * r
 
     def through_relu(unit):
@@ -104,18 +104,18 @@ def _normalize_bwd(groups, relu, residuals, delta):
     if where is not None:  # 0 · NaN is to be 0 in every sum
         u = masked(where | jnp.isfinite(u), u)
     units = (unit,) * 3
-    if relu:  # three masks. With a residual, a TPU stores δ_y, which is the gradient of z
+    if relu:  # the mask is rebuilt at each of three uses. With a residual a TPU stores δ_y: it is the gradient of z
         units = apart(units, on=GPU + TPU if z is None else GPU)
     delta_1, delta_2, delta_y = map(through_relu, units)
     sum_delta = groups.inner(delta_1)
-    sum_delta_x_hat = r * (groups.inner(delta_2 * u) - moments.mean * sum_delta)  # m is what K left
+    sum_delta_x_hat = r * (groups.inner(delta_2 * u) - moments.mean * sum_delta)  # u is not centered
     d_beta = groups.to_parameters(sum_delta)  # (N6)
     d_gamma = groups.to_parameters(sum_delta_x_hat)  # (N5)
-    d_var = once(-0.5 * own_r**2 * groups.to_statistics(gamma * sum_delta_x_hat))  # (N8)
+    d_var = once(-0.5 * grouped_r**2 * groups.to_statistics(gamma * sum_delta_x_hat))  # (N8)
     d_mean = -groups.to_statistics(g * sum_delta)  # (N10)
     dx = unit.back(g * delta_y)  # (N11) part 1
     d_z = None if z is None else delta_y.astype(z.dtype)  # (N31)
-    d_eps = Epsilon(groups.over_all(d_var * own.unit.scale * own.unit.scale), None)
+    d_eps = Epsilon(groups.over_all(d_var * grouped.unit.scale * grouped.unit.scale), None)
     return dx.astype(x.dtype), None, Affine(d_gamma, d_beta, d_z), d_eps, Moments(None, d_mean, d_var)
 
 

@@ -9,16 +9,19 @@ from jax import lax
 from bnderiv.normalization.groups import Groups
 from bnderiv.normalization.units import masked
 
-# Elements a sample of n has at least, or this times √n: its mean is off by about σ/4 then, and σ is near enough. One
-# huge element x, which makes σ ≥ |x|/√n, moves the sample's mean by σ/2 at most.
+# A sample of n has at least SAMPLE elements, and at least TIMES_ROOT √n. Its mean is then off by about σ/4; up to σ is
+# near enough. One huge element x, which makes σ ≥ |x|/√n, moves the sample's mean by σ/2 at most.
 SAMPLE, TIMES_ROOT = 16, 2
+SMALL = 32  # elements of an example, below which a sample needs no place of every example to be small beside x
 TILE = 128  # numbers of the innermost axis that a TPU reads at once
 
 
 def sample_mean(groups: Groups, x: jax.Array, where: jax.Array | None) -> jax.Array:
-    """The mean of a small sample: one place of every example (a sharded batch stays so), or more of few examples.
+    """The mean of a small sample.
 
-    Of one example that is a few indices of the outer axes, and all of the inner axes, which are contiguous.
+    Batch norm takes a few places of every example, so that a sharded batch stays sharded; of examples with fewer than
+    `SMALL` elements, only some. Where each example has its own statistics, it takes a few indices of the first axis and
+    all of the axes within, which are contiguous.
     """
     sizes = {i: x.shape[i] for i in groups.reduced if isinstance(x.shape[i], int)}
     inner = math.prod(sizes.values())
@@ -26,7 +29,7 @@ def sample_mean(groups: Groups, x: jax.Array, where: jax.Array | None) -> jax.Ar
     places = [slice(None)] * x.ndim
     for i, size in sizes.items():
         inner = 1 if 0 in sizes and i else inner // size
-        wanted = max(sample, size * inner // 32) if i == 0 else -(-sample // (taken * inner))
+        wanted = max(sample, size * inner // SMALL) if i == 0 else -(-sample // (taken * inner))
         places[i] = _places(size, wanted, innermost=i == x.ndim - 1)
         taken *= len(range(size)[places[i]])
     x = _taken(x, places)  # one slice: between two, XLA materializes the first

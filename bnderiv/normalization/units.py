@@ -7,8 +7,9 @@ statistics have a zero and a unit of their own, u = (x − K) s (derivation.md, 
     s   is a power of two, so exact     v = mean u² − m²       →  σ² = v/s²
 
 About any K and s the moments are right as long as m² is at most a few v and nothing over- or underflows. So they are
-measured once, with s = 1 and about a value that is assumed to be near the mean, and again only where that proves
-wrong. From there on K is the mean and s the unit of deviations, in which no sum of the gradient is far from 1.
+measured once, with s = 1 and about a value that is assumed to be near the mean; and again if that proves wrong for any
+of them, while the others keep theirs. From there on K is the mean and s the unit of deviations, in which no sum of the
+gradient is far from 1.
 """
 
 import math
@@ -30,7 +31,7 @@ NEAR = 8  # eps times |K|: some units in the last place, as a running mean stops
 OF_EPSILON = 1 / 2  # √(this times eps) √ε: a deviation that is taken for none by mistake has an x̂ below 3 eps
 # A variance below this part of m² is not told from rounding.
 NOISE = 16
-# Reads of x for one measurement: a bound of the loop. Two are the rule; a guess of 1e150 for numbers around 1 took 11.
+# Reads of x at most. One is usual, and two if the guess was off; a guess of 1e150 for numbers around 1 took 11.
 MOST_READS = 24
 
 
@@ -88,9 +89,12 @@ class Epsilon(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """Those of the elements that share statistics. The unit is a constant: μ and σ² do not depend on it."""
+    """Mean and variance of the elements that share statistics, in their unit.
 
-    unit: Any  # a Unit
+    The unit has no derivative, as μ and σ² do not depend on it.
+    """
+
+    unit: Any  # a Unit; None in a gradient
     mean: jax.Array  # m
     var: jax.Array  # v
 
@@ -110,17 +114,19 @@ def measured(
     """The moments by `mean_and_var`: in one read of x if `shift` is near the mean.
 
     Otherwise x is read again for each better unit: once if K was far, some more times if it was off by many orders of
-    magnitude; never more than `MOST_READS` times. `mean_and_var` gets a unit for each of its sums: the same, but in the
-    loop under two names, as XLA would store a group norm's u there.
+    magnitude; never more than `MOST_READS` times. `mean_and_var` gets the unit twice, once for each of its sums. In the
+    loop the second is `apart`: otherwise XLA stores a group norm's u for both.
     """
     _, shift = same_varying(x, _finite(shift, jnp.zeros_like(shift)))
 
     def measured_again(state: Any) -> Any:
         reads, done, old = state
         found = mean_and_var(old.unit, apart(old.unit))
-        kept = jax.tree.map(partial(lax.select, done), (old.mean, old.var), found)
-        good, new = moved(Moments(old.unit, *kept), eps, over_devices)
-        no_better = (new.unit.scale == old.unit.scale) & (new.unit.origin == old.unit.origin)  # NaN, or equal and ε = 0
+        # A channel that is done keeps its moments: its result must not depend on the other channels.
+        mean, var = map(partial(lax.select, done), (old.mean, old.var), found)
+        good, new = moved(Moments(old.unit, mean, var), eps, over_devices)
+        # As with NaN, and with elements that are all equal where ε = 0.
+        no_better = (new.unit.scale == old.unit.scale) & (new.unit.origin == old.unit.origin)
         return reads + 1, good | no_better, new
 
     def unsure(state: Any) -> Any:
@@ -129,6 +135,7 @@ def measured(
 
     unit = Unit(1, shift)
     done, first = moved(Moments(unit, *mean_and_var(unit, unit)), eps, over_devices)
+    # The loop would not run either, but XLA would copy what it carries.
     return lax.cond(
         jnp.all(done), lambda: first, lambda: lax.while_loop(unsure, measured_again, (jnp.int32(1), done, first))[-1]
     )
@@ -138,25 +145,25 @@ def moved(moments: Moments, eps: Epsilon, over_devices: bool = False) -> tuple[j
     """Whether the moments are good, and the moments about K' = μ rounded, in the unit of deviations.
 
     So x − K' has no more rounding than x − μ; m is what K' left of μ. Where all x are equal, K' is that x, and nothing
-    is left. If the moments are not good, K' and s are where the next measurement starts. Good ones that were moved
-    before stay as they are.
+    is left. If the moments are not good, K' and s are where the next measurement starts. To move good
+    moments again changes neither μ nor σ² nor s.
     """
     unit, mean, var = moments
     zero, root, off = jnp.zeros_like(mean), unit.root(eps), jnp.abs(mean)
-    equal = var == 0
     # A square that overflowed may be any large number's: from the cube of the middle, the next measurement tells.
     deviation = jnp.minimum(jnp.sqrt(var), middle(var.dtype) ** 3)
     ulp = float(jnp.finfo(var.dtype).eps)
     close = jnp.maximum(NEAR * ulp * jnp.abs(unit.origin), math.sqrt(OF_EPSILON * ulp) * root)
-    near = off <= lax.select(equal, close, deviation)
+    near = off <= lax.select(var == 0, close, deviation)
     size = jnp.maximum(lax.select(near, deviation, off), root)
 
     origin = unit.origin + _finite(mean, zero)
     scale = scale_for(unit.unscaled(size), unit.unscaled(origin), over_devices)
     times = unit.unscaled(scale)
-    var = var * times * times
-    left = lax.select(var == 0, zero, (mean + (unit.origin - origin)) * times)
-    return near & fits(size), Moments(Unit(scale, origin * times), left, var)
+    new_var = var * times * times
+    # Where v vanishes in the new unit m does too, so that to move it again changes nothing.
+    left = lax.select(new_var == 0, zero, (mean + (unit.origin - origin)) * times)
+    return near & fits(size), Moments(Unit(scale, origin * times), left, new_var)
 
 
 def _finite(a: jax.Array, zero: jax.Array) -> jax.Array:

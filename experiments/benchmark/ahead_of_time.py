@@ -127,10 +127,10 @@ def cases() -> Iterator[Case]:
         x = spec(BLOCK, dtype)
         yield Case(f"bottleneck block, {by(BLOCK)}, {dtype}", x, partial(blocks, x))
         yield Case(f"bottleneck block in Flax, {by(BLOCK)}, {dtype}", x, partial(flax_blocks, x))
-    for size, devices in STEPS:
+    for size, where in STEPS:
         for dtype in ("float32", "bfloat16"):
             x = spec((size, *FEW[1:]), dtype)
-            yield Case(f"LeNet-5's step, batch {size}, {dtype}", x, partial(lenets, size, dtype), devices)
+            yield Case(f"LeNet-5's step, batch {size}, {dtype}", x, partial(lenets, size, dtype), where)
 
 
 def spec(shape: tuple[int, ...], dtype: Any = "float32") -> jax.ShapeDtypeStruct:
@@ -247,11 +247,11 @@ def in_order(found: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
 def compile_all(options: Options, numbers: Path) -> None:
     """Every program that was asked for, each written as soon as it is counted."""
     content = _report.numbers(numbers) if numbers.exists() else {"targets": {}}
-    every = [case.name for case in cases()]
+    every = {target: [case.name for case in cases() if target in case.targets] for target in targets.TARGETS}
     chosen = [case for case in cases() if not options.only or any(part in case.name for part in options.only)]
-    if not chosen:
-        raise _command.Refused(f"no case has any of {options.only} in its name")
     work = [(target, case) for target in options.targets for case in chosen if target in case.targets]
+    if not work:
+        raise _command.Refused(f"no case has any of {options.only} in its name for {options.targets}")
     with _command.bar(total=len(work), unit="case") as bar:
         for target, case in work:
             bar.set_postfix_str(f"{target}: {case.name}")
@@ -267,8 +267,8 @@ def compile_all(options: Options, numbers: Path) -> None:
                 except jax.errors.JaxRuntimeError as error:  # as where it needs more memory than there is
                     found[who] = {"absent": str(error).splitlines()[0][:200]}
                 found[who] |= {"seconds": round(time.perf_counter() - start, 1), "by": compiler(target)}
-                devices = {device: in_order(counted, every) for device, counted in content["targets"].items()}
-                content["targets"] = in_order(devices, targets.TARGETS)
+                ordered = {t: in_order(counted, every[t]) for t, counted in content["targets"].items()}
+                content["targets"] = in_order(ordered, targets.TARGETS)
                 _report.keep(numbers, content, options, *PACKAGES)
             bar.update()
 
