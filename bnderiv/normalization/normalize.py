@@ -55,9 +55,9 @@ def _statistics_bwd(groups, residuals, d):
     x, where, n, *grouped = residuals
     unit, mean, d_mean, d_var, n = groups.repeated((*grouped, d.mean, d.var, n))
     deviation = masked(where, unit.of(x)) - mean
-    # (N13); by (N9) the mean inside the variance adds nothing.
-    dx = unit.back(d_mean / n) + unit.back(d_var * (2 / n)) * deviation  # (N11) parts 2 and 3
-    return masked(where, dx).astype(x.dtype), None, None, None, None
+    du = d_mean / n + d_var * (2 / n) * deviation  # (N13); by (N9) the mean inside the variance adds nothing
+    dx = unit.back(masked(where, du))  # (N11) parts 2 and 3
+    return dx.astype(x.dtype), None, None, None, None
 
 
 statistics.defvjp(_statistics_fwd, _statistics_bwd)

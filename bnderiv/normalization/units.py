@@ -114,8 +114,8 @@ def measured(
     """The moments by `mean_and_var`: in one read of x if `shift` is near the mean.
 
     Otherwise x is read again for each better unit: once if K was far, some more times if it was off by many orders of
-    magnitude; never more than `MOST_READS` times. `mean_and_var` gets the unit twice, once for each of its sums. In the
-    loop the second is `apart`: otherwise XLA stores a group norm's u for both.
+    magnitude; never more than `MOST_READS` times. `mean_and_var` gets the unit twice, once for each of its sums: the
+    second is `apart`, as XLA would store what the two share.
     """
     _, shift = same_varying(x, _finite(shift, jnp.zeros_like(shift)))
 
@@ -134,7 +134,7 @@ def measured(
         return ~jnp.all(done) & (reads < MOST_READS)
 
     unit = Unit(1, shift)
-    done, first = moved(Moments(unit, *mean_and_var(unit, unit)), eps, over_devices)
+    done, first = moved(Moments(unit, *mean_and_var(unit, Unit(1, apart(shift)))), eps, over_devices)
     # The loop would not run either, but XLA would copy what it carries.
     return lax.cond(
         jnp.all(done), lambda: first, lambda: lax.while_loop(unsure, measured_again, (jnp.int32(1), done, first))[-1]
