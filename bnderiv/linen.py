@@ -1,6 +1,8 @@
 """Norms, `Conv` and pools for Flax linen, under Flax's names: change the import, keep the model and its checkpoints."""
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -27,6 +29,7 @@ from bnderiv.normalization.arguments import limit
 
 try:
     import flax.linen as nn
+    from flax.core import FrozenDict
     from flax.linen.dtypes import canonicalize_dtype
     from flax.linen.pooling import min_pool, pool
 except ImportError as error:
@@ -318,7 +321,7 @@ def convert(model: Model) -> Model:
       >>> type(model.layers[1]).__module__
       'bnderiv.linen'
     """
-    converted = _converted(model)
+    converted = _converted(model, {})
     if converted is model:
         raise ValueError(
             f"no field of {type(model).__name__} holds a layer of Flax that bnderiv.linen has: "
@@ -327,13 +330,23 @@ def convert(model: Model) -> Model:
     return converted
 
 
-def _converted(a: Any) -> Any:
-    """`a` with ours in it, or the same object."""
+def _converted(a: Any, modules: dict[int, nn.Module]) -> Any:
+    """`a` with ours in it, or the same object. Of `modules`, by the identity of Flax's, a shared one stays shared."""
+    change = partial(_converted, modules=modules)
     if isinstance(a, nn.Module):
-        fields = {f.name: getattr(a, f.name) for f in dataclasses.fields(a) if f.init and hasattr(a, f.name)}
-        new = {name: value if name == "parent" else _converted(value) for name, value in fields.items()}
-        if type(a) in _REPLACED:
-            return _REPLACED[type(a)](**new)
-        changed = {name: value for name, value in new.items() if value is not fields[name]}
-        return a.clone(**changed) if changed else a
-    return next((ours for theirs, ours in _REPLACED.items() if a is theirs), None) or with_parts(_converted, a)
+        if id(a) not in modules:
+            modules[id(a)] = _converted_module(a, change)
+        return modules[id(a)]
+    if isinstance(a, FrozenDict):
+        new = with_parts(change, dict(a))
+        return a if all(new[key] is a[key] for key in a) else FrozenDict(new)
+    return next((ours for theirs, ours in _REPLACED.items() if a is theirs), None) or with_parts(change, a)
+
+
+def _converted_module(a: nn.Module, change: Callable[[Any], Any]) -> nn.Module:
+    fields = {f.name: getattr(a, f.name) for f in dataclasses.fields(a) if f.init and hasattr(a, f.name)}
+    new = {name: value if name == "parent" else change(value) for name, value in fields.items()}
+    if type(a) in _REPLACED:
+        return _REPLACED[type(a)](**new)
+    changed = {name: value for name, value in new.items() if value is not fields[name]}
+    return a.clone(**changed) if changed else a

@@ -10,20 +10,11 @@ from jax.typing import ArrayLike
 
 from bnderiv import _checks
 from bnderiv.adapters.batch_norm import feature_axes, promote, real_array
-from bnderiv.adapters.haiku_policy import follow_policy
+from bnderiv.adapters.haiku_policy import Follower
 from bnderiv.adapters.norms import normalize
 
 
-class _Follower:
-    """A module that follows the mixed-precision policy of Haiku's class, unless its own class has a policy."""
-
-    def __new__(cls, *_: Any, **__: Any) -> Any:
-        if cls in _THEIRS:  # policies are not inherited, by subclasses of Haiku's classes either
-            follow_policy(cls, _THEIRS[cls])
-        return super().__new__(cls)
-
-
-class LayerNorm(_Follower, hk.LayerNorm):
+class LayerNorm(Follower, hk.LayerNorm):
     """`haiku.LayerNorm` computed as `bnderiv.layer_norm`: its arguments, defaults, parameters, shapes and names.
 
     The parameters `scale` and `offset` have Haiku's paths, shapes and dtypes, so the trees of either fit the other. The
@@ -46,6 +37,8 @@ class LayerNorm(_Follower, hk.LayerNorm):
       >>> model.apply(model.init(jax.random.key(0), x), x).round(2).tolist()
       [[-1.0, 1.0], [-1.0, 1.0]]
     """
+
+    _theirs = hk.LayerNorm
 
     def __call__(self, inputs: ArrayLike, scale: ArrayLike | None = None, offset: ArrayLike | None = None) -> jax.Array:
         """Normalizes each example of `inputs` by its own statistics.
@@ -89,8 +82,10 @@ class InstanceNorm(LayerNorm, hk.InstanceNorm):
       [[[-1.0, -1.0], [1.0, 1.0]]]
     """
 
+    _theirs = hk.InstanceNorm
 
-class GroupNorm(_Follower, hk.GroupNorm):
+
+class GroupNorm(Follower, hk.GroupNorm):
     """`haiku.GroupNorm` computed as `bnderiv.group_norm`: its arguments, defaults, parameters, shapes and names.
 
     Differences from Haiku are those of `bnderiv.haiku.LayerNorm`. Also, a negative `axis` counts from the end of the
@@ -103,6 +98,8 @@ class GroupNorm(_Follower, hk.GroupNorm):
       >>> model.apply(model.init(jax.random.key(0), x), x).round(2).tolist()
       [[-1.0, 1.0, -1.0, 1.0]]
     """
+
+    _theirs = hk.GroupNorm
 
     def __call__(self, x: ArrayLike, scale: ArrayLike | None = None, offset: ArrayLike | None = None) -> jax.Array:
         """Normalizes each example of `x` by the statistics of groups of its channels.
@@ -143,7 +140,7 @@ class GroupNorm(_Follower, hk.GroupNorm):
         return normalize(x, scale, offset, reduced, eps=self.eps, dtype=_dtype(x, scale, offset), group=group)
 
 
-class RMSNorm(_Follower, hk.RMSNorm):
+class RMSNorm(Follower, hk.RMSNorm):
     """`haiku.RMSNorm` computed as `bnderiv.rms_norm`: its arguments, defaults, parameters, shapes and names.
 
     Differences from Haiku are those of `bnderiv.haiku.LayerNorm`.
@@ -155,6 +152,8 @@ class RMSNorm(_Follower, hk.RMSNorm):
       >>> model.apply(model.init(jax.random.key(0), x), x).round(2).tolist()
       [[1.0, -1.0], [1.0, 1.0]]
     """
+
+    _theirs = hk.RMSNorm
 
     def __call__(self, inputs: ArrayLike) -> jax.Array:
         """Divides each example of `inputs` by its root mean square.
@@ -177,9 +176,6 @@ class RMSNorm(_Follower, hk.RMSNorm):
         return normalize(inputs, scale, None, reduced, eps=self.eps, dtype=_dtype(inputs, scale), centered=False)
 
 
-_THEIRS = {LayerNorm: hk.LayerNorm, InstanceNorm: hk.InstanceNorm, GroupNorm: hk.GroupNorm, RMSNorm: hk.RMSNorm}
-
-
 def _check_at_most_once(module: Any, scale: Any, offset: Any) -> None:
     for name, value in (("scale", scale), ("offset", offset)):
         if value is not None and getattr(module, f"create_{name}"):
@@ -188,7 +184,7 @@ def _check_at_most_once(module: Any, scale: Any, offset: Any) -> None:
 
 def _must_be_explicit() -> bool:
     """Whether Haiku's own layer refuses the default of `param_axis`, which is to change."""
-    return getattr(sys.modules[_THEIRS[LayerNorm].__module__], "ERROR_IF_PARAM_AXIS_NOT_EXPLICIT", False)
+    return getattr(sys.modules[LayerNorm._theirs.__module__], "ERROR_IF_PARAM_AXIS_NOT_EXPLICIT", False)
 
 
 def _axes(name: str, axis: Any, rank: int) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from bnderiv import _checks
+from bnderiv.adapters.haiku_policy import Follower
 from bnderiv.adapters.pooling import Ints, pool_axes
 from bnderiv.pooling import avg_pool as _avg_pool
 from bnderiv.pooling import max_pool as _max_pool
@@ -77,7 +78,7 @@ def max_pool(
     return _pool(_max_pool.max_pool, value, window_shape, strides, padding, channel_axis)
 
 
-class AvgPool(hk.AvgPool):
+class AvgPool(Follower, hk.AvgPool):
     """`haiku.AvgPool` computed by `bnderiv.haiku.avg_pool`.
 
     Example:
@@ -87,11 +88,13 @@ class AvgPool(hk.AvgPool):
       [[2.0]]
     """
 
+    _theirs = hk.AvgPool
+
     def __call__(self, value: ArrayLike) -> jax.Array:
         return avg_pool(value, self.window_shape, self.strides, self.padding, self.channel_axis)
 
 
-class MaxPool(hk.MaxPool):
+class MaxPool(Follower, hk.MaxPool):
     """`haiku.MaxPool` computed by `bnderiv.haiku.max_pool`.
 
     Example:
@@ -100,6 +103,8 @@ class MaxPool(hk.MaxPool):
       >>> model.apply({}, None, jnp.array([[1.0], [3.0]])).tolist()
       [[3.0]]
     """
+
+    _theirs = hk.MaxPool
 
     def __call__(self, value: ArrayLike) -> jax.Array:
         return max_pool(value, self.window_shape, self.strides, self.padding, self.channel_axis)

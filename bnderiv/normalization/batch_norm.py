@@ -10,6 +10,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from bnderiv import _checks
+from bnderiv._cpu import rounded
 from bnderiv._numbers import power_of_two_over
 from bnderiv._rule import layer
 from bnderiv._types import AxisName
@@ -139,7 +140,7 @@ def _result(relu, axis, axis_name, groups, x, *_):
 
 @layer(static=4, result=_result)
 def _batch_norm(relu, axis, axis_name, index_groups, x, where, gamma, beta, assumed_mean, residual, eps, root):
-    groups = per_channel(x, axis, over_devices=axis_name is not None)
+    x, groups = rounded(x), per_channel(x, axis, over_devices=axis_name is not None)
     lay = partial(laid, x, (axis,))
     affine, eps = Affine(lay(gamma), lay(beta), residual), Epsilon(eps, root)
     assumed_mean = None if assumed_mean is None else lay(assumed_mean)
@@ -171,7 +172,7 @@ def varying_like(x: jax.Array, moments: Moments) -> Moments:
 def batch_stats(n: jax.Array, moments: Moments) -> BatchStats:
     """Mean and variance in the scale of x, and the count; (C,) each."""
     unit, mean, var = moments
-    scale, origin = lax.stop_gradient(unit)
+    scale, origin = unit
     # 1/s by its bits: of two divisions by s XLA would make one by s², which may underflow.
     back = power_of_two_over(scale)
     # The select ties the count to the variance, so that it is sharded like it. (Under `shard_map` it is one number.)

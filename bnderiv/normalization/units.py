@@ -67,7 +67,7 @@ class Unit(NamedTuple):
 
     def inverse_root(self, var: jax.Array, eps: "Epsilon") -> jax.Array:
         """r = 1/√(v + ε s²)."""
-        return 1 / jnp.sqrt(var + self.root(eps) ** 2)
+        return lax.rsqrt(var + self.root(eps) ** 2)
 
 
 class Epsilon(NamedTuple):

@@ -111,3 +111,13 @@ def test_integers_are_left_to_haiku():
     x = jnp.arange(8).reshape(1, 8, 1)
     assert ours.max_pool(x, (2, 1), (2, 1), "VALID").dtype == x.dtype
     np.testing.assert_array_equal(ours.max_pool(x, (2, 1), (2, 1), "VALID").ravel(), [1, 3, 5, 7])
+
+
+@pytest.mark.parametrize("name", ["AvgPool", "MaxPool"])
+def test_a_policy_for_haiku_s_class_applies(name):
+    jmp = pytest.importorskip("jmp")
+    ours, theirs = getattr(bnderiv.haiku, name), getattr(hk, name)
+    pool = hk.transform(lambda x: ours((2, 2, 1), (2, 2, 1), "SAME")(x))
+    with hk.mixed_precision.push_policy(theirs, jmp.get_policy("params=float32,compute=float32,output=float16")):
+        assert pool.apply({}, None, jnp.ones((1, 4, 4, 3), jnp.float32)).dtype == jnp.float16
+    assert pool.apply({}, None, jnp.ones((1, 4, 4, 3), jnp.float32)).dtype == jnp.float32

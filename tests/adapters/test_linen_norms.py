@@ -67,6 +67,7 @@ CASES = [
     ("RMSNorm", (4, 3, 6), {}, True),
     ("RMSNorm", (3, 4, 6), {"reduction_axes": (1, 2), "epsilon": 0.1}, False),
     ("GroupNorm", (3, 4, 5, 6), {"num_groups": 2}, True),
+    ("GroupNorm", (3, 4, 6), {"num_groups": 2, "reduction_axes": (0, 1, 2)}, False),  # all axes, few channels
     ("GroupNorm", (3, 4, 6), {"num_groups": None, "group_size": 3, "reduction_axes": -1, "use_scale": False}, False),
     ("InstanceNorm", (3, 4, 5, 6), {}, True),
     ("InstanceNorm", (3, 4, 5, 6), {"feature_axes": (1, -1), "use_bias": False}, False),

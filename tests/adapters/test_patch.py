@@ -227,6 +227,7 @@ def test_every_layer(adapter):
 @pytest.mark.slow
 def test_convert_linen():
     bnderiv_linen, nn = both("linen")
+    frozen = importlib.import_module("flax.core").FrozenDict
 
     class Block(nn.Module):
         norm: Any
@@ -254,6 +255,14 @@ def test_convert_linen():
     results = [fast_jit(lambda m=m: m.apply(variables, x, mutable=["batch_stats"]))() for m in (converted, model)]
     alike(results[0], results[1], 1e-7)  # statistics are float32
     alike(fast_jit(lambda: converted.init(jax.random.key(0), x))(), variables)
+
+    shared = nn.LayerNorm()
+    tied = nn.Sequential([nn.Dense(4), shared, nn.Dense(4), shared])  # layers_3 is layers_1
+    ours = bnderiv_linen.convert(tied)
+    assert type(ours.layers[1]) is bnderiv_linen.LayerNorm
+    assert ours.layers[3] is ours.layers[1]
+    named = bnderiv_linen.convert(Block(nn.BatchNorm, extra=frozen(a=nn.LayerNorm())))
+    assert type(named.extra["a"]) is bnderiv_linen.LayerNorm
 
     class Hidden(nn.Module):
         @nn.compact
