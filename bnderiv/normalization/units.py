@@ -135,7 +135,7 @@ def measured(
 
     unit = Unit(1, shift)
     done, first = moved(Moments(unit, *mean_and_var(unit, Unit(1, apart(shift)))), eps, over_devices)
-    # The loop would not run either, but XLA would copy what it carries.
+    # Without the branch the loop would not run either, but XLA's estimates count its body as if it did.
     return lax.cond(
         jnp.all(done), lambda: first, lambda: lax.while_loop(unsure, measured_again, (jnp.int32(1), done, first))[-1]
     )
@@ -145,8 +145,8 @@ def moved(moments: Moments, eps: Epsilon, over_devices: bool = False) -> tuple[j
     """Whether the moments are good, and the moments about K' = μ rounded, in the unit of deviations.
 
     So x − K' has no more rounding than x − μ; m is what K' left of μ. Where all x are equal, K' is that x, and nothing
-    is left. If the moments are not good, K' and s are where the next measurement starts. To move good
-    moments again changes neither μ nor σ² nor s.
+    is left. If the moments are not good, K' and s are where the next measurement starts. To move good moments again
+    changes neither μ nor σ² nor s.
     """
     unit, mean, var = moments
     zero, root, off = jnp.zeros_like(mean), unit.root(eps), jnp.abs(mean)
