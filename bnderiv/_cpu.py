@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from bnderiv._numbers import accumulator
 from bnderiv._target import by_target
@@ -40,21 +39,6 @@ def once(a: jax.Array) -> jax.Array:
     in a layer norm's gradient, and 1.2 to 3 times the time.
     """
     return by_target(a, cpu=quotient, default=lambda a: a)
-
-
-@jax.custom_jvp
-def rounded(x: jax.Array) -> jax.Array:
-    """x, rounded once in a CPU's program.
-
-    XLA:CPU computes a cheap x again in each kernel, and there LLVM does not round a product before it adds to it. The
-    statistics are then not those of the x that they normalize: of equal bytes times 1.1, y was 1.5e-3 in place of 0.
-    """
-    return by_target(x, cpu=lax.optimization_barrier, default=lambda x: x)
-
-
-@rounded.defjvp
-def _(primals, tangents):
-    return rounded(*primals), tangents[0]
 
 
 # Fewer channels than this, on the last axis, are computed in rows: XLA:CPU vectorizes along the last axis, and six

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from bnderiv import _checks
-from bnderiv._cpu import rounded
 from bnderiv._numbers import accumulator
 from bnderiv._rule import layer
 from bnderiv.adapters.batch_norm import feature_axes, promote
@@ -185,7 +184,6 @@ def _broadcast(groups: Groups, x: jax.Array, a: jax.Array | None, neutral: float
 def _by_groups(centered, devices, groups, x, where, gamma, beta, eps, root):
     affine, eps = Affine(gamma, beta), Epsilon(eps, root)
     if centered:
-        x = rounded(x)
         _, moments = moments_of(groups, x, where, eps, None, *devices)
         return normalize_by(groups, False, x, where, affine, eps, varying_like(x, moments))
     n = groups.count(x, where)

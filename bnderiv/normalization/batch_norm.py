@@ -10,7 +10,6 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from bnderiv import _checks
-from bnderiv._cpu import rounded
 from bnderiv._numbers import power_of_two_over
 from bnderiv._rule import layer
 from bnderiv._types import AxisName
@@ -42,7 +41,8 @@ def batch_norm(
 
     (derivation.md, N12, N5, N6). The cotangents of the returned mean and variance enter ∂J/∂x too (N13). Only x and
     vectors of length C are saved. In float32, y and ∂J/∂x are right to 2e-7 at any mean and scale that the dtype holds
-    (N25). NaN and infinity stay in their channel.
+    (N25). NaN and infinity stay in their channel. If x is a product that the same program computes, XLA may take it
+    unrounded in some sums: then y is right to the rounding of x.
 
     The statistics take one read of x about an assumed mean, and one more if that was off by more than a deviation, or
     some more if it was absurd. Under `vmap` the whole batch is read again if any of it needs it.
@@ -140,7 +140,7 @@ def _result(relu, axis, axis_name, groups, x, *_):
 
 @layer(static=4, result=_result)
 def _batch_norm(relu, axis, axis_name, index_groups, x, where, gamma, beta, assumed_mean, residual, eps, root):
-    x, groups = rounded(x), per_channel(x, axis, over_devices=axis_name is not None)
+    groups = per_channel(x, axis, over_devices=axis_name is not None)
     lay = partial(laid, x, (axis,))
     affine, eps = Affine(lay(gamma), lay(beta), residual), Epsilon(eps, root)
     assumed_mean = None if assumed_mean is None else lay(assumed_mean)

@@ -9,7 +9,6 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from bnderiv import _checks
-from bnderiv._cpu import rounded
 from bnderiv._rule import layer
 from bnderiv._types import AxisName
 from bnderiv.normalization.across_devices import refusals
@@ -93,8 +92,7 @@ def batch_renorm(
 
 @layer(static=3, result=lambda axis, axis_name, groups, x, *_: (x, P(x[axis])))
 def _batch_renorm(axis, axis_name, index_groups, x, where, gamma, beta, mean, var, r_max, d_max, eps, root):
-    x, eps = rounded(x), Epsilon(eps, root)
-    groups = per_channel(x, axis, over_devices=axis_name is not None)
+    groups, eps = per_channel(x, axis, over_devices=axis_name is not None), Epsilon(eps, root)
     gamma, beta, mean, var = map(partial(laid, x, (axis,)), (gamma, beta, mean, var))
     n, moments = moments_of(groups, x, where, eps, lax.stop_gradient(mean), axis_name, index_groups)
     own = varying_like(x, moments)

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import jax
 
 from bnderiv import _checks
-from bnderiv._cpu import rounded
 from bnderiv._rule import layer
 from bnderiv.normalization.arguments import epsilon, laid, normalized_axes, parameter
 from bnderiv.normalization.batch_norm import moments_of
@@ -75,6 +74,5 @@ def _layer_norm(axes, x, where, gamma, beta, eps, root):
 
 def by_own_statistics(groups: Groups, x: jax.Array, where: jax.Array | None, affine: Affine, eps: Epsilon) -> jax.Array:
     """x, normalized by statistics that are used for nothing else."""
-    x = rounded(x)
     _, moments = moments_of(groups, x, where, eps, None, None, None)
     return normalize(groups, False, x, where, affine, eps, moments)

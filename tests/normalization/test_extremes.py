@@ -290,28 +290,3 @@ def test_one_device_of_large_numbers_beside_constant_ones(size):
     expected = truth.batch_norm(x.reshape(64, 1), ones, ones, jnp.asarray(delta, jnp.float32).reshape(64, 1), 0.0)
     assert truth.relative_error(y.reshape(64, 1), expected[0]) < 1e-6
     assert truth.relative_error(dx.reshape(64, 1), expected[1]) < 1e-6
-
-
-@pytest.mark.as_users_compile
-@pytest.mark.parametrize("layer", [*LAYERS, bnderiv.instance_norm, bnderiv.layer_norm])
-def test_equal_bytes_that_are_scaled_in_the_same_program(layer):
-    """A compiler may subtract from a product without rounding it, in one kernel and not in the next."""
-    vector = jnp.ones(32, jnp.float32)
-    y = jax.jit(lambda image: layer(image.astype(jnp.float32) * 1.1, vector, 0 * vector))(
-        jnp.full((8, 16, 16, 32), 200)
-    )
-    assert not np.any(y[0] if layer in LAYERS else y)
-
-
-@pytest.mark.skipif(jax.__version_info__ < (0, 12), reason="XLA drops the barrier before it fuses so few numbers")
-@pytest.mark.as_users_compile
-def test_rows_that_are_scaled_in_the_same_program():
-    numbers = 1 + 1e-4 * np.random.default_rng(19).standard_normal((512, 6))
-    row = 1.1e4 * (1 + np.arange(512) / 7)[:, None]
-    numbers, row = (jnp.asarray(a, jnp.float32) for a in (numbers, row))
-    vector = jnp.ones(6, jnp.float32)
-    y = jax.jit(lambda numbers, row: bnderiv.layer_norm(numbers * row, vector, 0 * vector))(numbers, row)
-    x = np.asarray(numbers * row, np.longdouble)
-    centred = x - x.mean(-1, keepdims=True)
-    expected = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
-    assert truth.relative_error(y, expected) < 2e-7
