@@ -54,9 +54,8 @@ def _statistics_fwd(groups, x, where, n, eps, assumed_mean):
 def _statistics_bwd(groups, residuals, d):
     x, where, n, *grouped = residuals
     unit, mean, d_mean, d_var, n = groups.repeated((*grouped, d.mean, d.var, n))
-    slope = d_var * (2 / n)
-    # (N13), of u − m; by (N9) the mean inside the variance adds nothing.
-    du = (d_mean / n - slope * mean) + slope * masked(where, unit.of(x))
+    deviation = masked(where, unit.of(x)) - mean
+    du = d_mean / n + d_var * (2 / n) * deviation  # (N13); by (N9) the mean inside the variance adds nothing
     dx = unit.back(masked(where, du))  # (N11) parts 2 and 3
     return dx.astype(x.dtype), None, None, None, None
 
