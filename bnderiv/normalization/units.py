@@ -121,13 +121,11 @@ def measured(
 
     def measured_again(state: Any) -> Any:
         reads, done, old = state
-        found = mean_and_var(old.unit, apart(old.unit))
-        # A channel that is done keeps its moments: its result must not depend on the other channels.
-        mean, var = map(partial(lax.select, done), (old.mean, old.var), found)
-        good, new = moved(Moments(old.unit, mean, var), eps, over_devices)
+        good, new = moved(Moments(old.unit, *mean_and_var(old.unit, apart(old.unit))), eps, over_devices)
         # As with NaN, and with elements that are all equal where ε = 0.
         no_better = (new.unit.scale == old.unit.scale) & (new.unit.origin == old.unit.origin)
-        return reads + 1, good | no_better, new
+        # A channel that is done stays as it is, to the bit: its result must not depend on the other channels.
+        return reads + 1, done | good | no_better, jax.tree.map(partial(lax.select, done), old, new)
 
     def unsure(state: Any) -> Any:
         reads, done, _ = state
@@ -145,25 +143,23 @@ def moved(moments: Moments, eps: Epsilon, over_devices: bool = False) -> tuple[j
     """Whether the moments are good, and the moments about K' = μ rounded, in the unit of deviations.
 
     So x − K' has no more rounding than x − μ; m is what K' left of μ. Where all x are equal, K' is that x, and nothing
-    is left. If the moments are not good, K' and s are where the next measurement starts. To move good moments again
-    changes neither μ nor σ² nor s.
+    is left. If the moments are not good, K' and s are where the next measurement starts.
     """
     unit, mean, var = moments
     zero, root, off = jnp.zeros_like(mean), unit.root(eps), jnp.abs(mean)
+    equal = var == 0
     # A square that overflowed may be any large number's: from the cube of the middle, the next measurement tells.
     deviation = jnp.minimum(jnp.sqrt(var), middle(var.dtype) ** 3)
     ulp = float(jnp.finfo(var.dtype).eps)
     close = jnp.maximum(NEAR * ulp * jnp.abs(unit.origin), math.sqrt(OF_EPSILON * ulp) * root)
-    near = off <= lax.select(var == 0, close, deviation)
+    near = off <= lax.select(equal, close, deviation)
     size = jnp.maximum(lax.select(near, deviation, off), root)
 
     origin = unit.origin + _finite(mean, zero)
+    left = lax.select(equal, zero, mean + (unit.origin - origin))
     scale = scale_for(unit.unscaled(size), unit.unscaled(origin), over_devices)
     times = unit.unscaled(scale)
-    new_var = var * times * times
-    # Where v vanishes in the new unit m does too, so that to move it again changes nothing.
-    left = lax.select(new_var == 0, zero, (mean + (unit.origin - origin)) * times)
-    return near & fits(size), Moments(Unit(scale, origin * times), left, new_var)
+    return near & fits(size), Moments(Unit(scale, origin * times), left * times, var * times * times)
 
 
 def _finite(a: jax.Array, zero: jax.Array) -> jax.Array:

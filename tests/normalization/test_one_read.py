@@ -348,32 +348,3 @@ def test_a_constant_without_epsilon_is_measured_twice_at_most(measured_again, va
     count, mean = measured_again(f, jnp.full((64, 8), value, jnp.float32))
     assert count <= 2
     np.testing.assert_array_equal(mean, np.full(8, value, np.float32))
-
-
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
-@pytest.mark.parametrize("over_devices", [False, True])
-def test_good_moments_are_moved_once(dtype, over_devices):
-    """The loop moves those of a good channel again as often as another channel needs it."""
-    rng, n = np.random.default_rng(17), 20_000
-    decades = 30 if dtype == jnp.float32 else 250
-    deviation, mean = 10 ** rng.uniform(-decades, decades, (2, n))
-    deviation[::7] = 0
-    mean[::5] = deviation[::5] * 10 ** rng.uniform(0, 6, n)[::5]  # as most are
-    off = np.where(rng.random(n) < 0.5, 0, deviation * rng.uniform(-1.5, 1.5, n))
-    scale = units.scale_for(jnp.asarray(deviation, dtype), jnp.asarray(mean, dtype))
-    scale = jnp.where(rng.random(n) < 0.3, jnp.ones_like(scale), scale)
-    as_units = (jnp.asarray(a, dtype) * scale for a in (mean, off, deviation))
-    origin, m, root_v = as_units
-    eps = units.Epsilon.of(1e-5, dtype)
-    moved = fast_jit(lambda moments: units.moved(moments, eps, over_devices))
-    good, once = moved(units.Moments(units.Unit(scale, origin), m, root_v**2))
-    still, twice = moved(once)
-    assert 0.2 < np.mean(good) < 0.9
-    assert still[good].all()
-    for a, b in ((once.unit.scale, twice.unit.scale), (once.var, twice.var), (_mean(once), _mean(twice))):
-        np.testing.assert_array_equal(a[good], b[good])
-
-
-def _mean(moments: units.Moments) -> np.ndarray:
-    """K s + m, exactly: of a tie between two K, m takes the difference."""
-    return np.asarray(moments.unit.origin, np.longdouble) + np.asarray(moments.mean, np.longdouble)
