@@ -12,7 +12,7 @@ from bnderiv.normalization.units import masked
 # A sample of n has at least SAMPLE elements, and at least TIMES_ROOT √n. Its mean is then off by about σ/4; up to σ is
 # near enough. One huge element x, which makes σ ≥ |x|/√n, moves the sample's mean by σ/2 at most.
 SAMPLE, TIMES_ROOT = 16, 2
-SMALL = 32  # elements of an example, below which a sample needs no place of every example to be small beside x
+SMALL = 32  # elements of an example: of fewer, a place of every example would be a large part of x
 TILE = 128  # numbers of the innermost axis that a TPU reads at once
 
 
