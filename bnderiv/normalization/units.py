@@ -191,11 +191,11 @@ def scale_for(size: jax.Array, shift: Any = 0.0, over_devices: bool = False) -> 
     dtype's middle, and is not as fine as could be where nothing deviates. The ratio of two devices' units, by which
     their cotangents go, must not underflow.
     """
-    scale, widest = power_of_two_over(size), middle(size.dtype)
     if over_devices:
-        scale = lax.clamp(scale / widest, jnp.ones_like(scale), jnp.minimum(scale * widest, widest**2))
+        widest = middle(size.dtype)
+        size = jnp.maximum(lax.clamp(size / widest, jnp.ones_like(size), size * widest), widest**-2)
     most = 2.0 ** (jnp.finfo(size.dtype).maxexp - 2)
-    return jnp.minimum(scale, most * power_of_two_over(jnp.asarray(shift, size.dtype)))
+    return power_of_two_over(jnp.maximum(size, jnp.abs(shift) / most))
 
 
 def middle(dtype: Any) -> float:
