@@ -1,4 +1,4 @@
-"""Normalization and its gradient in closed form (derivation.md, N1–N13, N22, N24–N26, N31): mathematics, nothing else.
+"""Normalization and its gradient in closed form (derivation.md, N1–N13, N22, N24, N25, N31): mathematics, nothing else.
 
 Statistics travel in a unit of their own, u = (x − K) s, from their sums to the centring (`units.py`); who shares
 them, and who shares gamma and beta, is said by `groups` (`groups.py`). Everything here has the rank of x and
@@ -54,8 +54,8 @@ def _statistics_fwd(groups, x, where, n, eps, assumed_mean):
 def _statistics_bwd(groups, residuals, d):
     x, where, n, *grouped = residuals
     unit, mean, d_mean, d_var, n = groups.repeated((*grouped, d.mean, d.var, n))
-    deviation = masked(where, unit.of(x)) - mean
-    du = d_mean / n + d_var * (2 / n) * deviation  # (N13); by (N9) the mean inside the variance adds nothing
+    centered = masked(where, unit.of(x)) - mean
+    du = d_mean / n + d_var * (2 / n) * centered  # (N13); by (N9) the mean inside the variance adds nothing
     dx = unit.back(masked(where, du))  # (N11) parts 2 and 3
     return dx.astype(x.dtype), None, None, None, None
 
@@ -74,11 +74,11 @@ def normalize(groups, relu, x, where, affine, eps, moments):
 def _normalize_fwd(groups, relu, x, where, affine, eps, grouped):
     grouped_r = grouped.unit.inverse_root(grouped.var, eps)
     moments, r = groups.repeated((grouped, grouped_r))
-    deviation, g = moments.unit.of(x) - moments.mean, affine.gamma * r
-    y = deviation * g + affine.beta  # (N3), (N4)
+    centered, g = moments.unit.of(x) - moments.mean, affine.gamma * r
+    y = centered * g + affine.beta  # (N3), (N4)
     if where is not None:  # what is masked and not finite takes another branch: 0 · NaN is to be 0 in derivatives
-        usable = where | jnp.isfinite(deviation)
-        y = jnp.where(usable, masked(usable, deviation) * g + affine.beta, lax.stop_gradient(y))
+        usable = where | jnp.isfinite(centered)
+        y = jnp.where(usable, masked(usable, centered) * g + affine.beta, lax.stop_gradient(y))
     y = _plus(y, affine.residual)
     return (rectify(y) if relu else y).astype(x.dtype), (x, where, affine, grouped, grouped_r)
 
