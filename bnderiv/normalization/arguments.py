@@ -84,7 +84,7 @@ def mapped_axes(axis_name: Any, groups: Any) -> tuple[Any, tuple[tuple[int, ...]
 
 
 def laid(x: jax.Array, axes: tuple[int, ...], a: jax.Array) -> jax.Array:
-    """What has the shape of x along `axes`, in the accumulator's dtype and of the rank of x."""
+    """`a`, whose axes are the `axes` of x, in the rank of x and in the accumulator's dtype: it broadcasts against x."""
     return lax.expand_dims(a.astype(accumulator(x.dtype)), [i for i in range(x.ndim) if i not in axes])
 
 
