@@ -79,9 +79,6 @@ class Point(Call):
         """What roundings do to the values of `f`, then to its gradient for each argument."""
         return self._all_roundings
 
-    def of_value(self) -> list[Roundings]:
-        return self._all_roundings
-
     @property
     def roundings(self) -> list[Roundings]:
         return self._all_roundings[len(self.value) :]
