@@ -113,7 +113,7 @@ def _normalize_bwd(groups, relu, residuals, delta):
     d_gamma = groups.to_parameters(sum_delta_x_hat)  # (N5)
     d_var = once(-0.5 * grouped_r**2 * groups.to_statistics(gamma * sum_delta_x_hat))  # (N8)
     d_mean = -groups.to_statistics(g * sum_delta)  # (N10)
-    dx = unit.back(g * delta_y)  # (N11) part 1
+    dx = unit.back(g * delta_y)  # (N7), (N11) part 1
     d_z = None if z is None else delta_y.astype(z.dtype)  # (N31)
     d_eps = Epsilon(groups.over_all(d_var * grouped.unit.scale * grouped.unit.scale), None)
     return dx.astype(x.dtype), None, Affine(d_gamma, d_beta, d_z), d_eps, Moments(None, d_mean, d_var)
