@@ -49,10 +49,10 @@ ROW = 1024
 
 
 def platform_layout(body: Callable[..., Any]) -> Callable[..., Any]:
-    """`body(groups, *static, x, *arrays)`; a CPU views few channels as rows of them.
+    """`body(groups, *static, x, *arrays)`; if channels are few, a CPU runs it in rows.
 
-    The body sums by `groups` alone, and otherwise broadcasts. In rows it gets (N, H, W·C) for (N, H, W, C), where each
-    of the W columns has a copy of what a channel shares.
+    In rows the body gets (N, H, W·C) for (N, H, W, C), and what a channel shares is repeated for each of the W columns.
+    The body sums by `groups` alone, and otherwise broadcasts, so it need not know which of the two it gets.
     """
 
     @wraps(body)
@@ -94,11 +94,13 @@ class _Rows(NamedTuple):
     channels: int
 
     def view(self, a: jax.Array) -> jax.Array:
+        """`a` in rows; numbers stay as they are."""
         if a.ndim < 2:
             return a
         return a.reshape(*a.shape[:-2], -1) if a.shape[-2] != 1 else jnp.tile(a[..., 0, :], self.columns)
 
     def back(self, a: jax.Array) -> jax.Array:
+        """The inverse of `view`: of what is repeated, the first column."""
         if a.ndim < 2:
             return a
         shared = all(n == 1 for n in a.shape[:-1])

@@ -114,8 +114,8 @@ def measured(
     """The moments by `mean_and_var`: in one read of x if `shift` is near the mean.
 
     Otherwise x is read again for each better unit: once if K was far, some more times if it was off by many orders of
-    magnitude; never more than `MOST_READS` times. `mean_and_var` gets the unit twice, once for each of its sums: the
-    second is `apart`, as XLA would store what the two share.
+    magnitude; never more than `MOST_READS` times. `mean_and_var` gets the unit twice, once for each of its sums. The
+    second is `apart`: XLA would materialize what the two share.
     """
     _, shift = same_varying(x, _finite(shift, jnp.zeros_like(shift)))
 
