@@ -40,7 +40,7 @@ def float64(at: Point) -> Iterator[Row]:
         expected, _, note = at.pulled
         roundings = at.all_roundings
     else:
-        expected, _, roundings, note = at.truth
+        expected, roundings, note = at.truth
     if note:
         yield Row("float64", "float64", verdict=NOT_AVAILABLE, note=note)
         return

@@ -77,10 +77,7 @@ def explain(
 ) -> str | None:
     """The known slip that gives these numbers, or None. A slip made in a step of `seen_right` is ruled out."""
     off = float(distance(mine, right).max(initial=0.0)) if mine.shape == right.shape else math.inf
-    allowed = max(tolerance * largest(right), floor)
-    # A slip explains a gross difference if it leaves none, and a difference near rounding if it leaves much less.
-    enough = allowed if off > allowed else off / 16
-    gross = off > allowed
+    gross = off > max(tolerance * largest(right), floor)
     with np.errstate(all="ignore"):  # wrong lines divide by zero
         for sentence, candidate in _candidates(name, mine, right, steps, gross, seen_right):
             known = np.isfinite(candidate) & (np.isfinite(right) if right.shape == candidate.shape else True)
@@ -88,7 +85,8 @@ def explain(
                 continue
             left = float(distance(mine, candidate)[known].max())
             here = float(distance(mine, right)[known].max()) if gross and mine.shape == right.shape else off
-            size = max(tolerance * largest(candidate[known]), floor) if gross else enough
+            # A slip must leave nothing of a gross difference, and of one near rounding much less.
+            size = max(tolerance * largest(candidate[known]), floor) if gross else off / 16
             if left <= size and here > size:
                 return sentence
     return None
