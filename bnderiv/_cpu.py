@@ -75,7 +75,7 @@ def platform_layout(body: Callable[..., Any]) -> Callable[..., Any]:
 def _few_channels(groups: Any, arrays: Any) -> bool:
     x, *others = jax.tree.leaves(arrays)
     last = x.ndim - 1
-    # A mask is not laid out in rows.
+    # Masks are not put in rows.
     if any(a.dtype == bool for a in others) or last < 2 or groups.both != tuple(range(last)):
         return False
     if groups.statistics or groups.parameters or groups.each != 1:

@@ -29,7 +29,7 @@ from bnderiv._target import apart
 # by 2.6e-7 at two deviations. If all elements are equal, K may also be within either of these distances of them.
 NEAR = 8  # eps times |K|: some units in the last place, as a running mean stops before it reaches a constant
 OF_EPSILON = 1 / 2  # √(this times eps) √ε: a deviation that is taken for none by mistake has an x̂ below 3 eps
-NOISE = 16  # eps times m²: a variance up to this is not told from the rounding of m²
+NOISE = 16  # eps times m²: a variance up to this may be the rounding of m² alone
 # Reads of x at most. One is usual, and two if the guess was off. For numbers around 1, the worst of 300 guesses up to
 # the largest number of the dtype took 5 in float32, and 22 in float64.
 MOST_READS = 24
@@ -172,7 +172,7 @@ def _finite(a: jax.Array, zero: jax.Array) -> jax.Array:
 
 
 def above_noise(var: jax.Array, square: jax.Array) -> jax.Array:
-    """v, but 0 where it is not told from the rounding of m²."""
+    """v, but 0 where it may be the rounding of m² alone."""
     return lax.select(var <= NOISE * jnp.finfo(var.dtype).eps * square, jnp.zeros_like(var), var)
 
 
