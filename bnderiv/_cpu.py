@@ -1,4 +1,4 @@
-"""What is done for a CPU alone."""
+"""What is done for a CPU alone: values computed once (`quotient`, `once`), few channels in rows (`platform_layout`)."""
 
 from collections.abc import Callable
 from functools import partial, wraps

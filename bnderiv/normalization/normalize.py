@@ -33,6 +33,8 @@ class Affine(NamedTuple):
 @closed_form(static=1, inner=True)
 @platform_layout
 def statistics(groups, x, where, n, eps, assumed_mean):
+    """The `Moments` of x: in one read, if the assumed mean, by default that of a sample, is near (`units.py`)."""
+
     def mean_and_var(for_mean, for_square):
         for_mean, for_square = groups.repeated((for_mean, for_square))
         mean = groups.total(masked(where, for_mean.of(x))) / n  # (N1)
@@ -68,6 +70,7 @@ statistics.defvjp(_statistics_fwd, _statistics_bwd)
 
 @closed_form(static=2, inner=True)
 def normalize(groups, relu, x, where, affine, eps, moments):
+    """y = γ x̂ + β, plus the residual, through the ReLU if `relu`. The moments may be of x or given."""
     return _normalize_fwd(groups, relu, x, where, affine, eps, moments)[0]
 
 

@@ -115,12 +115,18 @@ def mean_square(groups, x, where, n, eps):
 
     Otherwise two more: for the largest |x| of each row, and for its squares in the unit that suits it.
     """
+    shape = tuple(1 if i in groups.reduced else size for i, size in enumerate(x.shape))
+    zero = jnp.zeros_like(x, accumulator(x.dtype), shape=shape)
+    _, zero, one = same_varying(x, zero, jnp.ones_like(zero))
 
     def measure(scale):
         return scale, groups.total(masked(where, Unit(scale, zero).of(x)) ** 2) / n
 
     def is_good(scale, square):
         return fits(jnp.maximum(jnp.sqrt(square), Unit(scale, zero).root(eps)))
+
+    first = measure(one)
+    bad = jnp.any(~is_good(*first))
 
     def measure_again(state):
         _, scale, square = state
@@ -131,11 +137,6 @@ def mean_square(groups, x, where, n, eps):
     def until_good():  # under `vmap` both branches run, and this loop only where a row is bad
         return lax.while_loop(lambda state: state[0], measure_again, (bad, *first))[1:]
 
-    shape = tuple(1 if i in groups.reduced else size for i, size in enumerate(x.shape))
-    zero = jnp.zeros_like(x, accumulator(x.dtype), shape=shape)
-    _, zero, one = same_varying(x, zero, jnp.ones_like(zero))
-    first = measure(one)
-    bad = jnp.any(~is_good(*first))
     scale, square = lax.cond(bad, until_good, lambda: first)
     return Unit(scale, zero), square
 

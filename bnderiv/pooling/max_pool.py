@@ -1,4 +1,9 @@
-"""Max pooling with its gradient in closed form (derivation.md, P7–P11)."""
+"""Max pooling with its gradient in closed form (derivation.md, P7–P11).
+
+Forward, `first_maxima` compares the cells of a window in order: all of them at once if they are few (P7), otherwise one
+axis after the other (P8). Backward, `hand_to_winners` goes through the windows that cover a cell: at once (P10), or one
+axis after the other (P11). On a TPU both are XLA's operations on windows (`_xla.py`).
+"""
 
 import functools
 import itertools
