@@ -24,14 +24,14 @@ from bnderiv._numbers import accumulator
 
 @dataclass(frozen=True)
 class Groups:
-    """Axes along which elements share gamma, beta and statistics; the statistics alone; gamma and beta alone.
+    """Axes along which elements share statistics, or gamma and beta, or both.
 
     What is shared is an array of the rank of x, of length 1 along these axes, so that it broadcasts against x.
     """
 
     both: tuple[int, ...]
-    statistics: tuple[int, ...] = ()
-    parameters: tuple[int, ...] = ()
+    statistics: tuple[int, ...] = ()  # the statistics alone
+    parameters: tuple[int, ...] = ()  # gamma and beta alone
     # Whether statistics are to be merged with those of other devices.
     over_devices: bool = field(default=False, kw_only=True)
 

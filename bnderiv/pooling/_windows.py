@@ -24,7 +24,7 @@ class Windows(NamedTuple):
     stride: int
     dilation: int
     before: int
-    after: int  # with those of `beyond`
+    after: int  # the cells of `beyond` included
     beyond: int = 0  # cells after the padding that ceil_mode adds; no average counts them
 
     @property

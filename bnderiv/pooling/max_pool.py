@@ -270,7 +270,7 @@ def _number_dtype(sides):
 
 
 def hand_to_winners(sides, winner, share):
-    """The δ of each window to the cell that won it (P10)."""
+    """Hands δ of each window to the cell that won it (P10)."""
     if math.prod(len(w.cells_of) for w in sides) <= TOGETHER:
         return _hand_at_once(sides, winner, share)
     # To the row that won, and there to the column. In all the windows over the same columns that a row won, it won with
