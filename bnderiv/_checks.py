@@ -1,4 +1,7 @@
-"""Checks and normal forms of arguments, for every layer. Errors are raised at trace time and name the argument."""
+"""Checks and normal forms of arguments, for every layer. Errors are raised at trace time and name the argument.
+
+At the end, what many layers do to arrays: `along`, `pad`, `same_varying`.
+"""
 
 import operator
 from collections.abc import Mapping, Sequence

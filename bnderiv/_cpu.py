@@ -104,7 +104,7 @@ class _Rows(NamedTuple):
         if a.ndim < 2:
             return a
         shared = all(n == 1 for n in a.shape[:-1])
-        # Without `quotient`, the loop over all elements that uses what is shared would compute it for each.
+        # Without `quotient`, XLA:CPU would recompute a channel's value for each element that uses it.
         return (
             quotient(a[..., None, : self.channels]) if shared else a.reshape(*a.shape[:-1], self.columns, self.channels)
         )

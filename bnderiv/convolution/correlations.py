@@ -52,7 +52,7 @@ _BANDED = Correlations(banded.correlation, banded.input_gradient, banded.kernel_
 def with_fastest(
     form: Callable[[Correlations, Any], Any], geometry: Any, x_shape: Shape, kernel_shape: Shape, dtype: Any
 ) -> Any:
-    """`form(correlations, dtype to compute in)`, of what is expected to be the fastest on the target of a program."""
+    """`form(correlations, dtype)`: the ones expected to be fastest on the program's target, and their dtype there."""
     wide = accumulator(dtype)
     on_cpu = fastest_on_cpu(geometry, x_shape, kernel_shape), wide
     elsewhere = _DIRECT, jnp.dtype(dtype) if jnp.dtype(dtype).itemsize == 2 else wide

@@ -111,4 +111,4 @@ def _corrected(gamma, beta, moments: Moments, mean, var, r_max, d_max, eps) -> A
 
 
 def _clipped(a: jax.Array, least: jax.Array, most: jax.Array) -> jax.Array:
-    return jnp.where(least < most, jnp.clip(a, least, most), most)  # NaN has no part in what is fixed
+    return jnp.where(least < most, jnp.clip(a, least, most), most)  # equal limits fix it, even a NaN

@@ -79,7 +79,7 @@ def _normalize_fwd(groups, relu, x, where, affine, eps, grouped):
     moments, r = groups.repeated((grouped, grouped_r))
     centered, g = moments.unit.of(x) - moments.mean, affine.gamma * r
     y = centered * g + affine.beta  # (N3), (N4)
-    if where is not None:  # what is masked and not finite takes another branch: 0 · NaN is to be 0 in derivatives
+    if where is not None:  # masked and not finite: another branch, so that derivatives have no 0 · NaN
         usable = where | jnp.isfinite(centered)
         y = jnp.where(usable, masked(usable, centered) * g + affine.beta, lax.stop_gradient(y))
     y = _plus(y, affine.residual)
