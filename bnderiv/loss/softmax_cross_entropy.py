@@ -36,9 +36,9 @@ def softmax_cross_entropy(
     The gradient is softmax(z)·Σ_k t_k − t for the logits z and −(1 − α) w log softmax(z) for the labels y, by default
     −log softmax(z) (S7, S8, S12). Only the arguments are saved. Half precision is computed in float32.
 
-    A logit −inf rules a class out. It contributes 0 where t is 0, and makes the loss +inf where t is positive, as
-    smoothing makes it: rule classes out by `where` then. The label's gradient is ±inf, and exactly 0 if the cotangent
-    is 0. A row with +inf, or with all −inf, is NaN.
+    A logit −inf rules a class out. It contributes 0 where t is 0, and makes the loss +inf where t is positive. With
+    smoothing every class has a positive t: then rule classes out by `where`. The label's gradient is ±inf, and exactly
+    0 if the cotangent is 0. A row with +inf, or with all −inf, is NaN.
 
     Args:
       logits: z, shape (..., K), floating dtype.
@@ -46,9 +46,9 @@ def softmax_cross_entropy(
       label_smoothing: α, a number in [0, 1]. Labels of any sum get the same α/n, in a row of zeros as well. It is part
         of the program: a schedule of α compiles one for each value.
       class_weights: w, shape (K,), floating dtype. They have a gradient, too (S13).
-      where: booleans, which count, as in optax: of the rank of `logits`, broadcast to (..., K), for classes; of a rank
-        less, broadcast to (...), for whole examples. What does not count reaches nothing, NaN and infinity included,
-        and has gradient 0. An example of which nothing counts has loss 0.
+      where: booleans; what is False does not count, as in optax. Of the rank of `logits` they are for classes, and
+        broadcast to (..., K); with one axis less for whole examples, and broadcast to (...). What does not count
+        reaches nothing, NaN and infinity included, and has gradient 0. An example of which nothing counts has loss 0.
 
     Returns:
       Array of shape (...) and dtype `jnp.result_type(logits, labels)`.

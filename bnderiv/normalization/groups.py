@@ -24,14 +24,14 @@ from bnderiv._numbers import accumulator
 
 @dataclass(frozen=True)
 class Groups:
-    """Axes along which elements share gamma, beta and statistics; the statistics alone; gamma and beta alone.
+    """Axes along which elements share statistics, or gamma and beta, or both.
 
     What is shared is an array of the rank of x, of length 1 along these axes, so that it broadcasts against x.
     """
 
     both: tuple[int, ...]
-    statistics: tuple[int, ...] = ()
-    parameters: tuple[int, ...] = ()
+    statistics: tuple[int, ...] = ()  # the statistics alone
+    parameters: tuple[int, ...] = ()  # gamma and beta alone
     # Whether statistics are to be merged with those of other devices.
     over_devices: bool = field(default=False, kw_only=True)
 
@@ -58,7 +58,7 @@ class Groups:
         return statistics
 
     def over_all(self, shared: jax.Array) -> jax.Array:
-        """Σ over all that have statistics of their own."""
+        """Σ over the groups: `shared` has one number for each."""
         return shared.sum()
 
     @property

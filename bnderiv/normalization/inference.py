@@ -56,7 +56,7 @@ def _inference(axis, x, gamma, beta, mean, var, eps, root):
 
 
 def given(mean: jax.Array, var: jax.Array, root: jax.Array) -> Moments:
-    """Given statistics as moments: K is the mean, so m = 0, by which the gradient of the mean goes."""
+    """Given statistics as moments. K is the mean, so m = 0; the gradient of the mean goes through m."""
     shift = lax.stop_gradient(mean)
     finite = jnp.isfinite(shift)
     size = jnp.maximum(jnp.sqrt(lax.stop_gradient(var)), root)

@@ -31,7 +31,7 @@ def maxima(sides: Sides, x: jax.Array) -> jax.Array:
 
 
 def hand_to_first_maxima(sides: Sides, x: jax.Array, delta: jax.Array) -> jax.Array:
-    """The δ of each window to its first maximum in row-major order, NaN the largest; padding takes none (P10)."""
+    """Hands δ of each window to its first maximum in row-major order. NaN is the largest, padding takes none (P10)."""
     wide = accumulator(delta.dtype)  # of x too: the conversions fuse
     x, delta, zero = _checks.same_varying(x.astype(wide), delta.astype(wide), jnp.zeros((), wide))
     if _target.on_one_device():
