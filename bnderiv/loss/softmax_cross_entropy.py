@@ -54,7 +54,8 @@ def softmax_cross_entropy(
       Array of shape (...) and dtype `jnp.result_type(logits, labels)`.
 
     Raises:
-      TypeError: an argument does not have a floating dtype, `where` is not boolean, or `label_smoothing` no number.
+      TypeError: an argument does not have a floating dtype, JAX does not promote their dtypes to one (float8), `where`
+        is not boolean, or `label_smoothing` no number.
       ValueError: scalars, empty arrays, shapes that do not fit, or `label_smoothing` outside [0, 1].
 
     >>> bnderiv.softmax_cross_entropy(jnp.zeros((1, 2)), jnp.array([[0.5, 0.5]])).round(3)
@@ -65,6 +66,7 @@ def softmax_cross_entropy(
     logits = _checked_logits(logits)
     labels = _checks.float_array("labels", labels)
     _checks.shape_is("labels", labels, logits.shape, "that of logits")
+    _checks.promoted(logits=logits, labels=labels)
     return _weighted(*checked_options(logits, label_smoothing, class_weights, where), logits, labels)
 
 
