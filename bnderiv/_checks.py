@@ -93,6 +93,20 @@ def representable(name: str, value: Any) -> None:
         raise TypeError(f"{name} must have a dtype that JAX has, of at most 64 bits, got {_describe(value)}")
 
 
+def promoted(**arrays: jax.Array | None) -> jnp.dtype:
+    """The dtype that JAX promotes those of the arrays to; None stands for an argument that is left out.
+
+    Raises:
+      TypeError: there is none, as for float8 and float32, or where `jax.numpy_dtype_promotion` is "strict".
+    """
+    given = {name: a for name, a in arrays.items() if a is not None}
+    try:
+        return jnp.result_type(*given.values())
+    except ValueError as error:
+        listed = ", ".join(f"{name} {_describe(a)}" for name, a in given.items())
+        raise TypeError(f"{', '.join(given)} must have dtypes that JAX promotes to one, got {listed}") from error
+
+
 def nonempty(name: str, x: jax.Array) -> None:
     """Raises ValueError where `x` has no elements."""
     if x.size == 0:
@@ -136,8 +150,8 @@ def integer(name: str, value: Any, *, at_least: int | None = None) -> int:
 
 
 def boolean(name: str, value: Any) -> None:
-    """Raises TypeError unless `value` is True or False."""
-    if not isinstance(value, bool):
+    """Raises TypeError unless `value` is True or False, of Python or NumPy."""
+    if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} must be a boolean, got {value!r}")
 
 
@@ -168,12 +182,13 @@ def image_axes(channel_axis: Any, batch_axis: Any, ndim: int) -> tuple[int, tupl
 
 
 def integers(name: str, value: Any, count: int) -> tuple[int, ...]:
-    """An int, or a sequence of `count` ints, one for each spatial axis, as a tuple.
+    """An int, or a sequence (or array of NumPy) of `count` ints, one for each spatial axis, as a tuple.
 
     Raises:
       TypeError: any other type.
       ValueError: an entry below 1, or another number of them.
     """
+    value = _listed(value)
     if not isinstance(value, Sequence) or isinstance(value, str):
         return (integer(name, value, at_least=1),) * count
     if len(value) != count:
@@ -194,6 +209,7 @@ def paddings(
         input; with `ceil_mode` it may extend past that by less than a stride.
     """
     reach = tuple((w - 1) * d + 1 for w, d in zip(window, dilation, strict=True))
+    padding = _listed(padding)
     if isinstance(padding, str):
         name = padding.upper()
         if name not in ("SAME", "VALID"):
@@ -204,13 +220,14 @@ def paddings(
         )
         pads = tuple((total // 2, total - total // 2) for total in totals)
     elif isinstance(padding, Sequence):
-        pairs = all(isinstance(p, Sequence) and not isinstance(p, str) and len(p) == 2 for p in padding)
-        if len(padding) != len(sizes) or not pairs:
+        sides = [_listed(p) for p in padding]
+        pairs = all(isinstance(p, Sequence) and not isinstance(p, str) and len(p) == 2 for p in sides)
+        if len(sides) != len(sizes) or not pairs:
             raise ValueError(
                 f"padding must be a (low, high) pair for each of the {len(sizes)} spatial axes, got {padding!r}"
             )
         low_high = [
-            [integer(f"padding[{i}][{j}]", v, at_least=0) for j, v in enumerate(p)] for i, p in enumerate(padding)
+            [integer(f"padding[{i}][{j}]", v, at_least=0) for j, v in enumerate(p)] for i, p in enumerate(sides)
         ]
         pads = tuple((low, high) for low, high in low_high)
     else:
@@ -223,6 +240,11 @@ def paddings(
                 f"the input has {size} with padding ({before}, {after})"
             )
     return pads
+
+
+def _listed(value: Any) -> Any:
+    """An array of NumPy as a list, as `jax.lax` takes it; anything else as it is."""
+    return value.tolist() if isinstance(value, np.ndarray) else value
 
 
 def along(vector: jax.Array, axis: int, ndim: int) -> jax.Array:

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from bnderiv._numbers import accumulator
+from bnderiv._rule import CustomJvp
 from bnderiv._target import by_target
 
 
-@jax.custom_jvp
 def quotient(a: jax.Array, by: int | jax.Array | None = None) -> jax.Array:
     """a / by, or a itself, with its producers computed once.
 
@@ -20,15 +20,20 @@ def quotient(a: jax.Array, by: int | jax.Array | None = None) -> jax.Array:
     division is one, unless it is by a constant; so XLA must not know `by`. The rule keeps `one` out of the
     derivative, which would be 1/0 at a NaN; `by` has no derivative.
     """
+    return _quotient(a, by)
+
+
+@CustomJvp
+def _quotient(a, by):
     one = (a == a).astype(a.dtype)
     return a / (one if by is None else one * jnp.asarray(by, a.dtype))
 
 
-@quotient.defjvp
+@_quotient.defjvp
 def _(primals, tangents):
     _, by = primals
     tangent = tangents[0]
-    return quotient(*primals), tangent if by is None else tangent / jnp.asarray(by, tangent.dtype)
+    return _quotient(*primals), tangent if by is None else tangent / jnp.asarray(by, tangent.dtype)
 
 
 def once(a: jax.Array) -> jax.Array:

@@ -127,14 +127,12 @@ class Rule:
 
     def __init__(self, body: Callable[..., Any], static: int, result: Callable[..., Any] | None, inner: bool):
         self.body = body
-        options = tuple(range(1 + static))
-        self._reverse_mode = jax.custom_vjp(_with_settings(body), nondiff_argnums=options)
-        self._in_both_modes = jax.custom_jvp(_with_settings(body), nondiff_argnums=options)
+        self._reverse_mode = jax.custom_vjp(_with_settings(body), nondiff_argnums=tuple(range(1 + static)))
+        self._in_both_modes = CustomJvp(body, static)
 
         @wraps(body)
         def attached(*args: Any) -> Any:
-            rule = self._in_both_modes if _both_modes.value else self._reverse_mode
-            return rule(_settings(), *args)
+            return self._in_both_modes(*args) if _both_modes.value else self._reverse_mode(_settings(), *args)
 
         if inner:
             self._call: Callable[..., Any] = attached
@@ -151,6 +149,20 @@ class Rule:
         self.fwd, self.bwd = fwd, bwd
         self._reverse_mode.defvjp(_with_settings(fwd), _with_settings(bwd))
         _attach_both_modes(self)
+
+
+class CustomJvp:
+    """`jax.custom_jvp` of positional arguments, `static` options first, whose rule has the settings of the forward."""
+
+    def __init__(self, function: Callable[..., Any], static: int = 0):
+        self._function = jax.custom_jvp(_with_settings(function), nondiff_argnums=tuple(range(1 + static)))
+
+    def __call__(self, *args: Any) -> Any:
+        return self._function(_settings(), *args)
+
+    def defjvp(self, rule: Callable[..., Any]) -> None:
+        """As `jax.custom_jvp.defjvp`."""
+        self._function.defjvp(_with_settings(rule))
 
 
 def _settings() -> tuple[str | None, bool]:
@@ -180,7 +192,6 @@ def _attach_both_modes(rule: Rule) -> None:
         return [jnp.zeros_like(a) if g is None else g for g, a in pairs if _has_derivative(a)]
 
     @core.defjvp
-    @_with_settings
     def _(*args: Any) -> tuple[Any, Any]:
         *options, primals, tangents = args
 
@@ -194,7 +205,7 @@ def _attach_both_modes(rule: Rule) -> None:
             return transpose(tangents)[0]
 
         floats = [t for t, a in _pairs(tangents, primals) if _has_derivative(a)]
-        return core(_settings(), *options, *primals), push_forward(primals, floats)
+        return core(*options, *primals), push_forward(primals, floats)
 
 
 def _pairs(derivatives: Any, arguments: Any) -> list[tuple[Any, Any]]:

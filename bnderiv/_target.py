@@ -6,6 +6,8 @@ from typing import Any
 import jax
 from jax import lax
 
+from bnderiv._rule import CustomJvp
+
 GPU, TPU = ("cuda", "rocm"), ("tpu",)
 
 
@@ -23,7 +25,7 @@ def first_on_gpu(first: jax.Array, then: jax.Array) -> tuple[jax.Array, jax.Arra
     return by_target(first, then, **dict.fromkeys(GPU, _in_order), default=lambda *arrays: arrays)
 
 
-@jax.custom_jvp
+@CustomJvp
 def _in_order(*arrays: jax.Array) -> tuple[jax.Array, ...]:
     return tuple(lax.optimization_barrier(arrays))
 

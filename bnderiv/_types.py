@@ -3,10 +3,12 @@
 from collections.abc import Hashable, Sequence
 from typing import Literal
 
-PerAxis = int | Sequence[int]
+import numpy as np
+
+PerAxis = int | Sequence[int] | np.ndarray
 """One integer for all spatial axes, or one for each: windows, strides, dilation."""
 
-Padding = Literal["SAME", "VALID"] | int | Sequence[Sequence[int]]
+Padding = Literal["SAME", "VALID"] | int | Sequence[Sequence[int] | np.ndarray] | np.ndarray
 """SAME: ⌈size/stride⌉ windows fit. VALID: no padding. An integer: on all sides. Or a pair (low, high) for each axis."""
 
 AxisName = Hashable | Sequence[Hashable]

@@ -96,6 +96,30 @@ def test_masks(layer, dtype):
         getattr(bnderiv, layer)(X, VECTOR, VECTOR, where=where)
 
 
+@pytest.mark.parametrize("layers", [bnderiv, forward_mode], ids=["bnderiv", "forward_mode"])
+@pytest.mark.parametrize(
+    ("call", "names"),
+    [
+        (lambda layers, a, b: layers.dense(a, b[:3, :2]), "x, kernel"),
+        (lambda layers, a, b: layers.dense(a, a[:3], b[0]), "x, kernel, bias"),
+        (lambda layers, a, b: layers.conv(a[..., None], b[:3].reshape(3, 1, 3)), "x, kernel"),
+        (lambda layers, a, b: layers.softmax_cross_entropy(a, b), "logits, labels"),
+        (lambda layers, a, b: layers.squared_error(a, b), "predictions, targets"),
+    ],
+    ids=["dense", "dense-bias", "conv", "softmax_cross_entropy", "squared_error"],
+)
+def test_dtypes_that_jax_does_not_promote(call, names, layers):
+    a, b = jnp.asarray(X, jnp.float8_e4m3fn), jnp.asarray(X)
+    first, last = names.split(", ")[0], names.split(", ")[-1]
+    got = rf"got {first} float8_e4m3fn\[.*, {last} float32\["
+    with pytest.raises(TypeError, match=rf"^{names} must have dtypes that JAX promotes to one, {got}"):
+        call(layers, a, b)
+    with jax.numpy_dtype_promotion("strict"), pytest.raises(TypeError, match=f"^{names} must have dtypes"):
+        call(layers, a.astype(jnp.bfloat16), b)
+    with jax.numpy_dtype_promotion("standard"):
+        call(layers, a.astype(jnp.bfloat16), b)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", jnp.bfloat16, jnp.float8_e4m3fn])
 def test_what_jax_has_is_taken(dtype):
     assert OURS.relu(np.ones((2, 3), dtype)).dtype == dtype

@@ -30,6 +30,8 @@ CASES: list[tuple[str, tuple[str, ...], dict[str, Any]]] = [
     ("conv2d", ("b, 9, 9, 1", "5, 5, 1, 6"), {}),
     ("conv2d", ("9, 6, 9, b", "3, 3, 6, 4"), {"strides": 2, "padding": "SAME", **BATCH_LAST}),
     ("conv2d", ("b, h, w, 3", "3, 3, 3, 8", "8"), {"padding": 1}),
+    ("conv2d", ("b, 9, 9, c", "3, 3, c, c"), {}),
+    ("conv2d", ("c, 9, 9, b", "3, 3, c, 4"), {"channel_axis": 0, "batch_axis": 3}),
     *(
         (pool, shapes, {"window": 2, "strides": 2, **options})
         for pool in ("avg_pool", "max_pool")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import bnderiv
+from tests.case import random_like
 from tests.contract import near
 
 
@@ -78,6 +79,31 @@ def test_a_gradient_has_the_dtypes_of_its_forward():
     arguments = jax.tree.map(jnp.asarray, arguments)
     with jax.enable_x64(False):
         found = jax.grad(partial(loss, bnderiv))(*arguments)
+    near(found, expected, 1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:Explicitly requested dtype")  # of JAX's own, outside of the layers
+@pytest.mark.parametrize(
+    ("layers", "name", "others"),
+    [
+        (bnderiv, "conv2d", ((3, 3, 3, 2),)),
+        (bnderiv, "layer_norm", ((3,), (3,))),
+        # Of the others JAX transposes a `lax.pad`, in the dtypes of the context.
+        (bnderiv.forward_mode, "relu", ()),
+    ],
+)
+def test_a_second_derivative_has_the_dtypes_of_its_forward(layers, name, others):
+    """The same of the derivatives that a rule's own operations have."""
+    x, *others = (random_like(np.zeros(shape), i) for i, shape in enumerate([(2, 6, 6, 3), *others]))
+
+    def loss(layers, x):
+        with jax.enable_x64(True):
+            return (getattr(layers, name)(x, *others) ** 3).sum()
+
+    expected = jax.jvp(jax.grad(partial(loss, bnderiv.reference)), (x,), (x,))[1]
+    with jax.enable_x64(False):
+        found = jax.jvp(jax.grad(partial(loss, layers)), (x,), (x,))[1]
+    assert found.dtype == jnp.float64
     near(found, expected, 1e-12)
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from bnderiv import _checks
-from bnderiv._rule import closed_form
+from bnderiv._rule import CustomJvp, closed_form
 
 
 def relu(x: jax.Array) -> jax.Array:
@@ -31,13 +31,16 @@ def relu(x: jax.Array) -> jax.Array:
     return _relu(x)
 
 
-@jax.custom_jvp
+@CustomJvp
 def rectify(x):
     """(A2), with (A3) as its derivative: JAX takes half of the slope of a `maximum` at a tie."""
     return jnp.maximum(x, 0)
 
 
-rectify.defjvps(lambda tangent, y, x: jnp.where(x > 0, tangent, 0))
+@rectify.defjvp
+def _(primals, tangents):
+    (x,), (tangent,) = primals, tangents
+    return rectify(x), jnp.where(x > 0, tangent, 0)
 
 
 @closed_form

@@ -49,7 +49,8 @@ def conv(
       Array in the layout of x and of dtype `jnp.result_type(x, kernel, bias)`, with C_out channels.
 
     Raises:
-      TypeError: an array does not have a floating dtype, or an option is not an integer.
+      TypeError: an array does not have a floating dtype, JAX does not promote their dtypes to one (float8), or an
+        option is not an integer.
       ValueError: an empty array, ranks, shapes or groups that do not fit, an axis out of range, `channel_axis` and
         `batch_axis` equal, negative padding, or a dilated kernel larger than the padded input.
 
@@ -77,6 +78,7 @@ def conv(
     if bias is not None:
         bias = _checks.float_array("bias", bias)
         _checks.shape_is("bias", bias, (c_out,), "(C_out,), the last axis of kernel")
+    _checks.promoted(x=x, kernel=kernel, bias=bias)
     strides = _checks.integers("strides", strides, len(spatial))
     dilation = _checks.integers("dilation", dilation, len(spatial))
     sizes = tuple(x.shape[a] for a in spatial)

@@ -48,7 +48,8 @@ def conv2d(
       ⌊(H + padding − dilation·(kh − 1) − 1) / stride⌋ + 1 rows; columns likewise.
 
     Raises:
-      TypeError: an array does not have a floating dtype, or an option is not an integer.
+      TypeError: an array does not have a floating dtype, JAX does not promote their dtypes to one (float8), or an
+        option is not an integer.
       ValueError: an empty array, shapes or groups that do not fit, an axis out of range, `channel_axis` and
         `batch_axis` equal, negative padding, or a dilated kernel larger than the padded input.
 

@@ -69,8 +69,8 @@ def fastest_on_cpu(geometry: Any, x_shape: Shape, kernel_shape: Shape) -> Correl
     kh, kw, c_in, c_out = kernel_shape
     axis, _ = layout.spatial
     size = x_shape[geometry.layout[2 + axis]]
-    if longer(size, _LONGEST_BAND) or size * c_out >= _BANDED_BELOW * kernel_shape[axis]:
+    if longer(size, _LONGEST_BAND) or longer(size * c_out, _BANDED_BELOW * kernel_shape[axis] - 1):
         return _DIRECT
-    if layout is banded.BATCH_LAST and kh * kw * c_in <= _SHIFTED_UP_TO:
+    if layout is banded.BATCH_LAST and not longer(kh * kw * c_in, _SHIFTED_UP_TO):
         return _BANDED._replace(correlation=shifted.correlation)
     return _BANDED

@@ -24,7 +24,7 @@ def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax
       Array of shape (..., H) and dtype `jnp.result_type(x, kernel, bias)`.
 
     Raises:
-      TypeError: an argument does not have a floating dtype.
+      TypeError: an argument does not have a floating dtype, or JAX does not promote their dtypes to one (float8).
       ValueError: an empty array, or shapes that do not fit.
 
     >>> bnderiv.dense(jnp.array([[1.0, 2.0]]), jnp.eye(2), jnp.array([0.5, 0.0]))
@@ -40,6 +40,7 @@ def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax
     if bias is not None:
         bias = _checks.float_array("bias", bias)
         _checks.shape_is("bias", bias, (kernel.shape[1],), "(H,), H the columns of kernel")
+    _checks.promoted(x=x, kernel=kernel, bias=bias)
     return _dense(x, kernel, bias)
 
 

@@ -54,7 +54,8 @@ def softmax_cross_entropy(
       Array of shape (...) and dtype `jnp.result_type(logits, labels)`.
 
     Raises:
-      TypeError: an argument does not have a floating dtype, `where` is not boolean, or `label_smoothing` no number.
+      TypeError: an argument does not have a floating dtype, JAX does not promote their dtypes to one (float8), `where`
+        is not boolean, or `label_smoothing` no number.
       ValueError: scalars, empty arrays, shapes that do not fit, or `label_smoothing` outside [0, 1].
 
     >>> bnderiv.softmax_cross_entropy(jnp.zeros((1, 2)), jnp.array([[0.5, 0.5]])).round(3)
@@ -65,6 +66,7 @@ def softmax_cross_entropy(
     logits = _checked_logits(logits)
     labels = _checks.float_array("labels", labels)
     _checks.shape_is("labels", labels, logits.shape, "that of logits")
+    _checks.promoted(logits=logits, labels=labels)
     return _weighted(*checked_options(logits, label_smoothing, class_weights, where), logits, labels)
 
 
@@ -90,10 +92,10 @@ def _weighted_bwd(smoothing, residuals, delta):
     z, y, delta = logits.astype(wide), labels.astype(wide), delta[..., None].astype(wide)
     t = targets(smoothing, class_weights, where, y)
     half, log_sum, p = _over_counted(z, where)
-    dlogits = delta * (p * t.sum(-1, keepdims=True) - t)  # (S7)
+    dlogits = _select(where, delta * (p * t.sum(-1, keepdims=True) - t))  # (S7)
     slope = _per_class(_select(where, jnp.full_like(y, 1 - smoothing)), class_weights, where)
-    dlabels = _times_surprise(delta, half, log_sum, slope)  # (S8), (S12)
-    dweights = _gradient_of_weights(delta, half, log_sum, _smoothed(smoothing, where, y), class_weights)
+    dlabels = _select(where, _times_surprise(delta, half, log_sum, slope))  # (S8), (S12)
+    dweights = _gradient_of_weights(delta, half, log_sum, _smoothed(smoothing, where, y), class_weights, where)
     return dweights, None, dlogits.astype(logits.dtype), dlabels.astype(labels.dtype)
 
 
@@ -161,8 +163,8 @@ def _indexed_bwd(smoothing, residuals, delta):
     t = targets(smoothing, class_weights, where, y)
     sums_to_one = class_weights is None and where is None
     half, log_sum, p = _over_counted(z, where)
-    dlogits = delta * (valid * ((p if sums_to_one else p * t.sum(-1, keepdims=True)) - t))  # (S10)
-    dweights = _gradient_of_weights(delta * valid, half, log_sum, _smoothed(smoothing, where, y), class_weights)
+    dlogits = _select(where, delta * (valid * ((p if sums_to_one else p * t.sum(-1, keepdims=True)) - t)))  # (S10)
+    dweights = _gradient_of_weights(delta * valid, half, log_sum, _smoothed(smoothing, where, y), class_weights, where)
     return dweights, None, dlogits.astype(logits.dtype), None
 
 
@@ -217,7 +219,7 @@ def _per_class(a, class_weights, where):
 
 
 def _select(where, a):
-    """m a: `a` where it counts, otherwise 0 whatever it holds."""
+    """m a: `a` where it counts, otherwise 0 whatever it holds. What counts may make all of an example NaN."""
     return a if where is None else jnp.where(where, a, 0)
 
 
@@ -228,12 +230,12 @@ def _over_counted(z, where):
     return log_softmax_parts(z, -1)
 
 
-def _gradient_of_weights(delta, half, log_sum, smoothed, class_weights):
+def _gradient_of_weights(delta, half, log_sum, smoothed, class_weights, where):
     """∂J/∂w_k, the sum over the examples (S13)."""
     if class_weights is None:
         return None
     examples = tuple(range(half.ndim - 1))
-    return _times_surprise(delta, half, log_sum, smoothed).sum(examples).astype(class_weights.dtype)
+    return _select(where, _times_surprise(delta, half, log_sum, smoothed)).sum(examples).astype(class_weights.dtype)
 
 
 def _times_surprise(weight, half, log_sum, slope=None):

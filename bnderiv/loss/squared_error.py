@@ -23,7 +23,7 @@ def squared_error(predictions: jax.Array, targets: jax.Array) -> jax.Array:
       Array of shape (...) and dtype `jnp.result_type(predictions, targets)`.
 
     Raises:
-      TypeError: an argument does not have a floating dtype.
+      TypeError: an argument does not have a floating dtype, or JAX does not promote their dtypes to one (float8).
       ValueError: scalars, empty arrays, or shapes that differ.
 
     >>> bnderiv.squared_error(jnp.array([[1.0, 2.0]]), jnp.array([[1.0, 0.0]]))
@@ -34,7 +34,8 @@ def squared_error(predictions: jax.Array, targets: jax.Array) -> jax.Array:
     _checks.rank_at_least("predictions", predictions, 1, "(..., K)")
     _checks.nonempty("predictions", predictions)
     _checks.shape_is("targets", targets, predictions.shape, "that of predictions")
-    dtype = jnp.result_type(predictions, targets)  # cast here, so that `_bwd` needs no dtype but the difference's
+    # Cast here, so that `_bwd` needs no dtype but the difference's.
+    dtype = _checks.promoted(predictions=predictions, targets=targets)
     return _squared_error(predictions.astype(dtype), targets.astype(dtype))
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.nn import initializers
 from jax.typing import DTypeLike
 
@@ -62,7 +63,7 @@ class Options:
         one_of("gradients", self.gradients, _ATTACHMENTS)
         if not isinstance(self.batch_norm, bool):
             raise ValueError(f"batch_norm must be True or False, got {self.batch_norm!r}")
-        _checks.integer("classes", self.classes, at_least=1)
+        object.__setattr__(self, "classes", _checks.integer("classes", self.classes, at_least=1))
         try:
             dtype = None if self.dtype is None else jnp.dtype(self.dtype)
         except TypeError:
@@ -81,6 +82,11 @@ def one_of(name: str, value: Any, allowed: Any) -> None:
     """Raises ValueError unless `value` is one of the strings `allowed`."""
     if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def is_sequence(value: Any) -> bool:
+    """Whether `value` holds several numbers: a tuple, a list, an array of NumPy."""
+    return isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, str)
 
 
 def layers(config: Options) -> ModuleType:

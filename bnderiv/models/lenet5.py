@@ -45,7 +45,7 @@ class Config(_blocks.Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         _blocks.one_of("pool", self.pool, ("max", "avg"))
-        shape = tuple(self.image_shape)
+        shape = tuple(self.image_shape) if _blocks.is_sequence(self.image_shape) else ()
         if len(shape) != 3:
             raise ValueError(f"image_shape must be (rows, columns, channels), got {self.image_shape!r}")
         rows, columns, channels = (_checks.integer(f"image_shape[{i}]", n, at_least=1) for i, n in enumerate(shape))

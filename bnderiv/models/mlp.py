@@ -33,11 +33,11 @@ class Config(_blocks.Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.hidden, int | str):
+        if not _blocks.is_sequence(self.hidden):
             raise ValueError(f"hidden must be a tuple of numbers of units, got {self.hidden!r}")
         hidden = tuple(_checks.integer(f"hidden[{i}]", n, at_least=1) for i, n in enumerate(self.hidden))
         object.__setattr__(self, "hidden", hidden)  # a list is accepted, but does not hash
-        _checks.integer("features", self.features, at_least=1)
+        object.__setattr__(self, "features", _checks.integer("features", self.features, at_least=1))
 
 
 def init(key: jax.Array, config: Config) -> tuple[_blocks.Tree, _blocks.Tree]:

@@ -18,7 +18,7 @@ from jax import lax
 
 from bnderiv import _checks
 from bnderiv._numbers import accumulator
-from bnderiv._rule import closed_form
+from bnderiv._rule import CustomJvp, closed_form
 from bnderiv._target import by_target
 from bnderiv._types import Padding, PerAxis
 from bnderiv.pooling import _xla
@@ -122,7 +122,7 @@ def _maxima_and_winners(sides, x):
     return _as_selected(sides, x, z), winner
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+@functools.partial(CustomJvp, static=1)
 def _as_selected(sides, x, z):
     """z, which differentiates like the selection from x that it is."""
     return z
@@ -136,7 +136,7 @@ def _(sides, primals, tangents):
     return _as_selected(sides, x, z), tangent
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+@functools.partial(CustomJvp, static=1)
 def _handed(sides, winner, x, share):
     """What each of x's cells is handed by the windows it won."""
     if x is None:

@@ -280,6 +280,15 @@ def test_other_ranks_that_do_not_fit(shapes, options, message):
         bnderiv.conv(*(jnp.ones(s) for s in shapes), **options)
 
 
+def test_options_of_numpy():
+    """As `jax.lax` takes them."""
+    x, kernel = jnp.ones((2, 7, 6, 1)), jnp.ones((3, 2, 1, 1))
+    strides, dilation, padding = np.array([1, 2]), np.array([2, 1]), np.array([[1, 0], [0, 1]])
+    found = bnderiv.conv2d(x, kernel, strides=strides, dilation=dilation, padding=padding)
+    expected = bnderiv.conv2d(x, kernel, strides=(1, 2), dilation=(2, 1), padding=((1, 0), (0, 1)))
+    np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize("name", ["strides", "dilation", "groups", "channel_axis", "batch_axis", "padding"])
 @pytest.mark.parametrize("value", [1.0, True, None])
 def test_options_that_are_no_integers(name, value):

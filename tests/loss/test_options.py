@@ -156,6 +156,22 @@ def test_what_does_not_count_reaches_nothing(kind):
         assert all(np.isfinite(a).all() for a in second(*given, np.array([1.0, 2, 3, bad]), where))
 
 
+@either
+@pytest.mark.parametrize("layers", [bnderiv, bnderiv.forward_mode], ids=["bnderiv", "forward_mode"])
+@pytest.mark.parametrize("bad", [NAN, INF, -INF])
+def test_what_does_not_count_has_gradient_zero_beside_nan(kind, layers, bad):
+    """Whatever the counted logits of the example are, also the gradient of a weight that counts nowhere."""
+    loss, labels = LOSSES[kind]
+    where = CLASSES & (np.arange(4) > 0)
+    z = np.where(where, bad, Z)
+    loss = getattr(layers, loss.__name__)
+    value, gradients = value_and_gradients(loss, labels, z, W, where=where, label_smoothing=0.1)
+    assert np.isnan(value[where.any(1)]).all()
+    for name in gradients.keys() - {"w"}:
+        np.testing.assert_array_equal(gradients[name][~where], 0)
+    assert gradients["w"][0] == 0
+
+
 def test_padding_by_a_label_of_minus_one():
     labels = np.array([0, -1, 2, 1, -1, 3])
     where = labels >= 0

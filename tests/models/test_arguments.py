@@ -106,6 +106,13 @@ def test_the_config_of_the_other_model():
         mlp.init(jax.random.key(0), other)
 
 
+def test_a_config_of_arrays():
+    """It is static, so it must be hashable whatever the numbers of it were."""
+    config = mlp.Config(hidden=np.array([5, 4]), features=jnp.asarray(6), classes=jnp.asarray(3))  # pyright: ignore
+    assert hash(config) == hash(MLP)
+    assert config == MLP
+
+
 def test_a_momentum_near_1():
     """The running statistics of a bfloat16 model are float32; 0.99999 leaves the batch its weight."""
     config = mlp.Config(hidden=(5,), features=6, classes=3, dtype=jnp.bfloat16, momentum=0.99999)

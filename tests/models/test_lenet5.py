@@ -324,6 +324,7 @@ def test_config_is_a_value():
         ({"eps": -1e-5}, "eps must be finite and at least 0, .* got -1e-05"),
         ({"eps": np.inf}, "eps must be finite and at least 0, .* got inf"),
         ({"image_shape": (28, 28)}, r"image_shape must be \(rows, columns, channels\), got \(28, 28\)"),
+        ({"image_shape": 28}, r"image_shape must be \(rows, columns, channels\), got 28"),
         ({"image_shape": (27, 28, 1)}, "image_shape must be at least 28×28, got 27×28"),
         ({"image_shape": (32, 20, 1)}, "image_shape must be at least 28×28, got 32×20"),
         ({"image_shape": (28, 28, 0)}, r"image_shape\[2\] must be at least 1, got 0"),

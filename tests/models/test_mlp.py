@@ -152,6 +152,8 @@ def test_config_is_a_value():
     [
         ({"hidden": (500, 0)}, r"hidden\[1\] must be at least 1, got 0"),
         ({"hidden": 500}, "hidden must be a tuple of numbers of units, got 500"),
+        ({"hidden": np.int64(5)}, r"hidden must be a tuple of numbers of units, got np\.int64\(5\)"),
+        ({"hidden": None}, "hidden must be a tuple of numbers of units, got None"),
         ({"features": 0}, "features must be at least 1, got 0"),
         ({"activation": "max"}, "activation must be one of"),
     ],

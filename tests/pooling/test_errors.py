@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import bnderiv
@@ -88,6 +89,21 @@ def test_empty(pool, shape):
 def test_arguments(pool, options, error, message):
     with pytest.raises(error, match=message):
         pool(IMAGES, **options)
+
+
+def test_options_of_numpy(pool):
+    """As `jax.lax` takes them."""
+    pads = np.array([[1, 0], [0, 1]])
+    expected = pool(IMAGES, (2, 3), strides=(1, 2), padding=((1, 0), (0, 1)), ceil_mode=True).shape
+    for padding in (pads, list(pads)):
+        options = {"strides": np.array([1, 2]), "padding": padding, "ceil_mode": np.True_}
+        assert pool(IMAGES, np.array([2, 3]), **options).shape == expected
+    with pytest.raises(TypeError, match=r"window\[0\] must be an integer, got 2\.0"):
+        pool(IMAGES, np.array([2.0, 3.0]))
+    with pytest.raises(TypeError, match=r"window\[0\] must be an integer, got \[2, 3\]"):
+        pool(IMAGES, np.array([[2, 3], [2, 3]]))
+    with pytest.raises(ValueError, match=r"padding must be a \(low, high\) pair for each of the 2 spatial axes"):
+        pool(IMAGES, 2, padding=np.array([1, 1]))
 
 
 @pytest.mark.parametrize(
