@@ -270,12 +270,12 @@ def write(path: Path, content: bytes) -> None:
     unfinished = path.with_name(path.name + ".unfinished")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            unfinished.write_bytes(content)
-            unfinished.replace(path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                unfinished.unlink()
+        with _command.uninterrupted():
+            try:
+                unfinished.write_bytes(content)
+                unfinished.replace(path)
+            finally:
+                unfinished.unlink(missing_ok=True)
     except OSError as error:
         raise _command.Refused(
             f"{path} cannot be written ({_command.why(error, path)}); what was there is unchanged"
@@ -299,8 +299,9 @@ def numbers(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
+        reason = _command.why(error, path) if isinstance(error, OSError) else error
         raise _command.Refused(
-            f"{path}: no numbers of an earlier run there ({error}); name its folder with --out"
+            f"{path}: no numbers of an earlier run there ({reason}); name its folder with --out"
         ) from error
 
 

@@ -99,7 +99,10 @@ def train(settings: Settings, data: _data.Data, devices: list[Any]) -> dict[str,
     if settings.compare and jax.process_index() == 0:
         _as_many(other_run(settings.compare)["losses"], images // settings.batch_size * settings.epochs)
     mesh = training.mesh_of(devices, settings.group)
-    config = lenet5.Config(image_shape=data.image_shape, dtype=settings.dtype)
+    try:
+        config = lenet5.Config(image_shape=data.image_shape, dtype=settings.dtype)
+    except ValueError as error:
+        raise _command.Refused(f"{settings.data}: {error}") from error
     init_key, order_key = jax.random.split(jax.random.key(settings.seed))
     network = training.init(init_key, config, mesh)
     step = training.make_step(config, mesh, settings.rate)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from bnderiv.models import lenet5, mlp
+from experiments import _command
 from experiments.lenet import configuration, run
 from experiments.lenet.configuration import Configuration
 
@@ -101,7 +102,7 @@ def test_what_a_file_must_not_say(name, tmp_path):
     value, message = REFUSED[name]
     file = tmp_path / "a.json"
     file.write_text(json.dumps({name: value}))
-    with pytest.raises(ValueError, match=message) as refused:
+    with pytest.raises(_command.Refused, match=message) as refused:
         configuration.read(file)
     assert str(refused.value).startswith(f"{file}: ")
 
@@ -112,7 +113,9 @@ def test_pairings(loss, output):
     if (loss, output) in (("cross_entropy", "softmax"), ("mse", "tanh"), ("mse", "sigmoid")):
         Configuration(loss=loss, output=output)
         return
-    with pytest.raises(ValueError, match=f"loss '{loss}' with output '{output}' has no derivation here; there are: "):
+    with pytest.raises(
+        _command.Refused, match=f"loss '{loss}' with output '{output}' has no derivation here; there are: "
+    ):
         Configuration(loss=loss, output=output)
 
 

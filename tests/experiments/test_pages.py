@@ -21,7 +21,7 @@ QUICK = {
     "experiments.batchnorm_effect.run": "--steps 2 --sweep-steps 2 --every 2 --seeds 1 --sweep-seeds 1 --sweep-rates 1",
     "experiments.benchmark.run": "--quick --only memory",
     "experiments.by_hand.run": "--epochs 1",
-    "experiments.checking.run": "--only logaddexp",
+    "experiments.checking.run": "--only embedding",
     "experiments.distributed.run": "--epochs 1",
     "experiments.distributed.scale": "--devices 2",
     "experiments.dropin.run": "--parts time-float32 --width 1 --batch 2 --rounds 2",

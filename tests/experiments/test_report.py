@@ -4,10 +4,12 @@ import base64
 import dataclasses
 import html.parser
 import importlib.util
+import os
 import re
 import resource
 import shlex
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -103,10 +105,25 @@ def test_a_file_is_whole_or_as_it_was(tmp_path):
     assert file.read_bytes() == b"first"
 
 
+@pytest.mark.usefixtures("interruptible")
+def test_ctrl_c_while_a_file_is_written(tmp_path, monkeypatch):
+    """It waits: there is the new file, and nothing else."""
+    replace = Path.replace
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        return replace(*arguments)
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        _report.write(tmp_path / "a.txt", b"new")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.txt", b"new")]
+
+
 def test_no_numbers_to_draw_again(tmp_path):
     (tmp_path / "a.json").write_text("{")
-    for name in ("a.json", "b.json"):
-        with pytest.raises(_command.Refused, match=rf"{name}: no numbers of an earlier run there .*--out"):
+    for name, reason in (("a.json", "Expecting .*"), ("b.json", "No such file or directory")):
+        with pytest.raises(_command.Refused, match=rf"{name}: no numbers of an earlier run there \({reason}\);.*--out"):
             _report.numbers(tmp_path / name)
 
 
