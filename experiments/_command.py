@@ -61,7 +61,14 @@ def start(module: str, *, extras: str = "experiments") -> NoReturn:
             f"{missing} is not installed for {python}: activate the environment that has it, "
             f"or run: {python} -m pip install -e '.[{extras}]'"
         )
-    main()
+    try:
+        main()
+        sys.stdout.flush()
+    except OSError as error:
+        if error.filename or error.errno not in (errno.EPIPE, errno.ENOSPC):
+            raise
+        say(f"what is printed cannot be written ({why(error)}); the files named so far are complete")
+        os._exit(1)  # the interpreter would try to write it again
     sys.exit()
 
 

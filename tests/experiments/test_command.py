@@ -48,7 +48,7 @@ def test_other_errors_are_not_hidden(error):
         _command.command(raising(error))()
 
 
-def run_script(folder, name, text, *options, **environment):
+def run_script(folder, name, text, *options, stdout=subprocess.PIPE, **environment):
     """A script of an experiment's kind, beside those that are there, as `python -m` runs it."""
     (folder / "experiments").mkdir(exist_ok=True)
     (folder / "experiments" / "_command.py").write_text((ROOT / "experiments" / "_command.py").read_text())
@@ -59,10 +59,22 @@ def run_script(folder, name, text, *options, **environment):
         [sys.executable, "-m", f"experiments.{name}", *options],
         cwd=folder,
         env=kept | environment,
-        stdout=subprocess.PIPE,
+        stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_what_is_printed_onto_a_full_disk(tmp_path, unbuffered):
+    text = "@_command.command\ndef main(arguments):\n    print('a result')"
+    with open("/dev/full", "w") as full:
+        process = run_script(tmp_path, "a", text, stdout=full, PYTHONUNBUFFERED=unbuffered)
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert error.splitlines()[1:] == [
+        "what is printed cannot be written (No space left on device); the files named so far are complete"
+    ]
 
 
 def test_what_is_not_installed_is_named_with_what_to_do(tmp_path):
