@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,7 +49,7 @@ def test_other_errors_are_not_hidden(error):
         _command.command(raising(error))()
 
 
-def run_script(folder, name, text, *options, stdout=subprocess.PIPE, **environment):
+def run_script(folder, name, text, *options, stdout: Any = subprocess.PIPE, **environment):
     """A script of an experiment's kind, beside those that are there, as `python -m` runs it."""
     (folder / "experiments").mkdir(exist_ok=True)
     (folder / "experiments" / "_command.py").write_text((ROOT / "experiments" / "_command.py").read_text())

@@ -235,8 +235,11 @@ def test_what_is_committed_is_what_its_numbers_give(path, tmp_path, monkeypatch)
     for file in path.parent.glob("*.json"):
         shutil.copy(file, tmp_path)
     monkeypatch.setattr(_report, "png", lambda figure: _report.plt.close(figure) or b"")
-    words = ["--parts"] if "dropin" in module else ["--redraw"]
-    words += ["--fresh-memory"] * ("fresh-memory" in path.name) + ["of_these.toml"] * module.endswith("compare")
+    words = (
+        ["--redraw"]
+        + ["--fresh-memory"] * ("fresh-memory" in path.name)
+        + ["of_these.toml"] * module.endswith("compare")
+    )
     monkeypatch.setattr("experiments.benchmark.allocator.start_again", lambda keeping: None)
     monkeypatch.setattr(_report, "machine", lambda: "2 CPU cores (x86_64), Linux")
     main([*words, "--out", str(tmp_path)])
