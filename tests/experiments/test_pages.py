@@ -25,7 +25,7 @@ QUICK = {
     "experiments.distributed.run": "--epochs 1",
     "experiments.distributed.scale": "--devices 2",
     "experiments.dropin.run": "--parts time-float32 --width 1 --batch 2 --rounds 2",
-    "experiments.lenet.compare": "--seconds 'with batch norm'",
+    "experiments.lenet.compare": "--seeds 2",
     "experiments.lenet.run": "--epochs 1 --model mlp",
     "experiments.norms.run": "--quick",
     "experiments.notebooks.run": "naive_variance",

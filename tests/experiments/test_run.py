@@ -247,7 +247,6 @@ def test_the_comparison(tmp_path, monkeypatch, capsys):
     (tmp_path / "mine.toml").write_text(
         '[common]\nepochs = 2\n["with"]\n["without"]\nbatch_norm = false\nbeside = "5 %"\n'
     )
-    (tmp_path / "seconds.json").write_text('{"seconds": {"with": 1.234}}')
     compare.main([str(tmp_path / "mine.toml"), "--data", "images", "--out", str(tmp_path)])
     settings = [(True, "with"), (False, "without")]
     assert calls == [(bn, 2, "images", seed, f"{name}-{seed}") for bn, name in settings for seed in range(5)]
@@ -257,8 +256,8 @@ def test_the_comparison(tmp_path, monkeypatch, capsys):
     table = [line for line in (tmp_path / "comparison.md").read_text().splitlines() if line.startswith("|")]
     assert table[0] == "| setting | test error, % | best | worst | seconds an epoch | SimpleNN |"
     assert table[2:] == [
-        "| with | 58.00 ± 1.58 | 56.00 | 60.00 | 1.23 |  |",
-        "| without | 58.00 ± 1.58 | 56.00 | 60.00 |  | 5 % |",
+        "| with | 58.00 ± 1.58 | 56.00 | 60.00 | 1.00 |  |",
+        "| without | 58.00 ± 1.58 | 56.00 | 60.00 | 1.00 | 5 % |",
     ]
     assert "\n".join(table) in capsys.readouterr().out
     assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
