@@ -144,9 +144,9 @@ def test_the_sweep_is_every_run_by_itself(task, quickly):
     options = {"deviation": 0.3, "steps": 4, "every": 2}
     keys, rates = jax.random.split(jax.random.key(0), 2), jnp.array([0.1, 3.0], jnp.float32)
     together = jax.jit(partial(inspect.unwrap(network.sweep), **options))(keys, rates, task)
-    assert set(together) == {True, False}
-    for batch_norm, curves in together.items():
-        alone = jax.jit(partial(network.train, task=task, batch_norm=batch_norm, **options))
+    assert set(together) == {"with batch norm", "without batch norm"}
+    for name, curves in together.items():
+        alone = jax.jit(partial(network.train, task=task, batch_norm=name.startswith("with "), **options))
         assert curves.loss.shape == (2, 2, 3)
         for i, key in enumerate(keys):
             for j, rate in enumerate(rates):
