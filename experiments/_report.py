@@ -105,7 +105,6 @@ def run(
     measure: Callable[[Any], Mapping[str, Any]],
     present: Callable[[dict[str, Any]], Report],
     *more: str,
-    **instead: str,
 ) -> None:
     """A whole experiment: measures, unless it is to be drawn again, keeps the numbers and shows them.
 
@@ -114,15 +113,15 @@ def run(
       options: of the run.
       measure: of the options; the numbers.
       present: of what the file holds; the report.
-      more, instead: as `keep` takes them.
+      more: packages whose versions matter here.
     """
     if not options.redraw:
         _command.make(file.parent)
-        keep(file, measure(options), options, *more, **instead)
+        keep(file, measure(options), options, *more)
     show(file, present)
 
 
-def keep(file: Path, content: Mapping[str, Any], options: _options.Options, *more: str, **instead: str) -> None:
+def keep(file: Path, content: Mapping[str, Any], options: _options.Options, *more: str) -> None:
     """Writes the numbers of a run, and what a page says about it: when, where, by which versions, command and options.
 
     Args:
@@ -130,11 +129,10 @@ def keep(file: Path, content: Mapping[str, Any], options: _options.Options, *mor
       content: the numbers.
       options: of the run.
       more: packages whose versions matter here.
-      instead: words for options whose values a page must not show, such as a folder.
     """
-    module = type(options).__module__
-    command = _command.line(module, *options.arguments(**instead))
-    about = {"command": command, "configuration": options.shown(**instead)}
+    shown = options.anonymous()
+    command = _command.line(type(options).__module__, *shown.arguments())
+    about = {"command": command, "configuration": shown.shown()}
     write(file, as_json(about | dict(content), *more))
 
 

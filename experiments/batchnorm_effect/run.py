@@ -209,4 +209,4 @@ def present(content: dict[str, Any]) -> _report.Report:
 @_command.command
 def main(arguments: list[str] | None = None) -> None:
     settings = _options.parse(Settings, arguments, __doc__)
-    _report.run(settings.folder(__file__) / "results.json", settings, measure, present, data="FOLDER")
+    _report.run(settings.folder(__file__) / "results.json", settings, measure, present)

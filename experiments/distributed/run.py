@@ -206,7 +206,7 @@ def numbers(settings: Settings, result: dict[str, Any], data: _data.Data) -> dic
         **result,
     }
     if settings.coordinator_address:  # a line for each process
-        words = [*settings.arguments(data="FOLDER"), "--coordinator-address", "HOST:PORT", "--process-id"]
+        words = [*settings.anonymous().arguments(), "--coordinator-address", "HOST:PORT", "--process-id"]
         lines = (_command.line(type(settings).__module__, *words, i) for i in range(processes))
         content["command"] = "\n".join(lines)
     return content
@@ -226,5 +226,5 @@ def main(arguments: list[str] | None = None) -> None:
         result = train(settings, data, jax.devices())
         if not first:
             return
-        _report.keep(file, numbers(settings, result, data), settings, data="FOLDER")
+        _report.keep(file, numbers(settings, result, data), settings)
     _report.show(file, present)

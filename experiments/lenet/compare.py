@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
     words = ["--data", "FOLDER"] * bool(command.data) + ["--seeds", command.seeds] * (command.seeds != Compare.seeds)
     content = {
         "command": _command.line(__name__, f"experiments/lenet/settings/{command.settings.name}", *words),
-        "configuration": next(iter(settings.values())).shown(data="FOLDER"),
+        "configuration": next(iter(settings.values())).anonymous().shown(),
         "title": command.settings.stem.replace("_", " "),
         "seeds": command.seeds,
         "settings": numbers(settings, histories, beside),
@@ -104,7 +104,7 @@ def numbers(
             "test_error_percent": [round(float(error), 4) for error in errors],
             "seconds_an_epoch": float(np.median([history["seconds"] for history in runs]).round(3)),
             "beside": beside[name],
-            "configuration": settings[name].shown(data="FOLDER"),
+            "configuration": settings[name].anonymous().shown(),
             "histories": [results.rounded(history) for history in runs],
         }
     return found

@@ -25,7 +25,7 @@ def save(folder: Path, state: State, progress: Progress, data: Data, configurati
     wrong, images = int((answers.classes() != labels).sum()), len(labels)
     model = configuration.network(data.image_shape)
     metrics = {
-        "command": _command.line("experiments.lenet.run", "train", *configuration.arguments()),
+        "command": _command.line("experiments.lenet.run", "train", *configuration.anonymous().arguments()),
         "test_accuracy": answers.accuracy(labels),
         "test_images": images,
         "wrong": wrong,

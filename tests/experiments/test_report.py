@@ -76,7 +76,7 @@ def test_numbers_are_kept_with_what_made_them(tmp_path):
         seed: int = 0
 
     content = {"losses": [[0.5, 0.25]] * 40, "name": "[ a ]"}
-    _report.keep(tmp_path / "a.json", content, Settings(seed=3, data=tmp_path), "pytest", data="FOLDER")
+    _report.keep(tmp_path / "a.json", content, Settings(seed=3, data=tmp_path), "pytest")
     written = _report.numbers(tmp_path / "a.json")
     assert {name: written[name] for name in content} == content
     assert written["command"] == f"python -m {__name__} --data FOLDER --seed 3"
