@@ -143,7 +143,7 @@ def show(file: Path, present: Callable[[dict[str, Any]], Report]) -> None:
     report = present(content)
     print(report.said or report.summary)
     print(file)
-    files: dict[str, bytes | None] = {part.file: part.png for part in report.parts if isinstance(part, Picture)}
+    files = {part.file: part.png for part in report.parts if isinstance(part, Picture)}
     if report.tables:
         files[report.tables] = markdown(report.parts).encode()
     leave(file.parent, files | {report.file: page(report, content)})
@@ -280,12 +280,11 @@ def write(path: Path, content: bytes) -> None:
         ) from error
 
 
-def leave(folder: Path, files: Mapping[str, bytes | None]) -> None:
-    """Writes a run's files, those that there are, and prints where they are."""
+def leave(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Writes a run's files, and prints where they are."""
     for name, content in files.items():
-        if content is not None:
-            write(folder / name, content)
-            print(folder / name)
+        write(folder / name, content)
+        print(folder / name)
 
 
 def numbers(path: Path) -> dict[str, Any]:

@@ -57,6 +57,7 @@ def test_every_option_by_every_way(tmp_path):
         assert configuration.read(file) == chosen
         assert run._parse(["train", "--config", str(file)]).configuration == chosen  # type: ignore[union-attr]
     assert Configuration().arguments() == []
+    assert Configuration(data="/home/me/mnist").anonymous().arguments() == ["--data", "FOLDER"]  # as a report has it
 
 
 def test_the_command_line_comes_before_the_file(tmp_path):
