@@ -24,8 +24,11 @@ from typing import Any, NoReturn, TextIO
 INTERRUPTED = 130  # the exit status that shells give to what Ctrl-C ends
 
 
-class Refused(ValueError):
-    """The command cannot be done. The message says what is wrong and what to do, in a line."""
+class Refused(Exception):
+    """The command cannot be done. The message says what is wrong and what to do, in a line.
+
+    No ValueError: tyro frames those of an option in six lines.
+    """
 
 
 # Starting.
@@ -43,9 +46,8 @@ def start(module: str, *, extras: str = "experiments") -> NoReturn:
     spec = sys.modules["__main__"].__spec__
     _started[module] = ["-m", spec.name] if spec else [sys.argv[0]]
     _make_printable(sys.stdout, sys.stderr)
-    interrupt = signal.getsignal(signal.SIGINT)
-    if interrupt is not signal.SIG_IGN:  # as it is for what a script has sent to the background
-        # Not by an exception: extension modules that are being imported turn one into an error of their own.
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as it is for what a script has sent to the background
+        # Not by an exception: what JAX or an extension module calls back into would swallow it, and the run go on.
         signal.signal(signal.SIGINT, _stop_at_once)
     say("importing …")
     try:
@@ -59,20 +61,19 @@ def start(module: str, *, extras: str = "experiments") -> NoReturn:
             f"{missing} is not installed for {python}: activate the environment that has it, "
             f"or run: {python} -m pip install -e '.[{extras}]'"
         )
-    signal.signal(signal.SIGINT, interrupt)
     try:
         main()
-    except SystemExit as ending:
-        if ending.code == INTERRUPTED:
-            # JAX's threads may still compile; an interpreter that ends under them crashes.
-            sys.stdout.flush()
-            os._exit(INTERRUPTED)
-        raise
+        sys.stdout.flush()
+    except OSError as error:
+        if error.filename or error.errno not in (errno.EPIPE, errno.ENOSPC):
+            raise
+        say(f"what is printed cannot be written ({why(error)}); the files named so far are complete")
+        os._exit(1)  # the interpreter would try to write it again
     sys.exit()
 
 
 def command(main: Callable[[list[str] | None], None]) -> Callable[..., None]:
-    """Decorates a script's main: what is refused, and Ctrl-C, end it with a line in place of a traceback."""
+    """Decorates a script's main: what is refused ends it with a line in place of a traceback."""
 
     @functools.wraps(main)
     def ends_in_a_line(arguments: list[str] | None = None) -> None:
@@ -80,9 +81,6 @@ def command(main: Callable[[list[str] | None], None]) -> Callable[..., None]:
             main(arguments)
         except Refused as error:
             sys.exit(" ".join(str(error).splitlines()))
-        except KeyboardInterrupt as interrupt:
-            print("\n" + ". ".join(["interrupted", *map(str, interrupt.args)]), file=sys.stderr)
-            sys.exit(INTERRUPTED)
 
     return ends_in_a_line
 
@@ -98,16 +96,28 @@ def line(module: str, *words: object) -> str:
     return shlex.join(["python", "-m", module, *map(str, words)])
 
 
+_last_words: Callable[[], str] = str
+
+
+def if_interrupted(words: Callable[[], str]) -> None:
+    """What Ctrl-C says from now on, besides that it was one."""
+    global _last_words
+    _last_words = words
+
+
 def _stop_at_once(*_: Any) -> None:
-    os.write(2, b"\ninterrupted\n")
-    os._exit(INTERRUPTED)
+    with contextlib.suppress(Exception):  # the print that was interrupted holds the stream
+        sys.stdout.flush()
+    line = "\n" + ". ".join(filter(None, ("interrupted", _last_words()))) + "\n"
+    os.write(2, line.encode(sys.stderr.encoding, sys.stderr.errors or "replace"))
+    os._exit(INTERRUPTED)  # JAX's threads may still compile; an interpreter that ends under them crashes
 
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
     """Ctrl-C waits until the block is done; a second one ends the process at once."""
-    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    if ignored or threading.current_thread() is not threading.main_thread():
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN or threading.current_thread() is not threading.main_thread():
         yield
         return
     asked = False
@@ -118,13 +128,13 @@ def uninterrupted() -> Iterator[None]:
             _stop_at_once()
         asked = True
 
-    before = signal.signal(signal.SIGINT, wait)
+    signal.signal(signal.SIGINT, wait)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
     if asked:
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)
 
 
 # Saying.
@@ -244,7 +254,11 @@ def alone(folder: Path) -> Iterator[None]:
         yield
         return
     make(folder)
-    with (folder / "lock").open("a+") as file:
+    try:
+        file = (folder / "lock").open("a+")
+    except OSError as error:
+        raise Refused(f"{folder} cannot be written ({why(error, folder)})") from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

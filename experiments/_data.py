@@ -196,7 +196,7 @@ def read_labels(path: Path, classes: int = 10) -> np.ndarray:
         first = int(np.argmax(labels >= classes))
         raise _command.Refused(
             f"{path}: label {first} is {labels[first]}, but {classes} classes are numbered 0 to {classes - 1}; "
-            f"--classes {labels.max() + 1} takes all labels there"
+            f"experiments.lenet.run takes all labels there with --classes {labels.max() + 1}"
         )
     return labels
 

@@ -5,7 +5,7 @@ import math
 import types
 import typing
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import tyro
 
@@ -44,12 +44,10 @@ class Options:
         fields = [field for field in dataclasses.fields(self) if field.name not in self.OTHERWISE_THE_SAME]
         return {f.name: getattr(self, f.name) for f in fields if getattr(self, f.name) != f.default}
 
-    def arguments(self, **instead: str) -> list[str]:
-        """The words of the command line that stand for these options; `instead` of what a report must not show."""
+    def arguments(self) -> list[str]:
+        """The words of the command line that stand for these options."""
         words: list[str] = []
-        for name, value in (
-            self.changed() | {name: text for name, text in instead.items() if getattr(self, name)}
-        ).items():
+        for name, value in self.changed().items():
             option = name.replace("_", "-")
             if isinstance(value, bool):
                 words.append(f"--{option}" if value else f"--no-{option}")
@@ -57,11 +55,16 @@ class Options:
                 words += [f"--{option}", *map(str, value if isinstance(value, tuple) else [value])]
         return words
 
-    def shown(self, **instead: str) -> dict[str, Any]:
+    def shown(self) -> dict[str, Any]:
         """Every option that makes a run what it is."""
-        fields = (field.name for field in dataclasses.fields(self) if field.name not in self.OTHERWISE_THE_SAME)
-        values = {name: getattr(self, name) for name in fields}
-        return values | {name: text for name, text in instead.items() if values.get(name)}
+        names = (field.name for field in dataclasses.fields(self) if field.name not in self.OTHERWISE_THE_SAME)
+        values = {name: getattr(self, name) for name in names}
+        return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+
+    def anonymous(self) -> Self:
+        """As a report has them: without the name of a folder of images."""
+        data = getattr(self, "data", None)
+        return dataclasses.replace(self, data=type(data)("FOLDER")) if data else self  # type: ignore[call-arg]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -105,7 +105,6 @@ def run(
     measure: Callable[[Any], Mapping[str, Any]],
     present: Callable[[dict[str, Any]], Report],
     *more: str,
-    **instead: str,
 ) -> None:
     """A whole experiment: measures, unless it is to be drawn again, keeps the numbers and shows them.
 
@@ -114,15 +113,15 @@ def run(
       options: of the run.
       measure: of the options; the numbers.
       present: of what the file holds; the report.
-      more, instead: as `keep` takes them.
+      more: packages whose versions matter here.
     """
     if not options.redraw:
         _command.make(file.parent)
-        keep(file, measure(options), options, *more, **instead)
+        keep(file, measure(options), options, *more)
     show(file, present)
 
 
-def keep(file: Path, content: Mapping[str, Any], options: _options.Options, *more: str, **instead: str) -> None:
+def keep(file: Path, content: Mapping[str, Any], options: _options.Options, *more: str) -> None:
     """Writes the numbers of a run, and what a page says about it: when, where, by which versions, command and options.
 
     Args:
@@ -130,11 +129,10 @@ def keep(file: Path, content: Mapping[str, Any], options: _options.Options, *mor
       content: the numbers.
       options: of the run.
       more: packages whose versions matter here.
-      instead: words for options whose values a page must not show, such as a folder.
     """
-    module = type(options).__module__
-    command = _command.line(module, *options.arguments(**instead))
-    about = {"command": command, "configuration": options.shown(**instead)}
+    shown = options.anonymous()
+    command = _command.line(type(options).__module__, *shown.arguments())
+    about = {"command": command, "configuration": shown.shown()}
     write(file, as_json(about | dict(content), *more))
 
 
@@ -145,7 +143,7 @@ def show(file: Path, present: Callable[[dict[str, Any]], Report]) -> None:
     report = present(content)
     print(report.said or report.summary)
     print(file)
-    files: dict[str, bytes | None] = {part.file: part.png for part in report.parts if isinstance(part, Picture)}
+    files = {part.file: part.png for part in report.parts if isinstance(part, Picture)}
     if report.tables:
         files[report.tables] = markdown(report.parts).encode()
     leave(file.parent, files | {report.file: page(report, content)})
@@ -270,24 +268,23 @@ def write(path: Path, content: bytes) -> None:
     unfinished = path.with_name(path.name + ".unfinished")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            unfinished.write_bytes(content)
-            unfinished.replace(path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                unfinished.unlink()
+        with _command.uninterrupted():
+            try:
+                unfinished.write_bytes(content)
+                unfinished.replace(path)
+            finally:
+                unfinished.unlink(missing_ok=True)
     except OSError as error:
         raise _command.Refused(
             f"{path} cannot be written ({_command.why(error, path)}); what was there is unchanged"
         ) from error
 
 
-def leave(folder: Path, files: Mapping[str, bytes | None]) -> None:
-    """Writes a run's files, those that there are, and prints where they are."""
+def leave(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Writes a run's files, and prints where they are."""
     for name, content in files.items():
-        if content is not None:
-            write(folder / name, content)
-            print(folder / name)
+        write(folder / name, content)
+        print(folder / name)
 
 
 def numbers(path: Path) -> dict[str, Any]:
@@ -299,8 +296,9 @@ def numbers(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
+        reason = _command.why(error, path) if isinstance(error, OSError) else error
         raise _command.Refused(
-            f"{path}: no numbers of an earlier run there ({error}); name its folder with --out"
+            f"{path}: no numbers of an earlier run there ({reason}); name its folder with --out"
         ) from error
 
 

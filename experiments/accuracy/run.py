@@ -351,7 +351,14 @@ def summary(outcomes: list[Outcome]) -> tuple[Outcome, Outcome]:
     return ranked[len(ranked) // 2], ranked[-1]
 
 
-def measure(cases: list[Case], seeds, libraries: dict[str, Library]) -> list[dict[str, Any]]:
+def measure(options: Settings) -> dict[str, Any]:
+    """The numbers of every library that is installed."""
+    if np.finfo(np.longdouble).eps > 1e-18:
+        raise _command.Refused("the truth needs a long double wider than float64, which this machine's NumPy has not")
+    libraries, absent = installed_libraries()
+    for name in absent:
+        print(f"{name} is not installed: left out")
+    cases, seeds = all_cases(options.quick), SEEDS[:1] if options.quick else SEEDS
     rows = []
     with _command.bar(total=len(cases) * len(seeds), unit="input") as bar:
         for case in cases:
@@ -365,7 +372,7 @@ def measure(cases: list[Case], seeds, libraries: dict[str, Library]) -> list[dic
                 bar.update()
             row = {"case": case.name, "group": case.group, "shape": case.shape, "dtype": case.dtype}
             rows.append(row | {"outcomes": each})
-    return rows
+    return {"eps": EPS, "seeds": list(seeds), "libraries": list(libraries), "absent": absent, "rows": rows}
 
 
 # Files.
@@ -507,25 +514,8 @@ def present(content: dict[str, Any]) -> _report.Report:
     )
 
 
-def measure_all(options: Settings) -> dict[str, Any]:
-    """The numbers of every library that is installed."""
-    if np.finfo(np.longdouble).eps > 1e-18:
-        raise _command.Refused("the truth needs a long double wider than float64, which this machine's NumPy has not")
-    libraries, absent = installed_libraries()
-    for name in absent:
-        print(f"{name} is not installed: left out")
-    seeds = SEEDS[:1] if options.quick else SEEDS
-    return {
-        "eps": EPS,
-        "seeds": list(seeds),
-        "libraries": list(libraries),
-        "absent": absent,
-        "rows": measure(all_cases(options.quick), seeds, libraries),
-    }
-
-
 @_command.command
 def main(arguments: list[str] | None = None) -> None:
     options = _options.parse(Settings, arguments, __doc__)
     file = options.folder(__file__) / "accuracy.json"
-    _report.run(file, options, measure_all, present, "bnderiv", *PEERS)
+    _report.run(file, options, measure, present, "bnderiv", *PEERS)

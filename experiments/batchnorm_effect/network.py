@@ -21,6 +21,7 @@ HIDDEN = (100, 100, 100)
 BATCH = 60
 CLASSES = 10
 PERCENTILES = (15, 50, 85)
+KINDS = {"with batch norm": True, "without batch norm": False}
 
 
 class Task(NamedTuple):
@@ -121,10 +122,10 @@ def sweep(keys: jax.Array, rates: jax.Array, task: Task, *, deviation: float, st
     Runs of one key share their batches, so the first layer of all its rates is a single product.
 
     Returns:
-      {True: Curves, False: Curves}, with batch norm and without, every array led by (keys, rates).
+      Curves for each of `KINDS`, every array led by (keys, rates).
     """
     curves = {}
-    for batch_norm in (True, False):
+    for name, batch_norm in KINDS.items():
         one = partial(train, task=task, batch_norm=batch_norm, deviation=deviation, steps=steps, every=every)
-        curves[batch_norm] = jax.vmap(jax.vmap(one, (None, 0)), (0, None))(keys, rates)
+        curves[name] = jax.vmap(jax.vmap(one, (None, 0)), (0, None))(keys, rates)
     return curves

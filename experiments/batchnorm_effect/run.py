@@ -14,7 +14,6 @@ if __name__ == "__main__":
 
 import dataclasses
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,8 @@ import numpy as np
 from experiments import _data, _options, _report
 from experiments._options import AtLeastOne, Positive, Seed
 from experiments.batchnorm_effect import network, pictures
+from experiments.batchnorm_effect.network import KINDS
 
-KINDS = {True: "with batch norm", False: "without batch norm"}
 PROBES = 1000
 
 
@@ -105,10 +104,6 @@ def first_reached(steps: np.ndarray, accuracy: np.ndarray, least: float) -> int 
     return int(steps[there.argmax()]) if there.any() else None
 
 
-def named(values: dict[bool, Any]) -> dict[str, Any]:
-    return {KINDS[kind]: values[kind] for kind in (True, False)}
-
-
 def rounded(array: np.ndarray, digits: int = 4) -> list[Any]:
     """For JSON, which has no NaN: what is no number any more becomes null."""
     return [
@@ -135,35 +130,32 @@ def measure(settings: Settings) -> dict[str, Any]:
 
     steps = np.arange(settings.steps // settings.every + 1) * settings.every
     units = {kind: typical_unit(of_kind.percentiles[0]) for kind, of_kind in curves.items()}
-
-    def each(of: Callable[[bool], Any]) -> dict[str, Any]:
-        return named({kind: of(kind) for kind in curves})
-
     levels = (0.8, 0.9, 0.93, 0.95)
     return {
         "images": images,
         "first_figure": {
             "seconds": seconds,
             "steps": steps.tolist(),
-            "test_accuracy": each(lambda kind: rounded(curves[kind].accuracy)),
-            "first_step_of_mean_accuracy": each(
-                lambda kind: {f"{level:.0%}": first_reached(steps, curves[kind].accuracy, level) for level in levels}
-            ),
-            "typical_unit": named(units),
-            "its_percentiles": each(lambda kind: rounded(curves[kind].percentiles[0, ..., units[kind]], 3)),
-            "median_unit": each(lambda kind: median_unit(curves[kind].percentiles)),
+            "test_accuracy": {kind: rounded(curves[kind].accuracy) for kind in KINDS},
+            "first_step_of_mean_accuracy": {
+                kind: {f"{level:.0%}": first_reached(steps, curves[kind].accuracy, level) for level in levels}
+                for kind in KINDS
+            },
+            "typical_unit": units,
+            "its_percentiles": {kind: rounded(curves[kind].percentiles[0, ..., units[kind]], 3) for kind in KINDS},
+            "median_unit": {kind: median_unit(curves[kind].percentiles) for kind in KINDS},
         },
         "rates_figure": {
             "seconds": sweep_seconds,
             "rates": rates,
-            "test_accuracy": each(lambda kind: rounded(swept[kind].accuracy[..., -1])),
+            "test_accuracy": {kind: rounded(swept[kind].accuracy[..., -1]) for kind in KINDS},
         },
     }
 
 
-def arrays(by_name: dict[str, Any]) -> dict[bool, np.ndarray]:
+def arrays(by_name: dict[str, Any]) -> dict[str, np.ndarray]:
     """What `rounded` wrote, read again."""
-    return {kind: np.array(by_name[name], float) for kind, name in KINDS.items()}
+    return {kind: np.array(by_name[kind], float) for kind in KINDS}
 
 
 def seconds(figure: dict[str, Any]) -> str:
@@ -175,8 +167,9 @@ def present(content: dict[str, Any]) -> _report.Report:
     first, rates = content["first_figure"], content["rates_figure"]
     configuration = content["configuration"]
     accuracy, finals = arrays(first["test_accuracy"]), arrays(rates["test_accuracy"])
-    units = {kind: first["typical_unit"][name] for kind, name in KINDS.items()}
-    figure = pictures.first_figure(np.array(first["steps"]), accuracy, arrays(first["its_percentiles"]), units)
+    figure = pictures.first_figure(
+        np.array(first["steps"]), accuracy, arrays(first["its_percentiles"]), first["typical_unit"]
+    )
     rates_figure = pictures.rates_figure(np.array(rates["rates"]), finals, configuration["sweep_steps"])
 
     def mean_and_worst(values: np.ndarray) -> str:
@@ -184,7 +177,7 @@ def present(content: dict[str, Any]) -> _report.Report:
 
     table = _report.Table(
         "Accuracy at each rate",
-        ("rate", *KINDS.values()),
+        ("rate", *KINDS),
         [
             [f"{rate:g}", *(mean_and_worst(finals[kind][:, i]) for kind in KINDS)]
             for i, rate in enumerate(rates["rates"])
@@ -193,7 +186,7 @@ def present(content: dict[str, Any]) -> _report.Report:
     )
     with_it, without = (
         f"{100 * a[:, -1].mean():.2f} % (range {100 * a[:, -1].min():.2f}–{100 * a[:, -1].max():.2f})"
-        for a in (accuracy[True], accuracy[False])
+        for a in accuracy.values()
     )
     summary = (
         f"After {configuration['steps']:,} steps at the rate {configuration['rate']:g}, {with_it} of the test images "
@@ -216,4 +209,4 @@ def present(content: dict[str, Any]) -> _report.Report:
 @_command.command
 def main(arguments: list[str] | None = None) -> None:
     settings = _options.parse(Settings, arguments, __doc__)
-    _report.run(settings.folder(__file__) / "results.json", settings, measure, present, data="FOLDER")
+    _report.run(settings.folder(__file__) / "results.json", settings, measure, present)

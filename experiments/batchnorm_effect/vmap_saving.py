@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from experiments import _options, _report
 from experiments._options import AtLeastOne
 from experiments.batchnorm_effect import network, run
+from experiments.benchmark.clock import FEWER, interleaved, of_jax
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,18 +30,6 @@ class Settings(_options.WithData):
 
     steps: AtLeastOne = 200
     """The steps of each run."""
-    repeats: AtLeastOne = 3
-    """The number of timed runs; the least time counts."""
-
-
-def seconds(f: Any, repeats: int) -> float:
-    def once() -> float:
-        start = time.perf_counter()
-        jax.block_until_ready(f())
-        return time.perf_counter() - start
-
-    once()
-    return min(once() for _ in range(repeats))
 
 
 def saving(task: network.Task, seeds: int, rates: tuple[float, ...], settings: Settings) -> dict[str, Any]:
@@ -57,18 +46,20 @@ def saving(task: network.Task, seeds: int, rates: tuple[float, ...], settings: S
     ]
     compiling = {"together": compiled - start, "one after another": time.perf_counter() - compiled}
     runs = 2 * seeds * len(rates)
-    milliseconds = {
-        "together": seconds(lambda: together(keys, each_rate, task), settings.repeats),
-        "one after another": seconds(
-            lambda: [single(key, rate, task) for single in singles for key in keys for rate in each_rate],
-            settings.repeats,
-        ),
-    }
+    times = interleaved(
+        {
+            "together": of_jax(together, keys, each_rate, task),
+            "one after another": of_jax(
+                lambda: [single(key, rate, task) for single in singles for key in keys for rate in each_rate]
+            ),
+        },
+        FEWER._replace(rounds=3, burst=1, warming=0),
+        per=runs * settings.steps,
+    )
+    milliseconds = {name: each["ms"][1] for name, each in times.items()}
     return {
         "runs": f"{seeds} seeds × {len(rates)} rates × with and without",
-        "ms_for_a_step_of_a_run": {
-            name: round(1e3 * value / runs / settings.steps, 3) for name, value in milliseconds.items()
-        },
+        "ms_for_a_step_of_a_run": {name: round(value, 3) for name, value in milliseconds.items()},
         "times_faster": round(milliseconds["one after another"] / milliseconds["together"], 2),
         "seconds_compiling": {name: round(value, 1) for name, value in compiling.items()},
     }
@@ -113,4 +104,4 @@ def measure(settings: Settings) -> dict[str, Any]:
 @_command.command
 def main(arguments: list[str] | None = None) -> None:
     settings = _options.parse(Settings, arguments, __doc__)
-    _report.run(settings.folder(__file__) / "vmap_saving.json", settings, measure, present, data="FOLDER")
+    _report.run(settings.folder(__file__) / "vmap_saving.json", settings, measure, present)

@@ -152,25 +152,19 @@ def layers(name: str, x: jax.ShapeDtypeStruct, **options: Any) -> dict[str, Prog
 
 def lenets(size: int, dtype: str) -> dict[str, Program]:
     """A whole step: loss, gradients, SGD, running statistics."""
-    makers = {
-        "bnderiv": lambda: steps.ours("closed_form", size, "max", "relu", dtype),
-        "plain autodiff": lambda: steps.ours("autodiff", size, "max", "relu", dtype),
-        "Flax": lambda: steps.flax(size, "max", "relu"),
-    }
+    functions: dict[str, Any] = {}
+
+    def arguments() -> dict[str, Any]:
+        networks = steps.networks(size, "max", "relu", dtype)
+        functions.update({who: step for who, (step, _) in networks.items()})
+        return {who: of_step for who, (_, of_step) in networks.items()}
+
+    shapes = jax.eval_shape(arguments)
     found = {}
-    for who, make in makers.items():
-        function: list[Any] = []
-
-        def arguments(make=make, function=function) -> Any:
-            step = make()
-            function.append(step and step[0])
-            return step and step[1]
-
-        shapes = jax.eval_shape(arguments)
-        if shapes is not None:
-            params, state, x, labels = shapes
-            params, x = jax.tree.map(lambda a: spec(a.shape, dtype), (params, x))
-            found[who] = Program(function[0], (params, state, x, labels))
+    for who, function in functions.items():
+        params, state, x, labels = shapes[who]
+        params, x = jax.tree.map(lambda a: spec(a.shape, dtype), (params, x))
+        found[who] = Program(function, (params, state, x, labels))
     return found
 
 

@@ -61,10 +61,10 @@ def _free_bytes() -> float:
 
 def _compile(effort: Effort) -> dict[str, Any]:
     """Seconds to trace, to lower and to compile a step of LeNet-5, everything forgotten before each."""
-    seconds: dict[str, list[list[float]]] = {"closed_form": [], "autodiff": []}
+    seconds: dict[str, list[list[float]]] = {who: [] for who in steps.GRADIENTS}
     for _ in range(2 if effort.quick else 7):
-        for gradients, taken in seconds.items():
-            f, arguments = steps.ours(gradients, 32, "max", "relu")
+        for who, taken in seconds.items():
+            f, arguments = steps.ours(steps.GRADIENTS[who], 32, "max", "relu")
             jax.clear_caches()
             marks = [time.perf_counter()]
             traced = f.trace(*arguments)
@@ -75,12 +75,9 @@ def _compile(effort: Effort) -> dict[str, Any]:
             marks.append(time.perf_counter())
             taken.append([*np.diff(marks), marks[-1] - marks[0]])
     parts = ("trace", "lower", "compile", "all")
-    names = {"closed_form": "bnderiv", "autodiff": "plain autodiff"}
     return {
-        names[gradients]: {
-            part: quartiles(column) for part, column in zip(parts, zip(*taken[1:], strict=True), strict=True)
-        }
-        for gradients, taken in seconds.items()
+        who: {part: quartiles(column) for part, column in zip(parts, zip(*taken[1:], strict=True), strict=True)}
+        for who, taken in seconds.items()
     }
 
 

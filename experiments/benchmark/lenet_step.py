@@ -19,7 +19,7 @@ def measure(effort: Effort, torch: Torch) -> dict[str, Any]:
     cases = []
     for pool, activation in VARIANTS[:1] if effort.quick else VARIANTS:
         for size in (32,) if effort.quick else (32, 128):
-            contestants = {who: of_jax(f, *a) for who, (f, a) in _networks(size, pool, activation).items()}
+            contestants = {who: of_jax(f, *a) for who, (f, a) in steps.networks(size, pool, activation).items()}
             options = {"batch": size, "pool": pool, "activation": activation}
             contestants |= torch.contestants("lenet", not effort.quick, **options)
             name = f"batch {size}, {pool} pool, {activation}"
@@ -35,7 +35,7 @@ def epochs(effort: Effort, torch: Torch) -> dict[str, Any]:
     many = EPOCH // 3 if effort.quick else EPOCH
     for size in (32,) if effort.quick else (32, 128):
         contestants = {}
-        for who, step in _networks(size, "max", "relu").items():
+        for who, step in steps.networks(size, "max", "relu").items():
             f, arguments = steps.epoch(step, many)
             contestants[who] = of_jax(f, *arguments)
         times = interleaved(contestants, effort._replace(rounds=min(effort.rounds, 3), burst=1), per=many)
@@ -47,12 +47,3 @@ def rates(section: dict[str, Any]) -> tuple[float, list[tuple[str, float]]]:
     """GFLOP/s of a matrix product, and of each case of ours."""
     of_ours = [(c["case"], c["flops"] / c["times"]["bnderiv"]["ms"][1] / 1e6) for c in section["cases"]]
     return 2 * MATRIX**3 / section["matrix product"]["ms"][1] / 1e6, of_ours
-
-
-def _networks(size: int, pool: str, activation: str) -> dict[str, steps.Step]:
-    found = {
-        "bnderiv": steps.ours("closed_form", size, pool, activation),
-        "plain autodiff": steps.ours("autodiff", size, pool, activation),
-        "Flax": steps.flax(size, pool, activation),
-    }
-    return {who: step for who, step in found.items() if step is not None}

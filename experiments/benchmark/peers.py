@@ -3,7 +3,6 @@
 import importlib
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import Any
 
@@ -45,14 +44,3 @@ def flax() -> ModuleType | None:
         if (error.name or "").split(".")[0] != "flax":
             raise
         return None
-
-
-def versions() -> dict[str, str | None]:
-    """Of the peers; None for one that is absent."""
-    found: dict[str, str | None] = {}
-    for name in ("flax", "torch"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found

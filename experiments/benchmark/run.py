@@ -14,6 +14,7 @@ from experiments import _command
 if __name__ == "__main__":
     _command.start("experiments.benchmark.run", extras="peers")
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -37,11 +38,10 @@ from experiments.benchmark import (
     lenet_step,
     memory,
     overhead,
-    peers,
     tables,
 )
 from experiments.benchmark.clock import FULL, QUICK, Effort
-from experiments.benchmark.torch_peer import Torch, torch_processes
+from experiments.benchmark.torch_peer import Torch
 
 SECTIONS: dict[str, Callable[[Effort, Torch], dict[str, Any]]] = {
     "lenet": lenet_step.measure,
@@ -57,6 +57,7 @@ SECTIONS: dict[str, Callable[[Effort, Torch], dict[str, Any]]] = {
     "overhead": lambda effort, _: overhead.measure(effort),
     "gpu": layers.batch_norms_of_resnet,
 }
+PEERS = {"flax": None, "torch": None}  # the versions, where they are absent
 LAYERS = ["max_pool", "avg_pool", "batch_norm", "batch_norm_relu"]
 
 
@@ -110,10 +111,10 @@ def run(names: list[str], effort: Effort, numbers: Path, options: Settings) -> N
     for name in names:
         _command.say(f"{name} …")
         start = time.perf_counter()
-        with torch_processes() as torch:
+        with contextlib.closing(Torch()) as torch:
             section = SECTIONS[name](effort, torch)
         section["seconds"] = round(time.perf_counter() - start)
-        section["date"], section["versions"] = _report.today(), _report.versions() | peers.versions()
+        section["date"], section["versions"] = _report.today(), PEERS | _report.versions(*PEERS)
         content["sections"][name] = section
         _report.keep(numbers, content | again, options)
 

@@ -15,6 +15,7 @@ Step = tuple[
     Callable[..., Any], tuple[Any, ...]
 ]  # jitted (params, state, x, labels) -> (params, state, loss); arguments
 RATE = 0.01
+GRADIENTS = {"bnderiv": "closed_form", "plain autodiff": "autodiff"}
 
 
 def batch(size: int) -> tuple[jax.Array, jax.Array]:
@@ -46,16 +47,17 @@ def network(
     return _step(apply, layers.softmax_cross_entropy_with_integer_labels), arguments
 
 
-def flax(size: int, pool: str, activation: str) -> Step | None:
-    """Flax's network with optax's loss; None without Flax."""
-    peer = peers.flax()
-    if peer is None:
-        return None
-    import optax  # flax needs it
+def networks(size: int, pool: str, activation: str, dtype: str = "float32") -> dict[str, Step]:
+    """By library; Flax's network, always float32, with optax's loss."""
+    found = {who: ours(gradients, size, pool, activation, dtype) for who, gradients in GRADIENTS.items()}
+    if peer := peers.flax():
+        import optax  # flax needs it
 
-    x, labels = batch(size)
-    apply, params, state = peer.lenet5(pool, activation, x)
-    return _step(apply, optax.softmax_cross_entropy_with_integer_labels), (params, state, x, labels)
+        x, labels = batch(size)
+        apply, params, state = peer.lenet5(pool, activation, x)
+        step = _step(apply, optax.softmax_cross_entropy_with_integer_labels)
+        found["Flax"] = step, (params, state, x, labels)
+    return found
 
 
 def epoch(step: Step, steps: int) -> Step:

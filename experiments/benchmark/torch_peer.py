@@ -1,10 +1,8 @@
 """PyTorch as contestants: processes of their own, one for each number of threads, that sleep until it is their turn."""
 
-import contextlib
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +61,3 @@ class Torch:
             return answer["seconds"]
 
         return run
-
-
-@contextlib.contextmanager
-def torch_processes() -> Iterator[Torch]:
-    """PyTorch for the time of a measurement."""
-    torch = Torch()
-    try:
-        yield torch
-    finally:
-        torch.close()

@@ -15,7 +15,6 @@ if __name__ == "__main__":
     _command.start("experiments.checking.run", extras="test,peers")
 
 import dataclasses
-import multiprocessing
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -71,11 +70,8 @@ def draw(rows: list[dict[str, str]]) -> bytes:
     return _report.png(figure)
 
 
-def row(i: int) -> dict[str, str]:
+def row(table: str, case: Case) -> dict[str, str]:
     """What each checker says of one rule."""
-    jax.config.update("jax_enable_x64", True)
-    warnings.simplefilter("ignore")
-    table, case = RULES[i]
     return {"table": table, "name": case.name, "how": case.how, **{c: _verdict(c, case, table) for c in CHECKERS}}
 
 
@@ -190,11 +186,15 @@ def main(arguments: list[str] | None = None) -> None:
     options = _options.parse(Settings, arguments, __doc__)
     file = options.folder(__file__) / "checking.json"
     if not options.redraw:
-        chosen = [i for i, (_, case) in enumerate(RULES) if options.only in case.name]
+        chosen = [(table, case) for table, case in RULES if options.only in case.name]
+        if not chosen:
+            names = ", ".join(case.name for _, case in RULES)
+            raise _command.Refused(f"only: no rule has {options.only!r} in its name; there are {names}")
         if not options.only:
             _command.make(file.parent)
-        with multiprocessing.get_context("spawn").Pool(2) as pool:
-            rows = list(_command.bar(iterable=pool.imap(row, chosen), total=len(chosen), unit="rule"))
+        jax.config.update("jax_enable_x64", True)
+        warnings.simplefilter("ignore")
+        rows = [row(*rule) for rule in _command.bar(iterable=chosen, unit="rule")]
         if options.only:
             print(_report.markdown(tables(rows)))
             return

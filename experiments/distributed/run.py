@@ -99,7 +99,10 @@ def train(settings: Settings, data: _data.Data, devices: list[Any]) -> dict[str,
     if settings.compare and jax.process_index() == 0:
         _as_many(other_run(settings.compare)["losses"], images // settings.batch_size * settings.epochs)
     mesh = training.mesh_of(devices, settings.group)
-    config = lenet5.Config(image_shape=data.image_shape, dtype=settings.dtype)
+    try:
+        config = lenet5.Config(image_shape=data.image_shape, dtype=settings.dtype)
+    except ValueError as error:
+        raise _command.Refused(f"{settings.data}: {error}") from error
     init_key, order_key = jax.random.split(jax.random.key(settings.seed))
     network = training.init(init_key, config, mesh)
     step = training.make_step(config, mesh, settings.rate)
@@ -203,7 +206,7 @@ def numbers(settings: Settings, result: dict[str, Any], data: _data.Data) -> dic
         **result,
     }
     if settings.coordinator_address:  # a line for each process
-        words = [*settings.arguments(data="FOLDER"), "--coordinator-address", "HOST:PORT", "--process-id"]
+        words = [*settings.anonymous().arguments(), "--coordinator-address", "HOST:PORT", "--process-id"]
         lines = (_command.line(type(settings).__module__, *words, i) for i in range(processes))
         content["command"] = "\n".join(lines)
     return content
@@ -223,5 +226,5 @@ def main(arguments: list[str] | None = None) -> None:
         result = train(settings, data, jax.devices())
         if not first:
             return
-        _report.keep(file, numbers(settings, result, data), settings, data="FOLDER")
+        _report.keep(file, numbers(settings, result, data), settings)
     _report.show(file, present)

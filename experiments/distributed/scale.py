@@ -159,16 +159,6 @@ def layer_counts(devices: Sequence[Any], channels: int, named: bool) -> dict[str
 # Costs. All in microseconds and bytes; α is a latency, B bytes in a microsecond (a GB/s is 1,000 of them).
 
 
-def ring(p: int, n: float, alpha: float, bandwidth: float) -> float:
-    """All-reduce of n bytes around a ring of p: 2(p − 1) steps of n/p bytes each. Least bytes, most steps."""
-    return 2 * (p - 1) * alpha + 2 * (p - 1) / p * n / bandwidth
-
-
-def tree(p: int, n: float, alpha: float, bandwidth: float) -> float:
-    """All-reduce of n bytes up a binary tree of p and down again. Few steps, each of all the bytes."""
-    return 2 * math.ceil(math.log2(p)) * (alpha + n / bandwidth)
-
-
 class Nodes(NamedTuple):
     """GPUs in nodes: NVLink within, InfiniBand between. NCCL's own model of its tree, whose figures these are."""
 

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 import bnderiv
 from bnderiv.models import lenet5
-from experiments import _data
+from experiments import _command, _data
 
 AXES = ("group", "member")  # the devices: groups that share statistics, and the members of each
 BY_BATCH, EVERYWHERE = P(AXES), P()
@@ -29,11 +29,11 @@ def mesh_of(devices: list[Any], group: int = 0) -> Mesh:
     """The devices in groups of so many; 0 for one group of all.
 
     Raises:
-      ValueError: they cannot be shared out.
+      Refused: they cannot be shared out.
     """
     members = group or len(devices)
     if len(devices) % members:
-        raise ValueError(f"group must divide the number of devices, {len(devices)}, got {group}")
+        raise _command.Refused(f"group must divide the number of devices, {len(devices)}, got {group}")
     return Mesh(np.array(devices).reshape(-1, members), AXES)
 
 

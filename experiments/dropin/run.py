@@ -1,8 +1,8 @@
 """A ResNet-18-shaped Flax model with Flax's batch norm and with ours: step time, memory, loss, inputs far from 0.
 
-    python -m experiments.dropin.run                        everything: numbers, picture, the tables of the README
-    python -m experiments.dropin.run --parts time-float32   one part; the numbers of the others stay
-    python -m experiments.dropin.run --parts                only picture, tables and report again, from the numbers
+    python -m experiments.dropin.run                        everything
+    python -m experiments.dropin.run --parts time-float32   one part
+    python -m experiments.dropin.run --redraw               picture, tables and report again, from the numbers
 
 The network is ResNet-18 for small images (3×3 stem, no first pooling), narrower by default; the images are
 scikit-learn's digits, each pixel enlarged to 4×4. The stem takes no padding, so that a constant added to the images is
@@ -19,7 +19,6 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import flax.linen as nn
@@ -33,19 +32,16 @@ from experiments import _options, _report
 from experiments._data import load
 from experiments._options import AtLeastOne
 
-RESULTS, README = (Path(__file__).with_name(name) for name in ("results", "README.md"))
 PARTS = ("time-float32", "time-bfloat16", "loss-float32", "loss-bfloat16")
 SHIFTS = (0.0, 1e3, 1e4)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(_options.Results):
+class Settings(_options.Measured):
     """What is measured, of which network."""
 
-    OTHERWISE_THE_SAME = (*_options.Results.OTHERWISE_THE_SAME, "parts")
-
     parts: tuple[Literal["time-float32", "time-bfloat16", "loss-float32", "loss-bfloat16"], ...] = PARTS
-    """The parts that are measured. Without one, all else is made again from the numbers that are there."""
+    """The parts that are measured."""
     width: AtLeastOne = 16
     """The channels of the first stage; ResNet-18 has 64."""
     batch: AtLeastOne = 32
@@ -267,35 +263,20 @@ def present(numbers: dict[str, Any]) -> _report.Report:
     )
 
 
-def write_tables(numbers: dict[str, Any], path: Path) -> None:
-    """Puts the tables between their marks in a page."""
-    text = path.read_text()
-    for mark, made in (("time", time_table(numbers)), ("loss", loss_table(numbers))):
-        before, rest = text.split(f"<!-- {mark} -->\n")
-        _, after = rest.split(f"<!-- end of {mark} -->")
-        table = _report.table(made.columns, made.rows)
-        text = f"{before}<!-- {mark} -->\n{table}\n<!-- end of {mark} -->{after}"
-    path.write_text(text)
+def measure(options: Settings) -> dict[str, Any]:
+    """Each part."""
+    numbers = {}
+    for part in options.parts:
+        _command.say(f"{part} …")
+        kind, dtype = part.split("-")
+        if kind == "time":
+            numbers[part] = measure_time(options, jnp.dtype(dtype))
+        else:
+            numbers[part] = measure_loss(options, jnp.dtype(dtype), SHIFTS if dtype == "float32" else (0.0,))
+    return numbers
 
 
 @_command.command
 def main(arguments: list[str] | None = None) -> None:
     options = _options.parse(Settings, arguments, __doc__)
-    file = options.folder(__file__) / "dropin.json"
-    numbers = _report.numbers(file) if file.exists() or not options.parts else {"configuration": {}}
-    _command.make(file.parent)
-    for part in options.parts:
-        kind, dtype = part.split("-")
-        begin = time.perf_counter()
-        _command.say(f"{part} …")
-        if kind == "time":
-            numbers[part] = measure_time(options, jnp.dtype(dtype))
-        else:
-            numbers[part] = measure_loss(options, jnp.dtype(dtype), SHIFTS if dtype == "float32" else (0.0,))
-        print(f"{part}: {time.perf_counter() - begin:.0f} s", flush=True)
-        asked = (f"{name} {getattr(options, name)}" for name in ("width", "batch", "steps", "rounds"))
-        numbers["configuration"][part] = ", ".join(asked)
-        _report.keep(file, numbers, options, "flax")
-    if file.parent.resolve() == RESULTS:
-        write_tables(_report.numbers(file), README)
-    _report.show(file, present)
+    _report.run(options.folder(__file__) / "dropin.json", options, measure, present, "flax")

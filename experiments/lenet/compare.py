@@ -13,8 +13,6 @@ if __name__ == "__main__":
     _command.start("experiments.lenet.compare")
 
 import dataclasses
-import json
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +20,7 @@ import numpy as np
 from tyro.conf import Positional
 
 from experiments import _options, _report
-from experiments.lenet import configuration, plots, results, run, training
+from experiments.lenet import configuration, plots, results, run
 from experiments.lenet.configuration import Configuration
 
 
@@ -40,8 +38,6 @@ class Compare(_options.Options):
     """The folder of the results; None takes one in runs/, of the file's name."""
     redraw: bool = False
     """Nothing is trained: all else is made again from the numbers that are there."""
-    seconds: str | None = None
-    """The name of a setting: one epoch of it is timed for the table, and nothing is trained. Run nothing beside it."""
 
 
 @_command.command
@@ -53,9 +49,6 @@ def main(arguments: list[str] | None = None) -> None:
         _report.show(file, present)
         return
     settings, beside = read(command.settings, command.data)
-    if command.seconds is not None:
-        time_an_epoch(settings, command.seconds, out)
-        return
     histories = {}
     for name, chosen in settings.items():
         histories[name] = []
@@ -66,10 +59,10 @@ def main(arguments: list[str] | None = None) -> None:
     words = ["--data", "FOLDER"] * bool(command.data) + ["--seeds", command.seeds] * (command.seeds != Compare.seeds)
     content = {
         "command": _command.line(__name__, f"experiments/lenet/settings/{command.settings.name}", *words),
-        "configuration": next(iter(settings.values())).shown(data="FOLDER"),
+        "configuration": next(iter(settings.values())).anonymous().shown(),
         "title": command.settings.stem.replace("_", " "),
         "seeds": command.seeds,
-        "settings": numbers(settings, histories, beside, _seconds(out)),
+        "settings": numbers(settings, histories, beside),
     }
     _report.keep(file, content, command)
     print()
@@ -96,28 +89,10 @@ def read(file: Path, data: str | None) -> tuple[dict[str, Configuration], dict[s
     return chosen, beside
 
 
-def time_an_epoch(settings: dict[str, Configuration], name: str, out: Path) -> None:
-    """One epoch, nothing written but its seconds."""
-    if name not in settings:
-        raise _command.Refused(f"no setting {name!r}; there are {', '.join(map(repr, settings))}")
-    chosen = dataclasses.replace(settings[name], epochs=1, warmup=0)
-    data = run.load(chosen)
-    state = training.start(data.image_shape, training.steps_per_epoch(len(data.train_labels), chosen), chosen)
-    progress = training.Progress(training.new_history(state), 0.0)
-    begun = time.perf_counter()
-    _, progress = training.train(state, progress, data, chosen, lambda *_: None, title=name)
-    (seconds,) = progress.history["seconds"]
-    print(f"{seconds:.2f} s ({time.perf_counter() - begun:.1f} s with compilation and evaluation)")
-    file = out / "seconds.json"
-    known = _seconds(out)
-    _report.write(file, _report.as_json({"seconds": known | {name: round(seconds, 3)}}))
-
-
 def numbers(
     settings: dict[str, Configuration],
     histories: dict[str, list[dict[str, Any]]],
     beside: dict[str, str],
-    timed: dict[str, float],
 ) -> dict[str, Any]:
     """What came of each setting."""
     found = {}
@@ -127,9 +102,9 @@ def numbers(
             "mean_test_error_percent": round(float(errors.mean()), 4),
             "deviation": round(float(errors.std(ddof=1)), 4),
             "test_error_percent": [round(float(error), 4) for error in errors],
-            "seconds_an_epoch": timed.get(name),
+            "seconds_an_epoch": float(np.median([history["seconds"] for history in runs]).round(3)),
             "beside": beside[name],
-            "configuration": settings[name].shown(data="FOLDER"),
+            "configuration": settings[name].anonymous().shown(),
             "histories": [results.rounded(history) for history in runs],
         }
     return found
@@ -175,11 +150,6 @@ def present(content: dict[str, Any]) -> _report.Report:
         tables="comparison.md",
         said=_report.table(table.columns, table.rows),
     )
-
-
-def _seconds(out: Path) -> dict[str, float]:
-    file = out / "seconds.json"
-    return json.loads(file.read_text())["seconds"] if file.exists() else {}
 
 
 def _slug(name: str) -> str:

@@ -159,7 +159,7 @@ def from_options(options: dict[str, Any], where: str) -> Configuration:
             raise _command.Refused(f"{where}: no option {name!r}; {meant}")
     try:
         return Configuration(**options)
-    except ValueError as error:
+    except _command.Refused as error:
         raise _command.Refused(f"{where}: {error}") from error
 
 

@@ -14,6 +14,7 @@ from experiments.lenet.configuration import Configuration
 
 Tree = Any
 
+MODELS: dict[str, Any] = {"lenet5": lenet5, "mlp": mlp}
 LAYERS = {"closed_form": bnderiv, "forward_mode": bnderiv.forward_mode, "autodiff": bnderiv.reference}
 _INITIALIZERS = {
     "lecun_normal": initializers.lecun_normal(),
@@ -29,7 +30,7 @@ _INITIALIZERS = {
 def init(key: jax.Array, image_shape: tuple[int, int, int], configuration: Configuration) -> tuple[Tree, Tree]:
     """Parameters and running statistics, float32."""
     model = dataclasses.replace(configuration, dtype="float32").network(image_shape)
-    params, running = lenet5.init(key, model) if isinstance(model, lenet5.Config) else mlp.init(key, model)
+    params, running = MODELS[configuration.model].init(key, model)
     if configuration.initializer == "model":
         return params, running
     draw = _INITIALIZERS[configuration.initializer]
@@ -50,10 +51,7 @@ def apply(
             layer: {name: a if name in ("gamma", "beta") else a.astype(configuration.dtype) for name, a in part.items()}
             for layer, part in params.items()
         }
-    if isinstance(model, lenet5.Config):
-        z, running = lenet5.apply(params, running, images, model, train=train)
-    else:
-        z, running = mlp.apply(params, running, images, model, train=train)
+    z, running = MODELS[configuration.model].apply(params, running, images, model, train=train)
     return z.astype(jnp.float32), running
 
 

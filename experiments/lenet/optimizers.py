@@ -13,24 +13,13 @@ from experiments.lenet.configuration import Configuration
 def optimizer(configuration: Configuration, steps: int) -> optax.GradientTransformation:
     """The optimizer of a run of `steps` steps, decay and schedule in it."""
     rate, decay, momentum = schedule(configuration, steps), configuration.decay, configuration.momentum
-    apart = {"weight_decay": decay, "mask": kernels}  # these subtract the decay themselves
-    match configuration.optimizer:
-        case "adamw":
-            return optax.adamw(rate, **apart)
-        case "lamb":
-            return optax.lamb(rate, **apart)
-        case "lion":
-            return optax.lion(rate, **apart)
-        case "sgd":
-            rule = optax.sgd(rate)
-        case "momentum":
-            rule = optax.sgd(rate, momentum=momentum)
-        case "nesterov":
-            rule = optax.sgd(rate, momentum=momentum, nesterov=True)
-        case name:
-            rule = {"adam": optax.adam, "nadam": optax.nadam, "rmsprop": optax.rmsprop, "adagrad": optax.adagrad}[name](
-                rate
-            )
+    name = configuration.optimizer
+    if name in ("adamw", "lamb", "lion"):  # these subtract the decay themselves
+        return getattr(optax, name)(rate, weight_decay=decay, mask=kernels)
+    if name in ("momentum", "nesterov"):
+        rule = optax.sgd(rate, momentum=momentum, nesterov=name == "nesterov")
+    else:
+        rule = getattr(optax, name)(rate)
     return optax.chain(optax.add_decayed_weights(decay, mask=kernels), rule) if decay else rule
 
 

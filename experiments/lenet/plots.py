@@ -99,7 +99,7 @@ def confusion(labels: np.ndarray, answers: np.ndarray, classes: int, title: str)
     return png(figure)
 
 
-def mistakes(images: np.ndarray, labels: np.ndarray, outputs: np.ndarray, output: str, title: str) -> bytes:
+def mistakes(images: np.ndarray, labels: np.ndarray, outputs: np.ndarray, output: str) -> bytes:
     """The wrong answers given with the most confidence, each over its image."""
     answers = outputs.argmax(-1)
     wrong = np.flatnonzero(answers != labels)
@@ -114,7 +114,7 @@ def mistakes(images: np.ndarray, labels: np.ndarray, outputs: np.ndarray, output
         shown = f"{100 * confidence:.3g} %" if output == "softmax" else f"{confidence:.2f}"
         axes.set(xticks=[], yticks=[])
         axes.set_title(f"{labels[i]} taken for {answers[i]}\n{shown}", fontsize=10)
-    figure.suptitle(title, fontsize=12)
+    figure.suptitle(f"The most confident mistakes, with the {output} of the answer", fontsize=12)
     return png(figure)
 
 

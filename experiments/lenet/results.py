@@ -25,7 +25,7 @@ def save(folder: Path, state: State, progress: Progress, data: Data, configurati
     wrong, images = int((answers.classes() != labels).sum()), len(labels)
     model = configuration.network(data.image_shape)
     metrics = {
-        "command": _command.line("experiments.lenet.run", "train", *configuration.arguments()),
+        "command": _command.line("experiments.lenet.run", "train", *configuration.anonymous().arguments()),
         "test_accuracy": answers.accuracy(labels),
         "test_images": images,
         "wrong": wrong,
@@ -39,42 +39,42 @@ def save(folder: Path, state: State, progress: Progress, data: Data, configurati
     summary = f"{MODELS[configuration.model]} on held-out images: {accuracy} recognized, {wrong} of {images} wrong"
     mistakes = f"{wrong} mistake{'s' * (wrong != 1)} among {images} images"
     output = configuration.output
-    pictures = (
-        (
-            *("curves", "How it learned", plots.curves(history, configuration.loss, summary)),
+    pictures = [
+        _report.Picture(
+            "How it learned",
+            "curves.png",
+            plots.curves(history, configuration.loss, summary),
             "Loss and accuracy after each epoch, by the running statistics, of images as they are (not moved).",
         ),
-        (
-            *("kernels", "What the first layer looks for"),
+        _report.Picture(
+            "What the first layer looks for",
+            "kernels.png",
             plots.first_kernels(state.params, data.image_shape, "The first layer's kernels after training"),
             "Red weighs ink in favor, blue against.",
         ),
-        (
-            *("confusion", "What was taken for what"),
+        _report.Picture(
+            "What was taken for what",
+            "confusion.png",
             plots.confusion(labels, answers.classes(), configuration.classes, mistakes),
             "A row for what an image is, a column for what it was taken for; in gray, those recognized.",
         ),
-        (
-            *("mistakes", "The most confident mistakes"),
-            plots.mistakes(
-                data.test_images,
-                labels,
-                answers.outputs,
-                output,
-                f"The most confident mistakes, with the {output} of the answer",
-            ),
+        _report.Picture(
+            "The most confident mistakes",
+            "mistakes.png",
+            plots.mistakes(data.test_images, labels, answers.outputs, output),
             f"Test images taken for something else, the most confident first, with the {output} of the answer.",
         ),
-        (
-            *("gradients", "Gradients, layer by layer"),
+        _report.Picture(
+            "Gradients, layer by layer",
+            "gradients.png",
             plots.gradient_norms(history, "How much gradient reaches each layer"),
             "The norm of the gradient of each layer's kernel, mean over the batches of the epoch.",
         ),
-    )
+    ]
     report = _report.Report(
         MODELS[configuration.model] + (", with batch norm" if configuration.batch_norm else ", without batch norm"),
         summary + ".",
-        [_report.Picture(title, f"{name}.png", png, caption) for name, title, png, caption in pictures],
+        pictures,
         facts={
             "parameters": f"{metrics['parameters']:,}",
             "images": f"{len(data.train_labels):,} for training, {images:,} held out",

@@ -117,22 +117,14 @@ def train(
         def save(state: training.State, progress: training.Progress) -> None:
             kept.save(state, progress, chosen, fingerprint)
 
-        try:
-            state, progress = training.train(
-                state,
-                progress,
-                data,
-                chosen,
-                save,
-                every=every,
-                title=title or results.MODELS[chosen.model],
-                to_the_end=to_the_end,
-            )
-            if at := int(state.diverged):
-                _command.say(f"{title}: the loss diverged at step {at}")
-            _finish(out, state, progress, data, chosen)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(resume if kept.steps() else "There is no checkpoint yet to go on from") from None
+        _command.if_interrupted(lambda: resume if kept.steps() else "There is no checkpoint yet to go on from")
+        title = title or results.MODELS[chosen.model]
+        state, progress = training.train(
+            state, progress, data, chosen, save, every=every, title=title, to_the_end=to_the_end
+        )
+        if at := int(state.diverged):
+            _command.say(f"{title}: the loss diverged at step {at}")
+        _finish(out, state, progress, data, chosen)
         return progress.history
 
 
@@ -186,7 +178,7 @@ def load(chosen: Configuration) -> _data.Data:
     try:
         chosen.network(data.image_shape)  # LeNet-5 refuses images that are too small
     except ValueError as error:
-        raise _command.Refused(str(error)) from error
+        raise _command.Refused(f"{chosen.data}: {error}; --model mlp takes any") from error
     return data
 
 

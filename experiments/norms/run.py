@@ -15,7 +15,7 @@ if __name__ == "__main__":
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -26,6 +26,7 @@ import numpy as np
 
 from experiments import _options, _report
 from experiments.benchmark import allocator, clock, peers
+from experiments.benchmark.layers import both_ways, by
 
 EPS = 1e-6  # Flax's default
 GROUPS = 32
@@ -47,8 +48,6 @@ COMPILED = (*SHAPES, "batch_norm", "batch_norm_relu")
 WHO = ("bnderiv", "Flax", "plain autodiff")
 NAMES = {"plain autodiff": "plain jnp, two passes"}
 
-Norm = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(_options.Measured):
@@ -60,16 +59,6 @@ class Settings(_options.Measured):
     """The seed of the inputs, the parameters and the cotangents."""
 
 
-def both_ways(norm: Norm) -> Callable[..., Any]:
-    """A compiled program of y and all gradients."""
-
-    def run(x: jax.Array, gamma: jax.Array, beta: jax.Array, delta: jax.Array) -> Any:
-        y, pull_back = jax.vjp(norm, x, gamma, beta)
-        return y, pull_back(delta)
-
-    return jax.jit(run)
-
-
 def drawn(shape: tuple[int, ...], seed: int) -> list[np.ndarray]:
     """x, gamma, beta and the cotangent of y."""
     rng = np.random.default_rng(seed)
@@ -79,18 +68,19 @@ def drawn(shape: tuple[int, ...], seed: int) -> list[np.ndarray]:
 
 def errors(name: str, seed: int) -> Iterator[dict[str, Any]]:
     """For each input: the relative errors of y and dx of each contestant; None where one is not finite."""
-    x, *others = drawn(OF_ERRORS[name], seed)
+    x, gamma, beta, delta = drawn(OF_ERRORS[name], seed)
     layers = peers.layers(name, eps=EPS, groups=GROUPS)
     programs = {who: both_ways(norm) for who, norm in layers.items()}
     inputs = {f"mean {mean:g}": x + np.float32(mean) for mean in MEANS}
     inputs |= {f"scale {scale:g}": x * np.float32(scale) for scale in SCALES}
     for title, values in inputs.items():
-        wide = [np.asarray(a, np.float64) for a in (values, *others)]
+        arguments = (values, gamma, beta), delta
         with jax.enable_x64(True):
-            y, (dx, *_) = both_ways(layers["plain autodiff"])(*wide)
+            wide = jax.tree.map(np.float64, arguments)
+            y, (dx, *_), _ = both_ways(layers["plain autodiff"])(*wide)
         found = {}
         for who, program in programs.items():
-            ours_y, (ours_dx, *_) = program(values, *others)
+            ours_y, (ours_dx, *_), _ = program(*arguments)
             found[who] = [_relative(a, b) for a, b in ((ours_y, y), (ours_dx, dx))]
         yield {"norm": name, "input": title, "errors": found}
 
@@ -103,9 +93,9 @@ def _relative(actual: Any, expected: Any) -> float | None:
 
 
 def times(name: str, shape: tuple[int, ...], settings: Settings) -> dict[str, Any]:
-    arguments = [jnp.asarray(a) for a in drawn(shape, settings.seed)]
+    *arguments, delta = (jnp.asarray(a) for a in drawn(shape, settings.seed))
     layers = peers.layers(name, eps=EPS, groups=GROUPS)
-    programs = {who: clock.of_jax(both_ways(norm), *arguments) for who, norm in layers.items()}
+    programs = {who: clock.of_jax(both_ways(norm), arguments, delta) for who, norm in layers.items()}
     effort = clock.QUICK if settings.quick else clock.FULL
     return {"norm": name, "shape": list(shape), "times": clock.interleaved(programs, effort)}
 
@@ -146,7 +136,7 @@ def tables(content: dict[str, Any]) -> list[_report.Part]:
     for row in content["times"]:
         ours, *others = (row["times"][who]["ms"][1] for who in WHO)
         ratios = (f"{other / ours:.2f}×" for other in others)
-        measured.append([row["norm"], "×".join(map(str, row["shape"])), f"{ours:.3g} ms", *ratios])
+        measured.append([row["norm"], by(row["shape"]), f"{ours:.3g} ms", *ratios])
     compiled = []
     for row in content["compiled"]:
         ours, *others = (float(np.median(row["seconds"][who])) for who in WHO)

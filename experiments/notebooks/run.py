@@ -18,6 +18,7 @@ import dataclasses
 import io
 import os
 from pathlib import Path
+from typing import Literal, get_args
 
 import nbformat
 from nbclient import NotebookClient
@@ -27,12 +28,13 @@ from tyro.conf import Positional
 from experiments import _options, _report
 
 FOLDER = Path(__file__).parent
-NAMES = (
+Name = Literal[
     "batch_norm_gradient",
     "lenet5_backpropagation",
     "check_your_own_rule",
     "naive_variance",
-)
+]
+NAMES: tuple[Name, ...] = get_args(Name)
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
@@ -46,15 +48,8 @@ class Settings(_options.Results):
 
     OTHERWISE_THE_SAME = (*_options.Results.OTHERWISE_THE_SAME, "names")
 
-    names: Positional[tuple[str, ...]] = NAMES
+    names: Positional[tuple[Name, ...]] = NAMES
     """The names of the notebooks; without one, all."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if unknown := set(self.names) - set(NAMES):
-            raise _command.Refused(
-                f"no notebook is named {', '.join(unknown)}; there are {', '.join(NAMES)}"
-            )
 
 
 def execute(source: Path) -> nbformat.NotebookNode:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import _data
+from experiments import _command, _data
 from experiments.batchnorm_effect import network, run
 from tests.compiling import fast_jit
 
@@ -144,9 +144,9 @@ def test_the_sweep_is_every_run_by_itself(task, quickly):
     options = {"deviation": 0.3, "steps": 4, "every": 2}
     keys, rates = jax.random.split(jax.random.key(0), 2), jnp.array([0.1, 3.0], jnp.float32)
     together = jax.jit(partial(inspect.unwrap(network.sweep), **options))(keys, rates, task)
-    assert set(together) == {True, False}
-    for batch_norm, curves in together.items():
-        alone = jax.jit(partial(network.train, task=task, batch_norm=batch_norm, **options))
+    assert set(together) == {"with batch norm", "without batch norm"}
+    for name, curves in together.items():
+        alone = jax.jit(partial(network.train, task=task, batch_norm=name.startswith("with "), **options))
         assert curves.loss.shape == (2, 2, 3)
         for i, key in enumerate(keys):
             for j, rate in enumerate(rates):
@@ -222,8 +222,15 @@ def test_the_command(tmp_path, capsys):
     ],
 )
 def test_settings_that_make_no_sense(changed, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(_command.Refused, match=message):
         dataclasses.replace(run.Settings(), **changed)
+
+
+def test_an_option_that_is_refused_is_a_line():
+    """Not tyro's frame of six."""
+    with pytest.raises(SystemExit) as ended:
+        run.main(["--steps", "501"])
+    assert ended.value.code == "steps must be a multiple of every = 500, got 501"
 
 
 def test_bad_data_end_the_command_with_a_sentence(tmp_path):

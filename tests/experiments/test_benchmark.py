@@ -1,5 +1,6 @@
 """The benchmark's own arithmetic: who is timed how, what is counted, and that the tables say what the numbers do."""
 
+import contextlib
 import math
 import os
 import platform
@@ -134,7 +135,7 @@ def test_a_process_that(says, expected, tmp_path, monkeypatch):
     monkeypatch.setattr(torch_peer, "__file__", str(tmp_path / "torch_peer.py"))
     monkeypatch.setattr(torch_peer, "THREADS", (1,))
     assert sys.executable
-    with torch_peer.torch_processes() as torch:
+    with contextlib.closing(torch_peer.Torch()) as torch:
         run = torch.contestants("pool", compiled=False)["PyTorch eager, 1 thread"]
         if isinstance(expected, list):
             assert run(1) == expected

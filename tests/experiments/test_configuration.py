@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from bnderiv.models import lenet5, mlp
+from experiments import _command
 from experiments.lenet import configuration, run
 from experiments.lenet.configuration import Configuration
 
@@ -56,6 +57,7 @@ def test_every_option_by_every_way(tmp_path):
         assert configuration.read(file) == chosen
         assert run._parse(["train", "--config", str(file)]).configuration == chosen  # type: ignore[union-attr]
     assert Configuration().arguments() == []
+    assert Configuration(data="/home/me/mnist").anonymous().arguments() == ["--data", "FOLDER"]  # as a report has it
 
 
 def test_the_command_line_comes_before_the_file(tmp_path):
@@ -101,7 +103,7 @@ def test_what_a_file_must_not_say(name, tmp_path):
     value, message = REFUSED[name]
     file = tmp_path / "a.json"
     file.write_text(json.dumps({name: value}))
-    with pytest.raises(ValueError, match=message) as refused:
+    with pytest.raises(_command.Refused, match=message) as refused:
         configuration.read(file)
     assert str(refused.value).startswith(f"{file}: ")
 
@@ -112,7 +114,9 @@ def test_pairings(loss, output):
     if (loss, output) in (("cross_entropy", "softmax"), ("mse", "tanh"), ("mse", "sigmoid")):
         Configuration(loss=loss, output=output)
         return
-    with pytest.raises(ValueError, match=f"loss '{loss}' with output '{output}' has no derivation here; there are: "):
+    with pytest.raises(
+        _command.Refused, match=f"loss '{loss}' with output '{output}' has no derivation here; there are: "
+    ):
         Configuration(loss=loss, output=output)
 
 

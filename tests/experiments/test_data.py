@@ -73,18 +73,18 @@ def test_one_of_several_sets(arrays, tmp_path):
         (tmp_path / f"emnist-mnist-{name}").write_bytes(idx(array[::-1]))
     check_images(_data.load(tmp_path / "emnist-digits"), arrays)
     check_images(_data.load(tmp_path / "emnist-mnist"), {name: array[::-1] for name, array in arrays.items()})
-    with pytest.raises(ValueError, match="several sets, add one to the path: 'emnist-digits', 'emnist-mnist'"):
+    with pytest.raises(_command.Refused, match="several sets, add one to the path: 'emnist-digits', 'emnist-mnist'"):
         _data.load(tmp_path)
 
 
 def test_more_classes(folder):
     (folder / "train-labels-idx1-ubyte").write_bytes(idx(np.arange(20)))
-    with pytest.raises(ValueError, match="label 10 is 10, but 10 classes are numbered 0 to 9"):
+    with pytest.raises(_command.Refused, match="label 10 is 10, but 10 classes are numbered 0 to 9"):
         _data.load(folder)
     assert _data.load(folder, classes=20).train_labels.max() == 19
-    with pytest.raises(ValueError, match="label 19 is 19, but 19 classes"):
+    with pytest.raises(_command.Refused, match="label 19 is 19, but 19 classes"):
         _data.load(folder, classes=19)
-    with pytest.raises(ValueError, match=r"classes must be at least 10 for the digits, .* got 9"):
+    with pytest.raises(_command.Refused, match=r"classes must be at least 10 for the digits, .* got 9"):
         _data.load(classes=9)
 
 
@@ -139,7 +139,7 @@ def test_bad_images(what, packed, folder):
     path.unlink()
     path = path.with_name(path.name + ".gz" * packed)
     path.write_bytes(gzip.compress(content) if packed else content)
-    with pytest.raises(ValueError, match=message) as refused:
+    with pytest.raises(_command.Refused, match=message) as refused:
         _data.load(folder)
     if "training" not in message:
         assert str(path) in str(refused.value)
@@ -153,7 +153,7 @@ def test_bad_labels(folder):
         (idx(np.arange(8)), "t10k-images-idx3-ubyte: 7 images, but 8 labels in t10k-labels-idx1-ubyte"),
     ):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(_command.Refused, match=message):
             _data.load(folder)
 
 
@@ -164,20 +164,22 @@ def test_damaged_gzip(spoil, arrays, folder):
     path = folder / "train-images-idx3-ubyte"
     path.unlink()
     path.with_name(path.name + ".gz").write_bytes(spoil(gzip.compress(idx(arrays[path.name]))))
-    with pytest.raises(ValueError, match=r"train-images-idx3-ubyte\.gz: damaged or truncated gzip file"):
+    with pytest.raises(_command.Refused, match=r"train-images-idx3-ubyte\.gz: damaged or truncated gzip file"):
         _data.load(folder)
 
 
 def test_missing(folder, tmp_path):
-    with pytest.raises(ValueError, match="here: no such folder"):
+    with pytest.raises(_command.Refused, match="here: no such folder"):
         _data.load(tmp_path / "nowhere" / "here")
-    with pytest.raises(ValueError, match=r"letters: no such folder; the sets beside it are ''; experiments/data.md"):
+    with pytest.raises(
+        _command.Refused, match=r"letters: no such folder; the sets beside it are ''; experiments/data.md"
+    ):
         _data.load(folder / "letters")
     (folder / "t10k-labels-idx1-ubyte").unlink()
-    with pytest.raises(ValueError, match=r"no file of test labels, such as t10k-labels-idx1-ubyte \(or .*\.gz\)"):
+    with pytest.raises(_command.Refused, match=r"no file of test labels, such as t10k-labels-idx1-ubyte \(or .*\.gz\)"):
         _data.load(folder)
     (folder / "t10k-labels-idx1-ubyte").mkdir()
-    with pytest.raises(ValueError, match="t10k-labels-idx1-ubyte: cannot be read"):
+    with pytest.raises(_command.Refused, match="t10k-labels-idx1-ubyte: cannot be read"):
         _data.load(folder)
 
 
@@ -202,7 +204,9 @@ def test_a_folder_that_must_not_be_read(folder, another_user):
 
 def test_letters_hint_at_their_classes(folder):
     (folder / "train-labels-idx1-ubyte").write_bytes(idx(1 + np.arange(20)))
-    with pytest.raises(_command.Refused, match=r"label 9 is 10, .* 0 to 9; --classes 21 takes all labels there"):
+    with pytest.raises(
+        _command.Refused, match=r"label 9 is 10, .* 0 to 9; experiments.lenet.run takes .* with --classes 21"
+    ):
         _data.load(folder)
     assert _data.load(folder, classes=21).train_labels.max() == 20
 

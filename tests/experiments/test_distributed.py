@@ -18,7 +18,7 @@ import pytest
 
 import bnderiv
 from bnderiv.models import lenet5
-from experiments import _data
+from experiments import _command, _data
 from experiments.distributed import run, training
 from tests.compiling import fast_jit
 
@@ -181,7 +181,7 @@ def test_groups_share_out_the_devices():
     assert training.mesh_of(jax.devices()[:8]).devices.shape == (1, 8)
     assert training.mesh_of(jax.devices()[:8], 2).devices.shape == (4, 2)
     assert [d.id for d in training.mesh_of(jax.devices()[:4], 2).devices[0]] == [0, 1]  # neighbors
-    with pytest.raises(ValueError, match="group must divide the number of devices, 8, got 3"):
+    with pytest.raises(_command.Refused, match="group must divide the number of devices, 8, got 3"):
         training.mesh_of(jax.devices()[:8], 3)
 
 
@@ -194,7 +194,7 @@ def test_what_a_run_is_called():
 
 def test_how_far_two_curves_are_apart():
     assert run.differences([1.0, 3.0], [1.0, 2.0]).tolist() == [0, 0.5]
-    with pytest.raises(ValueError, match="that run has 1 steps, this one 2"):
+    with pytest.raises(_command.Refused, match="that run has 1 steps, this one 2"):
         run.differences([1.0, 3.0], [1.0])
 
 
@@ -210,20 +210,23 @@ def test_how_far_two_curves_are_apart():
     ],
 )
 def test_settings_that_make_no_sense(changed, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(_command.Refused, match=message):
         dataclasses.replace(run.Settings(), **changed)
 
 
 def test_batches_that_cannot_be_shared_out():
     data = nine_images()
-    with pytest.raises(ValueError, match="batch_size must be a multiple of the number of devices, 8, got 12"):
+    with pytest.raises(_command.Refused, match="batch_size must be a multiple of the number of devices, 8, got 12"):
         run.train(run.Settings(batch_size=12), data, jax.devices()[:8])
-    with pytest.raises(ValueError, match="batch_size must be at most the number of images, 9, got 16"):
+    with pytest.raises(_command.Refused, match="batch_size must be at most the number of images, 9, got 16"):
         run.train(run.Settings(batch_size=16), data, jax.devices()[:8])
+    small = data._replace(train_images=data.train_images[:, :4, :4])
+    with pytest.raises(_command.Refused, match="images: image_shape must be at least 28×28, got 4×4"):
+        run.train(run.Settings(batch_size=8, data=pathlib.Path("images")), small, jax.devices()[:8])
 
 
 def test_a_run_of_another_length_is_refused_before_training(tmp_path):
     (tmp_path / "run.json").write_text('{"name": "another", "losses": [1.0, 2.0]}')
     data = nine_images()
-    with pytest.raises(ValueError, match="that run has 2 steps, this one 3"):
+    with pytest.raises(_command.Refused, match="that run has 2 steps, this one 3"):
         run.train(run.Settings(batch_size=8, compare=tmp_path / "run.json"), data, jax.devices()[:8])

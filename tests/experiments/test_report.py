@@ -4,10 +4,12 @@ import base64
 import dataclasses
 import html.parser
 import importlib.util
+import os
 import re
 import resource
 import shlex
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -74,7 +76,7 @@ def test_numbers_are_kept_with_what_made_them(tmp_path):
         seed: int = 0
 
     content = {"losses": [[0.5, 0.25]] * 40, "name": "[ a ]"}
-    _report.keep(tmp_path / "a.json", content, Settings(seed=3, data=tmp_path), "pytest", data="FOLDER")
+    _report.keep(tmp_path / "a.json", content, Settings(seed=3, data=tmp_path), "pytest")
     written = _report.numbers(tmp_path / "a.json")
     assert {name: written[name] for name in content} == content
     assert written["command"] == f"python -m {__name__} --data FOLDER --seed 3"
@@ -103,10 +105,25 @@ def test_a_file_is_whole_or_as_it_was(tmp_path):
     assert file.read_bytes() == b"first"
 
 
+@pytest.mark.usefixtures("interruptible")
+def test_ctrl_c_while_a_file_is_written(tmp_path, monkeypatch):
+    """It waits: there is the new file, and nothing else."""
+    replace = Path.replace
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        return replace(*arguments)
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        _report.write(tmp_path / "a.txt", b"new")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.txt", b"new")]
+
+
 def test_no_numbers_to_draw_again(tmp_path):
     (tmp_path / "a.json").write_text("{")
-    for name in ("a.json", "b.json"):
-        with pytest.raises(_command.Refused, match=rf"{name}: no numbers of an earlier run there .*--out"):
+    for name, reason in (("a.json", "Expecting .*"), ("b.json", "No such file or directory")):
+        with pytest.raises(_command.Refused, match=rf"{name}: no numbers of an earlier run there \({reason}\);.*--out"):
             _report.numbers(tmp_path / name)
 
 
@@ -218,8 +235,11 @@ def test_what_is_committed_is_what_its_numbers_give(path, tmp_path, monkeypatch)
     for file in path.parent.glob("*.json"):
         shutil.copy(file, tmp_path)
     monkeypatch.setattr(_report, "png", lambda figure: _report.plt.close(figure) or b"")
-    words = ["--parts"] if "dropin" in module else ["--redraw"]
-    words += ["--fresh-memory"] * ("fresh-memory" in path.name) + ["of_these.toml"] * module.endswith("compare")
+    words = (
+        ["--redraw"]
+        + ["--fresh-memory"] * ("fresh-memory" in path.name)
+        + ["of_these.toml"] * module.endswith("compare")
+    )
     monkeypatch.setattr("experiments.benchmark.allocator.start_again", lambda keeping: None)
     monkeypatch.setattr(_report, "machine", lambda: "2 CPU cores (x86_64), Linux")
     main([*words, "--out", str(tmp_path)])

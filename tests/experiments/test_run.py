@@ -148,10 +148,15 @@ def test_folders_that_are_no_run(tmp_path):
         ("--data /nowhere/mnist", "/nowhere/mnist: no such folder"),
         ("--devices 64", "devices is 64, but JAX sees 8 of kind cpu"),
         ("--loss mse", "has no derivation here"),
+        ("--data small", "small: image_shape must be at least 28×28, got 4×4; --model mlp takes any"),
         ("--checkpoint-every -1", "checkpoint_every must be at least 0, got -1"),
     ],
 )
-def test_refused_before_anything_is_written(words, message, tmp_path):
+def test_refused_before_anything_is_written(words, message, tmp_path, monkeypatch):
+    if "small" in words:
+        small = np.zeros((2, 4, 4, 1), np.uint8)
+        labels = np.zeros(2, np.int32)
+        monkeypatch.setattr(_data, "load", lambda *_, **__: _data.Data(small, labels, small, labels, np.zeros(256)))
     with pytest.raises(SystemExit, match=message):
         run.main([*words.split(), "--out", str(tmp_path / "run")])
     assert list(tmp_path.iterdir()) == []
@@ -181,18 +186,24 @@ def test_a_second_run_in_one_folder_is_refused(tmp_path):
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoints"]
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("kept", [0, 3])
-def test_ctrl_c_says_how_to_go_on(kept, tmp_path, monkeypatch, capsys):
-    def interrupted(*_, **__):
-        (out / "checkpoints" / "3").mkdir() if kept else None
-        raise KeyboardInterrupt
-
+def test_ctrl_c_says_how_to_go_on(kept, tmp_path):
+    """From the moment that training begins."""
     out = tmp_path / "my runs"
-    monkeypatch.setattr(run.training, "train", interrupted)
-    with pytest.raises(SystemExit) as ended:
-        run.main(["--model", "mlp", "--out", str(out)])
-    assert ended.value.code == 130
-    last = capsys.readouterr().err.splitlines()[-1]
+    program = (
+        "import os, signal, sys; from experiments import _command; from experiments.lenet import run\n"
+        "def interrupted(*_, **__):\n"
+        "    if kept: os.mkdir(sys.argv[1] + '/checkpoints/3')\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        f"kept, run.training.train = {kept}, interrupted\n"
+        "sys.modules['experiments.interrupted'] = run\n"
+        "run.main = lambda main=run.main: main(['--model', 'mlp', '--out', sys.argv[1]])\n"
+        "_command.start('experiments.interrupted')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(out)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 130
+    last = done.stderr.splitlines()[-1]
     assert last.startswith("interrupted. ")
     assert (
         last.endswith(f" resume '{out}'") if kept else last == "interrupted. There is no checkpoint yet to go on from"
@@ -236,7 +247,6 @@ def test_the_comparison(tmp_path, monkeypatch, capsys):
     (tmp_path / "mine.toml").write_text(
         '[common]\nepochs = 2\n["with"]\n["without"]\nbatch_norm = false\nbeside = "5 %"\n'
     )
-    (tmp_path / "seconds.json").write_text('{"seconds": {"with": 1.234}}')
     compare.main([str(tmp_path / "mine.toml"), "--data", "images", "--out", str(tmp_path)])
     settings = [(True, "with"), (False, "without")]
     assert calls == [(bn, 2, "images", seed, f"{name}-{seed}") for bn, name in settings for seed in range(5)]
@@ -246,8 +256,8 @@ def test_the_comparison(tmp_path, monkeypatch, capsys):
     table = [line for line in (tmp_path / "comparison.md").read_text().splitlines() if line.startswith("|")]
     assert table[0] == "| setting | test error, % | best | worst | seconds an epoch | SimpleNN |"
     assert table[2:] == [
-        "| with | 58.00 ± 1.58 | 56.00 | 60.00 | 1.23 |  |",
-        "| without | 58.00 ± 1.58 | 56.00 | 60.00 |  | 5 % |",
+        "| with | 58.00 ± 1.58 | 56.00 | 60.00 | 1.00 |  |",
+        "| without | 58.00 ± 1.58 | 56.00 | 60.00 | 1.00 | 5 % |",
     ]
     assert "\n".join(table) in capsys.readouterr().out
     assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
@@ -283,7 +293,7 @@ def test_pictures_of_no_mistake_and_of_a_loss_that_is_no_number():
     for outputs in (np.eye(10), np.roll(np.eye(10), 1, axis=1)):
         for picture in (
             plots.confusion(labels, outputs.argmax(-1), 10, "title"),
-            plots.mistakes(np.zeros((10, 8, 8, 1)), labels, outputs, "softmax", "title"),
+            plots.mistakes(np.zeros((10, 8, 8, 1)), labels, outputs, "softmax"),
         ):
             assert picture.startswith(b"\x89PNG")
     assert plots.curves(fake_history(float("nan"), 0.1), "mse", "title").startswith(b"\x89PNG")

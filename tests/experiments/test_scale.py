@@ -64,10 +64,6 @@ def test_what_one_batch_norm_sends(devices):
 
 
 def test_costs_by_hand():
-    assert scale.ring(4, 400, 2, 100) == pytest.approx(2 * 3 * 2 + 1.5 * 4)
-    assert scale.tree(8, 400, 2, 100) == pytest.approx(6 * (2 + 4))
-    assert scale.ring(2, 1e9, 1, 1e3) < scale.tree(1024, 1e9, 1, 1e3)  # the ring is for many bytes
-    assert scale.tree(1024, 8, 1, 1e3) < scale.ring(1024, 8, 1, 1e3)  # the tree for many devices
     nodes = scale.NETWORKS["H100: NVLink, NDR InfiniBand"]
     assert [nodes.small(p, 0) for p in (8, 256, 4096)] == pytest.approx([15.2, 65.2, 105.2])
     assert nodes.large(8, 450_000) - nodes.small(8, 0) == pytest.approx(2 * 7 / 8)
