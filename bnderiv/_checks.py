@@ -164,18 +164,18 @@ def image_axes(channel_axis: Any, batch_axis: Any, ndim: int) -> tuple[int, tupl
     return batch, tuple(a for a in range(ndim) if a not in (batch, channel)), channel
 
 
-def integers(name: str, value: Any, count: int, *, at_least: int = 1) -> tuple[int, ...]:
+def integers(name: str, value: Any, count: int) -> tuple[int, ...]:
     """An int, or a sequence of `count` ints, one for each spatial axis, as a tuple.
 
     Raises:
       TypeError: any other type.
-      ValueError: an entry below `at_least`, or another number of them.
+      ValueError: an entry below 1, or another number of them.
     """
     if not isinstance(value, Sequence) or isinstance(value, str):
-        return (integer(name, value, at_least=at_least),) * count
+        return (integer(name, value, at_least=1),) * count
     if len(value) != count:
         raise ValueError(f"{name} must be an integer, or one for each of the {count} spatial axes, got {value!r}")
-    return tuple(integer(f"{name}[{i}]", v, at_least=at_least) for i, v in enumerate(value))
+    return tuple(integer(f"{name}[{i}]", v, at_least=1) for i, v in enumerate(value))
 
 
 def paddings(

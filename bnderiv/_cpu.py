@@ -1,4 +1,4 @@
-"""What is done for a CPU alone."""
+"""What is done for a CPU alone: values computed once (`quotient`, `once`), few channels in rows (`platform_layout`)."""
 
 from collections.abc import Callable
 from functools import partial, wraps
@@ -49,10 +49,10 @@ ROW = 1024
 
 
 def platform_layout(body: Callable[..., Any]) -> Callable[..., Any]:
-    """`body(groups, *static, x, *arrays)`; a CPU views few channels as rows of them.
+    """`body(groups, *static, x, *arrays)`; if channels are few, a CPU runs it in rows.
 
-    The body sums by `groups` alone, and otherwise broadcasts. In rows it gets (N, H, W·C) for (N, H, W, C), where each
-    of the W columns has a copy of what a channel shares.
+    In rows the body gets (N, H, W·C) for (N, H, W, C), and what a channel shares is repeated for each of the W columns.
+    The body sums by `groups` alone, and otherwise broadcasts, so it need not know which of the two it gets.
     """
 
     @wraps(body)
@@ -75,7 +75,7 @@ def platform_layout(body: Callable[..., Any]) -> Callable[..., Any]:
 def _few_channels(groups: Any, arrays: Any) -> bool:
     x, *others = jax.tree.leaves(arrays)
     last = x.ndim - 1
-    # A mask is not laid out in rows.
+    # Masks are not put in rows.
     if any(a.dtype == bool for a in others) or last < 2 or groups.both != tuple(range(last)):
         return False
     if groups.statistics or groups.parameters or groups.each != 1:
@@ -94,11 +94,13 @@ class _Rows(NamedTuple):
     channels: int
 
     def view(self, a: jax.Array) -> jax.Array:
+        """`a` in rows; numbers stay as they are."""
         if a.ndim < 2:
             return a
         return a.reshape(*a.shape[:-2], -1) if a.shape[-2] != 1 else jnp.tile(a[..., 0, :], self.columns)
 
     def back(self, a: jax.Array) -> jax.Array:
+        """The inverse of `view`: of what is repeated, the first column."""
         if a.ndim < 2:
             return a
         shared = all(n == 1 for n in a.shape[:-1])

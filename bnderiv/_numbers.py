@@ -13,11 +13,11 @@ def accumulator(dtype: DTypeLike) -> jnp.dtype:
 
 
 def power_of_two_over(a: jax.Array) -> jax.Array:
-    """2^−⌊log₂ |a|⌋ of numbers in float32 or float64: the power of two that brings `a` to between 1 and 2.
+    """2^−⌊log₂ |a|⌋, for float32 or float64: the power of two that brings |a| to between 1 and 2.
 
-    It and its inverse are normal numbers: at least the smallest, which is for infinity and NaN, too, and brings any
-    number to 4 at most; and at most the inverse of the smallest, which is for all below the normal numbers.
-    No derivative, and no division. (`jnp.frexp` takes forty operations.)
+    The result and its inverse are normal numbers. So the largest `a` are brought to between 2 and 4, by the smallest
+    normal number, which infinity and NaN get too. Zero and subnormal `a` get its inverse.
+    It has no derivative, and needs no division. (`jnp.frexp` takes forty operations.)
     """
     info = jnp.finfo(a.dtype)
     bits, least = jnp.dtype(f"uint{info.bits}"), 1 << info.nmant  # the bits of the smallest normal number

@@ -44,7 +44,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bnderiv._checks import same_varying
+from bnderiv._checks import is_float, same_varying
 from bnderiv._sharding import automatic
 
 # A part of JAX's cache keys: a function that was traced outside is traced again inside.
@@ -177,7 +177,7 @@ def _attach_both_modes(rule: Rule) -> None:
     def pull_back(options: Any, residuals: Any, cotangents: Any, like: tuple[Any, ...]) -> list[Any]:
         """Jᵀ; the cotangent of an argument without a derivative (integers, booleans, None) is left out."""
         pairs = _pairs(rule.bwd(*options, residuals, cotangents), like)
-        return [jnp.zeros_like(a) if g is None else g for g, a in pairs if _is_float(a)]
+        return [jnp.zeros_like(a) if g is None else g for g, a in pairs if _has_derivative(a)]
 
     @core.defjvp
     @_with_settings
@@ -193,7 +193,7 @@ def _attach_both_modes(rule: Rule) -> None:
             _, transpose = jax.vjp(lambda ct: pull_back(options, residuals, ct, primals), out)
             return transpose(tangents)[0]
 
-        floats = [t for t, a in _pairs(tangents, primals) if _is_float(a)]
+        floats = [t for t, a in _pairs(tangents, primals) if _has_derivative(a)]
         return core(_settings(), *options, *primals), push_forward(primals, floats)
 
 
@@ -205,5 +205,5 @@ def _pairs(derivatives: Any, arguments: Any) -> list[tuple[Any, Any]]:
     return [pair for d, a in zip(parts, arguments, strict=True) for pair in _pairs(d, a)]
 
 
-def _is_float(a: Any) -> bool:
-    return a is not None and jnp.issubdtype(jnp.result_type(a), jnp.floating)
+def _has_derivative(a: Any) -> bool:
+    return a is not None and is_float(a)

@@ -35,10 +35,10 @@ def _(arrays: Any, tangents: Any) -> Any:
 
 
 def apart(a: Any, on: tuple[str, ...] | None = None) -> Any:
-    """`a`, a tree, but XLA does not know that it equals `a`, nor that two equal leaves of it do; `on` these platforms.
+    """A copy of the tree `a`. XLA does not know that it equals `a`, nor that two of its leaves are equal.
 
-    So XLA computes terms of it again at each use. It would store those that two kernels share, though to write and read
-    them takes longer.
+    So XLA recomputes its terms in each kernel. Otherwise it would materialize terms that two kernels share, and to
+    write and read them takes longer. `on`: only on these platforms; by default on all.
     """
     if on is None:
         return lax.optimization_barrier(a)

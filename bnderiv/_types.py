@@ -7,7 +7,7 @@ PerAxis = int | Sequence[int]
 """One integer for all spatial axes, or one for each: windows, strides, dilation."""
 
 Padding = Literal["SAME", "VALID"] | int | Sequence[Sequence[int]]
-"""None, as much as ⌈size/stride⌉ windows need, the same on all sides, or a pair (low, high) for each spatial axis."""
+"""SAME: ⌈size/stride⌉ windows fit. VALID: no padding. An integer: on all sides. Or a pair (low, high) for each axis."""
 
 AxisName = Hashable | Sequence[Hashable]
 """The name of a mapped axis, or several."""

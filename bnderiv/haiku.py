@@ -32,7 +32,7 @@ except ImportError as error:
     raise missing("bnderiv.haiku", "Haiku", "haiku") from error
 
 from bnderiv.adapters.haiku_norms import GroupNorm, InstanceNorm, LayerNorm, RMSNorm
-from bnderiv.adapters.haiku_policy import follow_policy
+from bnderiv.adapters.haiku_policy import Follower
 from bnderiv.adapters.haiku_pooling import AvgPool, MaxPool, avg_pool, max_pool
 
 __all__ = [
@@ -53,7 +53,7 @@ __all__ = [
 _HaikuBatchNorm = hk.BatchNorm  # what Haiku has; `patch` puts ours at that name
 
 
-class BatchNorm(_HaikuBatchNorm):
+class BatchNorm(Follower, _HaikuBatchNorm):
     """`haiku.BatchNorm` computed by `bnderiv.batch_norm`: its arguments, defaults, parameters, state and names.
 
     The parameters `scale` and `offset` and the two averages have Haiku's paths, shapes and dtypes, so the trees of
@@ -88,6 +88,8 @@ class BatchNorm(_HaikuBatchNorm):
       ([[-1.0, -1.0], [1.0, 1.0]], [[2.0, 6.0]])
     """
 
+    _theirs = _HaikuBatchNorm
+
     def __init__(
         self,
         create_scale: bool,
@@ -107,8 +109,6 @@ class BatchNorm(_HaikuBatchNorm):
     ):
         check_activation(activation)
         check_momentum("decay_rate", decay_rate)
-        if type(self) is BatchNorm:
-            follow_policy(BatchNorm, _HaikuBatchNorm)
         super().__init__(
             create_scale,
             create_offset,

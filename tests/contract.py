@@ -206,9 +206,9 @@ def without_x64(layers: Any, case: Case) -> None:
 
 PROMISES = (vjp, finite_differences, gradient_of_gradient, jvp_of_gradient, vmap, dtypes)
 TRANSFORMS = (checkpoint, scan, exported, without_x64)
-# Of the attachment for both modes; `vjp` and `jvp` of it are run at every case.
+# For the attachment for both modes, at some cases. Its `vjp` and `jvp` are run at every case.
 EVERYTHING = (eager, *PROMISES[1:], *TRANSFORMS, jacobians, hessians)
-# Of these the two modes have nothing of their own.
+# What these test, both attachments have in common.
 COMMON = {eager, finite_differences, without_x64, dtypes}
 
 
@@ -257,7 +257,7 @@ def _second(layers: Any, case: Case) -> Callable:
 
 
 def forget() -> None:
-    """After a layer was changed: what was compiled from it is not to be used again."""
+    """Drops the compiled programs: call it after a layer was changed."""
     _rule.cache_clear()
     _second.cache_clear()
 

@@ -134,10 +134,9 @@ def compare(
             raise ValueError(f"{name} must be among {', '.join(MODES)}; got {', '.join(map(repr, unknown))}")
     if expected is not None and expected not in deliberate.EXPECTED:
         raise ValueError(f"expected must be one of {', '.join(deliberate.EXPECTED)}, or None; got {expected!r}")
-    if reference is not None and modes is MODES:
-        chosen = tuple(mode for mode in chosen if mode != "finite_differences")
-    if reference is None and modes is MODES:
-        chosen = tuple(mode for mode in chosen if mode != "gradient")
+    if modes is MODES:
+        needless = "gradient" if reference is None else "finite_differences"
+        chosen = tuple(mode for mode in chosen if mode != needless)
     arguments = Arguments(f, args, argnums)
 
     title = _name(f) + (f" against {_name(reference)}" if reference is not None else " against finite differences")

@@ -54,8 +54,7 @@ def _element_by_element(at: Point, row: Row, lines: Lines, gradient: Any, i: int
     if row.mode == "finite_differences" and (found.kink & ~unknown).any():
         at.no_truth = KINK
     known = np.where(unknown & ~wrong, 0.0, apart / size)
-    worst = int(np.argmax(np.where(wrong, np.inf if not np.isfinite(known[wrong]).all() else known + 1, known)))
-    worst = int(np.flatnonzero(wrong)[np.argmax(known[wrong])]) if wrong.any() else worst
+    worst = int(np.flatnonzero(wrong)[np.argmax(known[wrong])] if wrong.any() else np.argmax(known))
     place = tuple(int(k) for k in np.unravel_index(elements[worst // several], lines.floats[i].shape))
     row = replace(row, error=float(known[worst]), index=place if known[worst] > 0 else None)
     if wrong.any():

@@ -40,12 +40,12 @@ def float64(at: Point) -> Iterator[Row]:
         expected, _, note = at.pulled
         roundings = at.all_roundings
     else:
-        expected, _, roundings, note = at.truth
+        expected, roundings, note = at.truth
     if note:
         yield Row("float64", "float64", verdict=NOT_AVAILABLE, note=note)
         return
     reference = at.r is not None
-    yield from judge.ulp_rows(at, "value", at.inexact_names, at.value, expected[0], lambda: roundings(), reference)
+    yield from judge.ulp_rows(at, "value", at.inexact_names, at.value, expected[0], roundings, reference)
     rows = judge.ulp_rows(at, "gradient", at.names, at.gradient, expected[1], lambda: roundings()[count:], reference)
     for i, row in enumerate(rows):
         yield _asked(at, row, i, at.gradient[i], expected[1][i]) if row.verdict == FAIL else row
@@ -76,9 +76,7 @@ def jvp(at: Point) -> Iterator[Row]:
         yield Row("jvp", check, verdict=NOT_AVAILABLE, note="a derivative is not finite")
         return
     apart, terms = abs(left.sum() - right.sum()), np.abs(left).sum() or 1.0
-    if (
-        apart / terms > tolerance
-    ):  # a gradient that vanishes carries the roundings of the larger terms that cancel in it
+    if apart / terms > tolerance:  # a gradient that vanishes carries the roundings of larger terms that cancel in it
         found = zip(at.roundings, tangents, strict=True)
         apart -= sum(4 * r.spread * float(np.abs(wide(t)).sum()) for r, t in found if np.isfinite(r.spread))
     error = max(float(apart), 0.0) / terms

@@ -24,7 +24,6 @@ class Truth(NamedTuple):
     """What the reference says."""
 
     arrays: Any  # in float64 if possible
-    own: Callable[[], Any]  # the same in the dtype of `f`
     roundings: Callable[[], list[Roundings]]  # of the reference in the dtype of `f`, for each array
     note: str  # why it is not in float64
 
@@ -77,9 +76,6 @@ class Point(Call):
 
     def all_roundings(self) -> list[Roundings]:
         """What roundings do to the values of `f`, then to its gradient for each argument."""
-        return self._all_roundings
-
-    def of_value(self) -> list[Roundings]:
         return self._all_roundings
 
     @property
@@ -153,7 +149,7 @@ class Point(Call):
                 arrays, note = own(), f"the reference cannot be evaluated in float64 ({message(error)})"
 
         @lru_cache
-        def with_own() -> Any:
+        def roundings() -> Any:
             flat = jax.tree.leaves(arrays)
             found = self.roundings_of(compute, self.r, *data, truth=flat)
             apart = [numbers.distance(o, a, 1.0).apart for o, a in zip(jax.tree.leaves(own()), flat, strict=True)]
@@ -163,7 +159,7 @@ class Point(Call):
                 for f, a, o in zip(found, apart, jax.tree.leaves(own()), strict=False)
             ]
 
-        return Truth(arrays, own, with_own, note)
+        return Truth(arrays, roundings, note)
 
     def in_float64(self, compute: Callable, h: Callable, *data: Any) -> Any:
         """`compute(h, *data)` with all data in float64.

@@ -159,19 +159,17 @@ def _on_a_grid(cotangent: Sequence[Any]) -> list[Any]:
 
 
 def _exactly_zero(
-    at: Point, check: str, gradient: Sequence[Any], natural: Sequence[bool] | None = None, note: str = ""
+    at: Point, check: str, gradient: Sequence[Any], natural: Sequence[bool] | None = None
 ) -> Iterator[Row]:
     """`natural`: for each gradient, whether autodiff of the plain function is not zero there either."""
     for i, (name, g) in enumerate(zip(at.names, gradient, strict=True)):
-        g = np.where(
-            np.isfinite(wide(at.gradient[i])), wide(g), 0
-        )  # 0 · ∞ is NaN where the gradient itself is not finite
+        g = np.where(np.isfinite(wide(at.gradient[i])), wide(g), 0)  # where the gradient is not finite, 0 · ∞ is NaN
         error, index, _ = numbers.distance(g, np.zeros(g.shape), 1.0)
         if error and natural is not None and natural[i]:
             said = "not zero, as in plain autodiff (0 · ∞)"
             yield Row("linearity", check, name, NOT_AVAILABLE, note=said)
             continue
-        said = f"a zero cotangent gives {wide(g)[index]:.6g}{note}" if error else ""
+        said = f"a zero cotangent gives {wide(g)[index]:.6g}" if error else ""
         yield Row("linearity", check, name, FAIL if error else OK, error, 0.0, index, said)
 
 

@@ -44,9 +44,8 @@ class Lines:
     def __init__(self, function: Callable, floats: Any, carried: Any, cotangent: Any, ulp: float, double: bool):
         self.floats, self.carried, self.cotangent, self.ulp, self.double = floats, carried, cotangent, ulp, double
         self.terms = 0.0  # what cancels inside, if more than the outputs show
-        self._one = lambda *data: _one(function, carried, *data)
-        self._all = derivatives.quick_jit(lambda *data: _all(self._one, *data))
-        self._here = derivatives.Program(lambda floats: _one(function, carried, floats))
+        self._value = lambda floats: function(floats, carried)
+        self._all = derivatives.quick_jit(functools.partial(_all, self._value))
 
     def units(self, i: int, elements: Sequence[int]) -> tuple[list[np.ndarray], np.ndarray]:
         """Unit lines of elements of argument `i` (two for a complex one), and the size of each element."""
@@ -101,19 +100,18 @@ class Lines:
     @functools.cached_property
     def undefined(self) -> bool:
         """Whether an output is NaN at the point."""
-        return any(bool(np.isnan(numbers.wide(o)).any()) for o in self._here_value)
+        return any(bool(np.isnan(numbers.wide(o)).any()) for o in self._here)
 
     @functools.cached_property
-    def _here_value(self) -> Any:
-        return self._here(self.floats)
+    def _here(self) -> Any:
+        return derivatives.Program(self._value)(self.floats)
 
     @functools.cached_property
     def weight(self) -> float:
         """The magnitude of the roundings of all outputs, which add up like a random walk."""
-        here = self._here_value
         squares = [
             (numbers.largest(c) * np.sqrt(np.size(c)) * numbers.largest(o)) ** 2
-            for c, o in zip(self.cotangent, here, strict=True)
+            for c, o in zip(self.cotangent, self._here, strict=True)
         ]
         return float(np.sqrt(sum(squares)))
 
@@ -143,39 +141,27 @@ class Lines:
         rows = []
         for j in range(len(some)):
             start, line = (tuple(jnp.asarray(a[j]) for a in arrays) for arrays in (starts, lines))
-            here = self._one(start)
-            rows.append([self._one(start, cotangent, here, line, jnp.asarray(h)) for h in steps[j]])
+            here = self._value(start)
+            rows.append([_moved(self._value, cotangent, start, here, line, jnp.asarray(h)) for h in steps[j]])
         return [[[float(pair[k]) for pair in row] for row in rows] for k in (0, 1)]
 
 
-def _all(one: Callable, cotangent: Any, starts: Any, lines: Any, steps: Any) -> Any:
+def _all(f: Callable, cotangent: Any, starts: Any, lines: Any, steps: Any) -> Any:
     def along(data: Any) -> Any:
         start, line, h = data
-        here = one(start)
-        return jax.lax.map(lambda step: one(start, cotangent, here, line, step), h)
+        here = f(start)
+        return jax.lax.map(lambda step: _moved(f, cotangent, start, here, line, step), h)
 
     return jax.lax.map(along, (starts, lines, steps))
 
 
-def _one(
-    function: Callable,
-    carried: Any,
-    start: Any,
-    cotangent: Any = None,
-    here: Any = None,
-    line: Any = None,
-    step: Any = 0,
-) -> Any:
-    """⟨cotangent, f(start + step·line) − f(start)⟩ and the magnitude of the outputs that moved; f(start) without them.
+def _moved(f: Callable, cotangent: Any, start: Any, here: Any, line: Any, step: Any) -> Any:
+    """⟨cotangent, f(start + step·line) − here⟩, where here = f(start), and the magnitude of the outputs that moved.
 
     Outputs are subtracted before they are summed, which cancels less. A small output may be a difference of larger
     numbers, so every output that moves counts as the largest.
     """
-    if cotangent is None:
-        return function(start, carried)
-    there = function(
-        tuple((s + step.astype(v.dtype) * v).astype(s.dtype) for s, v in zip(start, line, strict=True)), carried
-    )
+    there = f(tuple((s + step.astype(v.dtype) * v).astype(s.dtype) for s, v in zip(start, line, strict=True)))
     total, squares = jnp.zeros((), step.dtype), jnp.zeros((), step.dtype)
     for c, o, t in zip(cotangent, here, there, strict=True):
         same = (o == t) | (jnp.isnan(o) & jnp.isnan(t))

@@ -18,7 +18,9 @@ from bnderiv.check.report import FAIL, OK, Row
 def jit(at: Point) -> Iterator[Row]:
     value, gradient = at.compiled.jitted(at.cotangent, at.floats, at.carried)
     tolerance = at.tolerance("jit", numbers.SAME)
-    yield from judge.rows(at, "jit", "jit: value", at.inexact_names, value, at.value, tolerance, roundings=at.of_value)
+    yield from judge.rows(
+        at, "jit", "jit: value", at.inexact_names, value, at.value, tolerance, roundings=at.all_roundings
+    )
     yield from judge.rows(
         at, "jit", "jit: gradient", at.names, gradient, at.gradient, tolerance, roundings=lambda: at.roundings
     )
@@ -88,7 +90,7 @@ def _mapped(at: Point, name: str, mapped: set[int], arrays: Sequence[Sequence[An
     tolerance = at.tolerance("vmap", numbers.SAME)
     worst = Row("vmap", "vmap", name, OK, 0.0, tolerance)
     named = (
-        ("value", at.inexact_names, actual[0], values, at.of_value),
+        ("value", at.inexact_names, actual[0], values, at.all_roundings),
         ("gradient", at.names, actual[1], gradients, lambda: at.roundings),
     )
     for what, names, mine, expected, roundings in named:

@@ -26,7 +26,7 @@ def value(at: Point) -> Iterator[Row]:
             )
     tolerance = at.tolerance("value", numbers.SAME)
     check = "primal = fwd"
-    yield from judge.rows(at, "value", check, names, at.forward_value, at.value, tolerance, roundings=at.of_value)
+    yield from judge.rows(at, "value", check, names, at.forward_value, at.value, tolerance, roundings=at.all_roundings)
 
 
 def structure(at: Point) -> Iterator[Row]:

@@ -11,7 +11,7 @@ The cost model: the CPU's convolution of few channels runs at about 1.6 GFLOP/s 
 products at 260 (two cores). A banded matrix has size/k times the weights of its kernel, for an input of this size and a
 kernel of length k along the banded axis, so the matrix product does size/k times the work. They break even at
 size/k · C_out = 160. A sum of shifted inputs does no extra work, but reads its input once for each weight.
-`experiments/benchmark` measures all of this.
+`experiments/benchmark/convolutions.py` times the three side by side.
 """
 
 from collections.abc import Callable

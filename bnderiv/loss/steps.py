@@ -277,7 +277,7 @@ def _gradient_of_weights(
     return terms.sum(tuple(range(y.ndim - 1)))
 
 
-def _probabilities(z: jax.Array, where: Any = None) -> tuple[jax.Array, ...]:
+def _probabilities(z: jax.Array, where: Any) -> tuple[jax.Array, ...]:
     if where is not None:  # a class that does not count is ruled out, unless none does
         z = jnp.where(where, z, jnp.where(where.any(-1, keepdims=True), -jnp.inf, 0).astype(z.dtype))
     shifted = z - lax.stop_gradient(z.max(-1, keepdims=True))

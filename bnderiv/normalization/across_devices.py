@@ -54,7 +54,7 @@ def merge(
     center = lax.stop_gradient(average(shift + mean / scale))
     distance = jnp.abs(lax.stop_gradient(shift - center + mean / scale))
     largest = jnp.where(there, jnp.maximum(distance, jnp.sqrt(lax.stop_gradient(var)) / scale), 0).max(0, keepdims=True)
-    finest = jnp.where(there, scale, 0).max(0, keepdims=True)  # there ε s² is a normal number
+    finest = jnp.where(there, scale, 0).max(0, keepdims=True)  # at this scale ε s² is a normal number
     finest = jnp.where(finest > 0, finest, 1)
     common = jnp.minimum(scale_for(largest, center, over_devices=True), finest)
     # Each device's mean in it: (K_i − K) first, as these are near each other, and so exact. Ratios are powers of two.

@@ -61,7 +61,7 @@ def with_channels(x: Any, channel_axis: Any, **vectors: Any) -> tuple[Any, ...]:
     return x, axis, *vectors.values()
 
 
-def mapped_axes(axis_name: Any, groups: Any) -> tuple[Any, tuple[tuple[int, ...], ...] | None]:
+def mapped_axes(axis_name: Any, index_groups: Any) -> tuple[Any, tuple[tuple[int, ...], ...] | None]:
     """`axis_name`, a name or a tuple of names, or None for none at all, and `axis_index_groups` as tuples.
 
     Raises:
@@ -72,19 +72,19 @@ def mapped_axes(axis_name: Any, groups: Any) -> tuple[Any, tuple[tuple[int, ...]
         axis_name = tuple(axis_name)
     if not isinstance(axis_name, Hashable):
         raise TypeError(f"axis_name must be a name or a tuple of names, got {axis_name!r}")
-    if groups is not None and axis_name is None:
+    if index_groups is not None and axis_name is None:
         raise ValueError("axis_index_groups must come with axis_name, got axis_name=None")
     axis_name = None if axis_name == () else axis_name
-    if groups is None:
+    if index_groups is None:
         return axis_name, None
     try:
-        return axis_name, tuple(tuple(_checks.integer("axis_index_groups", i) for i in group) for group in groups)
+        return axis_name, tuple(tuple(_checks.integer("axis_index_groups", i) for i in group) for group in index_groups)
     except TypeError:
-        raise TypeError(f"axis_index_groups must be sequences of indices, got {groups!r}") from None
+        raise TypeError(f"axis_index_groups must be sequences of indices, got {index_groups!r}") from None
 
 
 def laid(x: jax.Array, axes: tuple[int, ...], a: jax.Array) -> jax.Array:
-    """What has the shape of x along `axes`, in the accumulator's dtype and of the rank of x."""
+    """`a`, whose axes are the `axes` of x, in the rank of x and in the accumulator's dtype: it broadcasts against x."""
     return lax.expand_dims(a.astype(accumulator(x.dtype)), [i for i in range(x.ndim) if i not in axes])
 
 

@@ -117,7 +117,7 @@ def batch_norm_relu(
     return _public(True, x, gamma, beta, residual, channel_axis, eps, where, axis_name, axis_index_groups, assumed_mean)
 
 
-def _public(relu, x, gamma, beta, residual, channel_axis, eps, where, axis_name, groups, assumed_mean):
+def _public(relu, x, gamma, beta, residual, channel_axis, eps, where, axis_name, index_groups, assumed_mean):
     vectors = {"gamma": gamma, "beta": beta}
     if assumed_mean is not None:
         vectors["assumed_mean"] = assumed_mean
@@ -129,12 +129,12 @@ def _public(relu, x, gamma, beta, residual, channel_axis, eps, where, axis_name,
     eps = epsilon(eps, x)
     if where is not None:
         where = _checks.mask("where", where, x.shape)
-    axis_name, groups = mapped_axes(axis_name, groups)
-    with refusals(groups):
-        return _batch_norm(relu, axis, axis_name, groups, x, where, gamma, beta, assumed_mean, residual, *eps)
+    axis_name, index_groups = mapped_axes(axis_name, index_groups)
+    with refusals(index_groups):
+        return _batch_norm(relu, axis, axis_name, index_groups, x, where, gamma, beta, assumed_mean, residual, *eps)
 
 
-def _result(relu, axis, axis_name, groups, x, *_):
+def _result(relu, axis, axis_name, index_groups, x, *_):
     return x, P(x[axis])  # y, and all of the statistics
 
 

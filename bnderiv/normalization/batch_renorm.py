@@ -85,12 +85,12 @@ def batch_renorm(
     epsilons = epsilon(eps, x)
     if where is not None:
         where = _checks.mask("where", where, x.shape)
-    axis_name, groups = mapped_axes(axis_name, axis_index_groups)
-    with refusals(groups):
-        return _batch_renorm(axis, axis_name, groups, x, where, *vectors, *limits, *epsilons)
+    axis_name, index_groups = mapped_axes(axis_name, axis_index_groups)
+    with refusals(index_groups):
+        return _batch_renorm(axis, axis_name, index_groups, x, where, *vectors, *limits, *epsilons)
 
 
-@layer(static=3, result=lambda axis, axis_name, groups, x, *_: (x, P(x[axis])))
+@layer(static=3, result=lambda axis, axis_name, index_groups, x, *_: (x, P(x[axis])))
 def _batch_renorm(axis, axis_name, index_groups, x, where, gamma, beta, mean, var, r_max, d_max, eps, root):
     groups, eps = per_channel(x, axis, over_devices=axis_name is not None), Epsilon(eps, root)
     gamma, beta, mean, var = map(partial(laid, x, (axis,)), (gamma, beta, mean, var))

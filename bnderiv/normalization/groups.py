@@ -58,7 +58,7 @@ class Groups:
         return statistics
 
     def over_all(self, shared: jax.Array) -> jax.Array:
-        """Σ over all that have statistics of their own."""
+        """Σ over the groups: `shared` has one number for each."""
         return shared.sum()
 
     @property

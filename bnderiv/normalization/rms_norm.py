@@ -28,8 +28,8 @@ def rms_norm(
 
         ∂J/∂x = 1/√(q+ε) · (ĝ − x̂ · mean(ĝ x̂)),   ∂J/∂γ = Σ δ x̂
 
-    (derivation.md, N36), as in layer norm without the terms of the mean. In float32, y and
-    ∂J/∂x are right to 2e-7 at any scale that the dtype holds. NaN and infinity stay in their example.
+    (derivation.md, N36), as in layer norm without the terms of the mean. In float32, y and ∂J/∂x are right to 2e-7 at
+    any scale that the dtype holds. NaN and infinity stay in their example.
 
     Args:
       x: rank 1 or more, floating dtype. Half precision is computed in float32.
@@ -100,9 +100,9 @@ def _by_root_mean_square_bwd(groups, residuals, delta):
     sum_delta_x_hat = groups.inner(delta * x_hat)
     d_gamma = groups.to_parameters(sum_delta_x_hat)  # (N5)
     d_beta = None if beta is None else groups.to_parameters(groups.inner(delta))  # (N6)
-    along = groups.to_statistics(gamma * sum_delta_x_hat)
-    dx = unit.back(r * (gamma * delta - masked(where, x_hat) * (along / n)))  # (N36)
-    d_eps = groups.over_all(-0.5 * ((r * unit.scale) ** 2 * along))
+    sum_g_x_hat = groups.to_statistics(gamma * sum_delta_x_hat)  # Σ ĝ x̂, ĝ = γ δ
+    dx = unit.back(r * (gamma * delta - masked(where, x_hat) * (sum_g_x_hat / n)))  # (N36)
+    d_eps = groups.over_all(-0.5 * ((r * unit.scale) ** 2 * sum_g_x_hat))
     return dx.astype(x.dtype), None, None, d_gamma, d_beta, Epsilon(d_eps, None)
 
 
@@ -111,13 +111,22 @@ by_root_mean_square.defvjp(_by_root_mean_square_fwd, _by_root_mean_square_bwd)
 
 @closed_form(static=1, inner=True)
 def mean_square(groups, x, where, n, eps):
-    """A unit about zero, u = x s, and mean u² in it: one read of x if s = 1 fits every row, otherwise two."""
+    """A unit about zero, u = x s, and mean u² in it: one read of x if s = 1 fits every row.
+
+    Otherwise two more: for the largest |x| of each row, and for its squares in the unit that suits it.
+    """
+    shape = tuple(1 if i in groups.reduced else size for i, size in enumerate(x.shape))
+    zero = jnp.zeros_like(x, accumulator(x.dtype), shape=shape)
+    _, zero, one = same_varying(x, zero, jnp.ones_like(zero))
 
     def measure(scale):
         return scale, groups.total(masked(where, Unit(scale, zero).of(x)) ** 2) / n
 
     def is_good(scale, square):
         return fits(jnp.maximum(jnp.sqrt(square), Unit(scale, zero).root(eps)))
+
+    first = measure(one)
+    bad = jnp.any(~is_good(*first))
 
     def measure_again(state):
         _, scale, square = state
@@ -128,11 +137,6 @@ def mean_square(groups, x, where, n, eps):
     def until_good():  # under `vmap` both branches run, and this loop only where a row is bad
         return lax.while_loop(lambda state: state[0], measure_again, (bad, *first))[1:]
 
-    shape = tuple(1 if i in groups.reduced else size for i, size in enumerate(x.shape))
-    zero = jnp.zeros_like(x, accumulator(x.dtype), shape=shape)
-    _, zero, one = same_varying(x, zero, jnp.ones_like(zero))
-    first = measure(one)
-    bad = jnp.any(~is_good(*first))
     scale, square = lax.cond(bad, until_good, lambda: first)
     return Unit(scale, zero), square
 

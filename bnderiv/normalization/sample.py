@@ -27,9 +27,13 @@ def sample_mean(groups: Groups, x: jax.Array, where: jax.Array | None) -> jax.Ar
     inner = math.prod(sizes.values())
     sample, taken = max(1, max(SAMPLE, TIMES_ROOT * math.isqrt(inner * groups.each)) // groups.each), 1
     places = [slice(None)] * x.ndim
+    over_batch = 0 in sizes
     for i, size in sizes.items():
-        inner = 1 if 0 in sizes and i else inner // size
-        wanted = max(sample, size * inner // SMALL) if i == 0 else -(-sample // (taken * inner))
+        inner //= size  # elements at one index of this axis
+        if i == 0:
+            wanted = max(sample, size * inner // SMALL)
+        else:
+            wanted = -(-sample // (taken if over_batch else taken * inner))
         places[i] = _places(size, wanted, innermost=i == x.ndim - 1)
         taken *= len(range(size)[places[i]])
     x = _taken(x, places)  # one slice: between two, XLA materializes the first

@@ -29,9 +29,9 @@ from bnderiv._target import apart
 # by 2.6e-7 at two deviations. If all elements are equal, K may also be within either of these distances of them.
 NEAR = 8  # eps times |K|: some units in the last place, as a running mean stops before it reaches a constant
 OF_EPSILON = 1 / 2  # √(this times eps) √ε: a deviation that is taken for none by mistake has an x̂ below 3 eps
-# A variance below this part of m² is not told from rounding.
-NOISE = 16
-# Reads of x at most. One is usual, and two if the guess was off; a guess of 1e150 for numbers around 1 took 11.
+NOISE = 16  # eps times m²: a variance up to this may be the rounding of m² alone
+# Reads of x at most. One is usual, and two if the guess was off. For numbers around 1, the worst of 300 guesses up to
+# the largest number of the dtype took 5 in float32, and 22 in float64.
 MOST_READS = 24
 
 
@@ -54,7 +54,7 @@ class Unit(NamedTuple):
         return a if isinstance(self.scale, int) else a / self.scale
 
     def back(self, du: jax.Array) -> jax.Array:
-        """The gradient by x of what has the gradient `du` by u."""
+        """∂J/∂x, from `du` = ∂J/∂u."""
         return du * self.scale
 
     def root(self, eps: "Epsilon") -> jax.Array:
@@ -114,8 +114,8 @@ def measured(
     """The moments by `mean_and_var`: in one read of x if `shift` is near the mean.
 
     Otherwise x is read again for each better unit: once if K was far, some more times if it was off by many orders of
-    magnitude; never more than `MOST_READS` times. `mean_and_var` gets the unit twice, once for each of its sums: the
-    second is `apart`, as XLA would store what the two share.
+    magnitude; never more than `MOST_READS` times. `mean_and_var` gets the unit twice, once for each of its sums. The
+    second is `apart`: XLA would materialize what the two share.
     """
     _, shift = same_varying(x, _finite(shift, jnp.zeros_like(shift)))
 
@@ -148,7 +148,7 @@ def moved(moments: Moments, eps: Epsilon, over_devices: bool = False) -> tuple[j
     unit, mean, var = moments
     zero, root, off = jnp.zeros_like(mean), unit.root(eps), jnp.abs(mean)
     equal = var == 0
-    # A square that overflowed may be any large number's: from the cube of the middle, the next measurement tells.
+    # If a square overflowed, the deviation may be any large number: middle³ is assumed, and measured from there.
     deviation = jnp.minimum(jnp.sqrt(var), middle(var.dtype) ** 3)
     ulp = float(jnp.finfo(var.dtype).eps)
     close = jnp.maximum(NEAR * ulp * jnp.abs(unit.origin), math.sqrt(OF_EPSILON * ulp) * root)
@@ -172,7 +172,7 @@ def _finite(a: jax.Array, zero: jax.Array) -> jax.Array:
 
 
 def above_noise(var: jax.Array, square: jax.Array) -> jax.Array:
-    """v, but 0 where it is not told from the rounding of m²."""
+    """v, but 0 where it may be the rounding of m² alone."""
     return lax.select(var <= NOISE * jnp.finfo(var.dtype).eps * square, jnp.zeros_like(var), var)
 
 
@@ -183,13 +183,13 @@ def fits(size: jax.Array) -> jax.Array:
 
 
 def scale_for(size: jax.Array, shift: Any = 0.0, over_devices: bool = False) -> jax.Array:
-    """The power of two by which deviations of `size` come to between 1 and 2. What is not finite counts as large.
+    """s: the power of two that brings deviations of `size` to between 1 and 2. What is not finite counts as large.
 
-    But K s stays finite, K being `shift`. (Where all are equal, deviations are 0 in any unit.)
+    It is smaller where K s would overflow; K is `shift`. (Where all are equal, deviations are 0 in any unit.)
 
-    For moments that are yet to be merged `over_devices`: one that leaves deviations as they are, or brings them to the
-    dtype's middle, and is not as fine as could be where nothing deviates. The ratio of two devices' units, by which
-    their cotangents go, must not underflow.
+    `over_devices`: the moments are yet to be merged. Their cotangents are multiplied by ratios of two devices' scales,
+    and these must not underflow. So s is 1 while deviations lie between 1/middle and middle, and otherwise brings them
+    to the nearer of the two. It is at most middle², also where nothing deviates.
     """
     if over_devices:
         widest = middle(size.dtype)

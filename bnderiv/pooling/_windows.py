@@ -80,9 +80,10 @@ class Windows(NamedTuple):
 
     @property
     def cells_of(self) -> np.ndarray:
-        """Row b, column p: which of its cells window b of those that may cover p has in p; −1: none (P6).
+        """Row b, column p: the number of the cell that window b has at p; −1 if it does not cover p (P6).
 
-        Window b is the one b back from the last that starts at or before p, or `one_by_one` the b-th of all.
+        The windows are counted back from p: window 0 is the last that starts at or before p. If they are taken
+        `one_by_one`, b is a window's own number.
         """
         place = np.arange(self.size) + self.before
         terms = np.arange(min(self.count, -(-self.reach // self.stride)))[:, None]
@@ -162,7 +163,7 @@ def cells_beyond(size: int, reach: int, stride: int, before: int, after: int) ->
 
 def pad(x: jax.Array, sides: Sides, value: float) -> jax.Array:
     """`x` with its padding, along all axes at once: on a CPU, padding what was computed of padded arrays is slow."""
-    return _pad(x, {w.axis: (w.before, w.after, 0) for w in sides}, value)
+    return _checks.pad(x, {w.axis: (w.before, w.after) for w in sides}, value)
 
 
 def take(x: jax.Array, w: Windows, start: int | jax.Array, stride: int, count: int) -> jax.Array:
@@ -179,10 +180,10 @@ _CELL_BY_CELL = 9
 
 
 def few_overlapping(sides: Sides) -> list[tuple[int, ...]]:
-    """The cells of a window, if a CPU is fastest taking each by itself (`collect`, `place`); else none.
+    """The cells of a window, if a CPU is fastest taking each by itself (`collect`, `place`); otherwise none.
 
-    It is where windows of a few cells overlap; not where the innermost axis is strided: what lies side by side in
-    memory then does not in the windows. Left out are cells that every window has in the padding.
+    It is fastest for small overlapping windows, unless the innermost axis is strided: then neighbours in memory are no
+    neighbours in the windows. Cells that every window has in the padding are left out.
     """
     innermost = max(sides, key=lambda w: w.axis)
     overlap = math.prod(len(w.cells_of) for w in sides) > 1
@@ -200,8 +201,8 @@ def collect(x: jax.Array, sides: Sides, cell: tuple[int, ...]) -> jax.Array:
         at = k * w.dilation - w.before
         first, last = max(0, -(at // w.stride)), min(w.count - 1, (w.size - 1 - at) // w.stride)  # that have it in x
         x = take(x, w, at + first * w.stride, w.stride, last - first + 1)
-        margins[w.axis] = first, w.count - 1 - last, 0
-    return _pad(x, margins, 0)
+        margins[w.axis] = first, w.count - 1 - last
+    return _checks.pad(x, margins)
 
 
 def place(delta: jax.Array, sides: Sides, cell: tuple[int, ...]) -> jax.Array:
@@ -210,27 +211,27 @@ def place(delta: jax.Array, sides: Sides, cell: tuple[int, ...]) -> jax.Array:
     for w, k in zip(sides, cell, strict=True):
         at = k * w.dilation - w.before
         margins[w.axis] = at, w.size - 1 - at - (w.count - 1) * w.stride, w.stride - 1
-    return _pad(delta, margins, 0)
+    return _checks.pad(delta, margins)
 
 
 def dilate(delta: jax.Array, w: Windows) -> jax.Array:
     """δ with stride − 1 zeros between its entries and a margin: entry p + reach − 1 − k·dilation of the result is the δ
     of the window that has x's cell p as its cell k, or zero where there is none (P5).
     """
-    return _pad(delta, {w.axis: (*w.margin, w.stride - 1)}, 0)
+    return _checks.pad(delta, {w.axis: (*w.margin, w.stride - 1)})
 
 
 def with_margins(delta: jax.Array, w: Windows) -> jax.Array:
     """δ with room for windows that are not there, for `upsample`."""
     if w.one_by_one:
         return delta
-    return _pad(delta, {w.axis: (len(w.cells_of) - 1, _starts(w) - w.count, 0)}, 0)
+    return _checks.pad(delta, {w.axis: (len(w.cells_of) - 1, _starts(w) - w.count)})
 
 
 def upsample(delta: jax.Array, w: Windows, back: int | jax.Array) -> jax.Array:
-    """For each of x's cells the δ (with margins) of window `back` of those that may cover it.
+    """For each of x's cells, δ (with margins) of window `back`, counted back as in `Windows.cells_of`.
 
-    Anything where there is no such window, or where it does not reach the cell: see `Windows.cells_of`.
+    If there is no such window, or it does not cover the cell, the value is arbitrary: `cells_of` is −1 there.
     """
     if w.one_by_one:
         shape = *delta.shape[: w.axis], w.size, *delta.shape[w.axis + 1 :]
@@ -245,9 +246,3 @@ def upsample(delta: jax.Array, w: Windows, back: int | jax.Array) -> jax.Array:
 def _starts(w: Windows) -> int:
     """How many windows would start within x and the padding before it."""
     return -(-(w.size + w.before) // w.stride)
-
-
-def _pad(x: jax.Array, config: dict[int, tuple[int, int, int]], value: float) -> jax.Array:
-    if not any(any(c) for c in config.values()):
-        return x
-    return lax.pad(x, jnp.asarray(value, x.dtype), [config.get(a, (0, 0, 0)) for a in range(x.ndim)])

@@ -1,4 +1,8 @@
-"""Average pooling with its gradient in closed form (derivation.md, P1–P6)."""
+"""Average pooling with its gradient in closed form (derivation.md, P1–P6).
+
+On a CPU, small overlapping windows are summed cell by cell, others along one axis after the other (P2). Backward
+likewise: (P4), or (P5) and (P6) along each axis. Elsewhere both are XLA's operations on windows (`_xla.py`).
+"""
 
 import functools
 import math

@@ -1,4 +1,9 @@
-"""Max pooling with its gradient in closed form (derivation.md, P7–P10)."""
+"""Max pooling with its gradient in closed form (derivation.md, P7–P11).
+
+Forward, `first_maxima` compares the cells of a window in order: all of them at once if they are few (P7), otherwise one
+axis after the other (P8). Backward, `hand_to_winners` goes through the windows that cover a cell: at once (P10), or one
+axis after the other (P11). On a TPU both are XLA's operations on windows (`_xla.py`).
+"""
 
 import functools
 import itertools
@@ -50,7 +55,7 @@ def max_pool(
     that won it, δ_pq = Σ δ_ij over the windows (p, q) won (derivation.md, P10): among equals the first in row-major
     order, as in PyTorch and XLA; a NaN is larger than any number and the first NaN wins; padding never wins, not even a
     tie among −inf. Saved for the backward: the winner's number within its window, one byte for windows of up to 256
-    cells; on a TPU `x`. (A traced program names both until it is compiled for its target.)
+    cells; on a TPU `x`. (A traced program holds both until it is compiled for its target.)
 
     Args:
       x: floating dtype, rank of the spatial axes and two: (N, L, C), (N, H, W, C), (N, D, H, W, C), or as
@@ -106,7 +111,7 @@ _max_pool.defvjp(_max_pool_fwd, _max_pool_bwd)
 
 
 def _maxima_and_winners(sides, x):
-    """The maxima z, and the winners κ, which the backward wants but on a TPU (0 there)."""
+    """The maxima z and the winners κ. On a TPU κ is 0: the backward there does not read it."""
 
     def on_tpu(x):
         z = _xla.maxima(sides, x)
@@ -209,7 +214,7 @@ def _first_maxima_of(x, blocks: Sequence[Block]):
 
 
 def _first_cell_by_cell(x, blocks: Sequence[Block], cell=()):
-    """The same of few cells, each taken from x. A row's maximum, which several windows share, a GPU would store."""
+    """The same for few cells, each taken from x: a GPU would materialize the rows' maxima, which windows share."""
     if len(cell) == len(blocks):
         sides = [b.of for b in blocks]
         return _checks.same_varying(x, jnp.full(x.shape, _number(sides, cell), _number_dtype(sides)))
@@ -289,7 +294,7 @@ def _hand_at_once(sides, winner, share):
         winner, share = with_margins(winner, w), with_margins(share, w)
 
     def add(total, winner, share, cell):
-        """Adds what the windows hand that are so far counted back along the first axes, where they have `cell`."""
+        """Adds what these windows hand to x's cells; `cell`: which of their cells these are, along the first axes."""
         if len(cell) < len(sides):
             w = sides[len(cell)]
             for back, k in enumerate(w.cells_of):

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from bnderiv.pooling.steps import windows_of
+from bnderiv.pooling.steps import geometry_of
 
 Slips = Iterator[tuple[str, str, np.ndarray]]
 Cells = list[tuple[int, ...]]
@@ -72,7 +72,7 @@ def _places(steps: Any, dilation: int | Sequence[int]) -> tuple[list[np.ndarray]
     On the axes of batch and channels every place has a window, and each window one cell.
     """
     options = steps.ceil_mode, steps.channel_axis, steps.batch_axis
-    w = windows_of(steps.x, steps.window, steps.strides, steps.padding, dilation, *options)
+    w = geometry_of(steps.x, steps.window, steps.strides, steps.padding, dilation, *options)
     first, offsets = [np.arange(size) for size in steps.x.shape], [[0] for _ in steps.x.shape]
     sides = zip(w.spatial, w.counts, w.strides, w.padding, w.window, w.dilation, strict=True)
     for axis, count, stride, (before, _), m, d in sides:

@@ -114,7 +114,7 @@ def avg_pool(
       ([1.0, 2.0], [1.0, 1.0, 2.0, 2.0])
     """
     x, dy = arrays(x=x, dy=dy)
-    w = windows_of(x, window, strides, padding, 1, ceil_mode, channel_axis, batch_axis)
+    w = geometry_of(x, window, strides, padding, 1, ceil_mode, channel_axis, batch_axis)
     window, strides, padding = w.window, w.strides, w.padding
     x_padded = w.pad(x, 0)
     total = _sum(w.cells(x_padded))
@@ -158,7 +158,7 @@ def max_pool(
       ([1, 0], [0.0, 5.0, 7.0, 0.0])
     """
     x, dy = arrays(x=x, dy=dy)
-    w = windows_of(x, window, strides, padding, dilation, ceil_mode, channel_axis, batch_axis)
+    w = geometry_of(x, window, strides, padding, dilation, ceil_mode, channel_axis, batch_axis)
     window, strides, padding, dilation = w.window, w.strides, w.padding, w.dilation
     x_padded = w.pad(x, -jnp.inf)
     winner, z = w.first_largest(x_padded, w.pad(jnp.ones_like(x, jnp.bool_), False))  # (P7)
@@ -172,8 +172,8 @@ def max_pool(
     return gather(MaxPool, locals())
 
 
-class Windows(NamedTuple):
-    """Where the windows lie; one entry for each spatial axis."""
+class Geometry(NamedTuple):
+    """Where the windows lie: each field has an entry for each spatial axis."""
 
     spatial: Ints
     sizes: Ints
@@ -236,7 +236,7 @@ class Windows(NamedTuple):
         return winner, best
 
 
-def windows_of(
+def geometry_of(
     x: jax.Array,
     window: Any,
     strides: Any,
@@ -245,7 +245,7 @@ def windows_of(
     ceil_mode: bool,
     channel_axis: int,
     batch_axis: int,
-) -> Windows:
+) -> Geometry:
     """Where the windows lie.
 
     Raises:
@@ -255,7 +255,7 @@ def windows_of(
     sides = windows(x, window, strides, padding, dilation, ceil_mode, channel_axis, batch_axis)
     axes, sizes, window, strides, dilation, before, after, beyond = zip(*sides, strict=True)
     padding = tuple((low, high - more) for low, high, more in zip(before, after, beyond, strict=True))
-    return Windows(axes, sizes, window, strides, padding, dilation, beyond)
+    return Geometry(axes, sizes, window, strides, padding, dilation, beyond)
 
 
 def _sum(terms: Any) -> jax.Array:

@@ -62,9 +62,9 @@ _MODULES = (*(f"bnderiv.{room}.steps" for room in _ROOMS), "bnderiv.steps.differ
 
 
 def __getattr__(name: str) -> Any:
-    for module in _MODULES if name in __all__ else ():
-        if hasattr(importlib.import_module(module), name):
-            globals()[name] = getattr(importlib.import_module(module), name)
+    for module in map(importlib.import_module, _MODULES if name in __all__ else ()):
+        if hasattr(module, name):
+            globals()[name] = getattr(module, name)
             return globals()[name]
     raise AttributeError(f"module 'bnderiv.steps' has no attribute {name!r}")
 

@@ -34,9 +34,9 @@ Candidate = tuple[str, np.ndarray]
 
 _FEW = 4  # a factor up to this is as likely a constant as a number of elements
 
-# For every slip that a room knows: (step, sentence, the value it would have given), from steps in float64 NumPy. A
-# fourth entry, if there is one, names earlier steps in which the slip was made.
-_ROOMS: dict[type, Callable[[Any], Iterable[Any]]] = {
+# The slips that people make in each layer, from its steps in float64 NumPy: (step, sentence, the value it would have
+# given), and perhaps a fourth entry, earlier steps in which the slip was made.
+_SLIPS: dict[type, Callable[[Any], Iterable[Any]]] = {
     normalization_steps.BatchNorm: normalization.of_batch_norm,
     normalization_steps.BatchNormRelu: normalization.of_batch_norm_relu,
     normalization_steps.BatchNormGraph: normalization.of_batch_norm_graph,
@@ -75,12 +75,9 @@ def explain(
     steps: Any,
     seen_right: Collection[str] = (),
 ) -> str | None:
-    """The known slip that gives these numbers, or None. None that was made in a step of `seen_right`."""
+    """The known slip that gives these numbers, or None. A slip made in a step of `seen_right` is ruled out."""
     off = float(distance(mine, right).max(initial=0.0)) if mine.shape == right.shape else math.inf
-    allowed = max(tolerance * largest(right), floor)
-    # A slip explains a gross difference if it leaves none, and a difference near rounding if it leaves much less.
-    enough = allowed if off > allowed else off / 16
-    gross = off > allowed
+    gross = off > max(tolerance * largest(right), floor)
     with np.errstate(all="ignore"):  # wrong lines divide by zero
         for sentence, candidate in _candidates(name, mine, right, steps, gross, seen_right):
             known = np.isfinite(candidate) & (np.isfinite(right) if right.shape == candidate.shape else True)
@@ -88,7 +85,8 @@ def explain(
                 continue
             left = float(distance(mine, candidate)[known].max())
             here = float(distance(mine, right)[known].max()) if gross and mine.shape == right.shape else off
-            size = max(tolerance * largest(candidate[known]), floor) if gross else enough
+            # A slip must leave nothing of a gross difference, and of one near rounding much less.
+            size = max(tolerance * largest(candidate[known]), floor) if gross else off / 16
             if left <= size and here > size:
                 return sentence
     return None
@@ -108,8 +106,8 @@ def about_shapes(mine: np.ndarray, right: np.ndarray) -> str | None:
 def _candidates(
     name: str, mine: np.ndarray, right: np.ndarray, steps: Any, gross: bool, seen_right: Collection[str]
 ) -> Iterator[Candidate]:
-    """The values that slips would have given: those of the room first, then those people make anywhere."""
-    for step, sentence, value, *made_in in _ROOMS.get(type(steps), lambda _: ())(jax.tree.map(wide, steps)):
+    """The values that slips would have given: those of the layer first, then those people make anywhere."""
+    for step, sentence, value, *made_in in _SLIPS.get(type(steps), lambda _: ())(jax.tree.map(wide, steps)):
         if step == name and not any(earlier in seen_right for earlier in itertools.chain(*made_in)):
             yield sentence, np.asarray(value)
     if not gross:

@@ -50,7 +50,7 @@ def variance_jacobian(h: ArrayLike) -> jax.Array:
       >>> bnderiv.steps.variance_jacobian(jnp.array([[1.0], [3.0]])).tolist()
       [[-1.0], [1.0]]
     """
-    (h,) = _matrix(h)
+    h = _matrix(h)
     return 2 / h.shape[0] * (h - h.mean(0, keepdims=True))  # (N16)
 
 
@@ -75,14 +75,14 @@ def normalization_jacobian(h: ArrayLike, eps: ArrayLike) -> jax.Array:
       >>> bnderiv.steps.normalization_jacobian(jnp.array([[1.0], [3.0]]), 3.0).tolist()
       [[[0.1875, -0.1875], [-0.1875, 0.1875]]]
     """
-    (h,) = _matrix(h)
+    h = _matrix(h)
     c = (h - h.mean(0, keepdims=True)).T  # h_kl − μ_l, (H, N) by [l, k]
     inv_std = 1 / jnp.sqrt((c**2).mean(1) + eps)[:, None, None]
     centering = centering_jacobian(h.shape[0]).astype(h.dtype)[None]
     return centering * inv_std - c[:, :, None] * c[:, None, :] * inv_std**3 / h.shape[0]  # (N17)
 
 
-def _matrix(h: Any) -> list[jax.Array]:
+def _matrix(h: Any) -> jax.Array:
     (h,) = arrays(h=h)
     _checks.rank_is("h", h, 2, "(N, H)")
-    return [h]
+    return h
