@@ -46,6 +46,27 @@ def once(a: jax.Array) -> jax.Array:
     return by_target(a, cpu=quotient, default=lambda a: a)
 
 
+def weighted_sum(weights: jax.Array, a: jax.Array, axes: tuple[int, ...], default: Callable[..., Any]) -> jax.Array:
+    """Σ weights · a along `axes`, which stay, of length 1: `default(weights · a)`, or in a CPU's program a product.
+
+    There XLA's library sums take factors of one shape only, so `weights` would be materialized in the shape of `a`. By
+    matrix times vector a layer norm of 8×512×768 takes 0.8 of the time.
+    """
+    rest = a.ndim - len(axes)
+
+    def product(weights: jax.Array, a: jax.Array) -> jax.Array:
+        vector = jax.lax.squeeze(weights, tuple(range(rest)))
+        dimensions = ((axes, tuple(range(len(axes)))), ((), ()))
+        return jax.lax.expand_dims(jax.lax.dot_general(a, vector, dimensions, precision="highest"), axes)
+
+    def total(weights: jax.Array, a: jax.Array) -> jax.Array:
+        return default(weights * a)
+
+    if axes != tuple(range(rest, a.ndim)) or weights.shape != (1,) * rest + a.shape[rest:]:
+        return total(weights, a)
+    return by_target(weights, a, cpu=product, default=total)
+
+
 # Fewer channels than this, on the last axis, are computed in rows: XLA:CPU vectorizes along the last axis, and six
 # numbers do not fill a register. A batch norm of 32×28×28×6 takes twice as long otherwise.
 FEW_CHANNELS = 16
@@ -123,7 +144,10 @@ class _Rows(NamedTuple):
     def to_statistics(self, a: jax.Array) -> jax.Array:
         return a
 
-    to_parameters = repeated = to_statistics
+    to_parameters = used_twice = repeated = to_statistics
+
+    def weighted(self, gamma: jax.Array, a: jax.Array) -> jax.Array:
+        return gamma * a
 
     def over_all(self, shared: jax.Array) -> jax.Array:
         return shared[..., : self.channels].sum()

@@ -111,11 +111,12 @@ def _normalize_bwd(groups, relu, residuals, delta):
         units = apart(units, on=GPU + TPU if z is None else GPU)
     delta_1, delta_2, delta_y = map(through_relu, units)
     sum_delta = groups.inner(delta_1)
-    sum_delta_x_hat = r * (groups.inner(delta_2 * u) - moments.mean * sum_delta)  # u is not centered
+    sum_delta_u = groups.inner(delta_2 * u)  # u is not centered
+    sum_delta_x_hat = groups.used_twice(r * (sum_delta_u - moments.mean * sum_delta))
     d_beta = groups.to_parameters(sum_delta)  # (N6)
     d_gamma = groups.to_parameters(sum_delta_x_hat)  # (N5)
-    d_var = once(-0.5 * grouped_r**2 * groups.to_statistics(gamma * sum_delta_x_hat))  # (N8)
-    d_mean = -groups.to_statistics(g * sum_delta)  # (N10)
+    d_var = once(-0.5 * grouped_r**2 * groups.weighted(gamma, sum_delta_x_hat))  # (N8)
+    d_mean = -grouped_r * groups.weighted(gamma, sum_delta)  # (N10)
     dx = unit.back(g * delta_y)  # (N7), (N11) part 1
     d_z = None if z is None else delta_y.astype(z.dtype)  # (N31)
     d_eps = Epsilon(groups.over_all(d_var * grouped.unit.scale * grouped.unit.scale), None)
