@@ -167,7 +167,7 @@ def _indexed_bwd(smoothing, residuals, delta):
     t = targets(smoothing, class_weights, where, y)
     sums_to_one = class_weights is None and where is None
     half, log_sum, p = _over_counted(z, where)
-    dlogits = _select(where, delta * (valid * ((p if sums_to_one else p * t.sum(-1, keepdims=True)) - t)))  # (S10)
+    dlogits = _select(where, delta * valid * ((p if sums_to_one else p * t.sum(-1, keepdims=True)) - t))  # (S10)
     dweights = _gradient_of_weights(delta * valid, half, log_sum, _smoothed(smoothing, where, y), class_weights, where)
     return dweights, None, dlogits.astype(logits.dtype), None
 
