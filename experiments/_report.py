@@ -46,7 +46,7 @@ LOOKS: dict[str, dict[str, Any]] = {
     "Haiku": {"color": "tab:purple", "marker": "x", "markersize": 6, "linestyle": "--"},
     "PyTorch": {"color": "tab:brown", "marker": "P", "markersize": 6, "linestyle": "-."},
 }
-OF_A_RUN = ("date", "machine", "processor", "memory", "versions")  # entries of the numbers that the page repeats
+OF_A_RUN = ("date", "machine", "memory", "versions")  # entries of the numbers that the page repeats
 
 
 class Picture(NamedTuple):

@@ -115,6 +115,36 @@ def test_equal_layers_are_traced_once(monkeypatch):
     assert len(traced) == 1
 
 
+# Other norms and losses on a CPU, where each sum is a kernel of its own. A norm writes y, dx and the terms of ∂J/∂γ; a
+# loss exp(z) and dlogits, and for labels with a gradient this and its own terms.
+
+
+ROWS, GAMMA = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((8, 40, 96), (96,)))
+LABELS = jax.ShapeDtypeStruct((8, 40), jnp.int32)
+
+
+@pytest.mark.parametrize(
+    ("layer", "arguments", "full"),
+    [
+        (bnderiv.layer_norm, (ROWS, GAMMA, GAMMA), 3),
+        (bnderiv.rms_norm, (ROWS, GAMMA), 3),
+        (bnderiv.softmax_cross_entropy, (ROWS, ROWS), 4),
+        (bnderiv.softmax_cross_entropy_with_integer_labels, (ROWS, LABELS), 2),
+    ],
+    ids=["layer_norm", "rms_norm", "cross_entropy", "integer_labels"],
+)
+def test_arrays_of_the_size_of_x(layer, arguments, full):
+    delta = jax.eval_shape(layer, *arguments)
+
+    def both_ways(arguments, delta):
+        y, pull_back = jax.vjp(layer, *arguments)
+        return y, pull_back(delta)
+
+    program: Any = jax.jit(both_ways).lower(arguments, delta).compile()
+    written = [n for _, sizes in launched(program) for n in sizes if n >= ROWS.size]
+    assert written == [ROWS.size] * full
+
+
 def test_batch_renorm_keeps_x_and_vectors():
     layer = lambda x, *vectors: bnderiv.batch_renorm(x, *vectors)[0]  # noqa: E731
     assert saved(layer, X, *[VECTOR] * 4) <= size_in_bytes(X) + 12 * VECTOR_BYTES + 8

@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 
 from bnderiv.linen import BatchNorm, Conv
 
@@ -52,6 +53,8 @@ def layer(name: str, x: jax.Array, *parameters: jax.Array, **options: Any) -> An
         return batch_norm(x, *parameters, relu=name.endswith("relu"))
     if name.endswith("_pool"):
         return pool(name, x, **options)
+    if name.startswith("softmax_cross_entropy"):
+        return getattr(optax.losses, name)(x, *parameters)
     if name in ("relu", "tanh"):
         return getattr(nn, name)(x)
     eps, groups = options["eps"], options.get("groups")

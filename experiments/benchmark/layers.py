@@ -1,4 +1,4 @@
-"""Pools and batch norm by themselves, forward and backward."""
+"""Pools, batch norm and losses by themselves, forward and backward."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,6 +13,7 @@ from experiments.benchmark.torch_peer import Torch
 IMAGES = (64, 56, 56, 64)
 SHAPES = (IMAGES, (256, 8, 8, 512), (32, 28, 28, 6), (128, 1024), (64, 84))
 WINDOWS = ((2, 2, 0), (3, 2, 0), (3, 2, 1))  # and strides, and paddings; the last as before ResNet's first block
+LOGITS = ((128, 10), (512, 1000), (256, 32_000))  # digits, ImageNet, words
 RESNET50 = tuple((256, side, side, c) for side, c in ((112, 64), (56, 64), (56, 256), (28, 512), (14, 1024), (7, 2048)))
 
 
@@ -63,6 +64,28 @@ def batch_norm(effort: Effort, torch: Torch, shape: Sequence[int], dtype: Any, r
     contestants["4 copies in place"] = _copies(in_place, jnp.zeros_like(x), again=True)
     name = f"batch norm{' + relu' if relu else ''}, {by(shape)}, {jnp.dtype(dtype).name}"
     return {"case": name, "times": interleaved(contestants, FEWER if x.size > 10**6 else effort)}
+
+
+def losses(effort: Effort) -> dict[str, Any]:
+    """Cross entropies of integer labels and of distributions. Those of Flax's users are optax's."""
+    cases = []
+    for shape in LOGITS[:1] if effort.quick else LOGITS:
+        labels = jax.random.randint(jax.random.key(0), shape[:1], 0, shape[-1])
+        distributions = jax.nn.softmax(jax.random.normal(jax.random.key(1), shape))
+        cases.append(loss(effort, shape, "softmax_cross_entropy_with_integer_labels", labels))
+        cases.append(loss(effort, shape, "softmax_cross_entropy", distributions))
+    return {"cases": cases}
+
+
+def loss(effort: Effort, shape: Sequence[int], name: str, labels: jax.Array) -> dict[str, Any]:
+    """Everybody, differentiated by the logits."""
+    logits, delta = (jax.random.normal(jax.random.key(i), s) for i, s in ((2, shape), (3, shape[:1])))
+    contestants = {
+        who: of_jax(both_ways(lambda z, f=f: f(z, labels)), (logits,), delta) for who, f in peers.layers(name).items()
+    }
+    kind = "integer labels" if labels.ndim == 1 else "distributions"
+    times = interleaved(contestants, FEWER if logits.size > 10**6 else effort)
+    return {"case": f"cross entropy, {kind}, {by(shape)}", "times": times}
 
 
 def both_ways(layer: Callable[..., Any], has_aux: bool = False) -> Callable[..., Any]:

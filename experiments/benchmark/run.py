@@ -51,6 +51,7 @@ SECTIONS: dict[str, Callable[[Effort, Torch], dict[str, Any]]] = {
     "geometries": lambda effort, _: geometries.measure(effort),
     "batch_norm": partial(layers.batch_norms, False),
     "batch_norm_relu": partial(layers.batch_norms, True),
+    "loss": lambda effort, _: layers.losses(effort),
     "memory": lambda effort, _: memory.measure(effort),
     "convolution": lambda effort, _: convolutions.measure(effort),
     "growth": lambda effort, _: growth.measure(effort),
@@ -100,7 +101,6 @@ def run(names: list[str], effort: Effort, numbers: Path, options: Settings) -> N
     """Measures the sections, each written as soon as it is done."""
     content = _report.numbers(numbers) if numbers.exists() else {}
     content |= {
-        "processor": processor(),
         "backend": jax.default_backend(),
         "memory": allocator.state(),
         "quick": effort.quick,
@@ -113,7 +113,7 @@ def run(names: list[str], effort: Effort, numbers: Path, options: Settings) -> N
         start = time.perf_counter()
         with contextlib.closing(Torch()) as torch:
             section = SECTIONS[name](effort, torch)
-        section["seconds"] = round(time.perf_counter() - start)
+        section["seconds"], section["processor"] = round(time.perf_counter() - start), processor()
         section["date"], section["versions"] = _report.today(), PEERS | _report.versions(*PEERS)
         content["sections"][name] = section
         _report.keep(numbers, content | again, options)

@@ -7,7 +7,7 @@ from experiments._report import Part, Picture, Report, Table, Text
 from experiments.benchmark import lenet_step, picture
 
 OURS = "bnderiv"
-TIMED = ("lenet", "epoch", "max_pool", "avg_pool", "batch_norm", "batch_norm_relu", "gpu")  # against peers
+TIMED = ("lenet", "epoch", "max_pool", "avg_pool", "batch_norm", "batch_norm_relu", "loss", "gpu")  # against peers
 LIMITS = ("a copy of x", "4 copies", "4 copies in place")
 
 
@@ -50,7 +50,7 @@ def where_slower(content: dict[str, Any]) -> list[Part]:
 
 
 def comparisons(content: dict[str, Any]) -> Iterator[tuple[str, str, float]]:
-    """(case, peer, its median time / ours) of the LeNet step, the pools and batch norm; PyTorch at its best."""
+    """(case, peer, its median time / ours) of what is timed against peers; PyTorch at its best."""
     for name in TIMED:
         for case in content["sections"].get(name, {"cases": []})["cases"]:
             times = best_of_torch(case["times"])
@@ -247,7 +247,7 @@ def _overhead(section: dict[str, Any]) -> list[Part]:
 
 def _about(section: dict[str, Any]) -> str:
     names = ", ".join(f"{name} {version or 'absent'}" for name, version in section["versions"].items())
-    return f"{section['date']}, {section['seconds']} s; {names}."
+    return f"{section['date']}, {section['processor']}, {section['seconds']} s; {names}."
 
 
 SECTIONS = {  # title, and what makes its tables
@@ -258,6 +258,7 @@ SECTIONS = {  # title, and what makes its tables
     "geometries": ("Pools of random windows", _geometries),
     "batch_norm": ("Batch norm", _timed),
     "batch_norm_relu": ("Batch norm and ReLU", _timed),
+    "loss": ("Softmax cross entropy", _timed),
     "memory": ("Memory", _memory),
     "convolution": ("Convolutions: which way", _convolution),
     "growth": ("Growth", _growth),

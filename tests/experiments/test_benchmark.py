@@ -93,6 +93,9 @@ def written(content):
     return _report.markdown(tables.present(content, "stem").parts)
 
 
+MEASURED = {"date": "d", "processor": "p", "seconds": 1}
+
+
 def test_pytorch_at_its_best_and_losses_in_bold():
     times = {
         "bnderiv": ms(2.0),
@@ -103,20 +106,20 @@ def test_pytorch_at_its_best_and_losses_in_bold():
         "4 copies": ms(1.0),
     }
     assert list(tables.best_of_torch(times)) == ["bnderiv", "Flax", "4 copies", "PyTorch (compiled, 2 threads)"]
-    about = {"machine": "m", "processor": "p", "backend": "cpu", "memory": "kept"}
-    section = {"cases": [{"case": "a case", "times": times}], "date": "d", "seconds": 1, "versions": {"torch": None}}
+    about = {"machine": "m", "backend": "cpu", "memory": "kept"}
+    section = {"cases": [{"case": "a case", "times": times}], "versions": {"torch": None}, **MEASURED}
     text = written({**about, "sections": {"batch_norm": section}})
     assert "1 (0.9–1.1), **0.50×**" in text  # Flax
     assert "6 (5.4–6.6), 3.00×, compiled, 2 threads" in text
     assert "1 (0.9–1.1), 0.50×" in text  # a limit is no peer
     assert "In 1 of 2 comparisons" in text
     assert "| a case | Flax | 0.50 |" in text
-    assert "torch absent" in text
+    assert "d, p, 1 s; torch absent" in text
 
 
 def test_without_a_gpu_the_table_says_so():
-    section = {"cases": [], "absent": "no GPU measured", "date": "d", "seconds": 1, "versions": {}}
-    content = {"machine": "m", "processor": "p", "backend": "cpu", "memory": "kept", "sections": {"gpu": section}}
+    section = {"cases": [], "absent": "no GPU measured", "versions": {}, **MEASURED}
+    content = {"machine": "m", "backend": "cpu", "memory": "kept", "sections": {"gpu": section}}
     assert "no GPU measured" in written(content)
 
 
