@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 
 from bnderiv._checks import longer
-from bnderiv._cpu import once, weighted_sum
+from bnderiv._cpu import once
 from bnderiv._numbers import accumulator
 
 
@@ -48,10 +48,6 @@ class Groups:
     def used_twice(self, inner: jax.Array) -> jax.Array:
         """Inner sums, which a CPU is not to compute for each use where they are as many as elements."""
         return once(inner) if self.statistics else inner
-
-    def weighted(self, gamma: jax.Array, inner: jax.Array) -> jax.Array:
-        """Σ γ a over the elements that share statistics, of inner sums `a`."""
-        return weighted_sum(gamma, inner, self.statistics, self.to_statistics) if self.statistics else gamma * inner
 
     def to_parameters(self, inner: jax.Array) -> jax.Array:
         """Inner sums to sums over the elements that share gamma and beta."""
@@ -110,9 +106,6 @@ class ChannelGroups(Groups):
         inner = super().to_statistics(inner)
         before, after = inner.shape[: self.axis], inner.shape[self.axis + 1 :]
         return inner.reshape(*before, -1, self.size, *after).sum(self.axis + 1)
-
-    def weighted(self, gamma: jax.Array, inner: jax.Array) -> jax.Array:
-        return self.to_statistics(gamma * inner)
 
     def total(self, a: jax.Array) -> jax.Array:
         return self.to_statistics(self.inner(a))

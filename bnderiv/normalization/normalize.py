@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bnderiv._cpu import once, platform_layout
+from bnderiv._cpu import once, platform_layout, weighted_sum
 from bnderiv._rule import both_modes, closed_form
 from bnderiv._target import GPU, TPU, apart
 from bnderiv.activation.relu import rectify
@@ -115,8 +115,8 @@ def _normalize_bwd(groups, relu, residuals, delta):
     sum_delta_x_hat = groups.used_twice(r * (sum_delta_u - moments.mean * sum_delta))
     d_beta = groups.to_parameters(sum_delta)  # (N6)
     d_gamma = groups.to_parameters(sum_delta_x_hat)  # (N5)
-    d_var = once(-0.5 * grouped_r**2 * groups.weighted(gamma, sum_delta_x_hat))  # (N8)
-    d_mean = -grouped_r * groups.weighted(gamma, sum_delta)  # (N10)
+    d_var = once(-0.5 * grouped_r**2 * weighted_sum(groups, gamma, None, sum_delta_x_hat))  # (N8)
+    d_mean = -weighted_sum(groups, gamma, r, sum_delta)  # (N10)
     dx = unit.back(g * delta_y)  # (N7), (N11) part 1
     d_z = None if z is None else delta_y.astype(z.dtype)  # (N31)
     d_eps = Epsilon(groups.over_all(d_var * grouped.unit.scale * grouped.unit.scale), None)

@@ -8,6 +8,7 @@ from jax import lax
 
 from bnderiv import _checks
 from bnderiv._checks import same_varying
+from bnderiv._cpu import weighted_sum
 from bnderiv._numbers import accumulator
 from bnderiv._rule import both_modes, closed_form, layer
 from bnderiv.normalization.arguments import epsilon, laid, normalized_axes, parameter
@@ -100,7 +101,7 @@ def _by_root_mean_square_bwd(groups, residuals, delta):
     sum_delta_x_hat = groups.inner(delta * x_hat)
     d_gamma = groups.to_parameters(sum_delta_x_hat)  # (N5)
     d_beta = None if beta is None else groups.to_parameters(groups.inner(delta))  # (N6)
-    sum_g_x_hat = groups.weighted(gamma, sum_delta_x_hat)  # Σ ĝ x̂, ĝ = γ δ
+    sum_g_x_hat = weighted_sum(groups, gamma, None, sum_delta_x_hat)  # Σ ĝ x̂, ĝ = γ δ
     dx = unit.back(r * (gamma * delta - masked(where, x_hat) * (sum_g_x_hat / n)))  # (N36)
     d_eps = groups.over_all(-0.5 * ((r * unit.scale) ** 2 * sum_g_x_hat))
     return dx.astype(x.dtype), None, None, d_gamma, d_beta, Epsilon(d_eps, None)
