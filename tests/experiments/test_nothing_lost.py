@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import os
 import re
 import resource
@@ -313,3 +314,12 @@ def test_a_folder_of_checkpoints_that_is_none(tmp_path, another_user):
     with another_user(tmp_path), pytest.raises(CheckpointError, match=r"cannot be read \(Permission denied\)"):
         Checkpoints(tmp_path).steps()
     assert Checkpoints(tmp_path).steps() == []
+
+
+def test_a_failed_task_that_is_collected_late_is_not_reported(monkeypatch, caplog):
+    asyncio_says = logging.getLogger("asyncio")
+    monkeypatch.setattr(asyncio_says, "disabled", False)
+    with pytest.raises(OSError, match="full"), checkpoints._silent():
+        raise OSError("full")
+    asyncio_says.error("Task exception was never retrieved")
+    assert not caplog.records
