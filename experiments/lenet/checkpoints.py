@@ -179,9 +179,8 @@ def _silent() -> Iterator[None]:
         yield
     except Exception:
         time.sleep(0.3)  # until they are done
-        logging.getLogger(
-            "asyncio"
-        ).disabled = True  # it reports a task that failed when this is collected, at any time
+        # It reports a task that failed when this is collected, at any time.
+        logging.getLogger("asyncio").disabled = True
         raise
     finally:
         sys.unraisablehook, threading.excepthook = hooks
