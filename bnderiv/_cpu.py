@@ -1,4 +1,8 @@
-"""What is done for a CPU alone: values computed once (`quotient`, `once`), few channels in rows (`platform_layout`)."""
+"""What is done for a CPU alone.
+
+Values are computed once (`quotient`, `once`), sums over γ are products (`weighted_sum`), and few channels are put in
+rows (`platform_layout`).
+"""
 
 from collections.abc import Callable
 from functools import partial, wraps
@@ -47,10 +51,12 @@ def once(a: jax.Array) -> jax.Array:
 
 
 def weighted_sum(groups: Any, gamma: jax.Array, r: jax.Array | None, a: jax.Array) -> jax.Array:
-    """Σ γ r a over the elements that share statistics, and so r (None: 1); `a` are inner sums.
+    """Σ γ r a over the elements that share statistics: `groups.to_statistics`, with factors.
 
-    A CPU multiplies a matrix by a vector where all of these are innermost: its library sums take factors of one shape
-    only, so γ would be materialized in the shape of `a`. A layer norm of 8×512×768 takes 0.7 of the time so.
+    `a` are inner sums. r is equal for these elements; None stands for 1.
+
+    If the elements are innermost, a CPU multiplies a matrix by a vector. XLA's library sums there take factors of one
+    shape only, so a sum would materialize γ in the shape of `a`. A layer norm of 8×512×768 takes 0.7 of the time.
     """
 
     def total(gamma: jax.Array, r: Any, a: jax.Array) -> jax.Array:
@@ -66,7 +72,7 @@ def weighted_sum(groups: Any, gamma: jax.Array, r: jax.Array | None, a: jax.Arra
         return total(gamma, r, a)
     axes, rest = groups.statistics, a.ndim - len(groups.statistics)
     innermost = axes and axes == tuple(range(rest, a.ndim)) and gamma.shape == (1,) * rest + a.shape[rest:]
-    # Of one element, (γ r) a has to be what it is in dx: the two cancel.
+    # For one element, the product must be (γ r) a, as in dx: the two cancel exactly.
     if not innermost or gamma.size == 1:
         return total(gamma, r, a)
     return by_target(gamma, r, a, cpu=product, default=total)

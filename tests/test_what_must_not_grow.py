@@ -115,8 +115,10 @@ def test_equal_layers_are_traced_once(monkeypatch):
     assert len(traced) == 1
 
 
-# Other norms and losses on a CPU, where each sum is a kernel of its own. A norm writes y, dx and the terms of ∂J/∂γ; a
-# loss exp(z) and dlogits, and for labels with a gradient this and its own terms.
+# Other norms and losses: how many arrays of the size of x a CPU's program writes.
+#     a norm: y, dx, the terms of ∂J/∂γ
+#     a loss of integer labels: exp(z), dlogits
+#     a loss of distributions: these, the terms of the loss, dlabels
 
 
 ROWS, GAMMA = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((8, 40, 96), (96,)))

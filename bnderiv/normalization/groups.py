@@ -46,7 +46,7 @@ class Groups:
         return once(inner.sum(self.statistics, keepdims=True)) if self.statistics else inner
 
     def used_twice(self, inner: jax.Array) -> jax.Array:
-        """Inner sums, which a CPU is not to compute for each use where they are as many as elements."""
+        """Inner sums that have two uses. If nothing was summed, there is one for each element: a CPU keeps them."""
         return once(inner) if self.statistics else inner
 
     def to_parameters(self, inner: jax.Array) -> jax.Array:
