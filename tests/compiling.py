@@ -3,6 +3,7 @@
 What XLA's optimizations do to roundings, and to the number of kernels, is seen in tests that compile as users do.
 """
 
+import os
 from functools import cache, partial
 from typing import Any
 
@@ -27,6 +28,20 @@ QUICKLY = {
     **_known({"xla_cpu_parallel_codegen_split_count": 1}),  # a third less: each part of a program costs, however small
 }
 fast_jit = partial(jax.jit, compiler_options=QUICKLY)
+
+
+# Of the whole suite: AS_USERS_COMPILE=1 in the environment.
+AS_USERS_COMPILE = bool(os.environ.get("AS_USERS_COMPILE"))
+
+
+def of_a_user(*without: str) -> dict[str, str]:
+    """The environment of a command as a user starts it, away from the tests' settings, but that it compiles quickly.
+
+    Without the named variables too.
+    """
+    kept = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", *without)}
+    flags = " ".join(f"--{name}={str(value).lower()}" for name, value in QUICKLY.items())
+    return kept if AS_USERS_COMPILE else kept | {"XLA_FLAGS": flags}
 
 
 _options = compiler.get_compile_options

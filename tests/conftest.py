@@ -13,7 +13,7 @@ import hypothesis
 import jax
 import pytest
 
-from tests.compiling import compile_quickly
+from tests import compiling
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -23,24 +23,23 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 hypothesis.settings.register_profile("bnderiv", deadline=None, derandomize=True, max_examples=40)
 hypothesis.settings.load_profile("bnderiv")
 
-# Most tests are of formulas, and compile without optimizations. Those in these files, and those marked
+# Most tests are of formulas or of commands, and compile without optimizations. Those in these files, and those marked
 # `as_users_compile`, are of roundings, limits, counts and of whole programs, and compile as users do; with
 # AS_USERS_COMPILE=1 in the environment, all do.
 TESTS = Path(__file__).parent
 AS_USERS_COMPILE = {
     *(TESTS / "activation" / f"test_{name}.py" for name in ("every_activation", "log_softmax", "sigmoid", "tanh")),
-    *(TESTS / "experiments").glob("test_*.py"),
+    *(TESTS / "experiments" / f"test_{name}.py" for name in ("benchmark", "scale")),
     TESTS / "linear" / "test_dense.py",
     *(TESTS / "normalization" / f"test_{name}.py" for name in ("extremes", "precision", "two_processes")),
     TESTS / "pooling" / "test_programs.py",
     *(
         TESTS / f"test_{name}.py"
         for name in (
-            "accuracy_experiment", "ahead_of_time", "by_hand_experiment", "near_the_limits", "notebooks",
-            "powers_of_two", "what_must_not_grow",
+            "accuracy_experiment", "ahead_of_time", "near_the_limits", "powers_of_two", "what_must_not_grow",
         )
     ),
-} - {TESTS / "experiments" / "test_training.py"}  # fmt: skip
+}  # fmt: skip
 
 
 def _as_users_compile(item):
@@ -64,8 +63,8 @@ def pytest_collection_finish():
 
 
 @pytest.fixture(autouse=True)
-def compiling(request):
-    compile_quickly(not (_as_users_compile(request.node) or os.environ.get("AS_USERS_COMPILE")))
+def compiled(request):
+    compiling.compile_quickly(not (compiling.AS_USERS_COMPILE or _as_users_compile(request.node)))
 
 
 def pytest_ignore_collect(collection_path, config):

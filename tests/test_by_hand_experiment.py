@@ -15,7 +15,7 @@ import pytest
 
 import bnderiv
 from experiments.by_hand import run
-from tests.compiling import fast_jit
+from tests.compiling import fast_jit, of_a_user
 
 pytestmark = pytest.mark.slow
 
@@ -23,10 +23,10 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_the_command(tmp_path):
-    """One epoch as a user starts it, away from the tests' settings."""
+    """One epoch as a user starts it."""
     out = tmp_path / "results"
     command = [sys.executable, "-m", "experiments.by_hand.run", "--epochs", "1", "--out", str(out)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, env=of_a_user(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert {path.name for path in out.iterdir()} == {"by_hand.json", "by_hand.png", "report.html"}
     assert (out / "by_hand.png").read_bytes().startswith(b"\x89PNG")

@@ -3,14 +3,15 @@
 import base64
 import html
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 nbformat = pytest.importorskip("nbformat", reason="the notebooks' tools are in the extra `notebooks`")
 pytest.importorskip("nbclient", reason="the notebooks' tools are in the extra `notebooks`")
+
+from experiments.notebooks import run
+from tests.compiling import of_a_user
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "experiments" / "notebooks"
@@ -71,10 +72,10 @@ def differences(committed, fresh):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_it_says_what_it_said(name, tmp_path):
-    command = [sys.executable, "-m", "experiments.notebooks.run", name, "--out", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
+def test_it_says_what_it_said(name, tmp_path, monkeypatch):
+    kernel = run.kernel_environment()
+    monkeypatch.setattr(run, "kernel_environment", lambda: kernel | {"XLA_FLAGS": of_a_user().get("XLA_FLAGS", "")})
+    run.main([name, "--out", str(tmp_path)])
     committed, fresh = (nbformat.read(folder / f"{name}.ipynb", as_version=4) for folder in (FOLDER, tmp_path))
     assert differences(committed, fresh) == []
 

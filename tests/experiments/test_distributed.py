@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import json
-import os
 import pathlib
 import socket
 import subprocess
@@ -20,7 +19,7 @@ import bnderiv
 from bnderiv.models import lenet5
 from experiments import _command, _data
 from experiments.distributed import run, training
-from tests.compiling import fast_jit
+from tests.compiling import fast_jit, of_a_user
 
 ROOT = Path(__file__).parents[2]
 STEPS, BATCH, RATE = 3, 16, 0.05
@@ -111,15 +110,13 @@ def test_two_processes_have_the_loss_curve_of_one_device(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    # Compiling is most of what this takes: no optimization.
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
     command = [sys.executable, "-m", "experiments.distributed.run", "--epochs", "1", "--dtype", "float64"]
 
     def start(*options, devices):
         return subprocess.Popen(
             [*command, *options],
             cwd=ROOT,
-            env=environment | {"JAX_NUM_CPU_DEVICES": str(devices)},
+            env=of_a_user() | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -22,6 +22,7 @@ import pytest
 from experiments.lenet import checkpoints, training
 from experiments.lenet.checkpoints import CheckpointError, Checkpoints
 from experiments.lenet.configuration import Configuration
+from tests.compiling import of_a_user
 
 ROOT = Path(__file__).parents[2]
 UNFINISHED = "*.orbax-checkpoint-tmp*"
@@ -41,12 +42,11 @@ def folder(tmp_path_factory):
 
 
 def start(*words: object, **how: Any) -> subprocess.Popen:
-    """The command as a user starts it, away from the tests' settings."""
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    """The command as a user starts it."""
     return subprocess.Popen(
         [sys.executable, "-m", "experiments.lenet.run", *map(str, words)],
         cwd=ROOT,
-        env=environment,
+        env=of_a_user(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -1,7 +1,6 @@
 """The commands that the pages print: each is there, and none changes a committed file."""
 
 import importlib.util
-import os
 import re
 import shlex
 import shutil
@@ -11,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+from tests.compiling import of_a_user
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*(ROOT / "experiments").rglob("*.md"), ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -67,7 +68,6 @@ def test_they_leave_the_repository_clean(tmp_path):
             shape = (count, 28, 28) if what == "images" else (count,)
             header = b"".join(n.to_bytes(4, "big") for n in (0x0800 + len(shape), *shape))
             (images / f"{part}-{what}-idx{len(shape)}-ubyte").write_bytes(header + array.astype(np.uint8).tobytes())
-    environment = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "PYTHONPATH")}
     done = set()
     for module, words in printed():
         if LEFT_OUT.search(module + words):
@@ -77,7 +77,9 @@ def test_they_leave_the_repository_clean(tmp_path):
             continue
         done.add((module, words))
         command = [sys.executable, "-m", module, *shlex.split(words), *shlex.split(QUICK[module])]
-        ended = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True, timeout=600)
+        ended = subprocess.run(
+            command, cwd=clone, env=of_a_user("PYTHONPATH"), capture_output=True, text=True, timeout=600
+        )
         assert ended.returncode == 0, (command, ended.stderr[-3000:])
         status = subprocess.run(["git", "status", "--porcelain"], cwd=clone, capture_output=True, text=True, check=True)
         assert status.stdout == "", command

@@ -17,6 +17,7 @@ from bnderiv.models import lenet5
 from experiments import _command, _data
 from experiments.lenet import compare, configuration, plots, run
 from experiments.lenet.configuration import Configuration
+from tests.compiling import of_a_user
 
 ROOT = Path(__file__).parents[2]
 PICTURES = ("curves", "kernels", "confusion", "mistakes", "gradients")
@@ -27,8 +28,7 @@ def trained(tmp_path_factory):
     """Two epochs of the README's command: its output, and its folder."""
     out = tmp_path_factory.mktemp("run")
     command = [sys.executable, "-m", "experiments.lenet.run", "--epochs", "2", "--out", str(out)]
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, env=of_a_user(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done, out
 
