@@ -5,6 +5,7 @@ likewise: (P4), or (P5) and (P6) along each axis. Elsewhere both are XLA's opera
 """
 
 import functools
+import itertools
 import math
 import operator
 
@@ -18,18 +19,8 @@ from bnderiv._rule import closed_form
 from bnderiv._target import by_target
 from bnderiv._types import Padding, PerAxis
 from bnderiv.pooling import _xla
-from bnderiv.pooling._windows import (
-    Windows,
-    collect,
-    dilate,
-    few_overlapping,
-    pad,
-    place,
-    take,
-    upsample,
-    windows,
-    with_margins,
-)
+from bnderiv.pooling._moves import collect, dilate, pad, place, take, upsample, with_margins
+from bnderiv.pooling._windows import Sides, Windows, windows
 
 # On a CPU, measured at 8×28×28×64. XLA's sums of stride 1 along one axis take half as long to compile as slices, and
 # as long to run up to 16 cells: 7×7/1 0.4 ms; of 28 cells 3.4 ms, by halves 0.7.
@@ -38,6 +29,8 @@ SUMMED = 16
 SLICED = 8
 # Terms of (P6) in one kernel: 13×1/13 0.06 ms, by (P5) 3.8.
 UPSAMPLED = 8
+# Cells up to which each is taken by itself: 3×3/2 forward at 8×28×28×64 on a CPU 0.04 ms, by sums along the axes 0.13.
+CELL_BY_CELL = 9
 
 
 def avg_pool(
@@ -104,7 +97,7 @@ def _avg_pool(sides, count_include_pad, divisor_override, x):
 
 
 def _sums(sides, x):
-    if cells := few_overlapping(sides):
+    if cells := _few_overlapping(sides):
         return _sum([collect(x, sides, cell) for cell in cells])
     if not all(_summed_by_xla(w) for w in sides):
         x, sides = pad(x, sides, 0), tuple(w._replace(size=w.padded, before=0, after=0) for w in sides)
@@ -129,7 +122,7 @@ def _avg_pool_bwd(sides, count_include_pad, divisor_override, _, delta):
 
 
 def _hand_to_cells(sides, n, delta):
-    if cells := few_overlapping(sides):  # (P4): the sum over the windows that cover a cell
+    if cells := _few_overlapping(sides):  # (P4): the sum over the windows that cover a cell
         share = quotient(delta, n)
         return _sum([place(share, sides, cell) for cell in cells])
     share = delta / n
@@ -142,6 +135,21 @@ def _hand_to_cells(sides, n, delta):
         else:
             share = _sums_along(dilate(share, w), Windows(w.axis, w.size + w.reach - 1, w.window, 1, 1, 0, 0))
     return share
+
+
+def _few_overlapping(sides: Sides) -> list[tuple[int, ...]]:
+    """The cells of a window, if a CPU is fastest taking each by itself (`collect`, `place`); otherwise none.
+
+    It is fastest for small overlapping windows, unless the innermost axis is strided: then neighbours in memory are no
+    neighbours in the windows. Cells that every window has in the padding are left out.
+    """
+    innermost = max(sides, key=lambda w: w.axis)
+    overlap = math.prod(len(w.cells_of) for w in sides) > 1
+    strided = innermost.axis == len(sides) + 1 and innermost.stride > 1  # the last of spatial axes, batch and channels
+    if math.prod(w.window for w in sides) > CELL_BY_CELL or not overlap or strided:
+        return []
+    cells = itertools.product(*(range(w.window) for w in sides))
+    return [cell for cell in cells if all(k in w.cells_of for k, w in zip(cell, sides, strict=True))]
 
 
 def _sum(terms):
