@@ -1,7 +1,8 @@
 """A batch sharded over devices: their moments are merged by true counts, in one collective (derivation.md, N26)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,16 @@ def refusals(index_groups: IndexGroups | None) -> Iterator[None]:
         ) from error
 
 
+class Devices(NamedTuple):
+    """What each device has: (devices, C) each. Places that groups of unequal size leave empty have n = 0."""
+
+    n: jax.Array
+    there: jax.Array  # n > 0
+    unit: Unit
+    mean: jax.Array
+    var: jax.Array
+
+
 def merge(
     n: jax.Array, moments: Moments, axis_name: AxisName, axis_index_groups: IndexGroups | None
 ) -> tuple[jax.Array, Moments]:
@@ -36,41 +47,65 @@ def merge(
     Raises:
       ValueError: `axis_index_groups` that are no partition of the devices.
     """
-    (scale, origin), mean, var = moments
-    n = jnp.broadcast_to(n, mean.shape)
-    packed = jnp.stack(same_varying(*(jnp.ravel(a) for a in (n, scale, origin, mean, var))))
-    count, scale, origin, mean, var = _gather(packed, axis_name, axis_index_groups)  # (devices, C) each
-    count, scale, origin = (lax.stop_gradient(a) for a in (count, scale, origin))
-    there = count > 0  # groups of unequal size leave places empty, all 0
-    scale = jnp.where(there, scale, 1)
-    shift = origin / scale  # K_i
-    total = count.sum(0, keepdims=True)
-    weight = count / jnp.maximum(total, 1)
+    shape = moments.mean.shape
+    devices = _of_all(n, moments, axis_name, axis_index_groups)
+    total = devices.n.sum(0, keepdims=True)
+    weight = devices.n / jnp.maximum(total, 1)
 
     def average(values: jax.Array) -> jax.Array:
         return (weight * values).sum(0, keepdims=True)
 
-    # One unit for all: about the mean of all, in which the largest deviation squared neither over- nor underflows.
-    center = lax.stop_gradient(average(shift + mean / scale))
-    distance = jnp.abs(lax.stop_gradient(shift - center + mean / scale))
-    largest = jnp.where(there, jnp.maximum(distance, jnp.sqrt(lax.stop_gradient(var)) / scale), 0).max(0, keepdims=True)
-    finest = jnp.where(there, scale, 0).max(0, keepdims=True)  # at this scale ε s² is a normal number
+    unit, finest = _common_unit(devices, average)
+    mean, var = _in_the(unit, devices)
+    merged = average(mean)
+    var = above_noise(average(var + (mean - merged) ** 2), merged**2)  # (N26)
+    moments = _about_the_mean(Moments(unit, merged, var), finest)
+    return jax.tree.map(lambda a: a.reshape(shape), (total, moments))
+
+
+def _common_unit(devices: Devices, average: Callable[[jax.Array], jax.Array]) -> tuple[Unit, jax.Array]:
+    """About the mean of all, one in which the largest deviation squared neither over- nor underflows.
+
+    And the finest scale of the devices, at which ε s² is a normal number: it is no finer.
+    """
+    there, scale = devices.there, devices.unit.scale
+    shift = devices.unit.origin / scale  # K_i
+    center = lax.stop_gradient(average(shift + devices.mean / scale))
+    distance = jnp.abs(lax.stop_gradient(shift - center + devices.mean / scale))
+    deviation = jnp.sqrt(lax.stop_gradient(devices.var)) / scale
+    largest = jnp.where(there, jnp.maximum(distance, deviation), 0).max(0, keepdims=True)
+    finest = jnp.where(there, scale, 0).max(0, keepdims=True)
     finest = jnp.where(finest > 0, finest, 1)
     common = jnp.minimum(scale_for(largest, center, over_devices=True), finest)
-    # Each device's mean in it: (K_i − K) first, as these are near each other, and so exact. Ratios are powers of two.
-    ratio = common / scale
-    mean = jnp.where(there, (origin * ratio - center * common) + mean * ratio, 0)
-    merged = average(mean)
-    var = average(var * ratio * ratio + (mean - merged) ** 2)  # (N26)
-    var = above_noise(var, merged**2)
-    floor = Epsilon(None, 1 / finest)  # the merged unit is no finer than the finest of the devices
-    better = moved(Moments(Unit(common, center * common), merged, var), floor)
+    return Unit(common, center * common), finest
+
+
+def _in_the(unit: Unit, devices: Devices) -> tuple[jax.Array, jax.Array]:
+    """Each device's mean and variance in the common unit. Ratios of scales are powers of two, so exact."""
+    ratio = unit.scale / devices.unit.scale
+    # (K_i − K) first: these are near each other, and so their difference is exact.
+    mean = (devices.unit.origin * ratio - unit.origin) + devices.mean * ratio
+    return jnp.where(devices.there, mean, 0), devices.var * ratio * ratio
+
+
+def _about_the_mean(moments: Moments, finest: jax.Array) -> Moments:
+    """In the unit of deviations, but no finer than `finest`. The derivatives are those of a mean and a variance alone."""
+    better = moved(moments, Epsilon(None, 1 / finest))
     _, (unit, *values) = lax.stop_gradient(better)
-    # With the derivatives of a mean and a variance.
-    times = unit.scale / common
-    changes = (a - lax.stop_gradient(a) for a in (merged * times, var * times * times))
-    moments = Moments(unit, *(value + change for value, change in zip(values, changes, strict=True)))
-    return jax.tree.map(lambda a: a.reshape(n.shape), (total, moments))
+    times = unit.scale / moments.unit.scale
+    changes = (a - lax.stop_gradient(a) for a in (moments.mean * times, moments.var * times * times))
+    return Moments(unit, *(value + change for value, change in zip(values, changes, strict=True)))
+
+
+def _of_all(n: jax.Array, moments: Moments, axis_name: AxisName, axis_index_groups: IndexGroups | None) -> Devices:
+    """Every device's moments, on every device. Counts and units have no derivatives."""
+    (scale, origin), mean, var = moments
+    mine = jnp.broadcast_to(n, mean.shape), scale, origin, mean, var
+    packed = jnp.stack(same_varying(*(jnp.ravel(a) for a in mine)))
+    n, scale, origin, mean, var = _gather(packed, axis_name, axis_index_groups)
+    n, scale, origin = (lax.stop_gradient(a) for a in (n, scale, origin))
+    there = n > 0
+    return Devices(n, there, Unit(jnp.where(there, scale, 1), origin), mean, var)
 
 
 def _gather(packed: jax.Array, axis_name: AxisName, index_groups: IndexGroups | None) -> jax.Array:
