@@ -9,7 +9,8 @@ from bnderiv.convolution.conv import conv
 from bnderiv.convolution.conv2d import conv2d
 from bnderiv.linear.dense import dense
 from bnderiv.linear.flatten import flatten
-from bnderiv.loss.softmax_cross_entropy import softmax_cross_entropy, softmax_cross_entropy_with_integer_labels
+from bnderiv.loss.integer_labels import softmax_cross_entropy_with_integer_labels
+from bnderiv.loss.softmax_cross_entropy import softmax_cross_entropy
 from bnderiv.loss.squared_error import squared_error
 from bnderiv.normalization.batch_norm import batch_norm, batch_norm_relu
 from bnderiv.normalization.batch_renorm import batch_renorm

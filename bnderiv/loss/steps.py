@@ -8,7 +8,8 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from bnderiv import _checks
-from bnderiv.loss.softmax_cross_entropy import checked_options, class_indices, one_hot
+from bnderiv.loss._options import checked_options
+from bnderiv.loss.integer_labels import class_indices, one_hot
 from bnderiv.steps.table import INPUT, arrays, cotangent, derivation, gather
 
 # An argument of every loss.

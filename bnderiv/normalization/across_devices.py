@@ -89,7 +89,7 @@ def _in_the(unit: Unit, devices: Devices) -> tuple[jax.Array, jax.Array]:
 
 
 def _about_the_mean(moments: Moments, finest: jax.Array) -> Moments:
-    """In the unit of deviations, but no finer than `finest`. The derivatives are those of a mean and a variance alone."""
+    """In the unit of deviations, but no finer than `finest`. The derivatives are those of a mean and a variance."""
     better = moved(moments, Epsilon(None, 1 / finest))
     _, (unit, *values) = lax.stop_gradient(better)
     times = unit.scale / moments.unit.scale
