@@ -13,12 +13,12 @@ import pytest
 
 from bnderiv import reference
 from experiments import _report
-from experiments.accuracy import run
+from experiments.accuracy import cases, judgment, libraries, pages, run
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
-CASES = {case.name: case for case in run.all_cases(quick=True)}
+CASES = {case.name: case for case in cases.all_cases(quick=True)}
 
 # y and dx of ours: at most this far from the truth.
 BOUNDS = {
@@ -56,15 +56,15 @@ def test_the_command_leaves_every_case_in_numbers_and_tables(quick):
     assert content["seeds"] == [0]
     assert content["versions"]["jax"] == jax.__version__
     assert {"bnderiv", "plain jnp"} <= set(content["libraries"])
-    assert sorted(content["libraries"] + content["absent"]) == sorted(run.MAKERS)
+    assert sorted(content["libraries"] + content["absent"]) == sorted(libraries.MAKERS)
     for row in content["rows"]:
         assert list(row["outcomes"]) == content["libraries"]
         for outcomes in row["outcomes"].values():
             assert {name: len(values) for name, values in outcomes.items()} == dict.fromkeys(
-                [*run.QUANTITIES, "running"], 1
+                [*judgment.QUANTITIES, "running"], 1
             )
     tables = (out / "accuracy.md").read_text()
-    assert tables == _report.markdown(run.tables(content))
+    assert tables == _report.markdown(pages.tables(content))
     for name in CASES:
         assert f"| {name} | " in tables  # the summary
         size = "×".join(map(str, CASES[name].shape))
@@ -105,7 +105,7 @@ def test_redraw_makes_the_same_table_from_the_numbers(quick, tmp_path):
 
 
 def test_the_full_run_has_every_shape():
-    drawn = {(case.name, case.shape) for case in run.all_cases()}
+    drawn = {(case.name, case.shape) for case in cases.all_cases()}
     for shape in ((32, 28, 28, 6), (64, 84), (256, 32, 32, 8)):
         names = [f"mean {mean}" for mean in ("0", "1", "1e2", "1e3", "1e4", "1e6")]
         names += ["outlier row 1e5", "mean 1, deviation 1e-3", "scale 1e18", "scale 1e20", "scale 1e30"]
@@ -116,17 +116,17 @@ def test_the_full_run_has_every_shape():
 
 @pytest.mark.parametrize("mask", ["", "some", "all False"])
 def test_the_truth_is_what_autodiff_makes_of_the_definition(mask):
-    case = run.Case("", "", (9, 5, 4, 3), lambda rng, shape: 2 + rng.standard_normal(shape), "float64", mask)
-    arrays = run.inputs(case, 0)
+    case = cases.Case("", "", (9, 5, 4, 3), lambda rng, shape: 2 + rng.standard_normal(shape), "float64", mask)
+    arrays = cases.inputs(case, 0)
     if mask:
         arrays["dy"] = np.random.default_rng(1).standard_normal(case.shape)  # also at False places
         assert arrays["mask"].any() == (mask == "some")
         assert not arrays["mask"].all()
     y, pull_back = jax.vjp(
-        lambda *a: reference.batch_norm(*a, eps=run.EPS, where=arrays.get("mask"))[0],
+        lambda *a: reference.batch_norm(*a, eps=cases.EPS, where=arrays.get("mask"))[0],
         *(arrays[name] for name in ("x", "gamma", "beta")),
     )
-    right = run.truth(arrays)
+    right = cases.truth(arrays)
     for name, value in zip(("y", "dx", "dgamma", "dbeta"), (y, *pull_back(arrays["dy"])), strict=True):
         assert right[name].dtype == np.longdouble
         np.testing.assert_allclose(right[name].astype(float), value, rtol=1e-10, atol=1e-12)
@@ -134,14 +134,14 @@ def test_the_truth_is_what_autodiff_makes_of_the_definition(mask):
 
 def test_the_truth_beyond_float64_autodiff():
     """A constant channel gives β, and NaN that no loss looks at reaches no gradient, to the last bit."""
-    arrays = run.inputs(CASES["constant 1234.567"], 0)
-    np.testing.assert_array_equal(run.truth(arrays)["y"], np.broadcast_to(arrays["beta"], arrays["x"].shape))
-    arrays = run.inputs(CASES["NaN under a mask"], 0)
-    right = run.truth(arrays)
+    arrays = cases.inputs(CASES["constant 1234.567"], 0)
+    np.testing.assert_array_equal(cases.truth(arrays)["y"], np.broadcast_to(arrays["beta"], arrays["x"].shape))
+    arrays = cases.inputs(CASES["NaN under a mask"], 0)
+    right = cases.truth(arrays)
     assert np.isnan(arrays["x"]).any()
     assert all(np.isfinite(right[name]).all() for name in ("dx", "dgamma", "dbeta"))
     arrays["x"] = np.where(arrays["mask"], arrays["x"], np.float32(0))
-    for name, value in run.truth(arrays).items():
+    for name, value in cases.truth(arrays).items():
         where = np.broadcast_to(arrays["mask"], value.shape) if name == "y" else np.ones(value.shape, bool)
         np.testing.assert_array_equal(right[name][where], value[where])
 
@@ -151,54 +151,54 @@ def test_outcomes():
         return np.array(values, np.float32)
 
     right = np.array([3.0, 4.0], np.longdouble)
-    assert run.outcome(single([3, 4]), right) == 0.0
-    assert run.outcome(np.array([3, 4.5]), right) == pytest.approx(0.1)
-    assert run.outcome(single([3e30, 5e30]), right * np.longdouble(1e30)) == pytest.approx(0.2)
-    assert run.outcome(single([np.nan, 4]), right) == "NaN"
-    assert run.outcome(single([np.inf, 4]), right) == "inf"
-    assert run.outcome(single([0, 0]), right) == "all zeros"
-    assert run.outcome(single([0, 0]), 0 * right) == 0.0
-    assert run.outcome(single([0, -0.5]), 0 * right) == "5.0e-1 for 0"
-    assert run.outcome(single([1, 2]), right, single([1, 2])) == "β (x̂ lost)"
-    assert run.outcome(single([3, 4]), right, single([3, 4])) == 0.0
+    assert judgment.outcome(single([3, 4]), right) == 0.0
+    assert judgment.outcome(np.array([3, 4.5]), right) == pytest.approx(0.1)
+    assert judgment.outcome(single([3e30, 5e30]), right * np.longdouble(1e30)) == pytest.approx(0.2)
+    assert judgment.outcome(single([np.nan, 4]), right) == "NaN"
+    assert judgment.outcome(single([np.inf, 4]), right) == "inf"
+    assert judgment.outcome(single([0, 0]), right) == "all zeros"
+    assert judgment.outcome(single([0, 0]), 0 * right) == 0.0
+    assert judgment.outcome(single([0, -0.5]), 0 * right) == "5.0e-1 for 0"
+    assert judgment.outcome(single([1, 2]), right, single([1, 2])) == "β (x̂ lost)"
+    assert judgment.outcome(single([3, 4]), right, single([3, 4])) == 0.0
     unknown = np.array([3.0, np.nan], np.longdouble)
-    assert run.outcome(single([3, np.nan]), unknown) == 0.0
-    assert run.outcome(single([3, 0]), unknown) == "a number for NaN"
+    assert judgment.outcome(single([3, np.nan]), unknown) == 0.0
+    assert judgment.outcome(single([3, 0]), unknown) == "a number for NaN"
 
 
 def test_a_library_that_refuses_or_fails_is_named():
-    arrays = run.inputs(CASES["one element per channel"], 0)
-    right = run.truth(arrays)
+    arrays = cases.inputs(CASES["one element per channel"], 0)
+    right = cases.truth(arrays)
 
     def no_mask(arrays):
-        raise run.Cannot("no mask")
+        raise libraries.Cannot("no mask")
 
     def fails(arrays):
         raise ValueError("Expected more than 1 value: per channel")
 
-    assert set(run.judged(arrays, right, no_mask).values()) == {"no mask"}
-    assert {run.shown(value) for value in run.judged(arrays, right, fails).values()} == {"ValueError"}
+    assert set(judgment.judged(arrays, right, no_mask).values()) == {"no mask"}
+    assert {judgment.shown(value) for value in judgment.judged(arrays, right, fails).values()} == {"ValueError"}
 
 
 def test_an_absent_library_is_left_out(monkeypatch):
     def absent():
         raise ModuleNotFoundError
 
-    monkeypatch.setattr(run, "MAKERS", {"plain jnp": run.MAKERS["plain jnp"], "Flax": absent})
-    libraries, missing = run.installed_libraries()
-    assert list(libraries) == ["plain jnp"]
+    monkeypatch.setattr(libraries, "MAKERS", {"plain jnp": libraries.MAKERS["plain jnp"], "Flax": absent})
+    installed, missing = libraries.installed_libraries()
+    assert list(installed) == ["plain jnp"]
     assert missing == ["Flax"]
 
 
 def test_what_is_no_number_ranks_as_worst():
-    assert run.summary([3e-7, 1e-7, 2e-7]) == (2e-7, 3e-7)
-    assert run.summary(["NaN", 1e-7, 2e-7]) == (2e-7, "NaN")
-    assert run.summary(["NaN", 1e-7, "NaN"]) == ("NaN", "NaN")
-    assert run.summary(["1.5e1 for 0", "8.4e0 for 0", 0.0]) == ("8.4e0 for 0", "1.5e1 for 0")
-    assert run.median_and_worst([3e-7, 1e-7, 2e-7]) == "2.0e-7 (3.0e-7)"
-    assert run.median_and_worst(["NaN"] * 3) == "NaN"
-    assert run.worst_pair({"y": [0.0, 0.0], "dx": [0.0, 0.0]}) == "exact"
-    assert run.worst_pair({"y": ["β (x̂ lost)"], "dx": ["all zeros"]}) == "β (x̂ lost) / all zeros"
+    assert judgment.summary([3e-7, 1e-7, 2e-7]) == (2e-7, 3e-7)
+    assert judgment.summary(["NaN", 1e-7, 2e-7]) == (2e-7, "NaN")
+    assert judgment.summary(["NaN", 1e-7, "NaN"]) == ("NaN", "NaN")
+    assert judgment.summary(["1.5e1 for 0", "8.4e0 for 0", 0.0]) == ("8.4e0 for 0", "1.5e1 for 0")
+    assert pages.median_and_worst([3e-7, 1e-7, 2e-7]) == "2.0e-7 (3.0e-7)"
+    assert pages.median_and_worst(["NaN"] * 3) == "NaN"
+    assert pages.worst_pair({"y": [0.0, 0.0], "dx": [0.0, 0.0]}) == "exact"
+    assert pages.worst_pair({"y": ["β (x̂ lost)"], "dx": ["all zeros"]}) == "β (x̂ lost) / all zeros"
 
 
 def test_standing_counts_losses():
@@ -206,17 +206,17 @@ def test_standing_counts_losses():
         return {"case": "c", "shape": [2, 3], "outcomes": {"bnderiv": {"y": [ours]}, "Flax": {"y": [other]}}}
 
     rows = [row(0.0, 0.0), row(1e-7, 2e-7), row(1e-7, "NaN"), row(3e-7, 1e-7), row(1.4e-7, 1e-7)]
-    assert run.standing(rows, "y") == ["3 of 5", "4 of 5", "4 of 5", "3.0e-7, Flax 1.0e-7: c, 2×3"]
-    assert run.standing(rows[:3], "y") == ["3 of 3", "3 of 3", "3 of 3", "none"]
-    assert run.standing([*rows, row("NaN", 1e-2)], "y")[3] == "NaN, Flax 1.0e-2: c, 2×3"
+    assert pages.standing(rows, "y") == ["3 of 5", "4 of 5", "4 of 5", "3.0e-7, Flax 1.0e-7: c, 2×3"]
+    assert pages.standing(rows[:3], "y") == ["3 of 3", "3 of 3", "3 of 3", "none"]
+    assert pages.standing([*rows, row("NaN", 1e-2)], "y")[3] == "NaN, Flax 1.0e-2: c, 2×3"
 
 
 def test_inputs_are_rounded_once_and_drawn_anew_for_each_seed():
     for case in CASES.values():
-        arrays = run.inputs(case, 0)
+        arrays = cases.inputs(case, 0)
         assert arrays["x"].shape == case.shape
         assert {a.dtype.name for name, a in arrays.items() if name != "mask"} == {case.dtype}
     case = CASES["mean 1e4"]
-    assert (run.inputs(case, 0)["x"] != run.inputs(case, 1)["x"]).any()
-    np.testing.assert_array_equal(run.inputs(case, 1)["x"], run.inputs(case, 1)["x"])
-    assert abs(run.inputs(case, 0)["x"].astype(float).mean() - 1e4) < 4 / math.sqrt(64 * 84)
+    assert (cases.inputs(case, 0)["x"] != cases.inputs(case, 1)["x"]).any()
+    np.testing.assert_array_equal(cases.inputs(case, 1)["x"], cases.inputs(case, 1)["x"])
+    assert abs(cases.inputs(case, 0)["x"].astype(float).mean() - 1e4) < 4 / math.sqrt(64 * 84)
