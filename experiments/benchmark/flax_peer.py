@@ -55,8 +55,13 @@ def layer(name: str, x: jax.Array, *parameters: jax.Array, **options: Any) -> An
         return pool(name, x, **options)
     if name.startswith("softmax_cross_entropy"):
         return getattr(optax.losses, name)(x, *parameters)
-    if name in ("relu", "tanh"):
+    if name in ("relu", "sigmoid", "tanh", "softmax", "log_softmax"):
         return getattr(nn, name)(x)
+    if name in ("dense", "conv"):
+        kernel, bias = parameters
+        window = kernel.shape[:-2]
+        layer = nn.Conv(bias.size, window, padding="VALID") if window else nn.Dense(bias.size)
+        return layer.apply({"params": {"kernel": kernel, "bias": bias}}, x)
     eps, groups = options["eps"], options.get("groups")
     norm: Any = {
         "layer_norm": nn.LayerNorm,
@@ -78,9 +83,10 @@ def batch_norm(x: jax.Array, gamma: jax.Array, beta: jax.Array, relu: bool) -> t
 
 
 def pool(name: str, x: jax.Array, window: Any, strides: Any, padding: Any = "VALID") -> jax.Array:
-    """`max_pool` or `avg_pool`; a number is that of both axes."""
-    window, strides = (n if isinstance(n, tuple) else (n, n) for n in (window, strides))
-    sides = padding if isinstance(padding, str) else ((padding, padding), (padding, padding))
+    """`max_pool` or `avg_pool`; a number is that of every axis."""
+    axes = x.ndim - 2
+    window, strides = (n if isinstance(n, tuple) else (n,) * axes for n in (window, strides))
+    sides = padding if isinstance(padding, str) else ((padding, padding),) * axes
     return getattr(nn, name)(x, window, strides, sides)
 
 

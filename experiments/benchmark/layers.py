@@ -1,4 +1,4 @@
-"""Pools, batch norm and losses by themselves, forward and backward."""
+"""Layers and losses by themselves, forward and backward."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,6 +14,24 @@ IMAGES = (64, 56, 56, 64)
 SHAPES = (IMAGES, (256, 8, 8, 512), (32, 28, 28, 6), (128, 1024), (64, 84))
 WINDOWS = ((2, 2, 0), (3, 2, 0), (3, 2, 1))  # and strides, and paddings; the last as before ResNet's first block
 LOGITS = ((128, 10), (512, 1000), (256, 32_000))  # digits, ImageNet, words
+OTHERS = {  # title: layer, options, shapes of its arguments
+    "softmax, 512×1000": ("softmax", {}, [(512, 1000)]),
+    "log softmax, 512×1000": ("log_softmax", {}, [(512, 1000)]),
+    "relu, 64×56×56×64": ("relu", {}, [IMAGES]),
+    "sigmoid, 64×56×56×64": ("sigmoid", {}, [IMAGES]),
+    "tanh, 64×56×56×64": ("tanh", {}, [IMAGES]),
+    "dense, 128×1024 to 1024": ("dense", {}, [(128, 1024), (1024, 1024), (1024,)]),
+    "one axis, conv 3, 32×256×64": ("conv", {}, [(32, 256, 64), (3, 64, 64), (64,)]),
+    "three axes, conv 3×3×3, 4×16×16×16×16": ("conv", {}, [(4, 16, 16, 16, 16), (3, 3, 3, 16, 16), (16,)]),
+    **{
+        f"{axes}, {kind} pool {by}": (f"{kind}_pool", {"window": 2, "strides": 2}, [shape])
+        for kind in ("max", "avg")
+        for axes, by, shape in (
+            ("one axis", "2, 64×1024×64", (64, 1024, 64)),
+            ("three axes", "2×2×2, 8×16×16×16×32", (8, 16, 16, 16, 32)),
+        )
+    },
+}
 RESNET50 = tuple((256, side, side, c) for side, c in ((112, 64), (56, 64), (56, 256), (28, 512), (14, 1024), (7, 2048)))
 
 
@@ -86,6 +104,19 @@ def loss(effort: Effort, shape: Sequence[int], name: str, labels: jax.Array) -> 
     kind = "integer labels" if labels.ndim == 1 else "distributions"
     times = interleaved(contestants, FEWER if logits.size > 10**6 else effort)
     return {"case": f"cross entropy, {kind}, {by(shape)}", "times": times}
+
+
+def others(effort: Effort) -> dict[str, Any]:
+    """What is in no other section, as people use it."""
+    cases = []
+    for title, (name, options, shapes) in list(OTHERS.items())[: 2 if effort.quick else None]:
+        arguments = [jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(shapes)]
+        found = peers.layers(name, **options)
+        delta = jax.random.normal(jax.random.key(9), jax.eval_shape(found["bnderiv"], *arguments).shape)
+        contestants = {who: of_jax(both_ways(f), arguments, delta) for who, f in found.items()}
+        times = interleaved(contestants, FEWER if arguments[0].size > 10**6 else effort)
+        cases.append({"case": title, "times": times})
+    return {"cases": cases}
 
 
 def both_ways(layer: Callable[..., Any], has_aux: bool = False) -> Callable[..., Any]:

@@ -52,6 +52,7 @@ SECTIONS: dict[str, Callable[[Effort, Torch], dict[str, Any]]] = {
     "batch_norm": partial(layers.batch_norms, False),
     "batch_norm_relu": partial(layers.batch_norms, True),
     "loss": lambda effort, _: layers.losses(effort),
+    "other": lambda effort, _: layers.others(effort),
     "memory": lambda effort, _: memory.measure(effort),
     "convolution": lambda effort, _: convolutions.measure(effort),
     "growth": lambda effort, _: growth.measure(effort),

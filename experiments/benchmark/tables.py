@@ -7,7 +7,17 @@ from experiments._report import Part, Picture, Report, Table, Text
 from experiments.benchmark import lenet_step, picture
 
 OURS = "bnderiv"
-TIMED = ("lenet", "epoch", "max_pool", "avg_pool", "batch_norm", "batch_norm_relu", "loss", "gpu")  # against peers
+TIMED = (
+    "lenet",
+    "epoch",
+    "max_pool",
+    "avg_pool",
+    "batch_norm",
+    "batch_norm_relu",
+    "loss",
+    "other",
+    "gpu",
+)  # against peers
 LIMITS = ("a copy of x", "4 copies", "4 copies in place")
 
 
@@ -259,6 +269,7 @@ SECTIONS = {  # title, and what makes its tables
     "batch_norm": ("Batch norm", _timed),
     "batch_norm_relu": ("Batch norm and ReLU", _timed),
     "loss": ("Softmax cross entropy", _timed),
+    "other": ("The other layers", _timed),
     "memory": ("Memory", _memory),
     "convolution": ("Convolutions: which way", _convolution),
     "growth": ("Growth", _growth),
