@@ -1,6 +1,10 @@
 """What is counted in the programs for TPU and GPU, and that the layers stay lean there, by the compilers alone."""
 
 import json
+import os
+import re
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +24,8 @@ from tests.devices import traced_for
 
 pytest.importorskip("tyro")
 from experiments.benchmark import ahead_of_time, compiled_tables, peers, targets
+
+ROOT = Path(__file__).parents[1]
 
 # The counting, on a program in XLA's words.
 
@@ -254,6 +260,36 @@ def test_a_second_read_of_x_is_seen(monkeypatch):
     ours = peers.ours
     monkeypatch.setattr(peers, "ours", twice)
     assert counted("h100", norm_case(False, "bfloat16"))["passes"] > 8.9
+
+
+PROGRAM_OF_A_NORM = """
+import jax, bnderiv
+from experiments.benchmark import targets
+x, vector = (jax.ShapeDtypeStruct(shape, "float32") for shape in ((64, 28, 28, 64), (64,)))
+gradient = jax.grad(lambda *arrays: (bnderiv.batch_norm_relu(*arrays)[0] ** 2).sum(), (0, 1, 2))
+try:
+    targets.compile_for("h100", gradient, x, vector, vector)
+except targets.Absent as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("graphs", "waits"), [("+WHILE", False), ("-CONDITIONAL", True)], ids=["as advised", "no branches"]
+)
+def test_a_gpu_runs_a_norm_without_waiting_for_the_host(graphs, waits, tmp_path):
+    """As docs/accelerators.md advises: the branch is within a CUDA graph. It is not where these have no branches."""
+    flags = f"--xla_dump_to={tmp_path} --xla_gpu_enable_command_buffer={graphs}"
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", PROGRAM_OF_A_NORM]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    if done.stdout:
+        pytest.skip(done.stdout)
+    (launches,) = tmp_path.glob("*thunk_sequence_after_thunk_passes.txt")
+    found = re.findall(r"^( *)\d+: (k\w+)", launches.read_text(), re.MULTILINE)
+    assert "kConditional" in {kind for _, kind in found}
+    assert ("kConditional" in {kind for indent, kind in found if not indent}) == waits
 
 
 def test_a_gpu_convolves_half_precision_in_half_precision():
