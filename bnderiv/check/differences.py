@@ -8,9 +8,9 @@ import numpy as np
 
 from bnderiv.check import derivatives, kinks, numbers
 from bnderiv.check.judge import apart_in_digits
+from bnderiv.check.lines import Lines
 from bnderiv.check.point import Point, join
 from bnderiv.check.report import FAIL, KINK, NOT_AVAILABLE, OK, Row
-from bnderiv.check.slopes import Lines
 
 MANY = 128  # an array of more elements is differenced along random directions, a smaller one element by element
 _DIRECTIONS = 8

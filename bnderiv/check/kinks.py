@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from bnderiv.check import numbers
-from bnderiv.check.slopes import Lines, Slopes
+from bnderiv.check.lines import Lines
+from bnderiv.check.slopes import Slopes
 
 NOTE = "no derivative here: the two sides differ, and the rule lies between them"
 _ASIDE = 2.0**-9  # how far beside the point other slopes are looked for, relative to the array

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from bnderiv.check import derivatives, differences, judge, numbers
+from bnderiv.check.lines import Lines
 from bnderiv.check.numbers import wide
 from bnderiv.check.point import Point, Truth, double_precision
 from bnderiv.check.report import FAIL, Row
-from bnderiv.check.slopes import Lines
 
 
 def second_order(at: Point) -> Iterator[Row]:
