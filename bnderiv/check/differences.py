@@ -1,4 +1,9 @@
-"""Compares a gradient with finite differences of the function, and asks them who is right where two differ."""
+"""Compares a gradient with finite differences of the function: a row for each argument.
+
+The gradient claims a slope for every line through the point; `lines.py` measures the slopes, `claims.py` judges.
+A small array is looked at element by element. A large one is looked at along random directions; if one of them is
+wrong, halving what moves leads to an element that is, and the row is about that element.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -6,20 +11,22 @@ from typing import Any
 
 import numpy as np
 
-from bnderiv.check import derivatives, kinks, numbers
+from bnderiv.check import claims, derivatives, kinks, numbers
 from bnderiv.check.judge import apart_in_digits
+from bnderiv.check.lines import Lines
 from bnderiv.check.point import Point, join
 from bnderiv.check.report import FAIL, KINK, NOT_AVAILABLE, OK, Row
-from bnderiv.check.slopes import Lines
+from bnderiv.check.slopes import Slopes
 
-MANY = 128  # an array of more elements is differenced along random directions, a smaller one element by element
-_DIRECTIONS = 8
-_MEASURED = 0.05  # a slope that is known no better than this, relative to the largest, says nothing
+_SMALL_ARRAY = 128  # elements of an array that is looked at element by element
+_DIRECTIONS = 8  # along which a larger array is looked at
+_HALF_DIRECTIONS = 2  # along which each half of it is
+_BROKEN = 16  # elements of a larger array that are looked at where its gradient is not finite
 _NOTHING = 1e-4  # how far a function may move, relative to itself, whose gradient vanishes
-_WORST = 16  # elements that are asked about where two gradients differ
 
 
 def finite_differences(at: Point) -> Iterator[Row]:
+    """The mode: the gradient of `f`, in float64 if possible, against differences of `f`."""
     try:
         _, gradient = at.without_casts(derivatives.pull, at.h, at.cotangent, at.floats, at.carried)
         lines, note = at.lines_without_casts, "without its casts to half precision"
@@ -34,169 +41,109 @@ def differenced(at: Point, mode: str, check: str, lines: Lines, gradient: Any, n
     tolerance = at.tolerances.get(mode, numbers.lookup(numbers.DIFFERENCES, [a.dtype for a in lines.floats]))
     for i, name in enumerate(at.names):
         row = Row(mode, check, name, OK, 0.0, tolerance, note=note)
-        if lines.floats[i].size <= MANY:
-            yield _element_by_element(at, row, lines, gradient[i], i)
+        if lines.floats[i].size <= _SMALL_ARRAY:
+            yield _by_elements(at, row, lines, gradient[i], i, range(lines.floats[i].size))
         else:
-            yield _along_directions(at, row, lines, gradient[i], i)
+            yield _by_directions(at, row, lines, gradient[i], i)
 
 
-def _element_by_element(at: Point, row: Row, lines: Lines, gradient: Any, i: int, elements: Any = None) -> Row:
-    elements = range(lines.floats[i].size) if elements is None else elements
+def _by_elements(at: Point, row: Row, lines: Lines, gradient: Any, i: int, elements: Sequence[int]) -> Row:
+    """The row, filled in: whether each of these elements of argument `i` is what differences say."""
     if not len(elements):
         return row
     units, own = lines.units(i, elements)
-    found, claims = lines.measure(i, units, own), kinks.claimed(gradient, units)
-    several = len(units) // len(elements)
-    if row.mode == "finite_differences" and several == 1 and len(elements) == lines.floats[i].size:
-        at.differenced[i] = np.where(found.kink, (found.left + found.right) / 2, found.slope)
-    size = max(numbers.largest(claims), numbers.largest(found.slope[found.error < np.inf])) or 1.0
-    apart, unknown, wrong = _judged(claims, found, size, row.tolerance or 0.0, row.mode in at.tolerances)
-    if row.mode == "finite_differences" and (found.kink & ~unknown).any():
-        at.no_truth = KINK
-    known = np.where(unknown & ~wrong, 0.0, apart / size)
-    worst = int(np.flatnonzero(wrong)[np.argmax(known[wrong])] if wrong.any() else np.argmax(known))
-    place = tuple(int(k) for k in np.unravel_index(elements[worst // several], lines.floats[i].shape))
-    row = replace(row, error=float(known[worst]), index=place if known[worst] > 0 else None)
+    found, claimed = lines.measure(i, units, own), claims.claimed(gradient, units)
+    element_of = np.repeat(elements, len(units) // len(elements))  # a complex element has two lines
+    if row.mode == "finite_differences":
+        _keep_for_other_modes(at, lines, i, elements, found)
+
+    size = max(numbers.largest(claimed), numbers.largest(found.slope[found.error < np.inf])) or 1.0
+    apart, unknown, wrong = claims.judge(claimed, found, size, row.tolerance or 0.0, row.mode in at.tolerances)
+    errors = np.where(unknown & ~wrong, 0.0, apart / size)
+    worst = int(np.argmax(np.where(wrong, errors, -1.0) if wrong.any() else errors))
+    place = np.unravel_index(element_of[worst], lines.floats[i].shape)
+    index = tuple(int(k) for k in place) if errors[worst] > 0 else None
+    row = replace(row, error=float(errors[worst]), index=index)
+
     if wrong.any():
-        got = "got {}, differences say {}".format(*apart_in_digits(claims[worst], found.slope[worst]))
-        row = replace(row, verdict=FAIL, note=join(got, row.note))
-        off = sorted({elements[int(k) // several] for k in np.flatnonzero(wrong)})
+        off = sorted({int(j) for j in element_of[wrong]})
         if found.kink[wrong].all() and kinks.is_kink(lines, i, gradient, off):
             at.no_truth = KINK
-            row = replace(row, verdict=KINK, note=kinks.NOTE)
-    elif unknown.all() and _vanishes(lines, i, claims, found):
-        row = replace(row, note=join("it vanishes but for roundings", row.note))
-    elif unknown.all():
+            return replace(row, verdict=KINK, note=kinks.NOTE)
+        said = "got {}, differences say {}".format(*apart_in_digits(claimed[worst], found.slope[worst]))
+        return replace(row, verdict=FAIL, note=join(said, row.note))
+    if unknown.all() and _vanishes(lines, i, claimed, found):
+        return replace(row, note=join("it vanishes but for roundings", row.note))
+    if unknown.all():
         said = "no slope can be measured: f is not finite, too noisy, or infinitely steep"
-        row = replace(row, verdict=NOT_AVAILABLE, error=None, index=None, note=join(said, row.note))
-    elif unknown.any():
-        row = replace(
-            row, note=join(f"the slopes at {int(unknown.sum())} of {unknown.size} cannot be measured", row.note)
-        )
+        return replace(row, verdict=NOT_AVAILABLE, error=None, index=None, note=join(said, row.note))
+    if unknown.any():
+        said = f"the slopes at {int(unknown.sum())} of {unknown.size} cannot be measured"
+        return replace(row, note=join(said, row.note))
     return row
 
 
-def _judged(claims: Any, found: Any, size: float, tolerance: float, strict: bool) -> tuple[Any, Any, Any]:
-    """How far the claims are off, which slopes are not known, and which claims are wrong."""
-    with np.errstate(all="ignore"):
-        apart = np.abs(claims - found.slope)
-        apart = np.where(np.isnan(claims) | np.isinf(claims), np.inf, apart)
-        unknown = ~(found.error <= _MEASURED * size) & ~found.kink
-        slack = 0.0 if strict else 4 * found.error
-        wrong = (apart > tolerance * size + slack) & ~(unknown & ~(found.error < np.inf))
-        # Small elements beside large ones: the differences know them far better than the tolerance asks.
-        small = np.abs(found.slope) + np.abs(claims) < 10 * tolerance * size
-        wrong |= small & (apart > 0.1 * np.abs(found.slope) + 30 * found.error + 1e-12 * size) & (found.slope != 0)
-    # An infinite claim stands where the differences grow without end, and where f has no value.
-    wrong &= ~(np.isinf(claims) & unknown)
-    wrong &= ~(np.isnan(claims) & ~np.isfinite(found.slope))
-    return np.where(np.isnan(apart), 0.0, apart), unknown, wrong
+def _keep_for_other_modes(at: Point, lines: Lines, i: int, elements: Sequence[int], found: Slopes) -> None:
+    """The gradient by differences, if it is all there and real, and whether there is a kink."""
+    if found.slope.size == len(elements) == lines.floats[i].size:
+        at.differenced[i] = np.where(found.kink, (found.left + found.right) / 2, found.slope)
+    if found.kink.any():
+        at.no_truth = KINK
 
 
-def _vanishes(lines: Lines, i: int, claims: Any, found: Any) -> bool:
-    """Whether claims and slopes are both nothing beside the function."""
-    noise = 4 * found.error * (numbers.largest(lines.floats[i]) or 1.0)
-    none = (np.abs(claims) <= 4 * found.error) & (np.abs(found.slope) <= 4 * found.error)
+def _vanishes(lines: Lines, i: int, claimed: np.ndarray, found: Slopes) -> bool:
+    """Whether claims and slopes are nothing but uncertainty, which moves the function by next to nothing."""
+    noise = found.slack * (numbers.largest(lines.floats[i]) or 1.0)
+    none = (np.abs(claimed) <= found.slack) & (np.abs(found.slope) <= found.slack)
     return bool((none & (noise <= _NOTHING * lines.weight)).all())
 
 
-def _along_directions(at: Point, row: Row, lines: Lines, gradient: Any, i: int) -> Row:
-    x, rng = numbers.wide(lines.floats[i]), at.random(9)
+def _by_directions(at: Point, row: Row, lines: Lines, gradient: Any, i: int) -> Row:
+    """The row, filled in: whether the gradient of argument `i` is what differences say along random directions."""
     broken = np.flatnonzero(~np.isfinite(numbers.wide(gradient)).ravel())
     if len(broken):
-        return _element_by_element(at, row, lines, gradient, i, [int(j) for j in broken[:_WORST]])
+        return _by_elements(at, row, lines, gradient, i, [int(j) for j in broken[:_BROKEN]])
+    rng = at.random(9)
+    everything = np.ones(lines.floats[i].shape)
+    found, claimed = _along_random(rng, everything, _DIRECTIONS, lines, gradient, i)
 
-    def along(mask: np.ndarray, count: int) -> tuple[Any, Any]:
-        directions = [mask * rng.standard_normal(x.shape) for _ in range(count)]
-        if np.iscomplexobj(x):
-            directions = [d + 1j * mask * rng.standard_normal(x.shape) for d in directions]
-        return lines.measure(i, directions), kinks.claimed(gradient, directions)
-
-    found, claims = along(np.ones(x.shape), _DIRECTIONS)
-    size = max(numbers.largest(claims), numbers.largest(found.slope)) or 1.0
-    apart, unknown, wrong = _judged(claims, found, size, row.tolerance or 0.0, row.mode in at.tolerances)
-    wrong &= ~(found.kink & kinks.between(found, claims))
+    size = max(numbers.largest(claimed), numbers.largest(found.slope)) or 1.0
+    apart, unknown, wrong = claims.judge(claimed, found, size, row.tolerance or 0.0, row.mode in at.tolerances)
+    wrong &= ~(found.kink & kinks.between(found, claimed))
     row = replace(row, error=float(np.where(unknown, 0, apart / size).max()))
+
     if unknown.all():
         return replace(row, verdict=NOT_AVAILABLE, error=None, note=join("no slope can be measured", row.note))
-    if not wrong.any():
-        return row
-    # Halve what is looked at until one element is left.
-    left = np.arange(x.size)
+    if wrong.any():
+        element = _by_halving(rng, lines, gradient, i)
+        return _by_elements(at, replace(row, verdict=FAIL), lines, gradient, i, [element])
+    return row
+
+
+def _by_halving(rng: np.random.Generator, lines: Lines, gradient: Any, i: int) -> int:
+    """An element whose claim is wrong: of what is left, the half whose claims are farther off, until one is left."""
+    shape = lines.floats[i].shape
+
+    def apart(elements: np.ndarray) -> float:
+        mask = np.zeros(int(np.prod(shape)))
+        mask[elements] = 1
+        found, claimed = _along_random(rng, mask.reshape(shape), _HALF_DIRECTIONS, lines, gradient, i)
+        with np.errstate(all="ignore"):
+            return np.nan_to_num(np.abs(claimed - found.slope) - found.slack, nan=0.0, posinf=0.0).max()
+
+    left = np.arange(lines.floats[i].size)
     while len(left) > 1:
-        halves = left[: len(left) // 2], left[len(left) // 2 :]
-        off = []
-        for half in halves:
-            mask = np.zeros(x.size)
-            mask[half] = 1
-            found, claims = along(mask.reshape(x.shape), 2)
-            with np.errstate(all="ignore"):
-                off.append(np.nan_to_num(np.abs(claims - found.slope) - 4 * found.error, nan=0.0, posinf=0.0).max())
-        left = halves[int(off[1] > off[0])]
-    return _element_by_element(at, replace(row, verdict=FAIL), lines, gradient, i, [int(left[0])])
+        first, second = left[: len(left) // 2], left[len(left) // 2 :]
+        apart_first, apart_second = apart(first), apart(second)
+        left = second if apart_second > apart_first else first
+    return int(left[0])
 
 
-def who_is_right(at: Point, row: Row, i: int, actual: Any, expected: Any, cotangent_lines: Lines | None = None) -> Row:
-    """A failed row of a gradient against a reference, after differences of f at the elements that are off."""
-    lines = cotangent_lines or at.lines
-    apart = numbers.elementwise(actual, expected).ravel()
-    unit = numbers.ulp(np.asarray(actual).dtype) if row.unit else 1.0
-    limit = (row.tolerance or 0.0) * unit * (numbers.largest(expected) or numbers.largest(actual))
-    off = [int(j) for j in np.argsort(-apart, kind="stable")[:MANY] if not apart[j] <= limit]
-    units, own = lines.units(i, off[:_WORST])
-    found = lines.measure(i, units, own)
-    mine, theirs = kinks.claimed(actual, units), kinks.claimed(expected, units)
-    if found.kink.all():
-        if kinks.is_kink(lines, i, actual, off):
-            at.no_truth = KINK
-            return replace(row, verdict=KINK, note=kinks.NOTE)
-        return row
-    with np.errstate(all="ignore"):
-        between = np.where(np.isfinite(mine) & np.isfinite(theirs), np.abs(mine - theirs), np.inf)
-        size = np.maximum(np.abs(found.slope), limit)
-        tells = 4 * found.error < np.minimum(0.2 * between, 0.05 * np.maximum(size, numbers.largest(expected)))
-        agrees = [np.abs(g - found.slope) <= 4 * found.error + limit for g in (mine, theirs)]
-        kink = found.kink & kinks.between(found, mine)
-        if not (tells | found.kink).all():
-            return row
-        if (agrees[0] | kink).all() and not agrees[1].all() and at.same_values:
-            at.no_truth = at.no_truth or "the reference is wrong here"
-            said = "autodiff of the reference is wrong here ({}); differences of f agree with the rule ({})"
-            k = int(np.flatnonzero(~agrees[1])[0])
-            said = said.format(*reversed(apart_in_digits(mine[k], theirs[k])))
-            return replace(row, verdict=OK, note=join(said, "" if "got" in row.note else row.note))
-    if agrees[1].all():
-        return replace(row, note=join(row.note, "differences of f agree with the reference"))
-    k = int(np.flatnonzero(~agrees[1])[0])
-    return replace(row, note=join(row.note, f"differences of f say {found.slope[k]:.6g}"))
-
-
-def at_another_point(at: Point, floats: Sequence[Any], gradient: Sequence[Any], tolerance: float) -> tuple[float, bool]:
-    """The error of a gradient at another point, along random directions, and whether any slope there is known."""
-    lines, rng = at.lines, at.random(15)
-    if lines.undefined:
-        return 0.0, False
-    directions = [[_of_its_size(f) * rng.standard_normal(np.shape(f)) for f in floats] for _ in range(4)]
-    found = lines.across(directions, floats)
-    terms = [
-        [np.real(numbers.wide(g) * d) for g, d in zip(gradient, direction, strict=True)] for direction in directions
-    ]
-    claims = np.asarray([sum(float(t.sum()) for t in row) for row in terms])
-    size = (
-        max(max(float(np.sqrt(sum((t * t).sum() for t in row))) for row in terms), numbers.largest(found.slope)) or 1.0
-    )
-    known = found.error <= _MEASURED * size
-    with np.errstate(all="ignore"):
-        apart = np.where(known, np.maximum(np.abs(claims - found.slope) - 4 * found.error, 0), 0.0)
-        if (apart > tolerance * size).any():  # a gradient that vanishes carries the roundings of what cancels in it
-            moved = [[r.spread * np.abs(d).sum() for r, d in zip(at.roundings, v, strict=True)] for v in directions]
-            apart = np.maximum(apart - 4 * np.asarray([sum(m) for m in moved]), 0)
-        errors = apart / size
-    errors = np.where(np.isnan(claims) & known, np.inf, errors)
-    return float(errors.max(initial=0.0)), bool(known.any())
-
-
-def _of_its_size(x: Any) -> np.ndarray:
-    """How far each element may move: by its own size, or by the array's if it is zero."""
-    size = np.abs(numbers.wide(x))
-    return np.where(size == 0, numbers.largest(x) or 1.0, size)
+def _along_random(
+    rng: np.random.Generator, mask: np.ndarray, count: int, lines: Lines, gradient: Any, i: int
+) -> tuple[Slopes, np.ndarray]:
+    """Slopes and claims along random directions that move the elements of the mask."""
+    directions = [mask * rng.standard_normal(mask.shape) for _ in range(count)]
+    if np.iscomplexobj(numbers.wide(lines.floats[i])):
+        directions = [d + 1j * mask * rng.standard_normal(mask.shape) for d in directions]
+    return lines.measure(i, directions), claims.claimed(gradient, directions)

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from bnderiv.check import derivatives, differences, judge, numbers
+from bnderiv.check import derivatives, judge, numbers
 from bnderiv.check.numbers import wide
 from bnderiv.check.point import Point, join
 from bnderiv.check.report import FAIL, NOT_AVAILABLE, OK, Row, message
+from bnderiv.check.who_is_right import who_is_right
 
 
 def gradient(at: Point) -> Iterator[Row]:
@@ -88,7 +89,7 @@ def jvp(at: Point) -> Iterator[Row]:
 
 def _asked(at: Point, row: Row, i: int, actual: Any, expected: Any) -> Row:
     try:
-        return differences.who_is_right(at, row, i, actual, expected)
+        return who_is_right(at, row, i, actual, expected)
     except Exception as error:  # the failure stands
         return replace(row, note=join(row.note, f"differences: {message(error)}"))
 

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 
 from bnderiv.check import numbers
-from bnderiv.check.slopes import Lines, Slopes
+from bnderiv.check.claims import claimed
+from bnderiv.check.lines import Lines
+from bnderiv.check.slopes import Slopes
 
 NOTE = "no derivative here: the two sides differ, and the rule lies between them"
 _ASIDE = 2.0**-9  # how far beside the point other slopes are looked for, relative to the array
@@ -46,9 +48,3 @@ def between(found: Slopes, claims: np.ndarray) -> np.ndarray:
     low, high = np.minimum(found.left, found.right), np.maximum(found.left, found.right)
     slack = 1e-4 * np.maximum(np.abs(low), np.abs(high))
     return (low - slack <= claims) & (claims <= high + slack)
-
-
-def claimed(gradient: Any, lines: Sequence[np.ndarray]) -> np.ndarray:
-    """⟨gradient, line⟩ for each line. An element that a line does not move does not count, NaN neither."""
-    g = numbers.wide(gradient)
-    return np.asarray([float(np.real((g[line != 0] * line[line != 0]).sum())) for line in lines])

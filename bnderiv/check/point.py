@@ -12,10 +12,10 @@ import numpy as np
 from bnderiv.check import derivatives, numbers
 from bnderiv.check.call import Call
 from bnderiv.check.casts import without_casts
+from bnderiv.check.lines import Lines
 from bnderiv.check.problem import coarsest_ulp, random_draws
 from bnderiv.check.report import message
 from bnderiv.check.roundings import Roundings, measured
-from bnderiv.check.slopes import Lines
 
 _SINGLE = 1e-6  # ulps beyond that are of half precision
 

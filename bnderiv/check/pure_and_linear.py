@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bnderiv.check import derivatives, differences, judge, numbers
+from bnderiv.check import derivatives, judge, numbers
+from bnderiv.check.another_point import elsewhere
 from bnderiv.check.numbers import wide
 from bnderiv.check.point import Point
 from bnderiv.check.problem import converges, may_not_end, sees_symbolic_zeros
@@ -24,8 +25,8 @@ def determinism(at: Point) -> Iterator[Row]:
     """Eager, so that every call reads Python state again."""
     value, pull = derivatives.vjp(at.h, at.floats, at.carried)
     before = pull(at.cotangent)
-    elsewhere = at.moved(11)
-    _, there = derivatives.pull(at.h, at.cotangent, elsewhere, at.carried)
+    floats = at.moved(11)
+    _, there = derivatives.pull(at.h, at.cotangent, floats, at.carried)
     after = pull(at.cotangent)
     again = derivatives.pull(at.h, at.cotangent, at.floats, at.carried)
     tolerance = at.tolerances.get("determinism", 0.0)
@@ -33,29 +34,7 @@ def determinism(at: Point) -> Iterator[Row]:
     yield from judge.rows(at, "determinism", f"{check}: value", at.inexact_names, again[0], value, tolerance)
     for what, other in (("called again", again[1]), ("after a call elsewhere", after)):
         yield from judge.rows(at, "determinism", f"{check}: {what}", at.names, other, before, tolerance)
-    yield from _elsewhere(at, elsewhere, there)
-
-
-def _elsewhere(at: Point, floats: tuple, gradient: tuple) -> Iterator[Row]:
-    """The gradient at a second point: what a rule remembers from the first is wrong there."""
-    check, tolerance = "determinism: at another point", at.tolerance("gradient", numbers.FORMULA)
-    data = at.cotangent, floats, at.carried
-    if at.r is not None:
-        truth, count = at.expected(derivatives.pull, *data), len(at.value)
-        rows = judge.rows(
-            at, "determinism", check, at.names, gradient, truth.arrays[1], tolerance, truth.note,
-            lambda: truth.roundings()[count:],
-        )  # fmt: skip
-        for row in rows:  # kinks and faults of the reference are the business of "gradient"
-            hidden = bool(row.verdict == FAIL and at.no_truth)
-            yield replace(row, verdict=NOT_AVAILABLE, note="see gradient") if hidden else row
-        return
-    tolerance = max(tolerance, numbers.lookup(numbers.DIFFERENCES, [a.dtype for a in at.lines.floats]))
-    error, known = differences.at_another_point(at, floats, gradient, tolerance)
-    wrong = error > tolerance
-    verdict = NOT_AVAILABLE if not known or (wrong and at.no_truth) else FAIL if wrong else OK
-    note = "the gradient is not that of f there" if verdict == FAIL else ""
-    yield Row("determinism", check, "(all)", verdict, error, tolerance, None, note)
+    yield from elsewhere(at, floats, there)
 
 
 def linearity(at: Point) -> Iterator[Row]:

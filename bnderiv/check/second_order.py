@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from bnderiv.check import derivatives, differences, judge, numbers
+from bnderiv.check.lines import Lines
 from bnderiv.check.numbers import wide
 from bnderiv.check.point import Point, Truth, double_precision
 from bnderiv.check.report import FAIL, Row
-from bnderiv.check.slopes import Lines
+from bnderiv.check.who_is_right import who_is_right
 
 
 def second_order(at: Point) -> Iterator[Row]:
@@ -47,7 +48,7 @@ def _against_reference(at: Point, check: str, truth: Truth, actual: Any, directi
     if failed:
         lines = _lines_of_gradient(at, at.r, direction, not truth.note)
         for i in failed:
-            rows[i] = differences.who_is_right(at, rows[i], i, actual[i], truth.arrays[i], lines)
+            rows[i] = who_is_right(at, rows[i], i, actual[i], truth.arrays[i], lines)
     return rows
 
 

@@ -1,29 +1,42 @@
-"""Finite differences of a function along lines, with steps of many sizes: the slope, its uncertainty, and kinks.
+"""Slopes from values: f is known at steps ±h of many sizes along a line; what is its slope at 0, and how sure is that?
 
-Fourteen steps, from a sixteenth of the array down to far below the element itself, serve a logarithm at 1e-6 as well as
-a square at 1e10, and a function that rounds to float32 inside as well as one that does not: of the estimates, the one
-with the smallest uncertainty is taken. For a smooth function the two sides agree better with each smaller step. At a
-kink they differ by the same at every step; in noise they differ the more, the smaller the step.
+1. Each step gives a difference quotient. It is off because f curves, the more the larger the step, and because values
+   are rounded, the more the smaller the step.
+2. Two neighbouring quotients cancel the leading error of curvature: an estimate of the slope (Richardson).
+3. The uncertainty of an estimate is its distance from the next one, and what roundings do to it. The estimate with the
+   smallest uncertainty is taken.
+4. Beside a pole the coarse steps agree among themselves. Much steeper fine steps, above the roundings, refute them.
+5. At a kink the slopes of the two sides differ by the same at every step. For a smooth function they agree better with
+   each smaller step; in noise they differ the more, the smaller the step.
+
+`lines.py` draws the lines and chooses the steps.
 """
 
-import contextlib
-import functools
-from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from bnderiv.check import derivatives, numbers
+_ULPS = 4  # a value may be off by this many of its roundings, whose size is an estimate
 
-LEVELS = 14
-_TOP, _BELOW, _SMALLEST = 2.0**-4, 2.0**-16, 1e-12
-_CHUNK = 16  # lines in one call, so that one program serves every argument
+# Noise: once an estimate is certain to _SETTLED and a later one is _NOISY times less certain, finer steps are left out.
+# They only add roundings, until nothing moves at all: then all quotients are 0, and agree.
+_SETTLED = 1e-4
+_NOISY = 1e3
+
+# A pole: finer estimates are more than _STEEPER times what the best one allows. It is not noise, since their roundings
+# are below this part of them.
+_STEEPER = 2
+_ABOVE_ROUNDINGS = 1e-2
+
+# A kink: the gap between the slopes of the two sides is the same within _SAME_GAP at the _SAME_AT finest steps where
+# roundings are smaller than that. The gap must be more than _VISIBLE of the slopes.
+_SAME_GAP = 0.02
+_SAME_AT = 3
+_VISIBLE = 1e-6
 
 
 class Slopes(NamedTuple):
-    """One number for each line."""
+    """What was measured along some lines: one number for each."""
 
     slope: np.ndarray  # NaN if none of the steps gives one
     error: np.ndarray  # how far it may be off
@@ -31,195 +44,84 @@ class Slopes(NamedTuple):
     right: np.ndarray
     kink: np.ndarray
 
+    @property
+    def slack(self) -> np.ndarray:
+        """How far a right claim may be from the slope: `error` is an estimate, and may be low itself."""
+        return 4 * self.error
 
-class Lines:
-    """⟨cotangent, function⟩ as a function of a step along a line through `floats`.
+
+def from_values(steps: Any, plus: Any, minus: Any, noise: np.ndarray, rounding: np.ndarray) -> Slopes:
+    """The slopes of some lines.
 
     Args:
-      function: (floats, carried) ↦ flat tuple of outputs.
-      floats, carried, cotangent: concrete arrays, in float64 if `double`.
-      ulp: what the function rounds to: that of the narrowest dtype inside.
+      steps: a row for each line, the largest step first.
+      plus, minus: f(h) − f(0) and f(−h) − f(0) for each step h.
+      noise: for each line, how much its values are rounded.
+      rounding: for each line, how much its argument is rounded, in units of its steps.
     """
-
-    def __init__(self, function: Callable, floats: Any, carried: Any, cotangent: Any, ulp: float, double: bool):
-        self.floats, self.carried, self.cotangent, self.ulp, self.double = floats, carried, cotangent, ulp, double
-        self.terms = 0.0  # what cancels inside, if more than the outputs show
-        self._value = lambda floats: function(floats, carried)
-        self._all = derivatives.quick_jit(functools.partial(_all, self._value))
-
-    def units(self, i: int, elements: Sequence[int]) -> tuple[list[np.ndarray], np.ndarray]:
-        """Unit lines of elements of argument `i` (two for a complex one), and the size of each element."""
-        x = numbers.wide(self.floats[i])
-        lines, own = [], []
-        for j in elements:
-            for unit in (1, 1j) if np.iscomplexobj(x) else (1,):
-                line = np.zeros(x.size, x.dtype)
-                line[j] = unit
-                lines.append(line.reshape(x.shape))
-                own.append(abs(x.ravel()[j]))
-        return lines, np.asarray(own)
-
-    def measure(self, i: int, lines: Sequence[np.ndarray], own: Any = None, starts: Any = None) -> Slopes:
-        """The slopes of these lines in argument `i`, each through its own start, by default the point itself.
-
-        `own` holds the size of what a line moves, if that is smaller than the array.
-        """
-        size = numbers.largest(self.floats[i]) or 1.0
-        own = np.full(len(lines), size) if own is None else own
-        bottom = np.where((own == 0) | (own > size / 16), size * 2.0**-12, np.maximum(own, _SMALLEST * size)) * _BELOW
-        steps = size * _TOP * (bottom / (size * _TOP))[:, None] ** (np.arange(LEVELS) / (LEVELS - 1))
-        everything = [[line if k == i else np.zeros(np.shape(f)) for k, f in enumerate(self.floats)] for line in lines]
-        begin = [
-            [numbers.wide(f) if k != i or starts is None else starts[j] for k, f in enumerate(self.floats)]
-            for j in range(len(lines))
-        ]
-        return self._measured(everything, begin, steps, np.where(own == 0, size * _SMALLEST, own))
-
-    def across(self, directions: Sequence[Sequence[np.ndarray]], floats: Any) -> Slopes:
-        """The slopes of lines in all arguments at once, through `floats`."""
-        lines = [list(direction) for direction in directions]
-        steps = np.tile(_TOP * 2.0 ** (-24 * np.arange(LEVELS) / (LEVELS - 1)), (len(lines), 1))
-        return self._measured(lines, [[numbers.wide(f) for f in floats]] * len(lines), steps, np.ones(len(lines)))
-
-    def _measured(self, lines: Any, starts: Any, steps: np.ndarray, sizes: np.ndarray) -> Slopes:
-        """`sizes`: of what each line moves, in units of its steps."""
-        with jax.enable_x64(True) if self.double else contextlib.nullcontext():
-            values, weights = self._values(lines, starts, np.concatenate([steps, -steps], 1))
-            moved = weights.max(1, initial=0.0)
-            # Where nothing moves, f may be constant, or all its outputs may move by less than they are rounded to; or
-            # what moves is NaN, which tells nothing.
-            nothing = np.inf if self.undefined else self.weight
-            moves = (np.nan_to_num(values) != 0).any(1)
-            moved = np.maximum(np.where(moved == 0, np.where(moves, self.weight, nothing), moved), self.terms)
-        plus, minus = values[:, :LEVELS], values[:, LEVELS:]
-        each = zip(steps, plus, minus, self.ulp * moved, self.ulp * sizes, strict=True)
-        found = [_slope(*line) for line in each]
-        columns = zip(*found, strict=True) if found else ([],) * 5
-        return Slopes(*(np.asarray(column) for column in columns))
-
-    @functools.cached_property
-    def undefined(self) -> bool:
-        """Whether an output is NaN at the point."""
-        return any(bool(np.isnan(numbers.wide(o)).any()) for o in self._here)
-
-    @functools.cached_property
-    def _here(self) -> Any:
-        return derivatives.Program(self._value)(self.floats)
-
-    @functools.cached_property
-    def weight(self) -> float:
-        """The magnitude of the roundings of all outputs, which add up like a random walk."""
-        squares = [
-            (numbers.largest(c) * np.sqrt(np.size(c)) * numbers.largest(o)) ** 2
-            for c, o in zip(self.cotangent, self._here, strict=True)
-        ]
-        return float(np.sqrt(sum(squares)))
-
-    def _values(self, lines: Any, starts: Any, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        values, weights = np.zeros(steps.shape), np.zeros(steps.shape)
-        dtypes = [f.dtype for f in self.floats]
-        real = jnp.float64 if self.double else jnp.float32
-        for begin in range(0, len(lines), _CHUNK):
-            some = range(begin, min(begin + _CHUNK, len(lines)))
-            padded = [*some, *[begin] * (_CHUNK - len(some))]
-
-            def stacked(arrays: Any, padded: Any = padded) -> tuple:
-                return tuple(
-                    np.stack([np.asarray(arrays[j][k]) for j in padded]).astype(dtype) for k, dtype in enumerate(dtypes)
-                )
-
-            data = self.cotangent, stacked(starts), stacked(lines), steps[padded].astype(real)
-            try:
-                result = self._all(*data)
-            except Exception:  # it cannot be traced
-                result = self._eagerly(some, *data)
-            for array, part in zip((values, weights), result, strict=True):
-                array[some.start : some.stop] = np.asarray(part)[: len(some)]
-        return values, weights
-
-    def _eagerly(self, some: Any, cotangent: Any, starts: Any, lines: Any, steps: Any) -> Any:
-        rows = []
-        for j in range(len(some)):
-            start, line = (tuple(jnp.asarray(a[j]) for a in arrays) for arrays in (starts, lines))
-            here = self._value(start)
-            rows.append([_moved(self._value, cotangent, start, here, line, jnp.asarray(h)) for h in steps[j]])
-        return [[[float(pair[k]) for pair in row] for row in rows] for k in (0, 1)]
+    lines = zip(steps, plus, minus, noise, rounding, strict=True)
+    found = [_of_one_line(*line) for line in lines]
+    return Slopes(*(np.asarray([one[k] for one in found]) for k in range(len(Slopes._fields))))
 
 
-def _all(f: Callable, cotangent: Any, starts: Any, lines: Any, steps: Any) -> Any:
-    def along(data: Any) -> Any:
-        start, line, h = data
-        here = f(start)
-        return jax.lax.map(lambda step: _moved(f, cotangent, start, here, line, step), h)
-
-    return jax.lax.map(along, (starts, lines, steps))
-
-
-def _moved(f: Callable, cotangent: Any, start: Any, here: Any, line: Any, step: Any) -> Any:
-    """⟨cotangent, f(start + step·line) − here⟩, where here = f(start), and the magnitude of the outputs that moved.
-
-    Outputs are subtracted before they are summed, which cancels less. A small output may be a difference of larger
-    numbers, so every output that moves counts as the largest.
-    """
-    there = f(tuple((s + step.astype(v.dtype) * v).astype(s.dtype) for s, v in zip(start, line, strict=True)))
-    total, squares = jnp.zeros((), step.dtype), jnp.zeros((), step.dtype)
-    for c, o, t in zip(cotangent, here, there, strict=True):
-        same = (o == t) | (jnp.isnan(o) & jnp.isnan(t))
-        total += jnp.where(same, 0, jnp.real(c * (t - o).astype(c.dtype))).astype(step.dtype).sum()
-        size = jnp.where(jnp.isfinite(o), jnp.abs(o), 0).max(initial=0).astype(step.dtype)
-        squares += (jnp.where(same, 0, jnp.abs(c)).astype(step.dtype) ** 2).sum() * size**2
-        squares += jnp.where((jnp.isnan(o) & ~jnp.isnan(t)).any(), jnp.inf, 0)  # there is no value to start from
-    known = jnp.stack([jnp.isfinite(o).any() for o in here]).any()  # ∞ − ∞ says nothing
-    return jnp.where(known, total, jnp.nan), jnp.sqrt(squares)
-
-
-def _slope(h: np.ndarray, plus: np.ndarray, minus: np.ndarray, noise: float, rounding: float) -> tuple:
-    """From the values at the steps ±h, the largest first, with this `noise` in each and this `rounding` of x."""
+def _of_one_line(h: np.ndarray, plus: np.ndarray, minus: np.ndarray, noise: float, rounding: float) -> tuple:
+    """The fields of `Slopes` for one line."""
     with np.errstate(all="ignore"):
         right, left = plus / h, -minus / h
-        both = np.isfinite(plus) & np.isfinite(minus)
-        sides = [(left + right) / 2] if both[LEVELS // 2 :].any() else [right, left]  # at the edge of a domain
-        slope, error = min(
-            (_extrapolated(h, s, 1 if len(sides) > 1 else 2, noise, rounding) for s in sides), key=lambda x: x[1]
-        )
+        on_both_sides = np.isfinite(plus) & np.isfinite(minus)
+        if on_both_sides[len(h) // 2 :].any():
+            slope, error = _limit(h, (left + right) / 2, 2, noise, rounding)
+        else:  # at the edge of a domain one side has no values
+            one_sided = [_limit(h, side, 1, noise, rounding) for side in (right, left)]
+            slope, error = min(one_sided, key=lambda found: found[1])
         kink, k = _kink(h, left, right, noise)
     return slope, error, left[k], right[k], kink
 
 
-def _extrapolated(h: np.ndarray, a: np.ndarray, order: int, noise: float, rounding: float) -> tuple[float, float]:
-    """The limit of a(h) for h → 0 where a(h) = a(0) + O(h^order), and its uncertainty (Richardson)."""
+def _limit(h: np.ndarray, quotients: np.ndarray, order: int, noise: float, rounding: float) -> tuple[float, float]:
+    """The limit of the quotients for h → 0, and its uncertainty. Curvature makes a quotient off by O(h^order)."""
     ratio = (h[:-1] / h[1:]) ** order
-    better = (ratio * a[1:] - a[:-1]) / (ratio - 1)
+    estimates = (ratio * quotients[1:] - quotients[:-1]) / (ratio - 1)
     # The rounding of x moves f by as much times the slope.
-    rounded = 4 * (noise / h + rounding * np.abs(a) / h)
-    errors = np.abs(better[:-1] - better[1:]) + rounded[1:-1]
+    rounded = _ULPS * (noise / h + rounding * np.abs(quotients) / h)
+    errors = np.abs(estimates[:-1] - estimates[1:]) + rounded[1:-1]
+    above_roundings = rounded[1:] < _ABOVE_ROUNDINGS * np.abs(estimates)
     begin = 0
     while True:
-        slope, error = np.nan, np.inf
-        for k in range(begin, len(errors)):
-            if errors[k] < error:
-                slope, error, at = better[k], errors[k], k
-            elif error <= 1e-4 * abs(slope) and errors[k] > 1e3 * error:  # the noise grows, until nothing moves at all
-                break
-        if not error < np.inf:
-            return float(slope), float(error)
-        # Beside a pole the coarse steps agree among themselves. Much steeper fine steps, above the noise, refute them.
-        steeper = np.flatnonzero((rounded[1:] < 1e-2 * np.abs(better)) & (np.abs(better) > 2 * (abs(slope) + error)))
-        steeper = steeper[steeper > at]
-        if not len(steeper):
-            return float(slope), float(error)
-        if steeper[-1] == len(errors):  # the slope still grows at the finest step
-            return float(slope), np.inf
-        begin = int(steeper[0])
+        best = _most_certain(estimates, errors, begin)
+        if best is None:
+            return np.nan, np.inf
+        slope, error = float(estimates[best]), float(errors[best])
+        refuting = above_roundings & (np.abs(estimates) > _STEEPER * (abs(slope) + error))
+        finer = [k for k in range(best + 1, len(estimates)) if refuting[k]]
+        if not finer:
+            return slope, error
+        if finer[-1] == len(estimates) - 1:  # the slope still grows at the finest step
+            return slope, np.inf
+        begin = finer[0]
+
+
+def _most_certain(estimates: np.ndarray, errors: np.ndarray, begin: int) -> int | None:
+    """The index of the estimate with the smallest error from `begin` on, until noise grows. None if none is finite."""
+    best, smallest = None, np.inf
+    for k in range(begin, len(errors)):
+        if errors[k] < smallest:
+            best, smallest = k, errors[k]
+        elif best is not None and smallest <= _SETTLED * abs(estimates[best]) and errors[k] > _NOISY * smallest:
+            break
+    return best
 
 
 def _kink(h: np.ndarray, left: np.ndarray, right: np.ndarray, noise: float) -> tuple[bool, int]:
-    """Whether the two sides differ by the same amount at the three finest steps above the noise; the finest of them."""
+    """Whether the sides differ by the same at the three finest steps above the noise, and the finest of these steps."""
     gap = (right - left) / 2
     steepest = np.maximum(np.abs(left), np.abs(right))
-    trusted = np.isfinite(gap) & (4 * noise / h < 0.02 * np.abs(gap)) & (np.abs(gap) > 1e-6 * steepest)
-    finest = np.flatnonzero(trusted)[-3:]
-    if len(finest) < 3 or np.ptp(finest) != 2:
+    above_noise = _ULPS * noise / h < _SAME_GAP * np.abs(gap)
+    trusted = np.isfinite(gap) & above_noise & (np.abs(gap) > _VISIBLE * steepest)
+    finest = np.flatnonzero(trusted)[-_SAME_AT:]
+    consecutive = len(finest) == _SAME_AT and np.ptp(finest) == _SAME_AT - 1
+    if not consecutive:
         return False, -1
     middle = gap[finest[1]]
-    return bool((np.abs(gap[finest] - middle) <= 0.02 * abs(middle)).all()), int(finest[-1])
+    same = np.abs(gap[finest] - middle) <= _SAME_GAP * abs(middle)
+    return bool(same.all()), int(finest[-1])
