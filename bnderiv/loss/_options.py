@@ -44,6 +44,7 @@ def targets(smoothing, class_weights, where, y):
 
 
 def smoothed(smoothing, where, y):
+    """m ((1 − α) y + α/n): the labels before the weights; n counts the example's classes."""
     y = counted(where, y)
     if not smoothing:
         return y
