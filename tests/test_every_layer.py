@@ -14,8 +14,8 @@ FIRST = tuple(next(case for case in CASES if case.layer == layer) for layer in L
 LAYER_NORMS = ("group_norm", "instance_norm")  # of other axes; the rules are those of layer norm
 # Instance norm is group norm of one channel.
 DISTINCT = [pytest.param(case, marks=pytest.mark.exhaustive if case.layer == "instance_norm" else ()) for case in FIRST]
-# The attachment for both modes is one for all layers: what it does under a transform, these show among them. They have
-# a branch and a loop, several axes of groups, a form for each target, integer arguments.
+# All layers share the attachment for both modes. These layers have between them all that a transform may meet in it: a
+# branch and a loop, several axes of groups, a form for each target, integer arguments.
 SHOWN = {"batch_norm_relu", "layer_norm", "max_pool", "conv2d", "softmax_cross_entropy_with_integer_labels"}
 
 

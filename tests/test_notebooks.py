@@ -1,4 +1,7 @@
-"""The notebooks say what they said when they were committed: each is run in a kernel as a newcomer has it."""
+"""The notebooks say what they said when they were committed: each is run in a kernel as a newcomer has it.
+
+But that it compiles quickly.
+"""
 
 import base64
 import html

@@ -7,17 +7,8 @@ from experiments._report import Part, Picture, Report, Table, Text
 from experiments.benchmark import lenet_step, picture
 
 OURS = "bnderiv"
-TIMED = (
-    "lenet",
-    "epoch",
-    "max_pool",
-    "avg_pool",
-    "batch_norm",
-    "batch_norm_relu",
-    "loss",
-    "other",
-    "gpu",
-)  # against peers
+# Timed against peers.
+TIMED = ("lenet", "epoch", "max_pool", "avg_pool", "batch_norm", "batch_norm_relu", "loss", "other", "gpu")
 LIMITS = ("a copy of x", "4 copies", "4 copies in place")
 
 
