@@ -11,7 +11,7 @@ from jax import lax
 
 from bnderiv._checks import same_varying
 from bnderiv._types import AxisName
-from bnderiv.normalization.units import Epsilon, Moments, Unit, above_noise, moved, scale_for
+from bnderiv.normalization.units import Epsilon, Moments, Unit, above_noise, centered, scale_for
 
 IndexGroups = Sequence[Sequence[int]]
 
@@ -90,8 +90,8 @@ def _in_the(unit: Unit, devices: Devices) -> tuple[jax.Array, jax.Array]:
 
 def _about_the_mean(moments: Moments, finest: jax.Array) -> Moments:
     """In the unit of deviations, but no finer than `finest`. The derivatives are those of a mean and a variance."""
-    better = moved(moments, Epsilon(None, 1 / finest))
-    _, (unit, *values) = lax.stop_gradient(better)
+    better = centered(moments, Epsilon(None, 1 / finest))
+    unit, *values = lax.stop_gradient(better)
     times = unit.scale / moments.unit.scale
     changes = (a - lax.stop_gradient(a) for a in (moments.mean * times, moments.var * times * times))
     return Moments(unit, *(value + change for value, change in zip(values, changes, strict=True)))

@@ -9,6 +9,7 @@
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,6 +58,15 @@ class Groups:
         """Σ over the elements that share statistics."""
         return a.sum(self.reduced, keepdims=True)
 
+    def range(self, a: jax.Array, where: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        """The smallest and the largest of the elements that share statistics; ∞ and −∞ of none."""
+        least, most = (a, a) if where is None else (jnp.where(where, a, end) for end in (jnp.inf, -jnp.inf))
+        return self.reduce(lax.reduce_min, least), self.reduce(lax.reduce_max, most)
+
+    def reduce(self, operation: Callable[..., jax.Array], a: jax.Array) -> jax.Array:
+        """Over the elements that share statistics."""
+        return lax.expand_dims(operation(a, self.reduced), self.reduced)
+
     def repeated(self, statistics: Any) -> Any:
         """Statistics (a tree) as they broadcast against x."""
         return statistics
@@ -103,12 +113,18 @@ class ChannelGroups(Groups):
     size: int = 1
 
     def to_statistics(self, inner: jax.Array) -> jax.Array:
-        inner = super().to_statistics(inner)
+        return self._in_groups(super().to_statistics(inner)).sum(self.axis + 1)
+
+    def _in_groups(self, inner: jax.Array) -> jax.Array:
+        """The channels of each group along one more axis, after that of the groups."""
         before, after = inner.shape[: self.axis], inner.shape[self.axis + 1 :]
-        return inner.reshape(*before, -1, self.size, *after).sum(self.axis + 1)
+        return inner.reshape(*before, -1, self.size, *after)
 
     def total(self, a: jax.Array) -> jax.Array:
         return self.to_statistics(self.inner(a))
+
+    def reduce(self, operation: Callable[..., jax.Array], a: jax.Array) -> jax.Array:
+        return operation(self._in_groups(super().reduce(operation, a)), (self.axis + 1,))
 
     def repeated(self, statistics: Any) -> Any:
         return jax.tree.map(lambda a: jnp.repeat(a, self.size, self.axis) if jnp.ndim(a) else a, statistics)

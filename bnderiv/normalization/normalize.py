@@ -35,19 +35,20 @@ class Affine(NamedTuple):
 def statistics(groups, x, where, n, eps, assumed_mean):
     """The `Moments` of x: in one read, if the assumed mean, by default that of a sample, is near (`units.py`)."""
 
-    def mean_and_var(for_mean, for_square):
-        for_mean, for_square = groups.repeated((for_mean, for_square))
-        mean = groups.total(masked(where, for_mean.of(x))) / n  # (N1)
-        mean_square = groups.total(masked(where, for_square.of(x)) ** 2) / n
+    def mean_of(unit):
+        return groups.total(masked(where, groups.repeated(unit).of(x))) / n  # (N1)
+
+    def var_of(unit, mean):
+        mean_square = groups.total(masked(where, groups.repeated(unit).of(x)) ** 2) / n
         square = mean**2
-        return mean, above_noise(mean_square - square, square)  # (N2)
+        return above_noise(mean_square - square, square)  # (N2)
 
     shift = sample_mean(groups, x, where) if assumed_mean is None else assumed_mean
-    return measured(x, shift, eps, mean_and_var, groups.over_devices)
+    return measured(groups, x, where, eps, shift, mean_of, var_of)
 
 
 def _statistics_fwd(groups, x, where, n, eps, assumed_mean):
-    with both_modes():  # a loop has no reverse mode: second derivatives need this rule
+    with both_modes():  # in second derivatives too, the unit has none
         moments = statistics(groups, x, where, n, eps, assumed_mean)
     return moments, (x, where, n, moments.unit, moments.mean)
 

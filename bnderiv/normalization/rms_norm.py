@@ -13,7 +13,7 @@ from bnderiv._numbers import accumulator
 from bnderiv._rule import both_modes, closed_form, layer
 from bnderiv.normalization.arguments import epsilon, laid, normalized_axes, parameter
 from bnderiv.normalization.groups import Groups
-from bnderiv.normalization.units import Epsilon, Unit, fits, masked, scale_for
+from bnderiv.normalization.units import Epsilon, Unit, fits, masked, scale_for, unless
 
 
 def rms_norm(
@@ -70,7 +70,7 @@ def by_root_mean_square(groups, x, where, n, gamma, beta, eps):
 
 
 def _forward(groups, x, where, n, gamma, beta, eps):
-    with both_modes():  # a loop has no reverse mode: second derivatives need this rule
+    with both_modes():  # in second derivatives too, the unit has none
         unit, square = mean_square(groups, x, where, n, eps)
     r = unit.inverse_root(square, eps)
 
@@ -126,19 +126,12 @@ def mean_square(groups, x, where, n, eps):
     def is_good(scale, square):
         return fits(jnp.maximum(jnp.sqrt(square), Unit(scale, zero).root(eps)))
 
+    def measure_again():
+        largest = groups.reduce(lax.reduce_max, jnp.abs(masked(where, x))).astype(zero.dtype)
+        return measure(scale_for(jnp.maximum(largest, eps.root), over_devices=groups.over_devices))
+
     first = measure(one)
-    bad = jnp.any(~is_good(*first))
-
-    def measure_again(state):
-        _, scale, square = state
-        size = jnp.abs(masked(where, x)).max(groups.reduced, keepdims=True).astype(zero.dtype)
-        better = scale_for(jnp.maximum(size, eps.root), over_devices=groups.over_devices)
-        return jnp.zeros_like(bad), *measure(lax.select(is_good(scale, square), scale, better))
-
-    def until_good():  # under `vmap` both branches run, and this loop only where a row is bad
-        return lax.while_loop(lambda state: state[0], measure_again, (bad, *first))[1:]
-
-    scale, square = lax.cond(bad, until_good, lambda: first)
+    scale, square = unless(is_good(*first), first, measure_again)
     return Unit(scale, zero), square
 
 

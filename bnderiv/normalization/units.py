@@ -24,6 +24,7 @@ from jax import lax
 from bnderiv._checks import same_varying
 from bnderiv._numbers import power_of_two_over
 from bnderiv._target import apart
+from bnderiv.normalization.groups import Groups
 
 # The first measurement is kept where m² ≤ v, that is, where K is at most a deviation off: y is off by 1.6e-7 then, and
 # by 2.6e-7 at two deviations. If all elements are equal, K may also be within either of these distances of them.
@@ -105,70 +106,90 @@ def masked(where: jax.Array | None, values: jax.Array) -> jax.Array:
 
 
 def measured(
+    groups: Groups,
     x: jax.Array,
-    shift: jax.Array,
+    where: jax.Array | None,
     eps: Epsilon,
-    mean_and_var: Callable[[Unit, Unit], tuple[jax.Array, jax.Array]],
-    over_devices: bool,
+    shift: jax.Array,
+    mean_of: Callable[[Unit], jax.Array],
+    var_of: Callable[[Unit, jax.Array], jax.Array],
 ) -> Moments:
-    """The moments by `mean_and_var`: in one read of x if `shift` is near the mean.
+    """The moments: in one read of x if `shift` is near the mean, otherwise in three more."""
 
-    Otherwise x is read again for each better unit: once if K was far, some more times if it was off by many orders of
-    magnitude; never more than `MOST_READS` times. `mean_and_var` gets the unit twice, once for each of its sums. The
-    second is `apart`: XLA would materialize what the two share.
+    def about(unit: Unit) -> Moments:
+        mean = mean_of(unit)
+        # XLA would materialize what the two sums share.
+        return Moments(unit, mean, var_of(Unit(unit.scale, apart(unit.origin)), mean))
+
+    def closely() -> Moments:
+        """Right for any x: from 0 to 2 the mean is found to a rounding error of the range, and K is there."""
+        unit = from_the_smallest(groups, x, where, shift.dtype)
+        return centered(about(Unit(unit.scale, unit.origin + _finite(mean_of(unit)))), eps, groups.over_devices)
+
+    _, shift = same_varying(x, _finite(shift))
+    first = about(Unit(1, shift))
+    return unless(are_good(first, eps), centered(first, eps, groups.over_devices), closely)
+
+
+def unless(good: jax.Array, first: Any, again: Callable[[], Any]) -> Any:
+    """The tree `first`, where it is `good`; elsewhere that of `again`, which is computed only if something is not good.
+
+    What is good stays as it is, to the bit: no channel's result depends on the others.
     """
-    _, shift = same_varying(x, _finite(shift, jnp.zeros_like(shift)))
-
-    def measured_again(state: Any) -> Any:
-        reads, done, old = state
-        good, new = moved(Moments(old.unit, *mean_and_var(old.unit, apart(old.unit))), eps, over_devices)
-        # As with NaN, and with elements that are all equal where ε = 0.
-        no_better = (new.unit.scale == old.unit.scale) & (new.unit.origin == old.unit.origin)
-        # A channel that is done stays as it is, to the bit: its result must not depend on the other channels.
-        return reads + 1, done | good | no_better, jax.tree.map(partial(lax.select, done), old, new)
-
-    def unsure(state: Any) -> Any:
-        reads, done, _ = state
-        return ~jnp.all(done) & (reads < MOST_READS)
-
-    unit = Unit(1, shift)
-    done, first = moved(Moments(unit, *mean_and_var(unit, Unit(1, apart(shift)))), eps, over_devices)
-    # Without the branch the loop would not run either, but XLA's estimates count its body as if it did.
-    return lax.cond(
-        jnp.all(done), lambda: first, lambda: lax.while_loop(unsure, measured_again, (jnp.int32(1), done, first))[-1]
-    )
+    return lax.cond(all_of(good), lambda: first, lambda: jax.tree.map(partial(lax.select, good), first, again()))
 
 
-def moved(moments: Moments, eps: Epsilon, over_devices: bool = False) -> tuple[jax.Array, Moments]:
-    """Whether the moments are good, and the moments about K' = μ rounded, in the unit of deviations.
+@jax.custom_batching.custom_vmap
+def all_of(good: jax.Array) -> jax.Array:
+    """Whether all are true; under `vmap`, all of the whole batch: a branch remains one, where else both would run."""
+    return jnp.all(good)
 
-    So x − K' has no more rounding than x − μ; m is what K' left of μ. Where all x are equal, K' is that x, and nothing
-    is left. If the moments are not good, K' and s are where the next measurement starts.
-    """
+
+@all_of.def_vmap
+def _(size: int, batched: list[bool], good: jax.Array) -> tuple[jax.Array, bool]:
+    return all_of(good), False
+
+
+def from_the_smallest(groups: Groups, x: jax.Array, where: jax.Array | None, dtype: Any) -> Unit:
+    """The unit that has the smallest element at 0 and the largest between 1 and 2, or up to 8 if s can be no smaller."""
+    low, high = (a.astype(dtype) for a in groups.range(x, where))
+    low = _finite(low)
+    scale = scale_for(high - low, low)
+    return Unit(scale, low * scale)
+
+
+def are_good(moments: Moments, eps: Epsilon) -> jax.Array:
+    """Whether K was near enough to the mean, and squares neither over- nor underflowed."""
     unit, mean, var = moments
-    zero, root, off = jnp.zeros_like(mean), unit.root(eps), jnp.abs(mean)
-    equal = var == 0
-    # If a square overflowed, the deviation may be any large number: middle³ is assumed, and measured from there.
-    deviation = jnp.minimum(jnp.sqrt(var), middle(var.dtype) ** 3)
+    root, deviation = unit.root(eps), jnp.sqrt(var)
     ulp = float(jnp.finfo(var.dtype).eps)
     close = jnp.maximum(NEAR * ulp * jnp.abs(unit.origin), math.sqrt(OF_EPSILON * ulp) * root)
-    near = off <= lax.select(equal, close, deviation)
-    size = jnp.maximum(lax.select(near, deviation, off), root)
+    near = jnp.abs(mean) <= lax.select(var == 0, close, deviation)
+    return near & fits(jnp.maximum(deviation, root))
 
-    origin = unit.origin + _finite(mean, zero)
-    left = lax.select(equal, zero, mean + (unit.origin - origin))
+
+def centered(moments: Moments, eps: Epsilon, over_devices: bool = False) -> Moments:
+    """The moments about K' = μ rounded, in the unit of deviations.
+
+    So x − K' has no more rounding than x − μ; m is what K' left of μ. Where all x are equal, K' is that x, and nothing
+    is left.
+    """
+    unit, mean, var = moments
+    origin = unit.origin + _finite(mean)
+    left = lax.select(var == 0, jnp.zeros_like(mean), mean + (unit.origin - origin))
+    size = jnp.maximum(jnp.sqrt(var), unit.root(eps))
     scale = scale_for(unit.unscaled(size), unit.unscaled(origin), over_devices)
     times = unit.unscaled(scale)
-    return near & fits(size), Moments(Unit(scale, origin * times), left * times, var * times * times)
+    return Moments(Unit(scale, origin * times), left * times, var * times * times)
 
 
-def _finite(a: jax.Array, zero: jax.Array) -> jax.Array:
+def _finite(a: jax.Array) -> jax.Array:
     """A mean, or 0 for one that is not finite.
 
     The select also keeps XLA from fusing the mean's last product into a sum that follows: one kernel would get another
     mean than the next.
     """
-    return lax.select(jnp.isfinite(a), a, zero)
+    return lax.select(jnp.isfinite(a), a, jnp.zeros_like(a))
 
 
 def above_noise(var: jax.Array, square: jax.Array) -> jax.Array:

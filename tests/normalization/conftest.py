@@ -8,22 +8,22 @@ from bnderiv.normalization import units
 
 @pytest.fixture
 def measured_again(monkeypatch):
-    """How often x was read again, and the result."""
+    """How often x was measured again, and the result."""
     measured = []
-    moved = units.moved
+    from_the_smallest = units.from_the_smallest
 
     def counted(*args):
         jax.debug.callback(lambda: measured.append(1))
-        return moved(*args)
+        return from_the_smallest(*args)
 
-    monkeypatch.setattr(units, "moved", counted)
+    monkeypatch.setattr(units, "from_the_smallest", counted)
     jax.clear_caches()
 
     def count(f, *args):
         measured.clear()
         result = jax.block_until_ready(f(*args))
         jax.effects_barrier()
-        return len(measured) - 1, result
+        return len(measured), result
 
     yield count
     jax.clear_caches()
