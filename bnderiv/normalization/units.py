@@ -7,9 +7,9 @@ statistics have a zero and a unit of their own, u = (x − K) s (derivation.md, 
     s   is a power of two, so exact     v = mean u² − m²       →  σ² = v/s²
 
 About any K and s the moments are right as long as m² is at most a few v and nothing over- or underflows. So they are
-measured once, with s = 1 and about a value that is assumed to be near the mean; and again if that proves wrong for any
-of them, while the others keep theirs. From there on K is the mean and s the unit of deviations, in which no sum of the
-gradient is far from 1.
+measured once, with s = 1 and about a value that is assumed to be near the mean. If that proves wrong for any of them,
+the range of x and its mean are found first, about which all are right; those that were good keep theirs. From there on
+K is the mean and s the unit of deviations, in which no sum of the gradient is far from 1.
 """
 
 import math
@@ -31,9 +31,6 @@ from bnderiv.normalization.groups import Groups
 NEAR = 8  # eps times |K|: some units in the last place, as a running mean stops before it reaches a constant
 OF_EPSILON = 1 / 2  # √(this times eps) √ε: a deviation that is taken for none by mistake has an x̂ below 3 eps
 NOISE = 16  # eps times m²: a variance up to this may be the rounding of m² alone
-# Reads of x at most. One is usual, and two if the guess was off. For numbers around 1, the worst of 300 guesses up to
-# the largest number of the dtype took 5 in float32, and 22 in float64.
-MOST_READS = 24
 
 
 class Unit(NamedTuple):
@@ -59,12 +56,13 @@ class Unit(NamedTuple):
         return du * self.scale
 
     def root(self, eps: "Epsilon") -> jax.Array:
-        """√ε s, at least the smallest normal number: its square is the same, 0 or ε s².
+        """√ε s; of an array s at least the smallest normal number: its square is the same, 0 or ε s².
 
         Of the product alone, XLA would square the factors apart, and s² may overflow.
         """
-        root = self.scaled(eps.root)
-        return jnp.maximum(root, jnp.finfo(root.dtype).tiny)
+        if isinstance(self.scale, int):
+            return eps.root
+        return jnp.maximum(eps.root * self.scale, jnp.finfo(self.scale.dtype).tiny)
 
     def inverse_root(self, var: jax.Array, eps: "Epsilon") -> jax.Array:
         """r = 1/√(v + ε s²)."""
@@ -122,7 +120,7 @@ def measured(
         return Moments(unit, mean, var_of(Unit(unit.scale, apart(unit.origin)), mean))
 
     def closely() -> Moments:
-        """Right for any x: from 0 to 2 the mean is found to a rounding error of the range, and K is there."""
+        """Right for any x (N25): in the unit of the range the mean is found to a rounding error, and K is moved there."""
         unit = from_the_smallest(groups, x, where, shift.dtype)
         return centered(about(Unit(unit.scale, unit.origin + _finite(mean_of(unit)))), eps, groups.over_devices)
 
@@ -136,7 +134,12 @@ def unless(good: jax.Array, first: Any, again: Callable[[], Any]) -> Any:
 
     What is good stays as it is, to the bit: no channel's result depends on the others.
     """
-    return lax.cond(all_of(good), lambda: first, lambda: jax.tree.map(partial(lax.select, good), first, again()))
+
+    def mixed() -> Any:
+        # Of a branch that is elementwise but for its sums XLA would make a select, and so take it always.
+        return jax.tree.map(partial(lax.select, good), first, apart(again()))
+
+    return lax.cond(all_of(good), lambda: first, mixed)
 
 
 @jax.custom_batching.custom_vmap
