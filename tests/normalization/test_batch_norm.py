@@ -221,10 +221,10 @@ def test_what_is_not_finite_stays_in_its_channel(layer, bad):
 def test_a_variance_beyond_float32_is_infinite_while_the_rest_is_right():
     x, gamma, beta = _draw((64, 3))
     (y, stats), pull_back = jax.vjp(bnderiv.batch_norm, x * 2.0**100, gamma, beta)
-    (expected, expected_stats), _ = jax.vjp(bnderiv.batch_norm, x * 2.0**20, gamma, beta)
+    expected, _ = bnderiv.batch_norm(x * 2.0**20, gamma, beta)
     near(y, expected, 1e-7)
     assert np.isinf(stats.var).all()
-    near(stats.mean / 2.0**80, expected_stats.mean, 1e-7)
+    np.testing.assert_allclose(stats.mean / 2.0**100, np.float64(x).mean(0), rtol=0, atol=1e-7)  # of deviations of 1
     dx, d_gamma, d_beta = pull_back((random_like(y, 9), jax.tree.map(jnp.zeros_like, stats)))
     assert all(np.isfinite(g).all() and np.abs(g).max() > 0 for g in (dx, d_gamma, d_beta))
 
