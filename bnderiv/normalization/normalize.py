@@ -15,8 +15,9 @@ from bnderiv._cpu import once, platform_layout, weighted_sum
 from bnderiv._rule import both_modes, closed_form
 from bnderiv._target import GPU, TPU, apart
 from bnderiv.activation.relu import rectify
+from bnderiv.normalization.measure import measured
 from bnderiv.normalization.sample import sample_mean
-from bnderiv.normalization.units import Epsilon, Moments, above_noise, masked, measured
+from bnderiv.normalization.units import Epsilon, Moments, above_noise, masked
 
 
 class Affine(NamedTuple):
@@ -33,7 +34,7 @@ class Affine(NamedTuple):
 @closed_form(static=1, inner=True)
 @platform_layout
 def statistics(groups, x, where, n, eps, assumed_mean):
-    """The `Moments` of x: in one read, if the assumed mean, by default that of a sample, is near (`units.py`)."""
+    """The `Moments` of x: in one read, if the assumed mean, by default that of a sample, is near (`measure.py`)."""
 
     def mean_of(unit):
         return groups.total(masked(where, groups.repeated(unit).of(x))) / n  # (N1)

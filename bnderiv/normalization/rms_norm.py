@@ -13,7 +13,8 @@ from bnderiv._numbers import accumulator
 from bnderiv._rule import both_modes, closed_form, layer
 from bnderiv.normalization.arguments import epsilon, laid, normalized_axes, parameter
 from bnderiv.normalization.groups import Groups
-from bnderiv.normalization.units import Epsilon, Unit, fits, masked, scale_for, unless
+from bnderiv.normalization.measure import fits, unless
+from bnderiv.normalization.units import Epsilon, Unit, masked, scale_for
 
 
 def rms_norm(

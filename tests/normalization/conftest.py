@@ -3,20 +3,20 @@
 import jax
 import pytest
 
-from bnderiv.normalization import units
+from bnderiv.normalization import measure
 
 
 @pytest.fixture
 def measured_again(monkeypatch):
     """How often x was measured again, and the result."""
     measured = []
-    from_the_smallest = units.from_the_smallest
+    from_the_smallest = measure.from_the_smallest
 
     def counted(*args):
         jax.debug.callback(lambda: measured.append(1))
         return from_the_smallest(*args)
 
-    monkeypatch.setattr(units, "from_the_smallest", counted)
+    monkeypatch.setattr(measure, "from_the_smallest", counted)
     jax.clear_caches()
 
     def count(f, *args):

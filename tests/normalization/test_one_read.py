@@ -10,7 +10,6 @@ import pytest
 import bnderiv
 import bnderiv.forward_mode
 import bnderiv.reference
-from bnderiv.normalization import units
 from tests.case import random_like
 from tests.compiling import fast_jit
 from tests.contract import near

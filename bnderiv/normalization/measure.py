@@ -1,0 +1,98 @@
+"""How the moments are measured: in one read of x about a value near the mean; where that was not near, in three more.
+
+The first measurement says itself whether its K was near enough (`are_good`). Where it was not, the range of x and its
+mean are found first; about these the moments are right for any x (derivation.md, N25).
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from bnderiv._checks import same_varying
+from bnderiv._target import apart
+from bnderiv.normalization.groups import Groups
+from bnderiv.normalization.units import Epsilon, Moments, Unit, centered, finite, middle, scale_for
+
+# The first measurement is kept where m² ≤ v, that is, where K is at most a deviation off: y is off by 1.6e-7 then, and
+# by 2.6e-7 at two deviations. If all elements are equal, K may also be within either of these distances of them.
+NEAR = 8  # eps times |K|: some units in the last place, as a running mean stops before it reaches a constant
+OF_EPSILON = 1 / 2  # √(this times eps) √ε: a deviation that is taken for none by mistake has an x̂ below 3 eps
+
+
+def measured(
+    groups: Groups,
+    x: jax.Array,
+    where: jax.Array | None,
+    eps: Epsilon,
+    shift: jax.Array,
+    mean_of: Callable[[Unit], jax.Array],
+    var_of: Callable[[Unit, jax.Array], jax.Array],
+) -> Moments:
+    """The moments: in one read of x if `shift` is near the mean, otherwise in three more."""
+
+    def about(unit: Unit) -> Moments:
+        mean = mean_of(unit)
+        # XLA would materialize what the two sums share.
+        return Moments(unit, mean, var_of(Unit(unit.scale, apart(unit.origin)), mean))
+
+    def closely() -> Moments:
+        """Right for any x (N25): in the unit of the range the mean has a rounding error only, and K moves there."""
+        unit = from_the_smallest(groups, x, where, shift.dtype)
+        return centered(about(Unit(unit.scale, unit.origin + finite(mean_of(unit)))), eps, groups.over_devices)
+
+    _, shift = same_varying(x, finite(shift))
+    first = about(Unit(1, shift))
+    return unless(are_good(first, eps), centered(first, eps, groups.over_devices), closely)
+
+
+def are_good(moments: Moments, eps: Epsilon) -> jax.Array:
+    """Whether K was near enough to the mean, and squares neither over- nor underflowed."""
+    unit, mean, var = moments
+    root, deviation = unit.root(eps), jnp.sqrt(var)
+    ulp = float(jnp.finfo(var.dtype).eps)
+    close = jnp.maximum(NEAR * ulp * jnp.abs(unit.origin), math.sqrt(OF_EPSILON * ulp) * root)
+    near = jnp.abs(mean) <= lax.select(var == 0, close, deviation)
+    return near & fits(jnp.maximum(deviation, root))
+
+
+def fits(size: jax.Array) -> jax.Array:
+    """Whether squares of deviations of a `size`, and their sums, neither over- nor underflow. NaN does not fit."""
+    most = 2 * middle(size.dtype)
+    return lax.clamp(jnp.asarray(1 / most, size.dtype), size, jnp.asarray(most, size.dtype)) == size
+
+
+def from_the_smallest(groups: Groups, x: jax.Array, where: jax.Array | None, dtype: Any) -> Unit:
+    """The unit with the smallest element at 0 and the largest between 1 and 2, or up to 8 if s can be no smaller."""
+    low, high = (a.astype(dtype) for a in groups.range(x, where))
+    low = finite(low)
+    scale = scale_for(high - low, low)
+    return Unit(scale, low * scale)
+
+
+def unless(good: jax.Array, first: Any, again: Callable[[], Any]) -> Any:
+    """The tree `first`, where it is `good`; elsewhere that of `again`, which is computed only if something is not good.
+
+    What is good stays as it is, to the bit: no channel's result depends on the others.
+    """
+
+    def mixed() -> Any:
+        # Of a branch that is elementwise but for its sums XLA would make a select, and so take it always.
+        return jax.tree.map(partial(lax.select, good), first, apart(again()))
+
+    return lax.cond(all_of(good), lambda: first, mixed)
+
+
+@jax.custom_batching.custom_vmap
+def all_of(good: jax.Array) -> jax.Array:
+    """Whether all are true; under `vmap`, all of the whole batch: a branch remains one, where else both would run."""
+    return jnp.all(good)
+
+
+@all_of.def_vmap
+def _(size: int, batched: list[bool], good: jax.Array) -> tuple[jax.Array, bool]:
+    return all_of(good), False
