@@ -77,14 +77,10 @@ def from_the_smallest(groups: Groups, x: jax.Array, where: jax.Array | None, dty
 def unless(good: jax.Array, first: Any, again: Callable[[], Any]) -> Any:
     """The tree `first`, where it is `good`; elsewhere that of `again`, which is computed only if something is not good.
 
-    What is good stays as it is, to the bit: no channel's result depends on the others.
+    What is good stays as it is, to the bit: no channel's result depends on the others. `again` is to have something
+    `apart`: XLA makes a select of a branch that is elementwise but for its sums, and so runs it always.
     """
-
-    def mixed() -> Any:
-        # Of a branch that is elementwise but for its sums XLA would make a select, and so take it always.
-        return jax.tree.map(partial(lax.select, good), first, apart(again()))
-
-    return lax.cond(all_of(good), lambda: first, mixed)
+    return lax.cond(all_of(good), lambda: first, lambda: jax.tree.map(partial(lax.select, good), first, again()))
 
 
 @jax.custom_batching.custom_vmap

@@ -11,6 +11,7 @@ from bnderiv._checks import same_varying
 from bnderiv._cpu import weighted_sum
 from bnderiv._numbers import accumulator
 from bnderiv._rule import both_modes, closed_form, layer
+from bnderiv._target import apart
 from bnderiv.normalization.arguments import epsilon, laid, normalized_axes, parameter
 from bnderiv.normalization.groups import Groups
 from bnderiv.normalization.measure import fits, unless
@@ -128,7 +129,7 @@ def mean_square(groups, x, where, n, eps):
         return fits(jnp.maximum(jnp.sqrt(square), Unit(scale, zero).root(eps)))
 
     def measure_again():
-        largest = groups.reduce(lax.reduce_max, jnp.abs(masked(where, x))).astype(zero.dtype)
+        largest = apart(groups.reduce(lax.reduce_max, jnp.abs(masked(where, x)))).astype(zero.dtype)
         return measure(scale_for(jnp.maximum(largest, eps.root), over_devices=groups.over_devices))
 
     first = measure(one)

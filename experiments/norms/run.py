@@ -101,7 +101,7 @@ def times(name: str, shape: tuple[int, ...], settings: Settings) -> dict[str, An
 
 
 def compiling(name: str, options: Settings) -> dict[str, Any]:
-    """Seconds of CPU time until a gradient of many layers is compiled, the median of three."""
+    """Seconds of CPU time until a gradient of many layers is compiled, the median of five."""
     depth = 2 if options.quick else DEPTH
     x = jax.ShapeDtypeStruct((*BATCH, CHANNELS), jnp.float32)
     kernel = jax.ShapeDtypeStruct((3, 3, CHANNELS, CHANNELS), jnp.float32)
@@ -116,7 +116,7 @@ def compiling(name: str, options: Settings) -> dict[str, Any]:
             x = x[0] if isinstance(x, tuple) else x
         return (x**2).sum()
 
-    for _ in range(1 if options.quick else 3):
+    for _ in range(1 if options.quick else 5):
         for who, layer in layers.items():
             jax.clear_caches()
             start = time.process_time()
