@@ -1,7 +1,9 @@
 """Settings of every test: float64 available, no silent promotion of dtype or rank, eight devices on the CPU."""
 
 import gc
+import hashlib
 import os
+from collections import defaultdict
 
 # Before jax is imported: the tests of sharding need more than one device.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
@@ -46,13 +48,38 @@ def _as_users_compile(item):
     return item.path in AS_USERS_COMPILE or item.get_closest_marker("as_users_compile") is not None
 
 
+@pytest.hookimpl(tryfirst=True)  # before those are left out whose marks are not asked for
 def pytest_collection_modifyitems(items):
-    """Those that compile as users do come first: between the two ways, everything compiled is forgotten.
+    """Marks what is left out by `few`, and puts first what compiles as users do.
 
-    First, as with several processes each begins with a long piece of the list, and ends with short ones: what a module
-    of experiments prepares for its tests, which takes long, is then prepared once.
+    Between the two ways everything compiled is forgotten. First, as with several processes each begins with a long
+    piece of the list, and ends with short ones: what a module of experiments prepares for its tests, which takes long,
+    is then prepared once.
     """
+    _few(items)
     items.sort(key=lambda item: not _as_users_compile(item))
+
+
+def _few(items):
+    """Of a test with `@pytest.mark.few(core, slow)` so many cases are in the core, and among the slow ones in .ci/run.
+
+    The others are marked `slow`, and those beyond the second number `exhaustive`, too. Which they are hangs on their
+    names alone: a hash draws from all combinations of parameters, where the first ones would be much alike.
+    """
+    cases = defaultdict(list)
+    for item in items:
+        if mark := item.get_closest_marker("few"):
+            cases[item.nodeid.partition("[")[0], mark.args].append(item)
+    for (_, (core, slow)), of_test in cases.items():
+        room = {"slow": core, "exhaustive": slow}
+        for item in sorted(of_test, key=lambda item: hashlib.sha256(item.name.encode()).digest()):
+            for mark in room:
+                if item.get_closest_marker(mark):
+                    continue
+                if room[mark] > 0:
+                    room[mark] -= 1
+                    break
+                item.add_marker(mark)
 
 
 def pytest_collection_finish():
