@@ -56,23 +56,25 @@ def pytest_collection_modifyitems(items):
     piece of the list, and ends with short ones: what a module of experiments prepares for its tests, which takes long,
     is then prepared once.
     """
-    _few(items)
+    few(items)
     items.sort(key=lambda item: not _as_users_compile(item))
 
 
-def _few(items):
-    """Of a test with `@pytest.mark.few(core, slow)` so many cases are in the core, and among the slow ones in .ci/run.
+def few(items):
+    """Of a test with `@pytest.mark.few(core, slow)` so many cases are in the core, and so many slow ones in `.ci/run`.
 
-    The others are marked `slow`, and those beyond the second number `exhaustive`, too. Which they are hangs on their
-    names alone: a hash draws from all combinations of parameters, where the first ones would be much alike.
+    The others are marked `slow`, and those beyond the second number, if there is one, `exhaustive`, too. Which they are
+    hangs on their names alone: a hash draws from all combinations of parameters, where the first ones would be much
+    alike. What is marked already stays as it is.
     """
-    cases = defaultdict(list)
+    tests = defaultdict(list)
     for item in items:
-        if mark := item.get_closest_marker("few"):
-            cases[item.nodeid.partition("[")[0], mark.args].append(item)
-    for (_, (core, slow)), of_test in cases.items():
-        room = {"slow": core, "exhaustive": slow}
-        for item in sorted(of_test, key=lambda item: hashlib.sha256(item.name.encode()).digest()):
+        if item.get_closest_marker("few") and not item.get_closest_marker("fast"):
+            tests[item.nodeid.partition("[")[0]].append(item)
+    for cases in tests.values():
+        core, *slow = cases[0].get_closest_marker("few").args
+        room = {"slow": core, "exhaustive": slow[0] if slow else len(cases)}
+        for item in sorted(cases, key=lambda item: hashlib.sha256(item.name.encode()).digest()):
             for mark in room:
                 if item.get_closest_marker(mark):
                     continue

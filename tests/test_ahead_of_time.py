@@ -146,6 +146,7 @@ def test_the_program_of_a_cpu_is_read_too():
     assert sum(k.bytes for k in kernels(text) if k.usual) == 2 * x.size * 4
 
 
+@pytest.mark.slow
 def test_the_block_is_flax_s():
     pytest.importorskip("flax")
     from experiments.benchmark import flax_peer

@@ -52,6 +52,7 @@ OF_FLOATS = {
 }
 
 
+@pytest.mark.few(22, 18)
 @pytest.mark.parametrize("layers", [bnderiv, forward_mode], ids=["bnderiv", "forward_mode"])
 @pytest.mark.parametrize("dtype", OF_FLOATS)
 @pytest.mark.parametrize("call", FLOATS)

@@ -85,6 +85,7 @@ def compiled():
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
+@pytest.mark.few(2, 8)
 @pytest.mark.parametrize(
     "layer", [pytest.param(name, marks=[] if name in ("batch_norm", "dense") else pytest.mark.slow) for name in EVERY]
 )
@@ -148,6 +149,7 @@ def sharded(arrays):
     )
 
 
+@pytest.mark.few(0, 8)
 @pytest.mark.slow
 @every_layer
 @pytest.mark.parametrize("place", [pytest.param(on_another_device, marks=pytest.mark.exhaustive), sharded])
@@ -168,6 +170,7 @@ def test_as_operation_by_operation(layer, place):
             assert a.sharding.is_equivalent_to(e.sharding, a.ndim), (a.sharding, e.sharding)
 
 
+@pytest.mark.few(0, 8)
 @pytest.mark.slow
 @every_layer
 def test_settings_are_not_cached(layer):
@@ -190,6 +193,7 @@ def _orders():
             yield pytest.param(layer, n, order, marks=() if few else pytest.mark.exhaustive, id=f"{layer}-{n}")
 
 
+@pytest.mark.few(0, 9)
 @pytest.mark.slow
 @pytest.mark.parametrize(("layer", "n", "order"), list(_orders()))
 def test_modes_do_not_leak(layer, n, order):
@@ -205,6 +209,7 @@ def test_modes_do_not_leak(layer, n, order):
                 jax.jvp(f, arrays, arrays)
 
 
+@pytest.mark.few(7, 14)
 @pytest.mark.parametrize("layer", [name for name in EVERY if name != "squared_error"])  # keeps a difference
 @pytest.mark.parametrize(
     "layers", [bnderiv, pytest.param(forward_mode, marks=pytest.mark.slow)], ids=["bnderiv", "forward_mode"]

@@ -11,7 +11,6 @@ from tests.cases import CASES
 
 LAYERS = sorted({case.layer for case in CASES})
 FIRST = tuple(next(case for case in CASES if case.layer == layer) for layer in LAYERS)  # one case of each layer
-LAYER_NORMS = ("group_norm", "instance_norm")  # of other axes; the rules are those of layer norm
 # Instance norm is group norm of one channel.
 DISTINCT = [pytest.param(case, marks=pytest.mark.exhaustive if case.layer == "instance_norm" else ()) for case in FIRST]
 # All layers share the attachment for both modes. These layers have between them all that a transform may meet in it: a
@@ -25,14 +24,15 @@ EXHAUSTIVE = [pytest.mark.slow, pytest.mark.exhaustive]
 
 
 def _marks(promise, case):
-    """Fast: value and gradient at every case. Of the rest, all but the first case of each layer is slow."""
+    """Fast: value and gradient at every case. Of the rest, all but the first case of a few layers is slow."""
     if promise is contract.vjp:
         return [pytest.mark.fast]
     if case in FIRST:
-        return [pytest.mark.slow] if case.layer in LAYER_NORMS else []
+        return [] if case.layer in SHOWN else [pytest.mark.slow]
     return EXHAUSTIVE if promise in REPEATED else [pytest.mark.slow]
 
 
+@pytest.mark.few(25, 160)
 @pytest.mark.parametrize(
     ("case", "promise"),
     [
@@ -61,6 +61,7 @@ def test_transform(promise, case):
     promise(bnderiv, case)
 
 
+@pytest.mark.few(0, 60)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "promise"),

@@ -113,6 +113,7 @@ LAYERS = {
 }
 
 
+@pytest.mark.few(8, 6)
 @pytest.mark.parametrize("case", LAYERS.values(), ids=LAYERS)
 def test_the_result_is_spread_as_asked_and_gradients_like_their_arguments(case):
     name, options, *placed = case
@@ -147,6 +148,7 @@ def _expected_specs(name, specs):
     return [P(x[0], x[1])] if name == "flatten" else [x]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("within", [True, False], ids=["set_mesh", "no-mesh-set"])
 def test_outside_of_jit(within):
     x, gamma, kernel = _random((8, 4, 4, 3), (3,), (12, 4))
@@ -184,6 +186,7 @@ def test_a_result_that_cannot_be_spread_is_refused():
         bnderiv.avg_pool(_put(x, P("data", "model")), 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("loss", "specs", "spread"),
     [
@@ -233,6 +236,7 @@ def test_a_sum_yet_to_be_taken_is_refused():
         jax.eval_shape(f, _put(a, P("data", "model")), _put(b, P("model")), _put(kernel, EVERYWHERE))
 
 
+@pytest.mark.slow
 def test_second_derivatives_and_forward_mode():
     x, gamma = _random((8, 3), (3,))
 
@@ -269,6 +273,7 @@ def test_vmap_over_an_axis_that_is_spread():
     assert [_spec(a) for a in ours] == [_spec(a) for a in expected] == [P("data", None, None), P("data", None, "model")]
 
 
+@pytest.mark.slow
 def test_beside_a_mapped_axis():
     """`shard_map` over the batch alone: the channels stay spread explicitly."""
     x, gamma = _random((8, 3, 3, 4), (4,))

@@ -129,6 +129,7 @@ def cells(path):
             yield "".join(cell["source"])
 
 
+@pytest.mark.few(10)
 @pytest.mark.parametrize("path", PAGES, ids=name)
 def test_a_page_shows_its_formulas(path):
     assert faults_of_a_page(path.read_text()) == []

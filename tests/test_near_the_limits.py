@@ -31,6 +31,7 @@ LAYERS = {
 
 
 # bfloat16 has the limits of float32.
+@pytest.mark.few(10, 14)
 @pytest.mark.parametrize("dtype", [jnp.float16, pytest.param(jnp.bfloat16, marks=pytest.mark.slow), jnp.float32])
 @pytest.mark.parametrize("name", LAYERS)
 def test_what_fits_is_finite(name, dtype):

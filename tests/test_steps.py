@@ -106,6 +106,7 @@ PLANTED = [
 ]
 
 
+@pytest.mark.few(0, 28)
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize(("step", "line", "words"), PLANTED, ids=[f"{s}: {w}" for s, _, w in PLANTED])
 def test_a_planted_slip_is_found_and_named(step, line, words, dtype):
@@ -638,6 +639,7 @@ def test_another_option():
 ROOMS = ("activation", "convolution", "linear", "loss", "models", "normalization", "pooling")
 
 
+@pytest.mark.few(0, 3)
 @pytest.mark.parametrize("room", ROOMS)
 def test_every_room_can_be_imported_first(room):
     """The rooms import the table of `bnderiv.steps`, which has the rooms' functions."""

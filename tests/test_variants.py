@@ -67,6 +67,7 @@ def test_a_gradient_has_the_precision_of_its_forward():
         assert "precision=None" not in program
 
 
+@pytest.mark.slow
 def test_a_gradient_has_the_dtypes_of_its_forward():
     """Though x64 is off where it is taken: as for autodiff."""
     arguments = _arguments()
@@ -82,6 +83,7 @@ def test_a_gradient_has_the_dtypes_of_its_forward():
     near(found, expected, 1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Explicitly requested dtype")  # of JAX's own, outside of the layers
 @pytest.mark.parametrize(
     ("layers", "name", "others"),

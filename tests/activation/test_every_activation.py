@@ -20,6 +20,7 @@ ORACLE = {
 each = pytest.mark.parametrize("name", ACTIVATIONS)
 
 
+@pytest.mark.few(6)
 @each
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
 def test_value_within_one_rounding_of_the_truth(name, dtype):

@@ -32,6 +32,7 @@ def test_jacobian(z):
     np.testing.assert_allclose(JACOBIAN(z), jacobian, rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.slow
 @given(
     hnp.arrays(np.float64, hnp.array_shapes(min_dims=1, max_dims=4, max_side=3), elements=st.floats(-5, 5)), st.data()
 )

@@ -129,6 +129,7 @@ def test_nnx_follows_the_paper():
     assert layer.steps[...].tolist() == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "stored", [int, np.float32, np.asarray], ids=["as_initialized", "after_a_mean_over_devices", "arrays"]
 )
@@ -182,6 +183,7 @@ def _ours(framework, x, mask=None, residual=None, **options):
     return model.apply(variables, x, mask=mask, residual=residual, mutable=["batch_stats"])[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("framework", ["linen", "nnx"])
 def test_options_of_batch_norm(framework):
     (x,) = _batches(1, (4, 3, 2))
@@ -196,6 +198,7 @@ def test_options_of_batch_norm(framework):
     near(tangent, expected, 1e-12)
 
 
+@pytest.mark.slow
 def test_several_feature_axes_and_devices():
     (x,) = _batches(1, (8, 3, 2))
     over_both = _ours("linen", x, axis=(1, 2))

@@ -105,6 +105,7 @@ def test_checkpoints_of_each_continue_in_the_other(mode):
         alike(arrays(train(loaded, x, target, 2)), arrays(whole))
 
 
+@pytest.mark.few(0, 4)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "dtype", "x_dtype"),  # where Equinox does not raise
@@ -164,6 +165,7 @@ def test_relu_within_the_rule(mode):
     alike(fused, [jax.nn.relu(a) for a in plain[:2]] + plain[2:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["batch", *(pytest.param(m, marks=pytest.mark.slow) for m in MODES if m != "batch")])
 def test_a_residual_within_the_rule(mode):
     x, z, delta = (normal(seed, (8, 3, 4), jnp.float64) for seed in range(3))
@@ -193,6 +195,7 @@ def test_a_residual_within_the_rule(mode):
         model(x[0], state, residual=z[0], inference=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "momentum"), NEAR_1)
 def test_a_momentum_near_1_leaves_the_batch_its_weight(dtype, momentum):
     old, new = averages(0, dtype)
@@ -206,6 +209,7 @@ def test_a_momentum_near_1_leaves_the_batch_its_weight(dtype, momentum):
         nearest(state.get(index)[0], momentum, old, new)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(("dtype", "momentum"), NEAR_1)
 @pytest.mark.parametrize("steps", [0, 1, 3, 1000])
 def test_inference_undoes_the_weight_of_the_start(dtype, momentum, steps):

@@ -55,6 +55,7 @@ CASES = [
 QUICK = {0, 3, 7}
 
 
+@pytest.mark.few(3, 3)
 @pytest.mark.parametrize(
     ("name", "shape", "arguments", "options"),
     [pytest.param(*case, marks=[] if i in QUICK else pytest.mark.slow) for i, case in enumerate(CASES)],

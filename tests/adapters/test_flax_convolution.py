@@ -65,6 +65,7 @@ CASES = [
 QUICK = 4
 
 
+@pytest.mark.few(2, 3)
 @pytest.mark.parametrize(
     ("shape", "window", "options"), [*CASES[:QUICK], *(pytest.param(*c, marks=pytest.mark.slow) for c in CASES[QUICK:])]
 )

@@ -99,6 +99,7 @@ def test_checkpoints_of_each_continue_in_the_other():
         alike(continued, train(network(second), start, x, target, 5))
 
 
+@pytest.mark.few(0, 6)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "options"),
@@ -130,6 +131,7 @@ def test_variables_values_and_averages(shape, options, dtype):
     alike(ours, theirs, None if dtype == jnp.float64 else 0.1)
 
 
+@pytest.mark.few(0, 4)
 @pytest.mark.slow
 @pytest.mark.parametrize("activation", [None, "relu"])
 @pytest.mark.parametrize("shape", [(3,), (1, 1, 3), (), (6, 1, 3)])
@@ -153,6 +155,7 @@ def test_scale_and_offset_from_outside(shape, activation):
     alike(*results)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [None, pytest.param((6, 1, 3), marks=pytest.mark.slow)], ids=["own", "from-outside"])
 def test_a_residual_within_the_rule(shape):
     x, z, delta = (normal(seed, (6, 4, 3), jnp.float64) for seed in range(3))
@@ -222,6 +225,7 @@ def test_groups_of_devices():
     alike(y.reshape(4, 8, 3), jnp.stack(expected), 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "decay"), NEAR_1)
 def test_a_decay_near_1_leaves_the_batch_its_weight(dtype, decay):
     x = jnp.full((4, 3), 2.0, dtype)
@@ -272,6 +276,7 @@ def test_errors():
     run(jnp.ones((4, 3), jnp.float32), scale=2.0, create=False)
 
 
+@pytest.mark.slow
 def test_a_policy_for_haikus_class_applies():
     """As in dm-haiku's ImageNet example: statistics in float32 within a network in float16, which they overflow."""
     jmp = pytest.importorskip("jmp")
@@ -299,6 +304,7 @@ def test_a_policy_for_haikus_class_applies():
     assert hk.mixed_precision.get_policy(OURS) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axis", [(-1,), (0, -2), (-3, -1), (0, 1)])
 def test_parameters_where_an_axis_is_negative(axis):
     """Haiku compares the axes as given: parameters keep the length of a negative one, statistics do not."""

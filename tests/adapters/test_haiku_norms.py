@@ -77,6 +77,7 @@ CASES = [
 QUICK = {0, 7, 9}
 
 
+@pytest.mark.few(3, 5)
 @pytest.mark.parametrize(
     ("name", "options", "given"),
     [pytest.param(*case, marks=[] if i in QUICK else pytest.mark.slow) for i, case in enumerate(CASES)],
@@ -157,6 +158,7 @@ def test_means_far_above_the_deviation(name, axes, groups):
     assert max(measured(theirs)) > 1e-4  # what the tests above would not see
 
 
+@pytest.mark.few(0, 2)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NORMS)
 def test_half_precision_is_computed_in_float32(name):
@@ -177,6 +179,7 @@ def test_the_class_is_haiku_s(name):
     assert issubclass(bnderiv.haiku.InstanceNorm, bnderiv.haiku.LayerNorm)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", NORMS)
 def test_a_policy_for_haiku_s_class_applies(name):
     jmp = pytest.importorskip("jmp")

@@ -116,6 +116,7 @@ def test_checkpoints_of_each_continue_in_the_other():
 # --- One step, every option ---
 
 
+@pytest.mark.few(1, 3)
 @pytest.mark.parametrize(
     ("shape", "options"),
     [
@@ -157,6 +158,7 @@ def test_a_single_example_and_a_single_element():
         np.testing.assert_allclose(updated["batch_stats"]["var"], np.full(shape, 0.99), rtol=1e-6)
 
 
+@pytest.mark.few(0, 7)
 @pytest.mark.slow
 @pytest.mark.parametrize("x_dtype", [jnp.float32, jnp.bfloat16, jnp.int32])
 @pytest.mark.parametrize("dtype", [None, jnp.float16])
@@ -431,6 +433,7 @@ class Ensemble(nn.Module):
         return block(self.batch_norm)(x)[0]
 
 
+@pytest.mark.few(0, 3)
 @pytest.mark.slow
 @pytest.mark.parametrize("model", [Scanned, Rematerialized, Ensemble])
 @pytest.mark.parametrize("jit", [True, False])

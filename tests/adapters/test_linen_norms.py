@@ -75,6 +75,7 @@ CASES = [
 QUICK = {0, 4, 6}
 
 
+@pytest.mark.few(3, 4)
 @pytest.mark.parametrize(
     ("name", "shape", "options", "masked"),
     [pytest.param(*case, marks=[] if i in QUICK else pytest.mark.slow) for i, case in enumerate(CASES)],
@@ -161,6 +162,7 @@ def test_means_far_above_the_deviation(name):
         assert min(measured(nn)) > 1e-2  # what the tests above would not see
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["LayerNorm", "RMSNorm"])
 def test_nothing_behind_a_mask_reaches_anything(name):
     ours, _ = pair(name)
@@ -242,6 +244,7 @@ def over_a_mapped_axis(name: str, **options: Any) -> tuple[Any, Any, Any]:
     return model, flax_model, run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NORMS)
 def test_over_a_mapped_axis_as_flax(name):
     model, flax_model, run = over_a_mapped_axis(name)
@@ -251,6 +254,7 @@ def test_over_a_mapped_axis_as_flax(name):
     alike(run(model, x), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["LayerNorm", "RMSNorm"])
 def test_over_a_mapped_axis_by_true_counts(name):
     """The parts side by side are the features of one norm."""
@@ -264,6 +268,7 @@ def test_over_a_mapped_axis_by_true_counts(name):
     assert np.abs(expected - whole.apply({}, x)).max() > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NORMS)
 def test_over_a_mapped_axis_at_any_mean_and_scale(name):
     options: Any = {"num_groups": 2} if name == "GroupNorm" else {}
@@ -282,6 +287,7 @@ def test_over_a_mapped_axis_at_any_mean_and_scale(name):
         assert error < 2e-7, (scale, mean)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axis_name", [None, "parts"])
 @pytest.mark.parametrize("name", ["LayerNorm", "RMSNorm"])
 def test_nan_under_a_mask_reaches_no_second_derivative(name, axis_name):
@@ -307,6 +313,7 @@ def test_nan_under_a_mask_reaches_no_second_derivative(name, axis_name):
     alike([jnp.where(mask, a, 0) for a in found], [jnp.where(mask, a, 0) for a in expected])
 
 
+@pytest.mark.slow
 def test_over_devices_and_groups_of_them():
     """As maps over these devices' parts."""
     x, delta = normal(3, (4, 5, 6), jnp.float64), normal(4, (4, 5, 6), jnp.float64)
@@ -339,6 +346,7 @@ def test_errors_at_the_call(name):
     assert model.init_with_output(KEY, jnp.zeros((0, 3, 6), jnp.float32))[0].shape == (0, 3, 6)
 
 
+@pytest.mark.few(0, 2)
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["Auto", "Explicit"])
 @pytest.mark.parametrize(

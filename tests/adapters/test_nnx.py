@@ -171,6 +171,7 @@ def test_relu_within_the_rule():
         alike(fused(x, average), nnx.relu(separate(x, average)))
 
 
+@pytest.mark.slow
 def test_a_residual_within_the_rule():
     x, z, delta = (normal(seed, (16, 4), jnp.float64) for seed in range(3))
 

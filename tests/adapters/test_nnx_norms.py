@@ -59,6 +59,7 @@ CASES = [
 QUICK = {0, 2}
 
 
+@pytest.mark.few(2, 3)
 @pytest.mark.parametrize(
     ("name", "shape", "features", "options", "masked"),
     [pytest.param(*case, marks=[] if i in QUICK else pytest.mark.slow) for i, case in enumerate(CASES)],
@@ -73,6 +74,7 @@ def test_variables_values_and_gradients(name, shape, features, options, masked):
         alike(with_gradient(ours, x, m), with_gradient(theirs, x, m))
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", NORMS)
 def test_every_dtype_is_flax_s(name):
     options = {"num_groups": 2} if name == "GroupNorm" else {}
@@ -155,6 +157,7 @@ def test_errors(name, options, error, message):
         getattr(bnderiv.nnx, name)(6, rngs=nnx.Rngs(0), **groups, **options)(normal(0, (2, 3, 6)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NORMS)
 def test_over_a_mapped_axis(name):
     options = {"axis_name": "parts", **({"num_groups": 2} if name == "GroupNorm" else {})}

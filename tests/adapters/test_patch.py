@@ -275,6 +275,7 @@ def test_convert_linen():
         bnderiv_linen.convert(Hidden())
 
 
+@pytest.mark.slow
 def test_convert_nnx():
     bnderiv_nnx, nnx = both("nnx")
 
@@ -304,6 +305,7 @@ def test_convert_nnx():
         bnderiv_nnx.convert(model.first)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", sorted(NORMS))
 def test_nnx_class_assignment(name):
     bnderiv_nnx, nnx = both("nnx")
@@ -331,6 +333,7 @@ def test_convert_nnx_where_attributes_hold_functions():
     assert model.norm is nnx.LayerNorm
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["batch", "ema"])
 def test_convert_equinox(mode):
     bnderiv_equinox, _ = both("equinox")

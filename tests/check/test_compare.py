@@ -40,6 +40,7 @@ def test_every_layer_passes(layer):
     assert {row.mode for row in report.rows} >= {"value", "gradient", "float64", "second_order", "vmap", "linearity"}
 
 
+@pytest.mark.few(0, 2)
 @pytest.mark.parametrize("layer", ["batch_norm", "dense", "max_pool", "softmax_cross_entropy"])
 def test_the_attachment_for_both_modes_passes(layer):
     case = LAYERS[layer]
@@ -141,6 +142,7 @@ def transposed(residuals, ct):
     return dx[::-1], dw
 
 
+@pytest.mark.few(0, 4)
 @pytest.mark.parametrize("reference", [plain, None], ids=["reference", "differences"])
 @pytest.mark.parametrize(
     ("bwd", "arguments"),
@@ -399,6 +401,7 @@ def test_float64_that_does_not_work_is_said():
     assert "float32 only" in alone.rows[0].note
 
 
+@pytest.mark.few(0, 2)
 @pytest.mark.parametrize("reference", [True, False], ids=["reference", "differences"])
 @pytest.mark.parametrize("key", [jax.random.key(0), jax.random.PRNGKey(0)], ids=["key", "raw"])
 def test_random_numbers_that_float64_would_draw_anew(key, reference):
@@ -638,6 +641,7 @@ def test_a_gradient_that_all_but_vanishes():
     assert report.passed, report
 
 
+@pytest.mark.few(0, 2)
 @pytest.mark.parametrize("reference", [True, False], ids=["reference", "differences"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_small_gradient_alone_is_not_one_that_vanishes(dtype, reference):

@@ -22,6 +22,7 @@ def failed(report):
     return {row.check for row in report.failures}
 
 
+@pytest.mark.few(0, 2)
 @pytest.mark.parametrize("reference", [jnp.sin, None], ids=["reference", "alone"])
 @pytest.mark.parametrize("size", [5, 1000])
 def test_the_place_of_a_single_wrong_element(reference, size):
@@ -67,6 +68,7 @@ def test_who_is_right():
     assert "autodiff of the reference is wrong here" in row.note
 
 
+@pytest.mark.few(0, 4)
 @pytest.mark.parametrize(
     ("forward", "bwd", "kind", "words"),
     [

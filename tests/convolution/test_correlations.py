@@ -66,6 +66,7 @@ def _loop(shape, x, kernel):
     return z, gradients
 
 
+@pytest.mark.few(12, 10)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize(
     ("way", "layout"),

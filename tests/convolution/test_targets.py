@@ -49,6 +49,7 @@ def convolved_in(program: jax.export.Exported) -> list[str]:
 SIMPLE = ("plain", "same-no-bias", "one-by-one-chwn", "kernel-as-large-as-the-input", "stride-larger-than-kernel")
 
 
+@pytest.mark.few(0, 3)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
@@ -87,6 +88,7 @@ def test_one_export_for_all_platforms(convolution):
     contract.close(jax.jit(program.call)(*arguments), (z, pull_back(dz)))
 
 
+@pytest.mark.slow
 @pytest.mark.as_users_compile
 @pytest.mark.parametrize("convolution", FEW, ids=str)
 def test_compiled_for_a_cpu_nothing_is_left_of_the_choice(convolution):
@@ -105,6 +107,7 @@ def test_half_precision_stays_it_on_accelerators(dtype, name, groups):
     assert convolved_in(jax.export.export(f, platforms=["cpu"])(*arguments)) == ["f32,f32,f32"] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.as_users_compile
 @pytest.mark.parametrize(("batch", "size", "channels"), [(2, 56, 64), pytest.param(4, 7, 512, marks=pytest.mark.slow)])
 def test_half_precision_at_the_sizes_of_a_resnet(batch, size, channels):
@@ -140,6 +143,7 @@ def by_products(x, kernel, dz):
     return z, d_padded[:, 1:-1, 1:-1], d_kernel
 
 
+@pytest.mark.few(2)
 @pytest.mark.as_users_compile
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 @pytest.mark.parametrize("batch_last", [False, True], ids=["as bands", "as shifted inputs"])

@@ -82,6 +82,7 @@ def trained_alone(groups):
     return losses, (params, state, velocity)
 
 
+@pytest.mark.few(0, 2)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("devices", "group", "groups"),

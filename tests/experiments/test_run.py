@@ -186,6 +186,7 @@ def test_a_second_run_in_one_folder_is_refused(tmp_path):
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoints"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("kept", [0, 3])
 def test_ctrl_c_says_how_to_go_on(kept, tmp_path):
@@ -288,6 +289,7 @@ def test_the_settings_in_the_folder(file):
     assert len(set(settings.values())) == len(settings)
 
 
+@pytest.mark.slow
 def test_pictures_of_no_mistake_and_of_a_loss_that_is_no_number():
     labels = np.arange(10)
     for outputs in (np.eye(10), np.roll(np.eye(10), 1, axis=1)):

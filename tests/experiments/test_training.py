@@ -128,6 +128,7 @@ def test_a_training_is_its_steps_one_after_the_other(quickly):
         assert later.history == {name: values for name, values in progress.history.items() if name != "seconds"}
 
 
+@pytest.mark.slow
 def test_images_are_moved_anew_in_every_step(monkeypatch):
     """By a key for each step, apart from those of the orders; all of them, and no more than asked."""
     chosen, data, calls = dataclasses.replace(PLAIN, shift=2), make_data(), []
@@ -164,6 +165,7 @@ LOSSES = {
 }
 
 
+@pytest.mark.few(3, 3)
 @pytest.mark.parametrize("pairing", LOSSES)
 @pytest.mark.parametrize("attachment", ["closed_form", "forward_mode", "autodiff"])
 def test_a_step_is_gradient_descent_on_the_loss(pairing, attachment):
@@ -215,6 +217,7 @@ def test_bfloat16_computes_in_it_and_keeps_float32():
 KINDS = [f"{name}_{kind}" for name in ("lecun", "xavier", "kaiming") for kind in ("normal", "uniform")]
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("initializer", [*KINDS, "pytorch"])
 def test_initializers(initializer):
     """Variance 1/fan_in, 2/(fan_in + fan_out), 2/fan_in, 1/(3 fan_in); a uniform density ends at √3 deviations."""
@@ -228,6 +231,7 @@ def test_initializers(initializer):
     assert not np.array_equal(params["dense2"]["kernel"][:10, :10], params["output"]["kernel"][:10, :10])
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(
     "name", ["sgd", "momentum", "nesterov", "adam", "adamw", "nadam", "rmsprop", "adagrad", "lamb", "lion"]
 )
@@ -293,6 +297,7 @@ def test_answers_are_those_of_the_images_whatever_the_chunk(monkeypatch):
     assert found.accuracy(data.test_labels) == np.mean(np.asarray(z).argmax(1) == data.test_labels)
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_says_at_which_step_and_saves_nothing_of_it(monkeypatch):
     """The first step's loss is still a loss; the kernels it leaves are 1e29. In a comparison it goes on.
 

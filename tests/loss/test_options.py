@@ -57,6 +57,7 @@ def test_equals_pytorch(kind, smoothing, w):
     np.testing.assert_allclose(gradients["z"], z.grad.numpy(), rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", [EXAMPLES, CLASSES, CLASSES[:1], EXAMPLES[:, None]], ids=lambda a: str(a.shape))
 def test_equals_optax(where):
     """`where` for examples and for classes, and smoothing over the classes that count, both as in optax.
@@ -192,6 +193,8 @@ def test_a_label_whose_class_does_not_count_is_like_its_code():
         near(indexed(jnp.asarray(Z), LABELS, **given), weighted(jnp.asarray(Z), code, **given), 1e-14)
 
 
+@pytest.mark.few(0, 4)
+@pytest.mark.slow
 @pytest.mark.as_users_compile
 @either
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])

@@ -197,6 +197,7 @@ def test_rows_without_a_softmax_are_nan_and_alone(loss, row):
     assert np.isfinite(dlogits[::2]).all()
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "jit"])
 @pytest.mark.parametrize("dtype", ["int8", "int16", "int32", "int64", "uint8", "uint32", "uint64"])
 def test_labels_out_of_range(compiled, dtype):

@@ -125,6 +125,7 @@ def test_against_numpy_image_by_image(pool):
     assert state == {}
 
 
+@pytest.mark.slow
 def test_28_by_28_is_the_zero_padded_32_by_32():
     config, params, state = _network()
     x = _images(config)
@@ -156,6 +157,7 @@ BY_STEPS = [pytest.mark.slow, pytest.mark.exhaustive]
 ALWAYS = (("max", "relu", True, True), ("avg", "tanh", True, True), ("avg", "sigmoid", False, True))
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("pool", "activation", "batch_norm", "train"),
     [
@@ -182,6 +184,7 @@ def test_which_gradients_are_attached(gradients, by_hand):
     assert ("custom_vjp_call" in str(run(params, _images(config)))) == by_hand
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", [pytest.param("relu", marks=pytest.mark.slow), "tanh"])
 def test_evaluation_is_the_network_with_batch_norm_folded_into_the_kernels(activation):
     config, params, state = _network(activation=activation, pool="avg", eps=1e-3)
@@ -213,6 +216,7 @@ def test_training_renews_the_running_statistics(activation):
     assert all((new[name].mean != state[name].mean).all() for name in state)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64])
 def test_dtypes(dtype):
     config = lenet5.Config(dtype=dtype, image_shape=(32, 32, 1))
@@ -270,6 +274,7 @@ def test_a_batch_spread_over_a_mapped_axis_shares_its_statistics():
         near(jax.tree.map(lambda a, i=i: a[i], new), expected_new, 1e-10)
 
 
+@pytest.mark.slow
 def test_exported_for_another_platform_a_step_convolves():
     """Twice forward and three times backward."""
     config = lenet5.Config(batch_norm=False)

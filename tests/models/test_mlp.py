@@ -80,6 +80,7 @@ def test_numbers_against_numpy():
     near(compiled_apply(params, state, _rows(), config, train=True)[0], expected, 1e-11)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("batch_norm", [True, False])
 @pytest.mark.parametrize("activation", ["relu", "tanh", "sigmoid"])
 def test_gradient_equals_autodiff(activation, batch_norm):
@@ -109,6 +110,7 @@ def test_images_are_flattened_and_evaluation_leaves_the_state():
     assert [int(running.count) for running in new.values()] == [1, 1]
 
 
+@pytest.mark.slow
 def test_learns():
     config = dataclasses.replace(SMALL, dtype=jnp.float32)
     params, state = compiled_init(jax.random.key(0), config)
@@ -130,6 +132,7 @@ def test_learns():
     assert losses[-1] < 0.3 * losses[0]
 
 
+@pytest.mark.slow
 def test_an_ensemble_is_a_vmap():
     """Over `init`'s keys and over `apply`'s parameters and statistics."""
     keys = jax.random.split(jax.random.key(0), 3)

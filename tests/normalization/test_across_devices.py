@@ -179,6 +179,7 @@ def _taken(gradient, mode, layers, relu, **options):
     return partial(gradient, f, partial(_mapped, mode), mode == "shard_map")
 
 
+@pytest.mark.few(4, 8)
 @pytest.mark.parametrize(
     ("relu", "masked", "shared"),
     [(False, False, SHARED), (False, True, ()), (True, True, SHARED)],
@@ -190,12 +191,14 @@ def test_equals_the_whole_batch(mode, gradient, relu, masked, shared):
     _equals_the_whole(_taken(gradient, mode, bnderiv, relu), relu, masked, shared)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gradient", [_outside, _inside], ids=["outside", "inside"])
 @pytest.mark.parametrize("mode", ["shard_map", pytest.param("shard_map-unchecked", marks=pytest.mark.slow)])
 def test_both_modes_attachment(mode, gradient):
     _equals_the_whole(_taken(gradient, mode, bnderiv.forward_mode, True), True, True, ())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_forward_mode(mode):
     (x, gamma, beta, where), _ = _problem(True, SHARED)
@@ -217,6 +220,8 @@ def _with_where(f, x, gamma, beta, where, axis_name: Any = AXIS):
 GRID = {"a": 2, "b": 4}
 
 
+@pytest.mark.few(0, 6)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("axis_name", "groups"), [(("a", "b"), ALL), ("b", HALVES), (("a",), PAIRS)], ids=["both", "rows", "columns"]
 )
@@ -272,6 +277,7 @@ def test_the_same_batch_on_every_device():
     near((y, stats, grads), (y_, (mean, var, DEVICES * count), grads_), 1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "groups"),
     [("pmap", HALVES), ("pmap", ((4, 1, 2), (3, 7, 5, 6, 0))), ("shard_map-unchecked", PAIRS)],
@@ -333,6 +339,7 @@ COTANGENT = RNG.standard_normal(IMAGES.shape)
 EACH = np.arange(DEVICES)[:, None, None, None, None]
 
 
+@pytest.mark.few(2)
 @pytest.mark.as_users_compile
 @pytest.mark.parametrize(
     ("x", "tolerance"),
@@ -394,6 +401,7 @@ def _compiled(f, cotangents, args, where):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.as_users_compile
 @pytest.mark.parametrize(
     ("mode", "masked", "layers"),
@@ -412,6 +420,8 @@ def test_one_message_forward_and_one_backward(mode, masked, layers):
     assert collectives(both) == {"all-reduce": 2}
 
 
+@pytest.mark.few(0, 4)
+@pytest.mark.slow
 @pytest.mark.as_users_compile
 @pytest.mark.parametrize(
     ("relu", "shape", "masked", "axes"),

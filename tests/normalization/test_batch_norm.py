@@ -89,6 +89,7 @@ def test_a_bias_before_batch_norm_has_no_gradient():
     assert jnp.abs(loss(bias) - loss(bias + 10)) < 1e-12
 
 
+@pytest.mark.few(2, 2)
 @pytest.mark.parametrize(
     "shape", [(3, 4, 5, 4), *(pytest.param(s, marks=pytest.mark.slow) for s in ((16, 4), (6, 5, 20)))], ids=str
 )
@@ -168,6 +169,7 @@ def test_errors_of_a_residual(residual, error, message):
         bnderiv.batch_norm_relu(x, x[0], x[0], residual)
 
 
+@pytest.mark.few(3)
 @pytest.mark.as_users_compile
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("value", [0.0, 1234.567, -1e8, 1e30])
@@ -187,6 +189,7 @@ def test_a_constant_channel_is_beta(layer, value):
     near(d_beta, np.asarray(delta, np.float64).sum((0, 1, 2)), 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.as_users_compile
 @pytest.mark.fast
 @pytest.mark.parametrize("layer", LAYERS)
@@ -217,6 +220,7 @@ def test_what_is_not_finite_stays_in_its_channel(layer, bad):
     assert not np.isfinite(spoiled[1].var[1])
 
 
+@pytest.mark.slow
 @pytest.mark.as_users_compile
 def test_a_variance_beyond_float32_is_infinite_while_the_rest_is_right():
     x, gamma, beta = _draw((64, 3))

@@ -97,6 +97,7 @@ def _truth(x, gamma, beta, delta, mean, var, eps, r_max=3.0, d_max=5.0):
     return gamma * (x_hat * r + d) + beta, dx, (delta * (x_hat * r + d)).sum(0), delta.sum(0)
 
 
+@pytest.mark.few(3, 2)
 @pytest.mark.as_users_compile
 @pytest.mark.parametrize(
     ("mean", "deviation", "running_mean", "running_var", "options"),
@@ -147,6 +148,7 @@ def test_what_is_masked_reaches_nothing():
     np.testing.assert_array_equal((stats.count[2], stats.mean[2], stats.var[2]), (0, 0, 0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["shard_map", "vmap"])
 def test_over_devices_the_statistics_are_those_of_all(mode):
     """With r and d of the whole batch, and gradients summed where the argument is shared."""

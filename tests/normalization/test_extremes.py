@@ -32,6 +32,7 @@ CONSTANT = [
 IMAGES, ONE_ELEMENT = (6, 3, 3, 2), (1, 2)
 
 
+@pytest.mark.few(4, 23)
 @pytest.mark.parametrize(
     ("shape", "assumed"),
     [
@@ -84,6 +85,7 @@ def test_an_epsilon_of_another_dtype_is_that_number(eps, dtype):
     assert truth.relative_error(y, expected) < (2e-7 if dtype == jnp.float32 else 1e-15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1e-19, 1e-20, 1e-21])
 def test_an_epsilon_that_is_no_normal_number_counts(scale):
     """ε = 1e-40 beside a variance of 1e-38 to 1e-42; and as an array of a wider dtype."""
@@ -147,6 +149,7 @@ def test_inference_by_a_mean_that_is_not_finite():
     assert np.isnan(y[:, 2]).all()
 
 
+@pytest.mark.few(2, 4)
 @pytest.mark.parametrize(
     "layers", [bnderiv, pytest.param(bnderiv.forward_mode, marks=pytest.mark.slow)], ids=lambda m: m.__name__
 )
@@ -188,6 +191,7 @@ def test_devices_whose_magnitudes_are_far_apart(layers, large, small, eps):
     assert truth.relative_error(y.reshape(-1, 2), y_) < 5e-7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [1e36, -3e38])
 def test_constant_devices(value):
     """The same constant everywhere, and another one on each."""
@@ -209,6 +213,7 @@ def test_constant_devices(value):
     assert truth.relative_error(y, 1 + (exact - exact.mean(0)) / exact.std(0)) < 5e-7
 
 
+@pytest.mark.slow
 def test_constant_devices_by_a_tiny_epsilon():
     """K s bounds the unit, which is still to be one in which ε s² is a normal number."""
     x, ones = jnp.full((2, 8, 1), 1e30, jnp.float32), jnp.ones(1, jnp.float32)
@@ -225,6 +230,7 @@ FAR_GUESSES = {  # mean, deviation, what the mean is assumed to be
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eps", [0.0, 1e-40])
 @pytest.mark.parametrize("dtype", FAR_GUESSES)
 def test_a_far_guess_and_no_epsilon_to_speak_of(dtype, eps):
@@ -249,6 +255,7 @@ def test_a_far_guess_and_no_epsilon_to_speak_of(dtype, eps):
         assert stats.mean[0] == pytest.approx(float(np.asarray(x, np.longdouble).mean()), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [1e-6, 7.0, 1e36])
 def test_statistics_of_a_constant_without_epsilon(value):
     """There is no y, but mean and variance are what they are: of one device, and of two of which one has nothing."""
@@ -276,6 +283,7 @@ def test_large_cotangents(size, cotangent):
         assert truth.relative_error(ours, theirs) < 5e-7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1e9, 3e9])
 def test_one_device_of_large_numbers_beside_constant_ones(size):
     """Without epsilon a constant's unit is as fine as can be, and the way from the common one to it a small number."""

@@ -33,6 +33,7 @@ def _cotangents(x):
     return random_like(x, 1), bnderiv.BatchStats(*random_like((channels,) * 3, 2))
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("layer", [bnderiv.batch_norm, bnderiv.batch_norm_relu], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_what_is_masked_out_reaches_nothing(layer, bad):
@@ -50,6 +51,7 @@ def test_what_is_masked_out_reaches_nothing(layer, bad):
     assert all(np.isfinite(a).all() for a in jax.tree.leaves(run(jnp.where(everywhere, x, bad))))
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("layers", [bnderiv, bnderiv.forward_mode], ids=lambda m: m.__name__)
 @pytest.mark.parametrize("bad", [np.finfo(np.float32).max, np.finfo(np.float32).min, np.nan])
 def test_nor_where_its_deviation_is_no_number(layers, bad):
@@ -69,6 +71,7 @@ def test_nor_where_its_deviation_is_no_number(layers, bad):
     assert all(np.isfinite(a).all() for a in jax.tree.leaves(run(jnp.where(everywhere, x, bad))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("forward", [False, True], ids=["reverse-over-reverse", "forward-over-reverse"])
 @pytest.mark.parametrize("layer", ["batch_norm", "batch_norm_relu"])
 def test_it_reaches_no_second_derivative_and_no_tangent(layer, forward):
@@ -143,6 +146,7 @@ def test_a_channel_that_counts_nothing_leaves_the_others_alone():
     np.testing.assert_array_equal(second[1].count, [0, 72])
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     "shape", [(), (1,), (2,), (4, 1), (3, 1, 1), (6, 1, 1, 1), (1, 3, 4, 1), (6, 3, 4, 2)], ids=str
 )

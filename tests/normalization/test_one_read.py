@@ -45,6 +45,7 @@ def _errors(x, guess, seed=1):
 ABSURD = [0.0, 1.0, -1e3, 1e4, 1e10, -1e30, 3e38, np.nan, np.inf, -np.inf, [0, np.nan, 1e4, np.inf, -3e38, 1]]
 
 
+@pytest.mark.few(12)
 @pytest.mark.as_users_compile
 @pytest.mark.parametrize("guess", [None, *ABSURD], ids=str)
 @pytest.mark.parametrize("mean", [0.0, 1.0, 1e4])
@@ -93,6 +94,7 @@ def test_both_sides_of_the_threshold(measured_again, shape):
             assert max(errors[2:]) < 5e-7, (mean, off)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("shape", [SHAPE, (64, 7), (4, 30, 30, 20), (6, 28, 28, 32)], ids=str)
 def test_a_sample_is_near_enough(measured_again, shape):
     axis = 0 if shape[0] == 6 else -1
@@ -134,6 +136,7 @@ OVER = {  # the shape of x, its axes of statistics, those of γ and β; what is 
 }
 
 
+@pytest.mark.few(4, 4)
 @pytest.mark.as_users_compile
 @pytest.mark.parametrize("far_apart", FAR_APART.values(), ids=FAR_APART)
 @pytest.mark.parametrize(("shape", "over", "rest", "norm"), OVER.values(), ids=OVER)
@@ -186,6 +189,7 @@ def test_a_sample_that_is_not_like_the_rest():
 CONSTANTS = np.array([0.0, 5.0, 1234.567, -1e-20, 1e4 / 3, 1e20], np.float32)
 
 
+@pytest.mark.slow
 def test_a_dead_channel_is_not_measured_at_every_step(measured_again):
     """About a sample, and about a running mean on its way to a constant."""
     rng = np.random.default_rng(7)
@@ -237,6 +241,7 @@ def test_under_vmap_a_branch_that_nobody_needs_is_not_taken(measured_again):
     )
 
 
+@pytest.mark.few(3)
 @pytest.mark.as_users_compile
 @pytest.mark.parametrize("sigma", [1e-4, 1e-5, 1e-6, 4e-7])
 @pytest.mark.parametrize("guess", [3e-4, 2e-6])
@@ -275,6 +280,8 @@ def test_under_vmap_a_branch_stays_one(norm):
     assert str(jax.make_jaxpr(f)(jnp.ones((2, 3, 8, 20), jnp.float32))).count(" cond[") == 1
 
 
+@pytest.mark.few(0, 8)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layer", "guess", "layers"),
     [
@@ -310,6 +317,7 @@ def test_derivatives_about_any_guess(layers, guess, layer):
     np.testing.assert_array_equal(fast_jit(jax.grad(loss, 1), static_argnums=0)(layers, guess, x, gamma, beta), 0)
 
 
+@pytest.mark.slow
 @pytest.mark.as_users_compile
 @pytest.mark.parametrize(
     "where",
@@ -373,6 +381,7 @@ def test_a_list_of_axis_names_and_epsilon_of_numpy():
         near(run(["i"], np.array(1e-5)), run("i", 1e-5), 0)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("value", [0, 0.3, 7, 1e-6, 1e30])
 def test_a_constant_without_epsilon(measured_again, value):
     """It is measured again at each step, as no unit has deviations of 0 in range."""

@@ -70,6 +70,7 @@ def _errors(name, x, dtype: Any = jnp.float32):
     return [truth.relative_error(a, e) for a, e in zip((y, dx, d_gamma), expected, strict=True)]
 
 
+@pytest.mark.few(8, 6)
 @pytest.mark.as_users_compile
 @every_norm
 @pytest.mark.parametrize(
@@ -87,6 +88,8 @@ def test_a_mean_of_a_million(name):
     assert max(_errors(name, 1e6 + _draw(name)[0])) < 1e-6
 
 
+@pytest.mark.few(0, 6)
+@pytest.mark.slow
 @pytest.mark.as_users_compile
 @every_norm
 @pytest.mark.parametrize("dtype", [jnp.float16, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)])
@@ -96,6 +99,7 @@ def test_half_precision(name, dtype):
     assert max(y, dx) < float(jnp.finfo(dtype).eps) / 2
 
 
+@pytest.mark.few(2)
 @pytest.mark.as_users_compile
 @every_norm
 def test_rows_of_any_magnitude_beside_each_other(name):
@@ -128,6 +132,7 @@ def test_constant_examples(name, value):
     assert np.isfinite(d_gamma).all()
 
 
+@pytest.mark.few(4)
 @every_norm
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_what_is_not_finite_stays_in_its_example(name, bad):
@@ -158,6 +163,7 @@ def test_padding_is_not_measured_at_every_step(measured_again):
     assert count > 0  # and here it is seen to be
 
 
+@pytest.mark.slow
 def test_what_they_are_of_each_other():
     x, gamma, beta = (jnp.asarray(a) for a in _draw("group_norm"))
     delta = random_like(x, 8)
@@ -188,6 +194,7 @@ def test_the_channel_axis_is_where_it_is_said(shape):
     near(jnp.moveaxis(norm(jnp.moveaxis(x, -1, 1), channel_axis=1), 1, -1), norm(x), 1e-14)
 
 
+@pytest.mark.few(2)
 @every_norm
 def test_none_changes_nothing(name):
     norm: Any = {"rms_norm": lambda x, g, b: bnderiv.rms_norm(x, g)}.get(name, NORMS[name][0])
@@ -203,6 +210,8 @@ def test_none_changes_nothing(name):
     np.testing.assert_array_equal(pull_back(delta)[0], pull_back_too(delta)[0])
 
 
+@pytest.mark.few(0, 4)
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", [bnderiv, bnderiv.forward_mode], ids=lambda m: m.__name__)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e300])
 def test_what_is_masked_out_reaches_nothing(layers, bad):

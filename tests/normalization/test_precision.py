@@ -33,6 +33,7 @@ def _normal(shape, seed):
     return np.random.default_rng(seed).standard_normal(shape)
 
 
+@pytest.mark.few(4, 3)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("mean", [0, 1, 1e2, 1e3, 1e4])
 def test_means_far_above_the_deviation(shape, mean):
@@ -41,6 +42,7 @@ def test_means_far_above_the_deviation(shape, mean):
     assert max(d_gamma, d_beta) < 5e-7  # plain sums
 
 
+@pytest.mark.slow
 def test_parameter_gradients_from_one_sample_to_the_next():
     """Plain sums of terms of either sign, which may cancel by chance: off by more than usual in a few of 30 draws."""
     errors = [_errors(_normal((32, 28, 28, 6), seed) + 1e4, seed + 50)[2:] for seed in range(30)]
@@ -48,6 +50,7 @@ def test_parameter_gradients_from_one_sample_to_the_next():
     assert np.median(errors, axis=0).max() < 2e-7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_other_distributions(shape):
     normal = _normal(shape, 2)
@@ -75,6 +78,7 @@ def test_scales_far_below_epsilon(scale):
         assert truth.relative_error(ours, theirs) < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 4e-4), ("bfloat16", 3e-3)])
 @pytest.mark.parametrize("shape", SHAPES[:2], ids=str)
 def test_half_precision_is_rounded_once(shape, dtype, tolerance):

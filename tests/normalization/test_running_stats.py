@@ -233,6 +233,7 @@ def test_values_near_the_limits_of_the_dtype():
 ODD = [1.0, -0.0, 1e-40, 6e4, np.inf, -np.inf, np.nan]
 
 
+@pytest.mark.few(3, 3)
 @pytest.mark.as_users_compile
 @pytest.mark.parametrize("how", ["eager", "compiled", "momentum traced"])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])

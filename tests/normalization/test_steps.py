@@ -26,6 +26,7 @@ def _draw(*shape, seed=0):
     return [jnp.asarray(a) for a in drawn]
 
 
+@pytest.mark.few(0, 13)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_equals_the_layer(case):
     gradients = ("dx", "d_gamma", "d_beta", "d_residual") if "residual" in case.label else GRADIENTS
@@ -107,6 +108,7 @@ def test_the_gradient_of_epsilon():
         near(function(x, gamma, beta, dy, eps=0.1, where=where, v_bar=stats.var).d_eps, right, 1e-12)
 
 
+@pytest.mark.few(0, 2)
 @pytest.mark.parametrize("norm", ["batch_norm_inference", "layer_norm", "group_norm", "rms_norm"])
 def test_the_gradient_of_epsilon_of_another_norm(norm):
     x, gamma, beta, dy = _draw(6, 4, 4)

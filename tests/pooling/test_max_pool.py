@@ -74,6 +74,7 @@ def test_dilation():
     np.testing.assert_array_equal(pull_back(image([[5]]))[0], image([[0, 0, 0], [0, 0, 0], [0, 0, 5]]))
 
 
+@pytest.mark.few(7, 22)
 @pytest.mark.parametrize("strides", [(2, 3), (3, 3)], ids=["tiles", "general"])
 @pytest.mark.parametrize(
     ("rows", "winner"),
@@ -133,6 +134,7 @@ def test_a_nan_cotangent_goes_to_the_winner_alone():
         np.testing.assert_array_equal(np.isnan(dx), x == 9)
 
 
+@pytest.mark.few(2, 2)
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 def test_half_precision(dtype):
     # The maximum is exact; the shares of the 729 windows that one cell wins are added in float32 (a float16 sum of
@@ -147,6 +149,8 @@ def test_half_precision(dtype):
     assert int((dx != 0).sum()) == 1
 
 
+@pytest.mark.few(0, 4)
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"window": 2}, {"window": 3, "strides": 1, "padding": 1}], ids=str)
 def test_second_order_has_the_same_ties(options):
     """d²/dx² of Σ y³: 6 y where a cell won, once for each window it won, and nothing between cells."""
@@ -177,6 +181,7 @@ def test_saved_are_the_winners_place_and_x_itself(platform, window, dtype):  # n
     assert winner.dtype == "uint16"
 
 
+@pytest.mark.few(3, 9)
 @pytest.mark.parametrize("window", [(16, 16), (16, 17), (1, 257), (2, 150)])
 @pytest.mark.parametrize("strides", [None, 1])
 def test_the_winners_place_does_not_overflow(window, strides):
@@ -195,6 +200,8 @@ def test_without_x64(options):
         np.testing.assert_array_equal(x[dx > 0], y.ravel())  # the values rise, so each cell wins but one window
 
 
+@pytest.mark.few(0, 4)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [{"window": (1, 70)}, {"window": (70, 2), "strides": (3, 1), "dilation": (1, 2)}], ids=str
 )
@@ -211,6 +218,7 @@ def test_windows_of_many_rows_or_columns(platform, options):  # noqa: F811
         assert np.isnan(bnderiv.max_pool(x.at[0, 3, 5, 0].set(jnp.nan), **options)).any()
 
 
+@pytest.mark.few(2, 4)
 @pytest.mark.parametrize(
     ("shape", "options"),
     [

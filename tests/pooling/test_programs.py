@@ -27,6 +27,7 @@ def gathers(pool, options):
     return {name for name in opcodes(gradient(pool, options).compile()) if "gather" in name or "scatter" in name}
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("layer", ["avg_pool", "max_pool"])
 def test_neither_gather_nor_scatter(layer, options):
@@ -74,6 +75,7 @@ def test_what_overlapping_windows_hand_down_is_computed_once():
     assert not re.search(r" (divide|slice)\(", kernels[0])
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("layer", ["avg_pool", "max_pool"])
 @pytest.mark.parametrize(("window", "shape"), [(28, (1, 28, 28, 1)), (200, (1, 203, 202, 1))], ids=str)
 def test_few_windows_are_little_work(layer, window, shape):

@@ -14,6 +14,7 @@ from tests.stepwise import equals_its_layer
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.few(0, 10)
 @pytest.mark.parametrize("case", [*CASES, MAX_TIES, MAX_NOTHING], ids=str)
 def test_equals_the_layer(case):
     equals_its_layer(case, "z", ("dx",))

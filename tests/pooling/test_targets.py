@@ -41,6 +41,7 @@ def _every_form():
             yield pytest.param(platform, case, marks=marks, id=f"{case}-{platform}")
 
 
+@pytest.mark.few(0, 5)
 @pytest.mark.parametrize(("platform", "case"), list(_every_form()))
 def test_every_form_keeps_the_contract(platform, case):
     with forms.of(platform):
@@ -51,6 +52,7 @@ def test_every_form_keeps_the_contract(platform, case):
                 promise(forward_mode, case)
 
 
+@pytest.mark.few(0, 8)
 @pytest.mark.slow
 @pytest.mark.parametrize("platform", forms.PLATFORMS)
 @pytest.mark.parametrize("check_vma", [True, pytest.param(False, marks=pytest.mark.exhaustive)])
@@ -80,6 +82,7 @@ def both_ways(pool, options):
     return f
 
 
+@pytest.mark.few(0, 3)
 @pytest.mark.slow
 @pools
 def test_one_export_for_all_platforms(pool, options):
@@ -94,6 +97,7 @@ def test_one_export_for_all_platforms(pool, options):
         np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.few(2)
 @pytest.mark.as_users_compile
 @pools
 def test_compiled_for_a_cpu_nothing_is_left_of_the_choice(pool, options):
