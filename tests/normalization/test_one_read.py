@@ -128,11 +128,11 @@ FAR_APART = {
     "huge beside tiny": lambda x: np.sign(x) * np.abs(x) ** 20,
     "nearly all equal": lambda x: np.where(x == x.max(), 1e9 + 64, 1e9),
 }
-OVER: dict[str, tuple[Any, ...]] = {  # the shape of x, its axes of statistics, those of γ and β; what is called
+OVER = {  # the shape of x, its axes of statistics, those of γ and β; what is called
     "batch, in rows": ((16, 7, 8, 3), (0, 1, 2), (0, 1, 2), lambda *args: bnderiv.batch_norm(*args)[0]),
     "batch": ((16, 7, 8, 20), (0, 1, 2), (0, 1, 2), lambda *args: bnderiv.batch_norm(*args)[0]),
     "layer": ((12, 200), (1,), (0,), bnderiv.layer_norm),
-    "group": ((4, 7, 8, 2, 10), (1, 2, 4), (0, 1, 2), lambda x, *args: bnderiv.group_norm(x, *args, 2)),
+    "group": ((4, 7, 8, 2, 10), (1, 2, 4), (0, 1, 2), lambda *args: bnderiv.group_norm(*args, groups=2)),
 }
 
 
