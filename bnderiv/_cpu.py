@@ -147,16 +147,16 @@ class _Rows(NamedTuple):
         )
 
     def inner(self, a: jax.Array) -> jax.Array:
-        return self._reduce(jnp.sum, a)
+        return self._reduce(jax.lax.reduce_sum, a)
 
     def _reduce(self, operation: Callable[..., jax.Array], a: jax.Array) -> jax.Array:
-        columns = operation(a, self.both, keepdims=True).reshape(-1, self.channels)
-        return jnp.tile(operation(columns, 0), self.columns).reshape((1,) * len(self.both) + (-1,))
+        columns = operation(a, self.both).reshape(-1, self.channels)
+        return jnp.tile(operation(columns, (0,)), self.columns).reshape((1,) * len(self.both) + (-1,))
 
     total = inner
 
-    def range(self, a: jax.Array, where: None) -> tuple[jax.Array, jax.Array]:
-        return self._reduce(jnp.min, a), self._reduce(jnp.max, a)
+    def ends(self, a: jax.Array, where: None) -> tuple[jax.Array, jax.Array]:
+        return self._reduce(jax.lax.reduce_min, a), self._reduce(jax.lax.reduce_max, a)
 
     def to_statistics(self, a: jax.Array) -> jax.Array:
         return a

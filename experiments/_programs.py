@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-# The branches of a conditional, and the body of a loop whose trips are not known: batch norm measures again in one.
+# The branches of a conditional (batch norm measures again in one), and the body of a loop whose trips are not known.
 _ASIDE = re.compile(
     r"(branch_computations|true_computation|false_computation)=(\{[^}]*\}|%[\w.-]+)"
     r"|body=%[\w.-]+(?!.*known_trip_count)"

@@ -61,19 +61,18 @@ def pytest_collection_modifyitems(items):
 
 
 def few(items):
-    """Of a test with `@pytest.mark.few(core, slow)` so many cases are in the core, and so many slow ones in `.ci/run`.
+    """`@pytest.mark.few(core, slow)` keeps `core` cases of a test in the core, and `slow` more in `.ci/run`.
 
-    The others are marked `slow`, and those beyond the second number, if there is one, `exhaustive`, too. Which they are
-    hangs on their names alone: a hash draws from all combinations of parameters, where the first ones would be much
-    alike. What is marked already stays as it is.
+    The others become `slow` and, if there is a second number, `exhaustive`. A hash of the name chooses, as the first
+    cases would be much alike. It chooses among what is collected: a case that is asked for alone is kept.
     """
     tests = defaultdict(list)
     for item in items:
         if item.get_closest_marker("few") and not item.get_closest_marker("fast"):
             tests[item.nodeid.partition("[")[0]].append(item)
     for cases in tests.values():
-        core, *slow = cases[0].get_closest_marker("few").args
-        room = {"slow": core, "exhaustive": slow[0] if slow else len(cases)}
+        core, slow = (*cases[0].get_closest_marker("few").args, len(cases))[:2]
+        room = {"slow": core, "exhaustive": slow}
         for item in sorted(cases, key=lambda item: hashlib.sha256(item.name.encode()).digest()):
             for mark in room:
                 if item.get_closest_marker(mark):

@@ -10,7 +10,7 @@ CASES = [f"test_it[{i}]" for i in range(30)]
 
 
 class Item:
-    """What of a test item is looked at."""
+    """What `few` looks at in a test item."""
 
     def __init__(self, name, **marks):
         self.name, self.nodeid, self.marks = name, f"tests/test_file.py::{name}", marks

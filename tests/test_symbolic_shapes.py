@@ -94,6 +94,16 @@ def test_one_program_for_every_size(attachment, layer, shapes, options):
         contract.close(actual, expected)
 
 
+@pytest.mark.parametrize("channels", [3, 20])
+def test_a_batch_that_is_perhaps_empty(channels):
+    """Whether b − 1 is 0 is known when the program runs: nothing may ask before."""
+    x = jax.ShapeDtypeStruct(jax.export.symbolic_shape(f"b - 1, 5, 4, {channels}"), jnp.float64)
+    vector = jnp.ones(channels)
+    layer = jax.jit(lambda x: bnderiv.batch_norm(x, vector, vector)[0])
+    images = random_like(jnp.zeros((6, 5, 4, channels)), 1)
+    contract.close(jax.export.export(layer)(x).call(images), layer(images))
+
+
 def test_few_channels_in_half_precision_are_measured_in_float32():
     x = random_like(jnp.zeros((8, 14, 14, 6)), 3).astype(jnp.bfloat16)
     (b,) = jax.export.symbolic_shape("b")

@@ -44,8 +44,8 @@ def batch_norm(
     (N25). NaN and infinity stay in their channel. If x is a product that the same program computes, XLA may take it
     unrounded in some sums: then y is right to the rounding of x.
 
-    The statistics take one read of x about an assumed mean, and three more if that was off by more than a deviation.
-    Under `vmap` the whole batch is read again if any of it needs it.
+    The statistics take one read of x about an assumed mean, and three more if that was off by more than a deviation, or
+    if squares over- or underflowed. Under `vmap` the whole batch is read again if any of it needs it.
 
     Args:
       x: shape (..., C, ...), rank 2 or more, floating dtype. Half precision is computed in float32.

@@ -58,13 +58,13 @@ class Groups:
         """Σ over the elements that share statistics."""
         return a.sum(self.reduced, keepdims=True)
 
-    def range(self, a: jax.Array, where: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        """The smallest and the largest of the elements that share statistics; ∞ and −∞ of none."""
+    def ends(self, a: jax.Array, where: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        """The smallest and the largest of the elements that share statistics. If there are none, ∞ and −∞."""
         least, most = (a, a) if where is None else (jnp.where(where, a, end) for end in (jnp.inf, -jnp.inf))
         return self.reduce(lax.reduce_min, least), self.reduce(lax.reduce_max, most)
 
     def reduce(self, operation: Callable[..., jax.Array], a: jax.Array) -> jax.Array:
-        """Over the elements that share statistics."""
+        """`operation`, such as `lax.reduce_max`, over the elements that share statistics."""
         return lax.expand_dims(operation(a, self.reduced), self.reduced)
 
     def repeated(self, statistics: Any) -> Any:

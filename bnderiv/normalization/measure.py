@@ -1,7 +1,7 @@
-"""How the moments are measured: in one read of x about a value near the mean; where that was not near, in three more.
+"""Measures the moments: in one read of x about a value near the mean, or in three more if it was not near.
 
-The first measurement says itself whether its K was near enough (`are_good`). Where it was not, the range of x and its
-mean are found first; about these the moments are right for any x (derivation.md, N25).
+The first measurement shows whether its K was near enough (`are_good`). If not, the range of x and its mean are found
+first; about that mean the moments are right for any x (derivation.md, N25).
 """
 
 import math
@@ -40,14 +40,14 @@ def measured(
         # XLA would materialize what the two sums share.
         return Moments(unit, mean, var_of(Unit(unit.scale, apart(unit.origin)), mean))
 
-    def closely() -> Moments:
-        """Right for any x (N25): in the unit of the range the mean has a rounding error only, and K moves there."""
-        unit = from_the_smallest(groups, x, where, shift.dtype)
+    def in_three_reads() -> Moments:
+        """In the unit of the range the mean has a rounding error only, and K moves there."""
+        unit = from_the_smallest(groups, x, where, eps, shift.dtype)
         return centered(about(Unit(unit.scale, unit.origin + finite(mean_of(unit)))), eps, groups.over_devices)
 
     _, shift = same_varying(x, finite(shift))
     first = about(Unit(1, shift))
-    return unless(are_good(first, eps), centered(first, eps, groups.over_devices), closely)
+    return unless(are_good(first, eps), centered(first, eps, groups.over_devices), in_three_reads)
 
 
 def are_good(moments: Moments, eps: Epsilon) -> jax.Array:
@@ -66,26 +66,32 @@ def fits(size: jax.Array) -> jax.Array:
     return lax.clamp(jnp.asarray(1 / most, size.dtype), size, jnp.asarray(most, size.dtype)) == size
 
 
-def from_the_smallest(groups: Groups, x: jax.Array, where: jax.Array | None, dtype: Any) -> Unit:
-    """The unit with the smallest element at 0 and the largest between 1 and 2, or up to 8 if s can be no smaller."""
-    low, high = (a.astype(dtype) for a in groups.range(x, where))
+def from_the_smallest(groups: Groups, x: jax.Array, where: jax.Array | None, eps: Epsilon, dtype: Any) -> Unit:
+    """The unit with the smallest element at 0, and the larger of range and √ε between 1 and 2.
+
+    If s can be no smaller, the largest element is up to 8.
+    """
+    low, high = (a.astype(dtype) for a in groups.ends(x, where))
     low = finite(low)
-    scale = scale_for(high - low, low)
+    scale = scale_for(jnp.maximum(high - low, eps.root), low)
     return Unit(scale, low * scale)
 
 
 def unless(good: jax.Array, first: Any, again: Callable[[], Any]) -> Any:
     """The tree `first`, where it is `good`; elsewhere that of `again`, which is computed only if something is not good.
 
-    What is good stays as it is, to the bit: no channel's result depends on the others. `again` is to have something
-    `apart`: XLA makes a select of a branch that is elementwise but for its sums, and so runs it always.
+    Good values stay the same to the bit, so no channel depends on another. `again` must contain a value that is
+    `apart`: XLA turns a branch of sums and elementwise operations into a select, and then always runs it.
     """
     return lax.cond(all_of(good), lambda: first, lambda: jax.tree.map(partial(lax.select, good), first, again()))
 
 
 @jax.custom_batching.custom_vmap
 def all_of(good: jax.Array) -> jax.Array:
-    """Whether all are true; under `vmap`, all of the whole batch: a branch remains one, where else both would run."""
+    """Whether all are true, under `vmap` in the whole batch.
+
+    So the result has no mapped axis, and a `cond` on it stays a branch. With one it would become a select, of both.
+    """
     return jnp.all(good)
 
 

@@ -49,7 +49,7 @@ def statistics(groups, x, where, n, eps, assumed_mean):
 
 
 def _statistics_fwd(groups, x, where, n, eps, assumed_mean):
-    with both_modes():  # in second derivatives too, the unit has none
+    with both_modes():  # the unit has no derivative: second derivatives need this rule
         moments = statistics(groups, x, where, n, eps, assumed_mean)
     return moments, (x, where, n, moments.unit, moments.mean)
 

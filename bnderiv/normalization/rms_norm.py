@@ -72,7 +72,7 @@ def by_root_mean_square(groups, x, where, n, gamma, beta, eps):
 
 
 def _forward(groups, x, where, n, gamma, beta, eps):
-    with both_modes():  # in second derivatives too, the unit has none
+    with both_modes():  # the unit has no derivative: second derivatives need this rule
         unit, square = mean_square(groups, x, where, n, eps)
     r = unit.inverse_root(square, eps)
 

@@ -46,7 +46,7 @@ class Unit(NamedTuple):
         return du * self.scale
 
     def root(self, eps: "Epsilon") -> jax.Array:
-        """√ε s; of an array s at least the smallest normal number: its square is the same, 0 or ε s².
+        """√ε s. If s is an array, at least the smallest normal number, whose square is 0.
 
         Of the product alone, XLA would square the factors apart, and s² may overflow.
         """

@@ -13,7 +13,7 @@ COLUMNS = {
     "passes": "bytes that all kernels read and write, over those of the case's array; batch norm needs 8",
     "megacycles": "the TPU compiler's own estimate; there is none for a GPU",
     "temporary MB": "memory beside arguments and results",
-    "kernels": "launches",
+    "kernels": "those that are launched",
     "masks": "arrays of booleans that are written to memory",
     "float32 convolutions": "those with a float32 operand; in bfloat16 there should be none",
     "passes aside": "passes in branches for unusual data, where batch norm measures again",

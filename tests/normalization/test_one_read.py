@@ -186,6 +186,22 @@ def test_a_sample_that_is_not_like_the_rest():
     assert max(_errors(x, None)[0][:2]) < 2e-6  # an outlier of 1e4 in each image: as in test_precision
 
 
+@pytest.mark.parametrize("eps", [16.0, 1e20, 1e30])
+@pytest.mark.parametrize("value", [0.0, 1.0, 1000.0])
+@pytest.mark.parametrize("guess", [None, 0.0])
+def test_a_constant_beside_a_large_epsilon(guess, value, eps):
+    """Beside a range of 0, √ε has no unit in which it is a number, unless it counts as one."""
+    ones = jnp.ones(3, jnp.float32)
+    for shape in ((16, 3), (4, 5, 5, 3)):
+        x = jnp.full(shape, value, jnp.float32)
+        guesses = None if guess is None else guess * ones
+        y, pull_back = jax.vjp(lambda x, of=guesses: bnderiv.batch_norm(x, ones, ones, eps=eps, assumed_mean=of)[0], x)
+        np.testing.assert_array_equal(y, np.ones(shape))
+        delta = random_like(x, 5)
+        exact = (np.asarray(delta) - np.asarray(delta, np.float64).mean(tuple(range(len(shape) - 1)))) / np.sqrt(eps)
+        near(pull_back(delta)[0], exact, 1e-6)
+
+
 CONSTANTS = np.array([0.0, 5.0, 1234.567, -1e-20, 1e4 / 3, 1e20], np.float32)
 
 
