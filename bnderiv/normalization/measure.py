@@ -53,17 +53,20 @@ def measured(
 def are_good(moments: Moments, eps: Epsilon) -> jax.Array:
     """Whether K was near enough to the mean, and squares neither over- nor underflowed."""
     unit, mean, var = moments
-    root, deviation = unit.root(eps), jnp.sqrt(var)
+    root = unit.root(eps)
     ulp = float(jnp.finfo(var.dtype).eps)
     close = jnp.maximum(NEAR * ulp * jnp.abs(unit.origin), math.sqrt(OF_EPSILON * ulp) * root)
-    near = jnp.abs(mean) <= lax.select(var == 0, close, deviation)
-    return near & fits(jnp.maximum(deviation, root))
+    near = mean**2 <= lax.select(var > 0, var, close**2)
+    return near & fits(jnp.maximum(var, root**2))
 
 
-def fits(size: jax.Array) -> jax.Array:
-    """Whether squares of deviations of a `size`, and their sums, neither over- nor underflow. NaN does not fit."""
-    most = 2 * middle(size.dtype)
-    return lax.clamp(jnp.asarray(1 / most, size.dtype), size, jnp.asarray(most, size.dtype)) == size
+def fits(square: jax.Array) -> jax.Array:
+    """Whether squares of deviations, and their sums, neither over- nor underflow where their mean is `square`.
+
+    NaN does not fit.
+    """
+    most = (2 * middle(square.dtype)) ** 2
+    return lax.clamp(jnp.asarray(1 / most, square.dtype), square, jnp.asarray(most, square.dtype)) == square
 
 
 def from_the_smallest(groups: Groups, x: jax.Array, where: jax.Array | None, eps: Epsilon, dtype: Any) -> Unit:

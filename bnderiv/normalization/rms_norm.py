@@ -126,7 +126,7 @@ def mean_square(groups, x, where, n, eps):
         return scale, groups.total(masked(where, Unit(scale, zero).of(x)) ** 2) / n
 
     def is_good(scale, square):
-        return fits(jnp.maximum(jnp.sqrt(square), Unit(scale, zero).root(eps)))
+        return fits(jnp.maximum(square, Unit(scale, zero).root(eps) ** 2))
 
     def measure_again():
         largest = apart(groups.reduce(lax.reduce_max, jnp.abs(masked(where, x)))).astype(zero.dtype)
