@@ -36,9 +36,10 @@ def measured(
     """The moments: in one read of x if `shift` is near the mean, otherwise in three more."""
 
     def about(unit: Unit) -> Moments:
-        mean = mean_of(unit)
         # XLA would materialize what the two sums share.
-        return Moments(unit, mean, var_of(Unit(unit.scale, apart(unit.origin)), mean))
+        for_mean, for_var = (Unit(unit.scale, origin) for origin in apart((unit.origin, unit.origin)))
+        mean = mean_of(for_mean)
+        return Moments(for_mean, mean, var_of(for_var, mean))
 
     def in_three_reads() -> Moments:
         """In the unit of the range the mean has a rounding error only, and K moves there."""
