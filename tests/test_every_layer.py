@@ -32,7 +32,7 @@ def _marks(promise, case):
     return EXHAUSTIVE if promise in REPEATED else [pytest.mark.slow]
 
 
-@pytest.mark.few(25, 160)
+@pytest.mark.few(25, 110)
 @pytest.mark.parametrize(
     ("case", "promise"),
     [
@@ -61,7 +61,7 @@ def test_transform(promise, case):
     promise(bnderiv, case)
 
 
-@pytest.mark.few(0, 60)
+@pytest.mark.few(0, 40)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "promise"),
