@@ -11,7 +11,7 @@ from bnderiv.normalization.running_stats import *  # noqa: F403
 if TYPE_CHECKING:
     from bnderiv import check, equinox, forward_mode, haiku, linen, nnx, steps  # noqa: F401
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = ["reference", "forward_mode", "steps", "check", "models"]
 __all__ += _layers.__all__

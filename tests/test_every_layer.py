@@ -32,7 +32,7 @@ def _marks(promise, case):
     return EXHAUSTIVE if promise in REPEATED else [pytest.mark.slow]
 
 
-@pytest.mark.few(25, 110)
+@pytest.mark.few(25, 50)
 @pytest.mark.parametrize(
     ("case", "promise"),
     [
@@ -54,6 +54,7 @@ def test_eager(case):
     contract.eager(bnderiv, case)
 
 
+@pytest.mark.few(0, 36)
 @pytest.mark.slow
 @pytest.mark.parametrize("promise", contract.TRANSFORMS, ids=lambda p: p.__name__)
 @pytest.mark.parametrize("case", DISTINCT, ids=str)
@@ -61,7 +62,7 @@ def test_transform(promise, case):
     promise(bnderiv, case)
 
 
-@pytest.mark.few(0, 40)
+@pytest.mark.few(0, 16)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "promise"),
@@ -76,6 +77,7 @@ def test_both_modes_at_every_case(promise, case):
     promise(bnderiv.forward_mode, case)
 
 
+@pytest.mark.few(0, 16)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "promise",

@@ -171,14 +171,14 @@ def answered_with(name, number, answer):
         pass
 
 
-@pytest.mark.few(1)
+@pytest.mark.few(1, 1)
 @pytest.mark.parametrize("name", NAMES)
 def test_as_handed_out_it_stops_at_the_first_empty_cell_with_a_hint(name):
     with pytest.raises(NotImplementedError, match=r"the cell above is empty: \w+.*\. Hint: .{20}"):
         list(run(name, {}))
 
 
-@pytest.mark.few(1)
+@pytest.mark.few(1, 1)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_empty_cell_is_noticed(name):
     found = []
@@ -201,7 +201,7 @@ def test_a_hint_leads_to_the_section_of_its_label(name):
         assert {unquote(section)} == {anchor for part in titles for anchor in anchors(f"# {part}")}, label
 
 
-@pytest.mark.few(1)
+@pytest.mark.few(1, 1)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_answers_are_right_and_there_is_one_for_each_empty_cell(name, capsys):
     assert list(answers(name)) == [number for number, _ in cells(name) if number]

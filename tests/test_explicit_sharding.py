@@ -113,7 +113,7 @@ LAYERS = {
 }
 
 
-@pytest.mark.few(8, 6)
+@pytest.mark.few(8, 3)
 @pytest.mark.parametrize("case", LAYERS.values(), ids=LAYERS)
 def test_the_result_is_spread_as_asked_and_gradients_like_their_arguments(case):
     name, options, *placed = case
@@ -186,6 +186,7 @@ def test_a_result_that_cannot_be_spread_is_refused():
         bnderiv.avg_pool(_put(x, P("data", "model")), 8)
 
 
+@pytest.mark.few(0, 4)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("loss", "specs", "spread"),

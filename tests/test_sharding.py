@@ -96,7 +96,7 @@ def _specs(case):
 BOTH_MODES_TOO = pytest.mark.exhaustive  # the fourth of two choices by two
 
 
-@pytest.mark.few(0, 24)
+@pytest.mark.few(0, 10)
 @pytest.mark.parametrize(
     ("axes", "layers"),
     [
@@ -128,7 +128,7 @@ def test_under_jit(case, layers, axes):
         assert set(collectives(program)) == ({"all-reduce"} if parameters else set())
 
 
-@pytest.mark.few(0, 24)
+@pytest.mark.few(0, 10)
 @pytest.mark.parametrize(
     ("check_vma", "layers"),
     [

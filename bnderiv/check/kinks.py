@@ -14,6 +14,9 @@ from bnderiv.check.slopes import Slopes
 NOTE = "no derivative here: the two sides differ, and the rule lies between them"
 _ASIDE = 2.0**-9  # how far beside the point other slopes are looked for, relative to the array
 SEVERAL = 8  # kinks whose pairs are looked at
+# How far outside of the slopes a claim may lie, relative to the larger of them: for the two sides of the point what
+# measuring leaves, and for slopes beside it also what f curves on the way.
+_SLACK, _SLACK_ASIDE, _NEAR_ZERO = 1e-4, 1e-3, 1e-12
 
 
 def is_kink(lines: Lines, i: int, gradient: Any, elements: Sequence[int]) -> bool:
@@ -39,12 +42,12 @@ def is_kink(lines: Lines, i: int, gradient: Any, elements: Sequence[int]) -> boo
     starts = [x + _ASIDE * size * aside for aside in asides]
     around = lines.measure(i, [t for t in together for _ in range(4)], starts=starts).slope.reshape(-1, 4)
     claims = claimed(gradient, together)
-    slack = 1e-3 * np.abs(around).max(1) + 1e-12
+    slack = _SLACK_ASIDE * np.abs(around).max(1) + _NEAR_ZERO
     return bool(((around.min(1) - slack <= claims) & (claims <= around.max(1) + slack)).all())
 
 
 def between(found: Slopes, claims: np.ndarray) -> np.ndarray:
     """Whether a claim lies between the slopes of the two sides."""
     low, high = np.minimum(found.left, found.right), np.maximum(found.left, found.right)
-    slack = 1e-4 * np.maximum(np.abs(low), np.abs(high))
+    slack = _SLACK * np.maximum(np.abs(low), np.abs(high))
     return (low - slack <= claims) & (claims <= high + slack)

@@ -79,7 +79,7 @@ class Lines:
 
     def _measured(self, lines: Any, starts: Any, steps: np.ndarray, sizes: np.ndarray) -> Slopes:
         """`sizes`: of what each line moves, in units of its steps."""
-        with jax.enable_x64(True) if self.double else contextlib.nullcontext():
+        with self._precision():
             moves, outputs = self._along(starts, lines, np.concatenate([steps, -steps], 1))
             rounded = self._rounded(moves, outputs)
         plus, minus = moves[:, :_LEVELS], moves[:, _LEVELS:]
@@ -112,7 +112,12 @@ class Lines:
 
     @cached_property
     def _here(self) -> Any:
-        return derivatives.Program(self._value)(self.floats)
+        with self._precision():
+            return derivatives.Program(self._value)(self.floats)
+
+    def _precision(self) -> contextlib.AbstractContextManager[Any]:
+        """In which the function is evaluated, whatever the caller's is."""
+        return jax.enable_x64(True) if self.double else contextlib.nullcontext()
 
 
 def _steps(size: float, own: np.ndarray) -> np.ndarray:

@@ -195,6 +195,7 @@ def test_a_residual_within_the_rule(mode):
         model(x[0], state, residual=z[0], inference=True)
 
 
+@pytest.mark.few(0, 1)
 @pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "momentum"), NEAR_1)
 def test_a_momentum_near_1_leaves_the_batch_its_weight(dtype, momentum):

@@ -99,7 +99,7 @@ def test_checkpoints_of_each_continue_in_the_other():
         alike(continued, train(network(second), start, x, target, 5))
 
 
-@pytest.mark.few(0, 6)
+@pytest.mark.few(0, 2)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "options"),
@@ -131,7 +131,7 @@ def test_variables_values_and_averages(shape, options, dtype):
     alike(ours, theirs, None if dtype == jnp.float64 else 0.1)
 
 
-@pytest.mark.few(0, 4)
+@pytest.mark.few(0, 1)
 @pytest.mark.slow
 @pytest.mark.parametrize("activation", [None, "relu"])
 @pytest.mark.parametrize("shape", [(3,), (1, 1, 3), (), (6, 1, 3)])
@@ -304,6 +304,7 @@ def test_a_policy_for_haikus_class_applies():
     assert hk.mixed_precision.get_policy(OURS) is None
 
 
+@pytest.mark.few(0, 1)
 @pytest.mark.slow
 @pytest.mark.parametrize("axis", [(-1,), (0, -2), (-3, -1), (0, 1)])
 def test_parameters_where_an_axis_is_negative(axis):

@@ -86,6 +86,7 @@ def with_gradient(model, variables, x, *, delta, jit=True, **options):
 # --- Ten steps ---
 
 
+@pytest.mark.few(0, 1)
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64, jnp.bfloat16])
 def test_ten_steps_of_training_then_inference(dtype):
@@ -433,7 +434,7 @@ class Ensemble(nn.Module):
         return block(self.batch_norm)(x)[0]
 
 
-@pytest.mark.few(0, 3)
+@pytest.mark.few(0, 1)
 @pytest.mark.slow
 @pytest.mark.parametrize("model", [Scanned, Rematerialized, Ensemble])
 @pytest.mark.parametrize("jit", [True, False])

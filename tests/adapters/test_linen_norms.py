@@ -75,7 +75,7 @@ CASES = [
 QUICK = {0, 4, 6}
 
 
-@pytest.mark.few(3, 4)
+@pytest.mark.few(3, 2)
 @pytest.mark.parametrize(
     ("name", "shape", "options", "masked"),
     [pytest.param(*case, marks=[] if i in QUICK else pytest.mark.slow) for i, case in enumerate(CASES)],
@@ -244,6 +244,7 @@ def over_a_mapped_axis(name: str, **options: Any) -> tuple[Any, Any, Any]:
     return model, flax_model, run
 
 
+@pytest.mark.few(0, 1)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NORMS)
 def test_over_a_mapped_axis_as_flax(name):
@@ -254,6 +255,7 @@ def test_over_a_mapped_axis_as_flax(name):
     alike(run(model, x), expected)
 
 
+@pytest.mark.few(0, 1)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["LayerNorm", "RMSNorm"])
 def test_over_a_mapped_axis_by_true_counts(name):
@@ -268,6 +270,7 @@ def test_over_a_mapped_axis_by_true_counts(name):
     assert np.abs(expected - whole.apply({}, x)).max() > 0.1
 
 
+@pytest.mark.few(0, 1)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NORMS)
 def test_over_a_mapped_axis_at_any_mean_and_scale(name):
@@ -287,6 +290,7 @@ def test_over_a_mapped_axis_at_any_mean_and_scale(name):
         assert error < 2e-7, (scale, mean)
 
 
+@pytest.mark.few(0, 1)
 @pytest.mark.slow
 @pytest.mark.parametrize("axis_name", [None, "parts"])
 @pytest.mark.parametrize("name", ["LayerNorm", "RMSNorm"])

@@ -157,6 +157,7 @@ def test_errors(name, options, error, message):
         getattr(bnderiv.nnx, name)(6, rngs=nnx.Rngs(0), **groups, **options)(normal(0, (2, 3, 6)))
 
 
+@pytest.mark.few(0, 1)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NORMS)
 def test_over_a_mapped_axis(name):

@@ -17,6 +17,7 @@ import bnderiv
 import bnderiv.reference
 from bnderiv.check import Report, Row, compare, derivatives
 from bnderiv.check.__main__ import _draw, _shapes, main
+from bnderiv.check.lines import Lines
 from tests.cases import CASES
 
 pytestmark = pytest.mark.slow
@@ -28,6 +29,7 @@ LAYERS = {case.layer: case for case in reversed(CASES)}  # the first case of eac
 ALIKE = {"batch_norm_relu", "group_norm", "instance_norm"}
 
 
+@pytest.mark.few(0, 6)
 @pytest.mark.parametrize(
     "layer", [pytest.param(n, marks=pytest.mark.exhaustive if n in ALIKE else ()) for n in sorted(LAYERS)]
 )
@@ -555,6 +557,7 @@ VANISHING = {
 }
 
 
+@pytest.mark.few(0, 1)
 @pytest.mark.parametrize(
     ("name", "dtype", "has_reference"),
     [
@@ -992,3 +995,11 @@ def test_what_the_backend_cannot_run_is_no_failure():
 
     report = compare(rule(jnp.sin, bwd), None, X_W[0], modes=("vmap", "jit"))
     assert {row.verdict for row in report.rows} == {"n/a"}
+
+
+def test_lines_have_their_own_precision():
+    """Also in what is asked of them before anything is measured: the square of 1e30 is no float32."""
+    x, cotangent = np.array([1e30]), np.ones(1)
+    with jax.enable_x64(False):
+        lines = Lines(lambda floats, _: (floats[0] ** 2,), (x,), (), (cotangent,), 2.0**-52, double=True)
+        assert lines.weight == pytest.approx(1e60)

@@ -49,7 +49,7 @@ def convolved_in(program: jax.export.Exported) -> list[str]:
 SIMPLE = ("plain", "same-no-bias", "one-by-one-chwn", "kernel-as-large-as-the-input", "stride-larger-than-kernel")
 
 
-@pytest.mark.few(0, 3)
+@pytest.mark.few(0, 1)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "case",

@@ -82,7 +82,7 @@ def trained_alone(groups):
     return losses, (params, state, velocity)
 
 
-@pytest.mark.few(0, 2)
+@pytest.mark.few(0, 1)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("devices", "group", "groups"),
@@ -106,6 +106,7 @@ def test_devices_train_to_the_numbers_of_one(devices, group, groups, batches, qu
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_processes_have_the_loss_curve_of_one_device(tmp_path):
     """The commands of the README, in float64: two processes of two devices each, and one process of one."""
     with socket.socket() as free:

@@ -53,6 +53,7 @@ def options(**changed: Any) -> run.Settings:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_variants_are_one_function(quickly):
     """The network itself. A constant on the images is lost behind the stem's batch norm, but for rounding."""
     losses = run.measure_loss(options(width=2, steps=2), jnp.float32, (0.0, 1e4))

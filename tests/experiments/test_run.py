@@ -186,6 +186,7 @@ def test_a_second_run_in_one_folder_is_refused(tmp_path):
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoints"]
 
 
+@pytest.mark.few(0, 1)
 @pytest.mark.slow
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("kept", [0, 3])

@@ -29,6 +29,7 @@ def test_messages_of_a_program():
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_what_a_step_sends():
     """For each batch norm one message of 2C floats forward, one backward; in one more all gradients and the loss."""
     devices, channels = jax.devices()[:8], 6 + 16 + 120 + 84

@@ -157,7 +157,7 @@ BY_STEPS = [pytest.mark.slow, pytest.mark.exhaustive]
 ALWAYS = (("max", "relu", True, True), ("avg", "tanh", True, True), ("avg", "sigmoid", False, True))
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(2, 1)
 @pytest.mark.parametrize(
     ("pool", "activation", "batch_norm", "train"),
     [
@@ -292,6 +292,7 @@ def test_exported_for_another_platform_a_step_convolves():
         assert program.mlir_module().count("stablehlo.convolution") == convolutions
 
 
+@pytest.mark.few(0, 1)
 @pytest.mark.slow
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_gradient_equals_autodiff_in_the_form_of(platform):

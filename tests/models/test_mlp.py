@@ -80,7 +80,7 @@ def test_numbers_against_numpy():
     near(compiled_apply(params, state, _rows(), config, train=True)[0], expected, 1e-11)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(2, 2)
 @pytest.mark.parametrize("batch_norm", [True, False])
 @pytest.mark.parametrize("activation", ["relu", "tanh", "sigmoid"])
 def test_gradient_equals_autodiff(activation, batch_norm):

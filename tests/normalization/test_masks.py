@@ -71,6 +71,7 @@ def test_nor_where_its_deviation_is_no_number(layers, bad):
     assert all(np.isfinite(a).all() for a in jax.tree.leaves(run(jnp.where(everywhere, x, bad))))
 
 
+@pytest.mark.few(0, 1)
 @pytest.mark.slow
 @pytest.mark.parametrize("forward", [False, True], ids=["reverse-over-reverse", "forward-over-reverse"])
 @pytest.mark.parametrize("layer", ["batch_norm", "batch_norm_relu"])

@@ -26,7 +26,7 @@ def _draw(*shape, seed=0):
     return [jnp.asarray(a) for a in drawn]
 
 
-@pytest.mark.few(0, 13)
+@pytest.mark.few(0, 6)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_equals_the_layer(case):
     gradients = ("dx", "d_gamma", "d_beta", "d_residual") if "residual" in case.label else GRADIENTS

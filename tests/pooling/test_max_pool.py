@@ -21,6 +21,7 @@ FEW = np.array([-np.inf, -1.0, -0.0, 0.0, 2.0, np.inf, np.nan])
 PALETTES = {"distinct": None, "ties": FEW[1:5], "extremes": FEW, "minus-infinity": FEW[:2], "nan": FEW[-2:]}
 
 
+@pytest.mark.few(2, 1)
 @settings(max_examples=80)
 @given(loops.problems(dilated=True), st.sampled_from(sorted(PALETTES)))
 def test_equals_the_loops(platform, problem, palette):  # noqa: F811
@@ -74,7 +75,7 @@ def test_dilation():
     np.testing.assert_array_equal(pull_back(image([[5]]))[0], image([[0, 0, 0], [0, 0, 0], [0, 0, 5]]))
 
 
-@pytest.mark.few(7, 22)
+@pytest.mark.few(7, 8)
 @pytest.mark.parametrize("strides", [(2, 3), (3, 3)], ids=["tiles", "general"])
 @pytest.mark.parametrize(
     ("rows", "winner"),
