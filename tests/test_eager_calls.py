@@ -149,7 +149,7 @@ def sharded(arrays):
     )
 
 
-@pytest.mark.few(0, 8)
+@pytest.mark.few(0, 3)
 @pytest.mark.slow
 @every_layer
 @pytest.mark.parametrize("place", [pytest.param(on_another_device, marks=pytest.mark.exhaustive), sharded])
@@ -193,7 +193,7 @@ def _orders():
             yield pytest.param(layer, n, order, marks=() if few else pytest.mark.exhaustive, id=f"{layer}-{n}")
 
 
-@pytest.mark.few(0, 9)
+@pytest.mark.few(0, 4)
 @pytest.mark.slow
 @pytest.mark.parametrize(("layer", "n", "order"), list(_orders()))
 def test_modes_do_not_leak(layer, n, order):

@@ -20,6 +20,7 @@ def said(path):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_they_are_drawn_again_with_the_same_numbers(tmp_path):
     command = [sys.executable, "docs/pictures/draw.py", "--out", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, env={"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}, check=True, timeout=300)

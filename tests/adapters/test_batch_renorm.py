@@ -183,6 +183,7 @@ def _ours(framework, x, mask=None, residual=None, **options):
     return model.apply(variables, x, mask=mask, residual=residual, mutable=["batch_stats"])[0]
 
 
+@pytest.mark.few(0, 1)
 @pytest.mark.slow
 @pytest.mark.parametrize("framework", ["linen", "nnx"])
 def test_options_of_batch_norm(framework):

@@ -80,6 +80,7 @@ def data():
     return normal(0, (16, 6), jnp.float64), normal(1, (16, 5), jnp.float64)
 
 
+@pytest.mark.few(1, 1)
 @pytest.mark.parametrize("mode", MODES)
 def test_ten_steps_of_training_then_inference(mode):
     x, target = data()
@@ -92,6 +93,7 @@ def test_ten_steps_of_training_then_inference(mode):
     alike(*results)
 
 
+@pytest.mark.few(0, 1)
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_checkpoints_of_each_continue_in_the_other(mode):
@@ -105,7 +107,7 @@ def test_checkpoints_of_each_continue_in_the_other(mode):
         alike(arrays(train(loaded, x, target, 2)), arrays(whole))
 
 
-@pytest.mark.few(0, 4)
+@pytest.mark.few(0, 1)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "dtype", "x_dtype"),  # where Equinox does not raise
@@ -165,6 +167,7 @@ def test_relu_within_the_rule(mode):
     alike(fused, [jax.nn.relu(a) for a in plain[:2]] + plain[2:])
 
 
+@pytest.mark.few(0, 1)
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["batch", *(pytest.param(m, marks=pytest.mark.slow) for m in MODES if m != "batch")])
 def test_a_residual_within_the_rule(mode):
@@ -258,6 +261,7 @@ def test_shard_map_with_vmap_inside():
     alike(*results)
 
 
+@pytest.mark.few(0, 1)
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_ensemble_scan_over_batches_and_checkpoint(mode):

@@ -43,14 +43,14 @@ def agree(name, x, *arguments, **options):
         alike(fast_jit(lambda: value_and_gradient(OURS))(), fast_jit(lambda: value_and_gradient(THEIRS))())
 
 
-@pytest.mark.few(5)
+@pytest.mark.few(5, 3)
 @pytest.mark.parametrize("kind", ["Avg", "Max"])
 @pytest.mark.parametrize(("pool", "shape", "arguments", "options"), POOLS, ids=str)
 def test_values_and_gradients(kind, pool, shape, arguments, options):
     agree(kind + pool, normal(0, shape, jnp.float64), *arguments, **options)
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(3, 2)
 @pytest.mark.parametrize("kind", ["AdaptiveAvg", "AdaptiveMax"])
 @pytest.mark.parametrize(("pool", "shape", "target"), ADAPTIVE, ids=str)
 def test_adaptive(kind, pool, shape, target):

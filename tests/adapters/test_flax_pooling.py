@@ -31,7 +31,7 @@ CASES = [
 ]
 
 
-@pytest.mark.few(0, 14)
+@pytest.mark.few(0, 4)
 @pytest.mark.slow
 @pytest.mark.parametrize(("shape", "window", "options"), CASES)
 @pytest.mark.parametrize("pool", ["avg_pool", "max_pool", "avg_pool of what is there"])

@@ -155,6 +155,7 @@ def test_scale_and_offset_from_outside(shape, activation):
     alike(*results)
 
 
+@pytest.mark.few(0, 1)
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [None, pytest.param((6, 1, 3), marks=pytest.mark.slow)], ids=["own", "from-outside"])
 def test_a_residual_within_the_rule(shape):
@@ -225,6 +226,7 @@ def test_groups_of_devices():
     alike(y.reshape(4, 8, 3), jnp.stack(expected), 1e-6)
 
 
+@pytest.mark.few(0, 1)
 @pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "decay"), NEAR_1)
 def test_a_decay_near_1_leaves_the_batch_its_weight(dtype, decay):

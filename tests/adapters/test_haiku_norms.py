@@ -77,7 +77,7 @@ CASES = [
 QUICK = {0, 7, 9}
 
 
-@pytest.mark.few(3, 5)
+@pytest.mark.few(1, 2)
 @pytest.mark.parametrize(
     ("name", "options", "given"),
     [pytest.param(*case, marks=[] if i in QUICK else pytest.mark.slow) for i, case in enumerate(CASES)],

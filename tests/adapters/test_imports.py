@@ -20,6 +20,7 @@ def test_the_core_imports_no_framework():
     assert run("import sys, bnderiv; print({'flax', 'equinox', 'haiku'} & set(sys.modules))").strip() == "set()"
 
 
+@pytest.mark.few(0, 1)
 @pytest.mark.slow
 @pytest.mark.parametrize("adapter", EXTRAS)
 def test_an_adapter_without_its_framework_names_the_extra(adapter):

@@ -117,7 +117,7 @@ def test_checkpoints_of_each_continue_in_the_other():
 # --- One step, every option ---
 
 
-@pytest.mark.few(1, 3)
+@pytest.mark.few(1, 1)
 @pytest.mark.parametrize(
     ("shape", "options"),
     [
@@ -159,7 +159,7 @@ def test_a_single_example_and_a_single_element():
         np.testing.assert_allclose(updated["batch_stats"]["var"], np.full(shape, 0.99), rtol=1e-6)
 
 
-@pytest.mark.few(0, 7)
+@pytest.mark.few(0, 2)
 @pytest.mark.slow
 @pytest.mark.parametrize("x_dtype", [jnp.float32, jnp.bfloat16, jnp.int32])
 @pytest.mark.parametrize("dtype", [None, jnp.float16])
@@ -259,6 +259,7 @@ def test_relu_within_the_rule(average):
     alike(fused, separate)
 
 
+@pytest.mark.few(1, 1)
 @pytest.mark.parametrize("axis", [-1, pytest.param((1, 2), marks=pytest.mark.slow)])
 @pytest.mark.parametrize("average", [False, True])
 def test_a_residual_within_the_rule(average, axis):

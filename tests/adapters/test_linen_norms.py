@@ -75,7 +75,7 @@ CASES = [
 QUICK = {0, 4, 6}
 
 
-@pytest.mark.few(3, 2)
+@pytest.mark.few(1, 2)
 @pytest.mark.parametrize(
     ("name", "shape", "options", "masked"),
     [pytest.param(*case, marks=[] if i in QUICK else pytest.mark.slow) for i, case in enumerate(CASES)],
@@ -350,7 +350,7 @@ def test_errors_at_the_call(name):
     assert model.init_with_output(KEY, jnp.zeros((0, 3, 6), jnp.float32))[0].shape == (0, 3, 6)
 
 
-@pytest.mark.few(0, 2)
+@pytest.mark.few(0, 1)
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["Auto", "Explicit"])
 @pytest.mark.parametrize(

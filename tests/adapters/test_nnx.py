@@ -100,6 +100,7 @@ def test_checkpoints_of_each_continue_in_the_other():
         alike(state(other), state(whole))
 
 
+@pytest.mark.few(0, 4)
 @pytest.mark.slow
 @pytest.mark.parametrize("x_dtype", [jnp.float32, jnp.bfloat16, jnp.int32])
 @pytest.mark.parametrize("dtype", [None, jnp.bfloat16])

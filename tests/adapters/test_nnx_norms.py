@@ -59,7 +59,7 @@ CASES = [
 QUICK = {0, 2}
 
 
-@pytest.mark.few(2, 3)
+@pytest.mark.few(1, 2)
 @pytest.mark.parametrize(
     ("name", "shape", "features", "options", "masked"),
     [pytest.param(*case, marks=[] if i in QUICK else pytest.mark.slow) for i, case in enumerate(CASES)],

@@ -95,6 +95,7 @@ def test_modules_that_have_bound_the_class_themselves(adapter, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_haikus_networks():
     """They take their names from a class in their module. Parameters and state are those of either."""
     bnderiv_haiku, hk = both("haiku")

@@ -403,7 +403,7 @@ def test_float64_that_does_not_work_is_said():
     assert "float32 only" in alone.rows[0].note
 
 
-@pytest.mark.few(0, 2)
+@pytest.mark.few(0, 1)
 @pytest.mark.parametrize("reference", [True, False], ids=["reference", "differences"])
 @pytest.mark.parametrize("key", [jax.random.key(0), jax.random.PRNGKey(0)], ids=["key", "raw"])
 def test_random_numbers_that_float64_would_draw_anew(key, reference):
@@ -525,6 +525,7 @@ def test_a_gradient_that_vanishes_beside_a_reference_that_stays_in_float32():
     assert {row.verdict for row in rows} == {"ok"}
 
 
+@pytest.mark.few(0, 1)
 @pytest.mark.parametrize("size", [1.0, 1e8, 1e20])
 def test_a_gradient_of_nothing_at_any_scale(size):
     def normalize(layers, x, gamma, beta):
@@ -633,6 +634,7 @@ def test_a_wrong_forward_mode_beside_an_argument_without_effect():
     assert [row.verdict for row in rows] == ["ok", "ok", "FAIL"]
 
 
+@pytest.mark.exhaustive
 def test_a_gradient_that_all_but_vanishes():
     """A scale before batch norm counts by ε alone: its gradient is a thousandth of the terms that cancel in it."""
 
@@ -786,6 +788,7 @@ def test_a_python_number_is_differentiated_unless_it_must_stay_one():
         compare(scaled, scaled, X_W[0], 2.0, argnums=2)
 
 
+@pytest.mark.few(0, 1)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
 def test_other_dtypes(dtype):
     args = tuple(a.astype(dtype) for a in X_W)

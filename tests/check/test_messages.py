@@ -68,7 +68,7 @@ def test_who_is_right():
     assert "autodiff of the reference is wrong here" in row.note
 
 
-@pytest.mark.few(0, 4)
+@pytest.mark.few(0, 1)
 @pytest.mark.parametrize(
     ("forward", "bwd", "kind", "words"),
     [

@@ -12,6 +12,7 @@ from tests.stepwise import equals_its_layer
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.few(0, 5)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_equals_the_layer(case):
     equals_its_layer(case, "z", ("dx", "d_kernel", "d_bias"))

@@ -123,6 +123,7 @@ def trained_by_loops(key, rate, task, batch_norm, deviation, steps, every):
     return [np.array(a) for a in zip(*curves, strict=True)]
 
 
+@pytest.mark.few(0, 1)
 @pytest.mark.slow
 @pytest.mark.parametrize("batch_norm", [True, False], ids=["with", "without"])
 def test_training_against_loops(batch_norm, task, quickly):
@@ -139,6 +140,7 @@ def test_training_against_loops(batch_norm, task, quickly):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_sweep_is_every_run_by_itself(task, quickly):
     """Seeds and rates stay apart: one program of all gives what each training alone gives."""
     options = {"deviation": 0.3, "steps": 4, "every": 2}

@@ -209,6 +209,7 @@ def test_another_run_s(saved, tmp_path):
         Checkpoints(tmp_path / "nothing").restore(state, CHOSEN, "abc")
 
 
+@pytest.mark.few(0, 1)
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", ["half", "empty", "gone", "a bit"])
 def test_damage_is_refused_or_harmless(damage, saved, tmp_path):

@@ -221,7 +221,7 @@ def test_a_picture_can_be_read_at_half_a_page(path):
         assert image.width / image.info["dpi"][0] <= 1.01 * _report.WIDTH
 
 
-@pytest.mark.few(8)
+@pytest.mark.few(4, 16)
 @pytest.mark.parametrize("path", REPORTS, ids=lambda path: str(path.relative_to(FOLDER)))
 def test_what_is_committed_is_what_its_numbers_give(path, tmp_path, monkeypatch):
     """Page, but for its pictures, and tables, to the letter."""

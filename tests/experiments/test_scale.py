@@ -46,6 +46,7 @@ def test_what_a_step_sends():
     assert alone["gradients"] == {"messages": 1, "bytes": 4 * (parameters + 1 + 4 * channels)}
 
 
+@pytest.mark.few(0, 1)
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [4, 8])
 def test_what_one_batch_norm_sends(devices):

@@ -165,7 +165,7 @@ LOSSES = {
 }
 
 
-@pytest.mark.few(3, 3)
+@pytest.mark.few(1, 1)
 @pytest.mark.parametrize("pairing", LOSSES)
 @pytest.mark.parametrize("attachment", ["closed_form", "forward_mode", "autodiff"])
 def test_a_step_is_gradient_descent_on_the_loss(pairing, attachment):
@@ -322,6 +322,7 @@ def test_a_run_that_diverges_says_at_which_step_and_saves_nothing_of_it(monkeypa
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_devices_train_as_one(quickly):
     """The same curve and the same parameters to rounding, the short batch (of 4, on 8 devices) included."""
     data = make_data(train=60)

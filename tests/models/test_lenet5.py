@@ -157,7 +157,7 @@ BY_STEPS = [pytest.mark.slow, pytest.mark.exhaustive]
 ALWAYS = (("max", "relu", True, True), ("avg", "tanh", True, True), ("avg", "sigmoid", False, True))
 
 
-@pytest.mark.few(2, 1)
+@pytest.mark.few(1, 1)
 @pytest.mark.parametrize(
     ("pool", "activation", "batch_norm", "train"),
     [

@@ -179,7 +179,7 @@ def _taken(gradient, mode, layers, relu, **options):
     return partial(gradient, f, partial(_mapped, mode), mode == "shard_map")
 
 
-@pytest.mark.few(4, 8)
+@pytest.mark.few(2, 3)
 @pytest.mark.parametrize(
     ("relu", "masked", "shared"),
     [(False, False, SHARED), (False, True, ()), (True, True, SHARED)],
@@ -220,7 +220,7 @@ def _with_where(f, x, gamma, beta, where, axis_name: Any = AXIS):
 GRID = {"a": 2, "b": 4}
 
 
-@pytest.mark.few(0, 6)
+@pytest.mark.few(0, 2)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("axis_name", "groups"), [(("a", "b"), ALL), ("b", HALVES), (("a",), PAIRS)], ids=["both", "rows", "columns"]

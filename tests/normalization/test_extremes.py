@@ -32,7 +32,7 @@ CONSTANT = [
 IMAGES, ONE_ELEMENT = (6, 3, 3, 2), (1, 2)
 
 
-@pytest.mark.few(4, 8)
+@pytest.mark.few(3, 6)
 @pytest.mark.parametrize(
     ("shape", "assumed"),
     [
@@ -149,7 +149,7 @@ def test_inference_by_a_mean_that_is_not_finite():
     assert np.isnan(y[:, 2]).all()
 
 
-@pytest.mark.few(2, 4)
+@pytest.mark.few(1, 2)
 @pytest.mark.parametrize(
     "layers", [bnderiv, pytest.param(bnderiv.forward_mode, marks=pytest.mark.slow)], ids=lambda m: m.__name__
 )

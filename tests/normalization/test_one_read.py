@@ -74,6 +74,7 @@ def test_what_is_nearly_constant_in_float64(deviation, off, eps):
     np.testing.assert_allclose(y, (exact - exact.mean(0)) / np.sqrt(exact.var(0) + eps), rtol=0, atol=1e-15)
 
 
+@pytest.mark.few(1, 2)
 @pytest.mark.as_users_compile
 @pytest.mark.parametrize("shape", [SHAPE, (128, 84), (64, 12, 12, 20)], ids=str)
 def test_both_sides_of_the_threshold(measured_again, shape):
@@ -296,7 +297,7 @@ def test_under_vmap_a_branch_stays_one(norm):
     assert str(jax.make_jaxpr(f)(jnp.ones((2, 3, 8, 20), jnp.float32))).count(" cond[") == 1
 
 
-@pytest.mark.few(0, 8)
+@pytest.mark.few(0, 3)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("layer", "guess", "layers"),

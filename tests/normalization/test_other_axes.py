@@ -70,7 +70,7 @@ def _errors(name, x, dtype: Any = jnp.float32):
     return [truth.relative_error(a, e) for a, e in zip((y, dx, d_gamma), expected, strict=True)]
 
 
-@pytest.mark.few(8, 6)
+@pytest.mark.few(4, 4)
 @pytest.mark.as_users_compile
 @every_norm
 @pytest.mark.parametrize(

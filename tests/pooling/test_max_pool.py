@@ -150,7 +150,7 @@ def test_half_precision(dtype):
     assert int((dx != 0).sum()) == 1
 
 
-@pytest.mark.few(0, 4)
+@pytest.mark.few(0, 1)
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{"window": 2}, {"window": 3, "strides": 1, "padding": 1}], ids=str)
 def test_second_order_has_the_same_ties(options):
@@ -201,7 +201,7 @@ def test_without_x64(options):
         np.testing.assert_array_equal(x[dx > 0], y.ravel())  # the values rise, so each cell wins but one window
 
 
-@pytest.mark.few(0, 4)
+@pytest.mark.few(0, 2)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [{"window": (1, 70)}, {"window": (70, 2), "strides": (3, 1), "dilation": (1, 2)}], ids=str

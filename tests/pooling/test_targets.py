@@ -41,7 +41,7 @@ def _every_form():
             yield pytest.param(platform, case, marks=marks, id=f"{case}-{platform}")
 
 
-@pytest.mark.few(0, 3)
+@pytest.mark.few(0, 2)
 @pytest.mark.parametrize(("platform", "case"), list(_every_form()))
 def test_every_form_keeps_the_contract(platform, case):
     with forms.of(platform):
@@ -52,7 +52,7 @@ def test_every_form_keeps_the_contract(platform, case):
                 promise(forward_mode, case)
 
 
-@pytest.mark.few(0, 4)
+@pytest.mark.few(0, 2)
 @pytest.mark.slow
 @pytest.mark.parametrize("platform", forms.PLATFORMS)
 @pytest.mark.parametrize("check_vma", [True, pytest.param(False, marks=pytest.mark.exhaustive)])
