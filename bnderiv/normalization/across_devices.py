@@ -11,7 +11,7 @@ from jax import lax
 
 from bnderiv._checks import same_varying
 from bnderiv._types import AxisName
-from bnderiv.normalization.units import Epsilon, Moments, Unit, above_noise, centered, scale_for
+from bnderiv.normalization.units import Epsilon, Moments, Unit, above_noise, recentered, scale_for
 
 IndexGroups = Sequence[Sequence[int]]
 
@@ -30,10 +30,10 @@ def refusals(index_groups: IndexGroups | None) -> Iterator[None]:
 
 
 class Devices(NamedTuple):
-    """What each device has: (devices, C) each. Places that groups of unequal size leave empty have n = 0."""
+    """What each device has: (devices, C) each. A group that is smaller than others has places with n = 0."""
 
     n: jax.Array
-    there: jax.Array  # n > 0
+    counted: jax.Array  # n > 0
     unit: Unit
     mean: jax.Array
     var: jax.Array
@@ -56,7 +56,7 @@ def merge(
         return (weight * values).sum(0, keepdims=True)
 
     unit, finest = _common_unit(devices, average)
-    mean, var = _in_the(unit, devices)
+    mean, var = _in_unit(unit, devices)
     merged = average(mean)
     var = above_noise(average(var + (mean - merged) ** 2), merged**2)  # (N26)
     moments = _about_the_mean(Moments(unit, merged, var), finest)
@@ -64,37 +64,39 @@ def merge(
 
 
 def _common_unit(devices: Devices, average: Callable[[jax.Array], jax.Array]) -> tuple[Unit, jax.Array]:
-    """About the mean of all, one in which the largest deviation squared neither over- nor underflows.
+    """A unit about the merged mean in which the square of the largest deviation neither over- nor underflows.
 
-    And the finest scale of the devices, at which ε s² is a normal number: it is no finer.
+    And the finest scale of the devices: the unit is no finer, as ε s² is to be a normal number.
     """
-    there, scale = devices.there, devices.unit.scale
+    counted, scale = devices.counted, devices.unit.scale
     shift = devices.unit.origin / scale  # K_i
     center = lax.stop_gradient(average(shift + devices.mean / scale))
     distance = jnp.abs(lax.stop_gradient(shift - center + devices.mean / scale))
     deviation = jnp.sqrt(lax.stop_gradient(devices.var)) / scale
-    largest = jnp.where(there, jnp.maximum(distance, deviation), 0).max(0, keepdims=True)
-    finest = jnp.where(there, scale, 0).max(0, keepdims=True)
+    largest = jnp.where(counted, jnp.maximum(distance, deviation), 0).max(0, keepdims=True)
+    finest = jnp.where(counted, scale, 0).max(0, keepdims=True)
     finest = jnp.where(finest > 0, finest, 1)
     common = jnp.minimum(scale_for(largest, center, over_devices=True), finest)
     return Unit(common, center * common), finest
 
 
-def _in_the(unit: Unit, devices: Devices) -> tuple[jax.Array, jax.Array]:
+def _in_unit(unit: Unit, devices: Devices) -> tuple[jax.Array, jax.Array]:
     """Each device's mean and variance in the common unit. Ratios of scales are powers of two, so exact."""
     ratio = unit.scale / devices.unit.scale
-    # (K_i − K) first: these are near each other, and so their difference is exact.
+    # (K_i − K) first: the two are near each other, so their difference is exact.
     mean = (devices.unit.origin * ratio - unit.origin) + devices.mean * ratio
-    return jnp.where(devices.there, mean, 0), devices.var * ratio * ratio
+    return jnp.where(devices.counted, mean, 0), devices.var * ratio * ratio
 
 
 def _about_the_mean(moments: Moments, finest: jax.Array) -> Moments:
-    """In the unit of deviations, but no finer than `finest`. The derivatives are those of a mean and a variance."""
-    better = centered(moments, Epsilon(None, 1 / finest))
-    unit, *values = lax.stop_gradient(better)
-    times = unit.scale / moments.unit.scale
-    changes = (a - lax.stop_gradient(a) for a in (moments.mean * times, moments.var * times * times))
-    return Moments(unit, *(value + change for value, change in zip(values, changes, strict=True)))
+    """In the unit of deviations, but no finer than `finest`.
+
+    For derivatives, mean and variance are only rescaled: K' and s' have none.
+    """
+    unit, *values = lax.stop_gradient(recentered(moments, Epsilon(None, 1 / finest)))
+    ratio = unit.scale / moments.unit.scale
+    zeros = (a - lax.stop_gradient(a) for a in (moments.mean * ratio, moments.var * ratio * ratio))  # in value
+    return Moments(unit, *(value + zero for value, zero in zip(values, zeros, strict=True)))
 
 
 def _of_all(n: jax.Array, moments: Moments, axis_name: AxisName, axis_index_groups: IndexGroups | None) -> Devices:
@@ -104,12 +106,12 @@ def _of_all(n: jax.Array, moments: Moments, axis_name: AxisName, axis_index_grou
     packed = jnp.stack(same_varying(*(jnp.ravel(a) for a in mine)))
     n, scale, origin, mean, var = _gather(packed, axis_name, axis_index_groups)
     n, scale, origin = (lax.stop_gradient(a) for a in (n, scale, origin))
-    there = n > 0
-    return Devices(n, there, Unit(jnp.where(there, scale, 1), origin), mean, var)
+    counted = n > 0
+    return Devices(n, counted, Unit(jnp.where(counted, scale, 1), origin), mean, var)
 
 
 def _gather(packed: jax.Array, axis_name: AxisName, index_groups: IndexGroups | None) -> jax.Array:
-    """(5, C) of every device as (5, devices, C), known to be equal on all (which `all_gather` would not be)."""
+    """(5, C) of every device as (5, devices, C). JAX knows it to be equal on all, as no result of `all_gather` is."""
     index, size = lax.axis_index(axis_name), lax.psum(1, axis_name)
     if index_groups is not None:
         if sorted(i for group in index_groups for i in group) != list(range(size)):

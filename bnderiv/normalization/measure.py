@@ -16,12 +16,12 @@ from jax import lax
 from bnderiv._checks import same_varying
 from bnderiv._target import apart
 from bnderiv.normalization.groups import Groups
-from bnderiv.normalization.units import Epsilon, Moments, Unit, centered, finite, middle, scale_for
+from bnderiv.normalization.units import Epsilon, Moments, Unit, finite, middle, recentered, scale_for
 
-# The first measurement is kept where m² ≤ v, that is, where K is at most a deviation off: y is off by 1.6e-7 then, and
-# by 2.6e-7 at two deviations. If all elements are equal, K may also be within either of these distances of them.
-NEAR = 8  # eps times |K|: some units in the last place, as a running mean stops before it reaches a constant
-OF_EPSILON = 1 / 2  # √(this times eps) √ε: a deviation that is taken for none by mistake has an x̂ below 3 eps
+# The first measurement is kept if m² ≤ v, so if K is at most one deviation off: y is off by 1.6e-7 then, and by 2.6e-7
+# at two deviations (derivation.md, C.4). If all elements are equal, v is 0, and K may be off by the larger of these:
+NEAR = 8  # ulp · |K| times this: a running mean that moves to a constant stops some ulps before it
+OF_EPSILON = 1 / 2  # √(ulp times this) · √ε: an x̂ that `above_noise` takes for 0 is smaller than 3 ulps then
 
 
 def measured(
@@ -36,19 +36,19 @@ def measured(
     """The moments: in one read of x if `shift` is near the mean, otherwise in three more."""
 
     def about(unit: Unit) -> Moments:
-        # XLA would materialize what the two sums share.
+        # Two copies of K s: of one, XLA would materialize u, which both sums have.
         for_mean, for_var = (Unit(unit.scale, origin) for origin in apart((unit.origin, unit.origin)))
         mean = mean_of(for_mean)
         return Moments(for_mean, mean, var_of(for_var, mean))
 
     def in_three_reads() -> Moments:
-        """In the unit of the range the mean has a rounding error only, and K moves there."""
+        """K moves to the mean, which in the unit of the range is right to rounding."""
         unit = from_the_smallest(groups, x, where, eps, shift.dtype)
-        return centered(about(Unit(unit.scale, unit.origin + finite(mean_of(unit)))), eps, groups.over_devices)
+        return recentered(about(Unit(unit.scale, unit.origin + finite(mean_of(unit)))), eps, groups.over_devices)
 
     _, shift = same_varying(x, finite(shift))
     first = about(Unit(1, shift))
-    return unless(are_good(first, eps), centered(first, eps, groups.over_devices), in_three_reads)
+    return unless(are_good(first, eps), recentered(first, eps, groups.over_devices), in_three_reads)
 
 
 def are_good(moments: Moments, eps: Epsilon) -> jax.Array:
@@ -62,10 +62,7 @@ def are_good(moments: Moments, eps: Epsilon) -> jax.Array:
 
 
 def fits(square: jax.Array) -> jax.Array:
-    """Whether squares of deviations, and their sums, neither over- nor underflow where their mean is `square`.
-
-    NaN does not fit.
-    """
+    """Whether squares of deviations whose mean is `square`, and their sums, neither over- nor underflow. NaN: no."""
     most = (2 * middle(square.dtype)) ** 2
     return lax.clamp(jnp.asarray(1 / most, square.dtype), square, jnp.asarray(most, square.dtype)) == square
 
@@ -73,7 +70,7 @@ def fits(square: jax.Array) -> jax.Array:
 def from_the_smallest(groups: Groups, x: jax.Array, where: jax.Array | None, eps: Epsilon, dtype: Any) -> Unit:
     """The unit with the smallest element at 0, and the larger of range and √ε between 1 and 2.
 
-    If s can be no smaller, the largest element is up to 8.
+    The largest element is up to 8 if s is already the smallest normal number.
     """
     low, high = (a.astype(dtype) for a in groups.ends(x, where))
     low = finite(low)
@@ -94,7 +91,7 @@ def unless(good: jax.Array, first: Any, again: Callable[[], Any]) -> Any:
 def all_of(good: jax.Array) -> jax.Array:
     """Whether all are true, under `vmap` in the whole batch.
 
-    So the result has no mapped axis, and a `cond` on it stays a branch. With one it would become a select, of both.
+    So the result has no mapped axis, and a `cond` on it stays a branch. Otherwise JAX would compute both and select.
     """
     return jnp.all(good)
 

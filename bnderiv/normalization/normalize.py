@@ -1,8 +1,8 @@
 """Normalization and its gradient in closed form (derivation.md, N1–N13, N22, N24, N25, N31): mathematics, nothing else.
 
-Statistics travel in a unit of their own, u = (x − K) s, from their sums to the centring (`units.py`); who shares
-them, and who shares gamma and beta, is said by `groups` (`groups.py`). Everything here has the rank of x and
-broadcasts against it. In the code `delta` is ∂J/∂y, and `d_a` is ∂J/∂a.
+Statistics are in a unit of their own, u = (x − K) s, from their sums to the centring (`units.py`). So `mean` and `var`
+are m and v here; read K = 0 and s = 1 at first. `groups` says which elements share statistics, and which share gamma
+and beta (`groups.py`). Every array has the rank of x and broadcasts against it. `delta` is ∂J/∂y, and `d_a` is ∂J/∂a.
 """
 
 from typing import NamedTuple
@@ -21,7 +21,7 @@ from bnderiv.normalization.units import Epsilon, Moments, above_noise, masked
 
 
 class Affine(NamedTuple):
-    """What makes y of x̂."""
+    """The map from x̂ to y."""
 
     gamma: jax.Array
     beta: jax.Array
@@ -34,15 +34,16 @@ class Affine(NamedTuple):
 @closed_form(static=1, inner=True)
 @platform_layout
 def statistics(groups, x, where, n, eps, assumed_mean):
-    """The `Moments` of x: in one read, if the assumed mean, by default that of a sample, is near (`measure.py`)."""
+    """The `Moments` of x: in one read if the assumed mean is near (`measure.py`). By default it is that of a sample."""
 
     def mean_of(unit):
         return groups.total(masked(where, groups.repeated(unit).of(x))) / n  # (N1)
 
     def var_of(unit, mean):
-        mean_square = groups.total(masked(where, groups.repeated(unit).of(x)) ** 2) / n
-        square = mean**2
-        return above_noise(mean_square - square, square)  # (N2)
+        mean_of_squares = groups.total(masked(where, groups.repeated(unit).of(x)) ** 2) / n
+        square_of_mean = mean**2
+        # (N2). The difference loses one bit at most, as `measured` keeps no K that is far from the mean (C.4).
+        return above_noise(mean_of_squares - square_of_mean, square_of_mean)
 
     shift = sample_mean(groups, x, where) if assumed_mean is None else assumed_mean
     return measured(groups, x, where, eps, shift, mean_of, var_of)
@@ -56,11 +57,11 @@ def _statistics_fwd(groups, x, where, n, eps, assumed_mean):
 
 @platform_layout
 def _statistics_bwd(groups, residuals, d):
-    x, where, n, *grouped = residuals
-    unit, mean, d_mean, d_var, n = groups.repeated((*grouped, d.mean, d.var, n))
+    x, where, n, unit, mean = residuals
+    unit, mean, d_mean, d_var, n = groups.repeated((unit, mean, d.mean, d.var, n))
     centered = masked(where, unit.of(x)) - mean
-    du = d_mean / n + d_var * (2 / n) * centered  # (N13); by (N9) the mean inside the variance adds nothing
-    dx = unit.back(masked(where, du))  # (N11) parts 2 and 3
+    du = d_mean / n + d_var * (2 / n) * centered  # (N11) parts 2 and 3; by (N9) the m inside v adds nothing
+    dx = unit.back(masked(where, du))  # (N24), (N25). A loss on the statistics is in `d` (N13)
     return dx.astype(x.dtype), None, None, None, None
 
 
@@ -77,11 +78,12 @@ def normalize(groups, relu, x, where, affine, eps, moments):
 
 
 def _normalize_fwd(groups, relu, x, where, affine, eps, grouped):
+    # `grouped` and `grouped_r` have one number for each group; `moments` and `r` broadcast against x.
     grouped_r = grouped.unit.inverse_root(grouped.var, eps)
     moments, r = groups.repeated((grouped, grouped_r))
     centered, g = moments.unit.of(x) - moments.mean, affine.gamma * r
     y = centered * g + affine.beta  # (N3), (N4)
-    if where is not None:  # masked and not finite: another branch, so that derivatives have no 0 · NaN
+    if where is not None:  # masked and not finite: y is a constant there, so that derivatives have no 0 · NaN
         usable = where | jnp.isfinite(centered)
         y = jnp.where(usable, masked(usable, centered) * g + affine.beta, lax.stop_gradient(y))
     y = _plus(y, affine.residual)
@@ -109,19 +111,19 @@ def _normalize_bwd(groups, relu, residuals, delta):
     if where is not None:  # 0 · NaN is to be 0 in every sum
         u = masked(where | jnp.isfinite(u), u)
     units = (unit,) * 3
-    if relu:  # the mask is rebuilt at each of three uses. With a residual a TPU stores δ_y: it is the gradient of z
+    if relu:  # each of the three uses rebuilds the mask. With a residual a TPU stores δ_y, which is the gradient of z
         units = apart(units, on=GPU + TPU if z is None else GPU)
     delta_1, delta_2, delta_y = map(through_relu, units)
     sum_delta = groups.inner(delta_1)
-    sum_delta_u = groups.inner(delta_2 * u)  # u is not centered
-    sum_delta_x_hat = groups.used_twice(r * (sum_delta_u - moments.mean * sum_delta))
+    sum_delta_u = groups.inner(delta_2 * u)
+    sum_delta_x_hat = groups.used_twice(r * (sum_delta_u - moments.mean * sum_delta))  # centred after the sum (D.5)
     d_beta = groups.to_parameters(sum_delta)  # (N6)
     d_gamma = groups.to_parameters(sum_delta_x_hat)  # (N5)
     d_var = once(-0.5 * grouped_r**2 * weighted_sum(groups, gamma, None, sum_delta_x_hat))  # (N8)
     d_mean = -weighted_sum(groups, gamma, r, sum_delta)  # (N10)
     dx = unit.back(g * delta_y)  # (N7), (N11) part 1
     d_z = None if z is None else delta_y.astype(z.dtype)  # (N31)
-    d_eps = Epsilon(groups.over_all(d_var * grouped.unit.scale * grouped.unit.scale), None)
+    d_eps = Epsilon(groups.over_all(d_var * grouped.unit.scale * grouped.unit.scale), None)  # (N8); s² may overflow
     return dx.astype(x.dtype), None, Affine(d_gamma, d_beta, d_z), d_eps, Moments(None, d_mean, d_var)
 
 

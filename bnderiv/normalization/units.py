@@ -1,7 +1,7 @@
 """The unit statistics are measured in: what keeps them from cancelling at large means and overflowing at 1e30.
 
 A float32 mean of 1e4 is itself off by up to 5e-4, and the square of 1e20 is no float32. So the elements that share
-statistics have a zero and a unit of their own, u = (x − K) s (derivation.md, N25), in which
+statistics are measured by u = (x − K) s (derivation.md, C.4), in which
 
     K   lies near the mean              m = mean u             →  μ  = K + m/s
     s   is a power of two, so exact     v = mean u² − m²       →  σ² = v/s²
@@ -26,7 +26,7 @@ NOISE = 16  # eps times m²: a variance up to this may be the rounding of m² al
 class Unit(NamedTuple):
     """u = (x − K) s, as x s − K s: K s is finite, so the difference does not overflow where x − K would."""
 
-    scale: Any  # s; 1, the number, before anything is known
+    scale: Any  # s; the Python number 1 in a first measurement
     origin: jax.Array  # K s
 
     def of(self, x: jax.Array) -> jax.Array:
@@ -48,7 +48,7 @@ class Unit(NamedTuple):
     def root(self, eps: "Epsilon") -> jax.Array:
         """√ε s. If s is an array, at least the smallest normal number, whose square is 0.
 
-        Of the product alone, XLA would square the factors apart, and s² may overflow.
+        Without the maximum, XLA would square √ε and s apart, and s² may overflow.
         """
         if isinstance(self.scale, int):
             return eps.root
@@ -93,26 +93,25 @@ def masked(where: jax.Array | None, values: jax.Array) -> jax.Array:
     return values if where is None else jnp.where(where, values, 0)
 
 
-def centered(moments: Moments, eps: Epsilon, over_devices: bool = False) -> Moments:
+def recentered(moments: Moments, eps: Epsilon, over_devices: bool = False) -> Moments:
     """The moments about K' = μ rounded, in the unit of deviations.
 
-    So x − K' has no more rounding than x − μ; m is what K' left of μ. Where all x are equal, K' is that x, and nothing
-    is left.
+    So x − K' is rounded no more than x − μ. The new m is the remainder of μ that K' cannot hold: 0 if all x are equal.
     """
     unit, mean, var = moments
     origin = unit.origin + finite(mean)
-    left = lax.select(var == 0, jnp.zeros_like(mean), mean + (unit.origin - origin))
+    remainder = lax.select(var == 0, jnp.zeros_like(mean), mean + (unit.origin - origin))
     size = jnp.maximum(jnp.sqrt(var), unit.root(eps))
     scale = scale_for(unit.unscaled(size), unit.unscaled(origin), over_devices)
-    times = unit.unscaled(scale)
-    return Moments(Unit(scale, origin * times), left * times, var * times * times)
+    ratio = unit.unscaled(scale)
+    return Moments(Unit(scale, origin * ratio), remainder * ratio, var * ratio * ratio)
 
 
 def finite(a: jax.Array) -> jax.Array:
     """A mean, or 0 for one that is not finite.
 
-    The select also keeps XLA from fusing the mean's last product into a sum that follows: one kernel would get another
-    mean than the next.
+    The select also keeps XLA from fusing the mean's last product into a later sum. Then two kernels would not have the
+    same mean.
     """
     return lax.select(jnp.isfinite(a), a, jnp.zeros_like(a))
 
@@ -123,9 +122,9 @@ def above_noise(var: jax.Array, square: jax.Array) -> jax.Array:
 
 
 def scale_for(size: jax.Array, shift: Any = 0.0, over_devices: bool = False) -> jax.Array:
-    """s: the power of two that brings deviations of `size` to between 1 and 2. What is not finite counts as large.
+    """s: the power of two that brings deviations of `size` to between 1 and 2.
 
-    It is smaller where K s would overflow; K is `shift`. (Where all are equal, deviations are 0 in any unit.)
+    It is smaller if K s would overflow; K is `shift`. What is not finite counts as large.
 
     `over_devices`: the moments are yet to be merged. Their cotangents are multiplied by ratios of two devices' scales,
     and these must not underflow. So s is 1 while deviations lie between 1/middle and middle, and otherwise brings them
