@@ -1,7 +1,7 @@
-"""What is done for a CPU alone.
+"""What only a CPU's program has.
 
-Values are computed once (`quotient`, `once`), sums over γ are products (`weighted_sum`), and few channels are put in
-rows (`platform_layout`).
+Values that XLA would recompute are computed once (`quotient`, `once`), sums with γ are matrix products
+(`weighted_sum`), and few channels are put in rows (`platform_layout`).
 """
 
 from collections.abc import Callable
@@ -21,8 +21,8 @@ def quotient(a: jax.Array, by: int | jax.Array | None = None) -> jax.Array:
     """a / by, or a itself, with its producers computed once.
 
     XLA:CPU recomputes a value's producers at every use, back to the nearest operation it considers expensive. A
-    division is one, unless it is by a constant; so XLA must not know `by`. The rule keeps `one` out of the
-    derivative, which would be 1/0 at a NaN; `by` has no derivative.
+    division is one if XLA does not know the divisor: hence `one`, which is 1, or 0 at a NaN. The rule keeps it out of
+    the derivative, which would be 1/0 there. `by` has no derivative.
     """
     return _quotient(a, by)
 
@@ -43,9 +43,9 @@ def _(primals, tangents):
 def once(a: jax.Array) -> jax.Array:
     """`a`, computed once in a CPU's program.
 
-    XLA:CPU otherwise recomputes a channel's number for each of its elements: 4 % of a batch norm of 128×1024. It fuses
-    a row's sum into the loop that uses it, and materializes what that loop broadcasts: two more arrays of the size of x
-    in a layer norm's gradient, and 1.2 to 3 times the time.
+    XLA:CPU otherwise recomputes a channel's number for each of its elements: 4 % of a batch norm of 128×1024. Or it
+    fuses a row's sum into the loop that uses it, and materializes what that loop broadcasts. A layer norm's gradient
+    then has two more arrays of the size of x, and takes 1.2 to 3 times the time.
     """
     return by_target(a, cpu=quotient, default=lambda a: a)
 
@@ -55,8 +55,8 @@ def weighted_sum(groups: Any, gamma: jax.Array, r: jax.Array | None, a: jax.Arra
 
     `a` are inner sums. r is equal for these elements; None stands for 1.
 
-    If the elements are innermost, a CPU multiplies a matrix by a vector. XLA's library sums there take factors of one
-    shape only, so a sum would materialize γ in the shape of `a`. A layer norm of 8×512×768 takes 0.7 of the time.
+    If the elements are innermost, a CPU multiplies a matrix by a vector: a layer norm of 8×512×768 takes 0.7 of the
+    time. XLA's library for such sums takes factors of one shape only, so a sum would materialize γ in that of `a`.
     """
 
     def total(gamma: jax.Array, r: Any, a: jax.Array) -> jax.Array:
@@ -137,7 +137,7 @@ class _Rows(NamedTuple):
         return a.reshape(*a.shape[:-2], -1) if a.shape[-2] != 1 else jnp.tile(a[..., 0, :], self.columns)
 
     def back(self, a: jax.Array) -> jax.Array:
-        """The inverse of `view`: of what is repeated, the first column."""
+        """The inverse of `view`: the first column of what is repeated."""
         if a.ndim < 2:
             return a
         shared = all(n == 1 for n in a.shape[:-1])

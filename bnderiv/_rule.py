@@ -170,7 +170,7 @@ def _settings() -> tuple[str | None, bool]:
 
 
 def _with_settings(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, after one more argument: the settings that it is traced with."""
+    """`function`, with the settings that it is traced with as one more first argument."""
 
     def call(settings: tuple[str | None, bool], *args: Any) -> Any:
         precision, x64 = settings
@@ -209,7 +209,7 @@ def _attach_both_modes(rule: Rule) -> None:
 
 
 def _pairs(derivatives: Any, arguments: Any) -> list[tuple[Any, Any]]:
-    """Each array of the arguments, which may be tuples of some, with its derivative; None stands for all of a tuple."""
+    """Each array of the arguments, in tuples or not, with its derivative. One None may stand for all of a tuple."""
     if not isinstance(arguments, tuple):
         return [(derivatives, arguments)]
     parts = [None] * len(arguments) if derivatives is None else derivatives

@@ -1,4 +1,4 @@
-"""Which form of a computation a program has: by the platform that it is compiled for, and the number of devices."""
+"""The choice of a computation's form, by the platform that a program is compiled for and the number of devices."""
 
 from collections.abc import Callable
 from typing import Any
@@ -39,8 +39,8 @@ def _(arrays: Any, tangents: Any) -> Any:
 def apart(a: Any, on: tuple[str, ...] | None = None) -> Any:
     """A copy of the tree `a`. XLA does not know that it equals `a`, nor that two of its leaves are equal.
 
-    So XLA recomputes its terms in each kernel. Otherwise it would materialize terms that two kernels share, and to
-    write and read them takes longer. `on`: only on these platforms; by default on all.
+    So each kernel recomputes what it needs of `a`. Otherwise XLA would materialize what two kernels share, and writing
+    and reading it takes longer. `on`: only on these platforms; by default on all.
     """
     if on is None:
         return lax.optimization_barrier(a)
