@@ -1,4 +1,4 @@
-"""What the norms ask of their arguments, and how gamma and beta are laid to broadcast against x."""
+"""Checks of the norms' arguments, and the reshaping of gamma and beta that makes them broadcast against x."""
 
 from collections.abc import Hashable, Sequence
 from typing import Any
@@ -18,8 +18,8 @@ def normalized_axes(axis: int | Sequence[int], ndim: int) -> tuple[int, ...]:
     """`axis`, an integer or several, counted from the front, in order.
 
     Raises:
-      TypeError: no integer, nor a sequence of some.
-      ValueError: out of range, none, or one twice.
+      TypeError: neither an integer nor a sequence of integers.
+      ValueError: out of range, no axis, or one twice.
     """
     axes = [_checks.axis("axis", a, ndim) for a in (axis if isinstance(axis, (tuple, list)) else (axis,))]
     if not axes or len(set(axes)) < len(axes):
@@ -28,7 +28,7 @@ def normalized_axes(axis: int | Sequence[int], ndim: int) -> tuple[int, ...]:
 
 
 def parameter(name: str, value: Any, x: jax.Array, axes: tuple[int, ...], neutral: float) -> jax.Array:
-    """Gamma or beta, of the shape of x along `axes`. None stands for what changes nothing, 1 or 0.
+    """Gamma or beta, of the shape of x along `axes`. None stands for `neutral`, 1 or 0.
 
     Raises:
       TypeError: no floating dtype.
@@ -62,7 +62,7 @@ def with_channels(x: Any, channel_axis: Any, **vectors: Any) -> tuple[Any, ...]:
 
 
 def mapped_axes(axis_name: Any, index_groups: Any) -> tuple[Any, tuple[tuple[int, ...], ...] | None]:
-    """`axis_name`, a name or a tuple of names, or None for none at all, and `axis_index_groups` as tuples.
+    """`axis_name`, a name or a tuple of names, with None for an empty one, and `axis_index_groups` as tuples.
 
     Raises:
       TypeError: `axis_name` cannot be hashed, or groups are not sequences of integers.
@@ -84,7 +84,7 @@ def mapped_axes(axis_name: Any, index_groups: Any) -> tuple[Any, tuple[tuple[int
 
 
 def laid(x: jax.Array, axes: tuple[int, ...], a: jax.Array) -> jax.Array:
-    """`a`, whose axes are the `axes` of x, in the rank of x and in the accumulator's dtype: it broadcasts against x."""
+    """`a`, whose axes are the `axes` of x, so that it broadcasts against x; in the accumulator's dtype."""
     return lax.expand_dims(a.astype(accumulator(x.dtype)), [i for i in range(x.ndim) if i not in axes])
 
 
@@ -93,14 +93,14 @@ def epsilon(eps: Any, x: jax.Array) -> Epsilon:
 
     Raises:
       TypeError: no real number.
-      ValueError: negative, or above what the accumulator's dtype holds. (A traced one is taken at its word.)
+      ValueError: negative, or above what the accumulator's dtype holds. (A traced value is not checked.)
     """
     dtype = accumulator(x.dtype)
     return Epsilon.of(nonnegative("eps", eps, dtype), dtype)
 
 
 def nonnegative(name: str, value: Any, dtype: Any) -> Any:
-    """`value`, a real scalar of at least 0 that the dtype holds (a traced one is taken at its word)."""
+    """`value`, a real scalar of at least 0 that the dtype holds. (A traced value is not checked.)"""
     _real_number(name, value)
     if not isinstance(value, Tracer):
         try:
@@ -113,11 +113,11 @@ def nonnegative(name: str, value: Any, dtype: Any) -> Any:
 
 
 def limit(name: str, value: Any, least: int, x: jax.Array) -> jax.Array:
-    """`value`, a real scalar of at least `least` or infinity, in the accumulator's dtype of x.
+    """`value`, a real scalar from `least` to infinity inclusive, in the accumulator's dtype of x.
 
     Raises:
       TypeError: no real number.
-      ValueError: smaller, or NaN. (A traced one is taken at its word.)
+      ValueError: smaller, or NaN. (A traced value is not checked.)
     """
     _real_number(name, value)
     if not isinstance(value, Tracer) and not value >= least:

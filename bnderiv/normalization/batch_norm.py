@@ -152,9 +152,9 @@ def _batch_norm(relu, axis, axis_name, index_groups, x, where, gamma, beta, assu
 def moments_of(
     groups: Groups, x: jax.Array, where: Any, eps: Epsilon, assumed_mean: Any, axis_name: Any, index_groups: Any
 ) -> tuple[Any, Moments]:
-    """How many elements count, and their moments, over the devices along `axis_name` too."""
+    """How many elements a channel or group has, and their moments, over the devices along `axis_name` too."""
     n = groups.count(x, where)
-    if assumed_mean is not None and where is not None:  # the mean of nothing is 0, whatever is assumed
+    if assumed_mean is not None and where is not None:  # without elements the mean is 0, whatever is assumed
         assumed_mean = jnp.where(n > 0, assumed_mean, 0)
     least_one = n if where is None else jnp.maximum(n, 1)
     moments = statistics(groups, x, where, least_one, eps, assumed_mean)
@@ -170,13 +170,13 @@ def varying_like(x: jax.Array, moments: Moments) -> Moments:
 
 
 def batch_stats(n: jax.Array, moments: Moments) -> BatchStats:
-    """Mean and variance in the scale of x, and the count; (C,) each."""
+    """μ, σ² and the count; (C,) each."""
     unit, mean, var = moments
     scale, origin = unit
-    # 1/s by its bits: of two divisions by s XLA would make one by s², which may underflow.
-    back = power_of_two_over(scale)
-    # The select ties the count to the variance, so that it is sharded like it. (Under `shard_map` it is one number.)
+    # 1/s by its bits: XLA would merge two divisions by s into one by s², which may underflow.
+    inverse = power_of_two_over(scale)
+    # The select makes XLA shard the count like the variance. (Under `shard_map` the count is one number.)
     count = jnp.broadcast_to(n, var.shape)
     if not _checks.varying_axes(var):
         count = lax.select(var == var, count, count)
-    return jax.tree.map(jnp.ravel, BatchStats((origin + mean) * back, var * back * back, count))
+    return jax.tree.map(jnp.ravel, BatchStats((origin + mean) * inverse, var * inverse * inverse, count))

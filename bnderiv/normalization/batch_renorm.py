@@ -104,7 +104,7 @@ def _corrected(gamma, beta, moments: Moments, mean, var, r_max, d_max, eps) -> A
     """γ (x̂ r + d) + β = (γ r) x̂ + (γ d + β): the affine map of a batch norm (N37)."""
     own, (running, _, running_var) = moments.unit, given(mean, var, eps.root)
     inverse = running.inverse_root(running_var, eps)
-    # Of ratios and differences, so that nothing cancels at a large mean; what overflows is clipped.
+    # The ratio and the difference are taken by parts, so that nothing cancels at a large mean. An overflow is clipped.
     r = running.scale / own.scale * (inverse / own.inverse_root(moments.var, eps))
     d = ((own.origin / own.scale - mean) + moments.mean / own.scale) * running.scale * inverse
     return Affine(gamma * _clipped(r, 1 / r_max, r_max), gamma * _clipped(d, -d_max, d_max) + beta)

@@ -23,15 +23,15 @@ def group_norm(
 ) -> jax.Array:
     """Normalizes each example, by the statistics of groups of its channels: y = γ (x − μ)/√(σ² + ε) + β.
 
-    μ and the biased σ² are taken over the C/groups neighbouring channels of a group and all axes but the first, which
-    is the batch. The gradient is that of `layer_norm`, with the means over a group and the sums for γ and β over all
-    axes but the channels' (derivation.md, N34). Accuracy, NaN and infinity are as there.
+    μ and the biased σ² are taken over the C/groups neighbouring channels of a group and all other axes but the first,
+    which is the batch. The gradient is that of `layer_norm`, with the means over a group and the sums for γ and β over
+    all axes but the channels' (derivation.md, N34). Accuracy, NaN and infinity are as there.
 
     Args:
       x: shape (N, ..., C, ...), rank 2 or more, floating dtype. Half precision is computed in float32.
       gamma: γ, shape (C,). None stands for 1.
       beta: β, shape (C,). None stands for 0.
-      groups: the number of groups, a divisor of C. One is layer norm over all axes, but for γ and β.
+      groups: the number of groups, a divisor of C. With one group the statistics are those of the whole example.
       channel_axis: the axis of x that has C; not the first.
       eps: ε, added to the variance; at least 0.
       where: as in `layer_norm`.

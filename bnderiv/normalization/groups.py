@@ -39,7 +39,7 @@ class Groups:
     def inner(self, a: jax.Array) -> jax.Array:
         """Σ over the elements that share everything."""
         inner = a.sum(self.both, keepdims=True)
-        # XLA would make one sum over `a` of a sum of these, and so read `a` once more.
+        # XLA would merge a further sum over these with this one, and so read `a` once more.
         return lax.optimization_barrier(inner) if self.both and self.parameters else inner
 
     def to_statistics(self, inner: jax.Array) -> jax.Array:
@@ -47,7 +47,7 @@ class Groups:
         return once(inner.sum(self.statistics, keepdims=True)) if self.statistics else inner
 
     def used_twice(self, inner: jax.Array) -> jax.Array:
-        """Inner sums that have two uses. If nothing was summed, there is one for each element: a CPU keeps them."""
+        """Inner sums that have two uses. In layer norm each is one element, and a CPU would compute them twice."""
         return once(inner) if self.statistics else inner
 
     def to_parameters(self, inner: jax.Array) -> jax.Array:
@@ -91,14 +91,14 @@ class Groups:
         most = math.prod(x.shape[i] for i in self.reduced) * self.each
         if where is None:
             return np.asarray(most, dtype) if isinstance(most, int) else jnp.asarray(most, dtype)
-        # In floats while these hold every integer: over a sharded batch, sums of one dtype are one all-reduce.
+        # In floats if they hold every integer up to `most`: over a sharded batch, sums of one dtype are one all-reduce.
         exact = not longer(most, 2 ** (jnp.finfo(dtype).nmant + 1))
         ones = jnp.broadcast_to(where, x.shape).astype(dtype if exact else jnp.int32)
         return self.total(ones).astype(dtype)
 
 
 def per_channel(x: jax.Array, axis: int, over_devices: bool = False) -> Groups:
-    """Those of a batch norm: everything is shared but along `axis`."""
+    """Those of a batch norm: the elements of a channel share everything."""
     return Groups(tuple(i for i in range(x.ndim) if i != axis), over_devices=over_devices)
 
 
@@ -106,7 +106,7 @@ def per_channel(x: jax.Array, axis: int, over_devices: bool = False) -> Groups:
 class ChannelGroups(Groups):
     """Groups of `size` neighbouring channels along `axis`. Statistics have one element for each group there.
 
-    x keeps its shape: with one of (N, H, W, G, C/G), the innermost loops would be as short as C/G.
+    x keeps its shape: in the shape (N, H, W, G, C/G), the innermost loops would be only C/G long.
     """
 
     axis: int = -1

@@ -61,6 +61,6 @@ def given(mean: jax.Array, var: jax.Array, root: jax.Array) -> Moments:
     finite = jnp.isfinite(shift)
     size = jnp.maximum(jnp.sqrt(lax.stop_gradient(var)), root)
     scale = scale_for(size, jnp.where(finite, shift, 0)) / 4  # so that neither x − K nor σ² + ε overflows
-    nothing = jnp.where(finite, mean - shift, 0)
-    var = jnp.where(jnp.isinf(var), jnp.nan, var)  # r would be 0, and any x beta
-    return Moments(Unit(scale, shift * scale), nothing * scale, var * scale * scale)
+    zero = jnp.where(finite, mean - shift, 0)
+    var = jnp.where(jnp.isinf(var), jnp.nan, var)  # r would be 0, and y would be beta for any x
+    return Moments(Unit(scale, shift * scale), zero * scale, var * scale * scale)

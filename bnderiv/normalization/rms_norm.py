@@ -82,7 +82,7 @@ def _forward(groups, x, where, n, gamma, beta, eps):
 
     u = unit.of(x)
     y = of(u)
-    if where is not None:  # the same map, but apart, so that derivatives have no 0 · NaN
+    if where is not None:  # masked and not finite: y is a constant there, so that derivatives have no 0 · NaN
         usable = where | jnp.isfinite(u)
         y = jnp.where(usable, of(masked(usable, u)), lax.stop_gradient(y))
     return y.astype(x.dtype), unit, r
@@ -101,11 +101,11 @@ def _by_root_mean_square_bwd(groups, residuals, delta):
         u = masked(where | jnp.isfinite(u), u)
     x_hat = u * r
     sum_delta_x_hat = groups.inner(delta * x_hat)
-    d_gamma = groups.to_parameters(sum_delta_x_hat)  # (N5)
+    d_gamma = groups.to_parameters(sum_delta_x_hat)  # (N36)
     d_beta = None if beta is None else groups.to_parameters(groups.inner(delta))  # (N6)
     sum_g_x_hat = weighted_sum(groups, gamma, None, sum_delta_x_hat)  # Σ ĝ x̂, ĝ = γ δ
     dx = unit.back(r * (gamma * delta - masked(where, x_hat) * (sum_g_x_hat / n)))  # (N36)
-    d_eps = groups.over_all(-0.5 * ((r * unit.scale) ** 2 * sum_g_x_hat))
+    d_eps = groups.over_all(-0.5 * ((r * unit.scale) ** 2 * sum_g_x_hat))  # as ∂J/∂q, for all groups
     return dx.astype(x.dtype), None, None, d_gamma, d_beta, Epsilon(d_eps, None)
 
 
@@ -114,9 +114,9 @@ by_root_mean_square.defvjp(_by_root_mean_square_fwd, _by_root_mean_square_bwd)
 
 @closed_form(static=1, inner=True)
 def mean_square(groups, x, where, n, eps):
-    """A unit about zero, u = x s, and mean u² in it: one read of x if s = 1 fits every row.
+    """A unit about zero, u = x s, and mean u²: one read of x if s = 1 fits every group.
 
-    Otherwise two more: for the largest |x| of each row, and for its squares in the unit that suits it.
+    Otherwise two more: for the largest |x| of each group, and for mean u² with the s that brings it to 1.
     """
     shape = tuple(1 if i in groups.reduced else size for i, size in enumerate(x.shape))
     zero = jnp.zeros_like(x, accumulator(x.dtype), shape=shape)

@@ -145,7 +145,7 @@ def average(old_leads: jax.Array, step: jax.Array, old: jax.Array, new: jax.Arra
     Computed in the dtype of `step` and rounded once, to `dtype`.
 
     It starts at the value of the larger weight and goes towards the other, so only the smaller weight is ever rounded.
-    Both weights rounded do not sum to 1: at 0.99999 in float32 the average of a constant would settle 1.4e-3 beside it.
+    Two rounded weights would not sum to 1: at 0.99999 in float32 the average of a constant would settle 1.4e-3 off it.
     """
     full = jnp.where(old_leads, old.astype(dtype), new.astype(dtype))
     old, new = old.astype(step.dtype), new.astype(step.dtype)

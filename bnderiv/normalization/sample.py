@@ -9,19 +9,19 @@ from jax import lax
 from bnderiv.normalization.groups import Groups
 from bnderiv.normalization.units import masked
 
-# A sample of n has at least SAMPLE elements, and at least TIMES_ROOT √n. Its mean is then off by about σ/4; up to σ is
-# near enough. One huge element x, which makes σ ≥ |x|/√n, moves the sample's mean by σ/2 at most.
+# Of n elements, the sample has at least SAMPLE and at least TIMES_ROOT √n. Its mean is then off by about σ/4, and up to
+# σ is near enough. One huge element x makes σ at least |x|/√n, and so moves the sample's mean by σ/2 at most.
 SAMPLE, TIMES_ROOT = 16, 2
-SMALL = 32  # elements of an example: of fewer, a place of every example would be a large part of x
-TILE = 128  # numbers of the innermost axis that a TPU reads at once
+SMALL = 32  # If an example has fewer elements, one place of every example would be a large part of x.
+TILE = 128  # elements of the innermost axis that a TPU reads at once
 
 
 def sample_mean(groups: Groups, x: jax.Array, where: jax.Array | None) -> jax.Array:
     """The mean of a small sample.
 
-    Batch norm takes a few places of every example, so that a sharded batch stays sharded; of examples with fewer than
-    `SMALL` elements, only some. Where each example has its own statistics, it takes a few indices of the first axis and
-    all of the axes within, which are contiguous.
+    In batch norm it has a few places of every example, so that a sharded batch stays sharded. (If examples have fewer
+    than `SMALL` elements, it has only some examples.) If each example has its own statistics, it has a few indices of
+    their first axis and all of the axes within, which are contiguous.
     """
     sizes = {i: x.shape[i] for i in groups.reduced if isinstance(x.shape[i], int)}
     inner = math.prod(sizes.values())
@@ -43,7 +43,7 @@ def sample_mean(groups: Groups, x: jax.Array, where: jax.Array | None) -> jax.Ar
 
 
 def _places(size: int, wanted: int, innermost: bool) -> slice:
-    """About `wanted` indices, evenly; of the innermost axis a stretch in the middle, as a TPU reads whole tiles."""
+    """About `wanted` indices, evenly spaced; in the innermost axis neighbours, as a TPU reads whole tiles."""
     stride = max(1, size // wanted)
     if stride == 1:
         return slice(None)
@@ -56,6 +56,6 @@ def _places(size: int, wanted: int, innermost: bool) -> slice:
 
 
 def _taken(a: jax.Array, places: list[slice]) -> jax.Array:
-    """These places of x; or of a mask, where an axis of length 1 stays."""
+    """These places of x, or of a mask that broadcasts to x: its axes of length 1 stay."""
     bounds = [(0, n, 1) if n == 1 or p == slice(None) else p.indices(n) for n, p in zip(a.shape, places, strict=True)]
     return lax.slice(a, *zip(*bounds, strict=True))
