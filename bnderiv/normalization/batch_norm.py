@@ -41,7 +41,7 @@ def batch_norm(
 
     (derivation.md, N12, N5, N6). The cotangents of the returned mean and variance enter ∂J/∂x too (N13). Only x and
     vectors of length C are saved. In float32, y and ∂J/∂x are right to 2e-7 at any mean and scale that the dtype holds
-    (N25). NaN and infinity stay in their channel. If x is a product that the same program computes, XLA may take it
+    (C.4). NaN and infinity stay in their channel. If x is a product that the same program computes, XLA may take it
     unrounded in some sums: then y is right to the rounding of x.
 
     The statistics take one read of x about an assumed mean, and three more if that was off by more than a deviation, or

@@ -1,7 +1,7 @@
 """Measures the moments: in one read of x about a value near the mean, or in three more if it was not near.
 
 The first measurement shows whether its K was near enough (`are_good`). If not, the range of x and its mean are found
-first; about that mean the moments are right for any x (derivation.md, N25).
+first; about that mean the moments are right for any x (derivation.md, C.4).
 """
 
 import math
@@ -33,7 +33,7 @@ def measured(
     mean_of: Callable[[Unit], jax.Array],
     var_of: Callable[[Unit, jax.Array], jax.Array],
 ) -> Moments:
-    """The moments: in one read of x if `shift` is near the mean, otherwise in three more."""
+    """The moments: in one read of x if `shift`, the first K, is near the mean, otherwise in three more."""
 
     def about(unit: Unit) -> Moments:
         # Two copies of K s: of one, XLA would materialize u, which both sums have.
