@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from bnderiv._checks import same_varying
+from bnderiv._cpu import once
 from bnderiv._target import apart
 from bnderiv.normalization.groups import Groups
 from bnderiv.normalization.units import Epsilon, Moments, Unit, finite, middle, recentered, scale_for
@@ -46,7 +47,7 @@ def measured(
         unit = from_the_smallest(groups, x, where, eps, shift.dtype)
         return recentered(about(Unit(unit.scale, unit.origin + finite(mean_of(unit)))), eps, groups.over_devices)
 
-    _, shift = same_varying(x, finite(shift))
+    _, shift = same_varying(x, once(shift))  # a product in two kernels would be rounded in one of them
     first = about(Unit(1, shift))
     return unless(are_good(first, eps), recentered(first, eps, groups.over_devices), in_three_reads)
 

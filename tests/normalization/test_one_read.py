@@ -294,7 +294,9 @@ def test_under_vmap_a_branch_stays_one(norm):
     """It would become a select, of both branches, if its predicate had the mapped axes."""
     ones = jnp.ones(20, jnp.float32)
     f = jax.vmap(jax.vmap(lambda x: norm(x, ones, ones)))
-    assert str(jax.make_jaxpr(f)(jnp.ones((2, 3, 8, 20), jnp.float32))).count(" cond[") == 1
+    program = str(jax.make_jaxpr(f)(jnp.ones((2, 3, 8, 20), jnp.float32)))
+    of_platform = program.count("platform_index[")  # branches of which the compiler keeps one
+    assert program.count(" cond[") - of_platform == 1
 
 
 @pytest.mark.few(0, 3)
