@@ -47,7 +47,7 @@ def measured(
         unit = from_the_smallest(groups, x, where, eps, shift.dtype)
         return recentered(about(Unit(unit.scale, unit.origin + finite(mean_of(unit)))), eps, groups.over_devices)
 
-    _, shift = same_varying(x, once(shift))  # a product in two kernels would be rounded in one of them
+    _, shift = same_varying(x, once(shift))  # each kernel would compute a product anew, and not round it
     first = about(Unit(1, shift))
     return unless(are_good(first, eps), recentered(first, eps, groups.over_devices), in_three_reads)
 
