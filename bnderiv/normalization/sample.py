@@ -24,17 +24,17 @@ def sample_mean(groups: Groups, x: jax.Array, where: jax.Array | None) -> jax.Ar
     their first axis and all of the axes within, which are contiguous.
     """
     sizes = {i: x.shape[i] for i in groups.reduced if isinstance(x.shape[i], int)}
-    inner = math.prod(sizes.values())
-    sample, taken = max(1, max(SAMPLE, TIMES_ROOT * math.isqrt(inner * groups.each)) // groups.each), 1
-    places = [slice(None)] * x.ndim
     over_batch = 0 in sizes
+    within = math.prod(sizes.values())
+    wanted = max(1, max(SAMPLE, TIMES_ROOT * math.isqrt(within * groups.each)) // groups.each)
+    places, taken = [slice(None)] * x.ndim, 1
     for i, size in sizes.items():
-        inner //= size  # elements at one index of this axis
+        within //= size  # elements at one index of this axis
         if i == 0:
-            wanted = max(sample, size * inner // SMALL)
+            indices = max(wanted, size * within // SMALL)
         else:
-            wanted = -(-sample // (taken if over_batch else taken * inner))
-        places[i] = _places(size, wanted, innermost=i == x.ndim - 1)
+            indices = math.ceil(wanted / (taken if over_batch else taken * within))
+        places[i] = _places(size, indices, innermost=i == x.ndim - 1)
         taken *= len(range(size)[places[i]])
     x = _taken(x, places)  # one slice: between two, XLA materializes the first
     where = None if where is None else _taken(where, places)
@@ -42,16 +42,16 @@ def sample_mean(groups: Groups, x: jax.Array, where: jax.Array | None) -> jax.Ar
     return groups.total(masked(where, x.astype(n.dtype))) / (n if where is None else jnp.maximum(n, 1))
 
 
-def _places(size: int, wanted: int, innermost: bool) -> slice:
-    """About `wanted` indices, evenly spaced; in the innermost axis neighbours, as a TPU reads whole tiles."""
-    stride = max(1, size // wanted)
+def _places(size: int, number: int, innermost: bool) -> slice:
+    """About `number` indices, evenly spaced; in the innermost axis neighbours, as a TPU reads whole tiles."""
+    stride = max(1, size // number)
     if stride == 1:
         return slice(None)
     if innermost:
-        start = (size - wanted) // 2
-        if start // TILE != (start + wanted - 1) // TILE:  # to the nearest tile
+        start = (size - number) // 2
+        if start // TILE != (start + number - 1) // TILE:  # to the nearest tile
             start = (start + TILE // 2) // TILE * TILE
-        return slice(start, start + wanted)
+        return slice(start, start + number)
     return slice(stride // 2, None, stride)
 
 
