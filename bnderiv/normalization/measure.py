@@ -4,7 +4,6 @@ The first measurement shows whether its K was near enough (`are_good`). If not, 
 first; about that mean the moments are right for any x (derivation.md, C.4).
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -20,9 +19,11 @@ from bnderiv.normalization.groups import Groups
 from bnderiv.normalization.units import Epsilon, Moments, Unit, finite, middle, recentered, scale_for
 
 # The first measurement is kept if m² ≤ v, so if K is at most one deviation off: y is off by 1.6e-7 then, and by 2.6e-7
-# at two deviations (derivation.md, C.4). If all elements are equal, v is 0, and K may be off by the larger of these:
+# at two deviations (derivation.md, C.4). If all elements are equal as far as v can tell, v is 0, and K may be a little
+# off. A deviation that is taken for none by mistake is below √(NOISE ulp) times that distance:
 NEAR = 8  # ulp · |K| times this: a running mean that moves to a constant stops some ulps before it
-OF_EPSILON = 1 / 2  # √(ulp times this) · √ε: an x̂ that `above_noise` takes for 0 is smaller than 3 ulps then
+OF_EPSILON = 1 / 2  # but at least √(this times ulp) √ε: the x̂ of such a deviation is below 3 ulps
+AT_MOST = 1 / 4  # and at most this times √ε: a few of 10⁵ elements may be an ulp off unseen, their x̂ by 16 ulps
 
 
 def measured(
@@ -55,11 +56,10 @@ def measured(
 def are_good(moments: Moments, eps: Epsilon) -> jax.Array:
     """Whether K was near enough to the mean, and squares neither over- nor underflowed."""
     unit, mean, var = moments
-    root = unit.root(eps)
-    ulp = float(jnp.finfo(var.dtype).eps)
-    close = jnp.maximum(NEAR * ulp * jnp.abs(unit.origin), math.sqrt(OF_EPSILON * ulp) * root)
-    near = mean**2 <= lax.select(var > 0, var, close**2)
-    return near & fits(jnp.maximum(var, root**2))
+    ulp, square = float(jnp.finfo(var.dtype).eps), unit.root(eps) ** 2
+    close = lax.clamp(OF_EPSILON * ulp * square, (NEAR * ulp * unit.origin) ** 2, AT_MOST**2 * square)
+    near = mean**2 <= lax.select(var > 0, var, close)
+    return near & fits(jnp.maximum(var, square))
 
 
 def fits(square: jax.Array) -> jax.Array:

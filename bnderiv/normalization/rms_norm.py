@@ -105,7 +105,7 @@ def _by_root_mean_square_bwd(groups, residuals, delta):
     d_beta = None if beta is None else groups.to_parameters(groups.inner(delta))  # (N6)
     sum_g_x_hat = weighted_sum(groups, gamma, None, sum_delta_x_hat)  # Σ ĝ x̂, ĝ = γ δ
     dx = unit.back(r * (gamma * delta - masked(where, x_hat) * (sum_g_x_hat / n)))  # (N36)
-    d_eps = groups.over_all(-0.5 * ((r * unit.scale) ** 2 * sum_g_x_hat))  # as ∂J/∂q, for all groups
+    d_eps = groups.over_all(-0.5 * r**2 * sum_g_x_hat * unit.scale * unit.scale)  # as ∂J/∂q; s² alone may overflow
     return dx.astype(x.dtype), None, None, d_gamma, d_beta, Epsilon(d_eps, None)
 
 

@@ -270,18 +270,23 @@ def test_a_guess_near_beside_epsilon_alone(sigma, guess):
 
 
 @pytest.mark.as_users_compile
-@pytest.mark.parametrize("guess", [0, 64, 128, 448])
-def test_nearly_constant(guess):
-    """One of 10,000 elements is the next float: whatever is assumed within some floats, the variance is not lost.
+@pytest.mark.parametrize("guess", [0, 1, 2, 7])
+@pytest.mark.parametrize(("elements", "value"), [(10_000, 1e9), (100_000, 1e9), (100_000, 1e6), (11_000, 1e3)])
+def test_nearly_constant(elements, value, guess):
+    """One of many elements is the next float: whatever is assumed within some floats, the variance is not lost.
 
-    Of K, which may be a float off itself, m² is then ten thousand times v, and of v two digits are left.
+    Of K, which may be a float off itself, m² is then that many times v, and of v two digits are left.
     """
-    x = jnp.full((10_000, 2), 1e9, jnp.float32).at[77, 0].add(64)
+    step = np.spacing(np.float32(value))
+    x = jnp.full((elements, 2), value, jnp.float32).at[77, 0].add(step)
     gamma, beta = jnp.ones(2, jnp.float32), jnp.zeros(2, jnp.float32)
-    y, stats = bnderiv.batch_norm(x, gamma, beta, assumed_mean=jnp.full(2, 1e9 + guess, jnp.float32))
-    var = 64**2 * 1e-4 * (1 - 1e-4)
+    y, stats = bnderiv.batch_norm(x, gamma, beta, assumed_mean=jnp.full(2, value + guess * step, jnp.float32))
+    share = 1 / elements
+    var = float(step) ** 2 * share * (1 - share)
     np.testing.assert_allclose(stats.var, [var, 0], 2e-2)
-    np.testing.assert_allclose(y[77, 0], 0.9999 * 64 / np.sqrt(var + 1e-5), 1e-2)
+    r = 1 / np.sqrt(var + 1e-5)
+    np.testing.assert_allclose(y[77, 0], (1 - share) * step * r, 1e-2)
+    np.testing.assert_allclose(y[:77, 0], -share * step * r, 2e-2, 2e-7)
     np.testing.assert_array_equal(y[:, 1], 0)
 
 

@@ -82,6 +82,20 @@ def test_right_at_any_mean_and_scale(name, mean, deviation):
     assert d_gamma < 5e-7
 
 
+@pytest.mark.parametrize(("scale", "size"), [(1e-22, 1e-12), (1, 1), (1e22, 1e20)])
+@pytest.mark.parametrize(("norm", "centred"), [(bnderiv.layer_norm, True), (bnderiv.rms_norm, False)])
+def test_the_gradient_of_epsilon_at_any_scale(norm, centred, scale, size):
+    """-½ Σ r³ Σ δ (x − μ), which is a float32 where r² is none."""
+    x, delta = (a * np.random.default_rng(3).standard_normal((4, 16)).astype(np.float32) for a in (scale, size))
+    x, delta = jnp.asarray(x, jnp.float32), jnp.asarray(delta, jnp.float32)
+    others = (None, None) if centred else (None,)
+    _, pull_back = jax.vjp(lambda eps: norm(x, *others, eps=eps), jnp.float32(0))
+    c, delta = (np.asarray(a, np.longdouble) for a in (x, delta))
+    c = c - c.mean(1, keepdims=True) if centred else c
+    r = (c**2).mean(1, keepdims=True) ** -0.5
+    np.testing.assert_allclose(pull_back(delta.astype(np.float32))[0], float((-0.5 * r**3 * delta * c).sum()), 1e-6)
+
+
 @pytest.mark.as_users_compile
 @every_norm
 def test_a_mean_of_a_million(name):
