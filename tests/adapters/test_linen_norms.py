@@ -90,6 +90,25 @@ def test_parameters_values_and_gradients(name, shape, options, masked):
             alike(with_gradient(ours, variables, x, mask), with_gradient(theirs, variables, x, mask))
 
 
+def test_groups_of_one_channel_are_those_of_instance_norm():
+    x = normal(0, (2, 4, 3))
+    group, instance = bnderiv.linen.GroupNorm(num_groups=None, group_size=1), bnderiv.linen.InstanceNorm()
+    alike(*fast_jit(lambda x: [norm.init_with_output(KEY, x)[0] for norm in (group, instance)])(x), 1e-6)
+
+
+@pytest.mark.parametrize("name", ["LayerNorm", "RMSNorm"])  # merged in two ways
+def test_parts_of_the_features_under_a_map_are_normalized_together(name):
+    x, options = normal(0, (2, 5, 3)), {"use_scale": False, **({"use_bias": False} if name in BIASED else {})}
+    parts, whole = (getattr(bnderiv.linen, name)(axis_name=axis, **options) for axis in ("parts", None))
+
+    @fast_jit
+    def both(x):
+        together = jax.vmap(lambda x: parts.apply({}, x), axis_name="parts")(x)
+        return jnp.concatenate(list(together), -1), whole.apply({}, jnp.concatenate(list(x), -1))
+
+    alike(*both(x), 1e-6)
+
+
 @pytest.mark.parametrize("name", NORMS)
 def test_every_dtype_is_flax_s(name):
     options = {"num_groups": 2} if name == "GroupNorm" else {}

@@ -59,6 +59,11 @@ def test_the_classic_numbers_of_parameters(image_shape):
     assert state == {}
 
 
+@pytest.mark.parametrize(("image_shape", "padding"), [((28, 28, 3), 2), ((28, 32, 1), 0), ((32, 28, 1), 0)])
+def test_images_of_28_by_28_alone_are_padded(image_shape, padding):
+    assert lenet5.Config(image_shape=image_shape).padding == padding
+
+
 def test_parameters_with_batch_norm():
     params, state = _shapes(lenet5.Config())
     widths = {"bn1": 6, "bn2": 16, "bn3": 120, "bn4": 84}
