@@ -221,8 +221,9 @@ def test_training_renews_the_running_statistics(activation):
     assert all((new[name].mean != state[name].mean).all() for name in state)
 
 
-@pytest.mark.few(2)
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64])
+@pytest.mark.parametrize(
+    "dtype", [jnp.bfloat16, jnp.float64, *(pytest.param(d, marks=pytest.mark.slow) for d in (jnp.float16, jnp.float32))]
+)
 def test_dtypes(dtype):
     config = lenet5.Config(dtype=dtype, image_shape=(32, 32, 1))
 
