@@ -186,16 +186,17 @@ def test_a_result_that_cannot_be_spread_is_refused():
         bnderiv.avg_pool(_put(x, P("data", "model")), 8)
 
 
-@pytest.mark.few(0, 4)
-@pytest.mark.slow
+@pytest.mark.few(1, 3)
 @pytest.mark.parametrize(
     ("loss", "specs", "spread"),
     [
-        ("squared_error", (P("data"), P()), "data"),
-        ("softmax_cross_entropy", (P("data", "model"), P("data")), "data"),
+        pytest.param("squared_error", (P("data"), P()), "data", marks=pytest.mark.slow),
+        pytest.param("softmax_cross_entropy", (P("data", "model"), P("data")), "data", marks=pytest.mark.slow),
         ("softmax_cross_entropy", (P(), P("data")), "data"),
         ("softmax_cross_entropy_with_integer_labels", (P(), P("data")), "data"),
-        ("softmax_cross_entropy_with_integer_labels", (P("data", "model"), P()), "data"),
+        pytest.param(
+            "softmax_cross_entropy_with_integer_labels", (P("data", "model"), P()), "data", marks=pytest.mark.slow
+        ),
     ],
     ids=str,
 )

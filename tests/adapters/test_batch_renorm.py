@@ -100,6 +100,17 @@ def test_linen_follows_the_paper():
     assert updated["batch_stats"]["steps"].tolist() == 5
 
 
+def test_a_residual_is_added_before_the_relu():
+    x, z = _batches(2)
+    plain, fused = (RENORM(use_running_average=False, activation=a, **OPTIONS) for a in (None, "relu"))
+    variables = plain.init(jax.random.key(0), x)
+    y, y_relu = (
+        model.apply(variables, x, mutable=["batch_stats"], **given)[0]
+        for model, given in ((plain, {}), (fused, {"residual": z}))
+    )
+    near(y_relu, jnp.maximum(y + z, 0), 1e-12)
+
+
 def test_nnx_follows_the_paper():
     batches, deltas, params, expected, (mean, var) = _problem()
     layer = NNX(3, rngs=nnx.Rngs(0), **OPTIONS)

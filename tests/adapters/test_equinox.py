@@ -93,6 +93,16 @@ def test_ten_steps_of_training_then_inference(mode):
     alike(*results)
 
 
+def test_the_first_batch_is_the_first_average():
+    """In the mode "ema": the averages start at 0 and 1, and y is by the averages."""
+    layer, state = eqx.nn.make_with_state(OURS)(3, "batch", mode="ema", dtype=jnp.float32)
+    x = normal(0, (8, 3))
+    y, state = fast_jit(batched(layer))(x, state)
+    x = np.asarray(x)
+    alike(state.get(layer.ema_state_index), (x.mean(0), x.var(0)), 1e-6)
+    alike(y, (x - x.mean(0)) / np.sqrt(x.var(0) + layer.eps), 1e-5)
+
+
 @pytest.mark.few(0, 1)
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)

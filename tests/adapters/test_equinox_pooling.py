@@ -50,6 +50,13 @@ def test_values_and_gradients(kind, pool, shape, arguments, options):
     agree(kind + pool, normal(0, shape, jnp.float64), *arguments, **options)
 
 
+def test_cells_past_the_padding_count():
+    """In the mean of the last window that `use_ceil` adds, as Equinox has it."""
+    x = jnp.arange(1.0, 4.0).reshape(1, 3)
+    for module in (OURS, THEIRS):
+        np.testing.assert_array_equal(module.AvgPool1d(2, 2, use_ceil=True)(x), [[1.5, 1.5]])
+
+
 @pytest.mark.few(3, 2)
 @pytest.mark.parametrize("kind", ["AdaptiveAvg", "AdaptiveMax"])
 @pytest.mark.parametrize(("pool", "shape", "target"), ADAPTIVE, ids=str)

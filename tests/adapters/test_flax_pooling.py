@@ -54,6 +54,13 @@ def test_values_and_gradients(pool, shape, window, options):
         alike(value_and_gradient(bnderiv.linen), value_and_gradient(nn))
 
 
+@pytest.mark.parametrize("padding", ["VALID", "SAME"])
+def test_without_strides_windows_are_one_step_apart(padding):
+    x = normal(0, (2, 4, 3))
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        alike(*(module.avg_pool(x, (2,), padding=padding) for module in (bnderiv.linen, nn)))
+
+
 def test_equal_maxima_of_three_axes_give_the_gradient_to_the_first():
     x = jnp.zeros((1, 2, 2, 2, 1), jnp.float32)
     dx = jax.grad(lambda x: bnderiv.linen.max_pool(x, (2, 2, 2)).sum())(x)

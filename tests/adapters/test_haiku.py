@@ -257,6 +257,21 @@ def test_an_empty_batch_leaves_the_averages():
     alike(after, state, 1e-6)
 
 
+def test_which_calls_update_the_averages():
+    """Training does where there is anything to count. Other calls do not, by the batch's statistics neither."""
+    x = normal(0, (4, 3))
+    model = hk.without_apply_rng(hk.transform_with_state(lambda x, *how: OURS(False, False, 0.9)(x, *how)))
+    params, state = model.init(KEY, x, True)
+    y, after = model.apply(params, state, x, True)
+    for name, of_one_batch in (("mean", np.mean), ("var", np.var)):
+        np.testing.assert_allclose(after[f"batch_norm/~/{name}_ema"]["average"][0], of_one_batch(x, 0), rtol=1e-5)
+    for batch, how in ((x + 1, (False,)), (x + 1, (False, True)), (x[:0], (True,))):
+        z, same = model.apply(params, after, batch, *how)
+        alike(same, after, 1e-6)
+        if len(how) == 2:
+            alike(z, y, 1e-5)
+
+
 def test_errors():
     def run(x, *, activation=None, create=True, **options):
         model = hk.transform_with_state(lambda x: OURS(create, create, 0.9, activation=activation)(x, True, **options))

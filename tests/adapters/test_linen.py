@@ -147,6 +147,15 @@ def test_variables_values_gradients_and_statistics(shape, options):
         alike(ours, theirs)
 
 
+def test_two_axes_of_features_among_others():
+    x = normal(0, (6, 2, 5, 3))
+    y, variables = fast_jit(lambda x: OURS(False, axis=(1, -1)).init_with_output(KEY, x))(x)
+    x = np.asarray(x)
+    mean, var = x.mean((0, 2), keepdims=True), x.var((0, 2), keepdims=True)
+    alike(y, (x - mean) / np.sqrt(var + 1e-5), 1e-5)
+    assert variables["batch_stats"]["mean"].shape == (2, 3)
+
+
 @pytest.mark.slow
 def test_a_single_example_and_a_single_element():
     for shape, axis in (((7,), -1), ((3, 4), (0, 1))):  # one element a feature: y is the bias
@@ -344,6 +353,17 @@ def test_features_without_elements_keep_their_statistics():
     assert np.isfinite(y).all()
     assert (updated["batch_stats"]["mean"][1], updated["batch_stats"]["var"][1]) == (7, 5)
     assert updated["batch_stats"]["mean"][0] != 7
+
+
+def test_groups_of_devices():
+    """The module is initialized outside of the map."""
+    x = normal(0, (4, 5, 3))
+    model = OURS(False, axis_name="i", axis_index_groups=((0, 1), (2, 3)))
+    variables = model.init(KEY, x[0])
+    y, _ = jax.pmap(lambda x: model.apply(variables, x, mutable=["batch_stats"]), axis_name="i")(x)
+    pairs = np.asarray(x).reshape(2, 10, 3)
+    mean, var = pairs.mean(1, keepdims=True), pairs.var(1, keepdims=True)
+    alike(y.reshape(pairs.shape), (pairs - mean) / np.sqrt(var + 1e-5), 1e-5)
 
 
 @pytest.mark.slow

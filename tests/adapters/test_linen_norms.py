@@ -24,6 +24,7 @@ NORMS = ["LayerNorm", "RMSNorm", "GroupNorm", "InstanceNorm"]
 BIASED = [name for name in NORMS if name != "RMSNorm"]
 FLOAT64 = {"dtype": jnp.float64, "param_dtype": jnp.float64}
 KEY = jax.random.key(0)
+OURS: Any = bnderiv.linen
 
 
 def pair(name: str, **options: Any) -> tuple[Any, Any]:
@@ -88,6 +89,30 @@ def test_parameters_values_and_gradients(name, shape, options, masked):
         alike(ours.init(KEY, x), variables, 0)
         for mask in (None, mask_of(shape)) if masked else (None,):
             alike(with_gradient(ours, variables, x, mask), with_gradient(theirs, variables, x, mask))
+
+
+def test_groups_of_one_channel_are_those_of_instance_norm():
+    x = normal(0, (2, 4, 3))
+    group, instance = OURS.GroupNorm(num_groups=None, group_size=1), OURS.InstanceNorm()
+    alike(*fast_jit(lambda x: [norm.init_with_output(KEY, x)[0] for norm in (group, instance)])(x), tolerance=1e-6)
+
+
+@pytest.mark.parametrize("name", ["LayerNorm", "RMSNorm"])  # merged in two ways
+def test_parts_of_the_features_under_a_map_are_normalized_together(name):
+    x, options = normal(0, (2, 5, 3)), {"use_scale": False, **({"use_bias": False} if name in BIASED else {})}
+    parts, whole = (getattr(OURS, name)(axis_name=axis, **options) for axis in ("parts", None))
+
+    def of_parts(x):
+        return jnp.concatenate(list(jax.vmap(lambda x: parts.apply({}, x), axis_name="parts")(x)), -1)
+
+    def of_all(x):
+        return whole.apply({}, jnp.concatenate(list(x), -1))
+
+    @fast_jit
+    def both(x):
+        return [(f(x), jax.grad(lambda x, f=f: jnp.vdot(normal(1, (5, 6)), f(x)))(x)) for f in (of_parts, of_all)]
+
+    alike(*both(x), tolerance=2e-6)
 
 
 @pytest.mark.parametrize("name", NORMS)

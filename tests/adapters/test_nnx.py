@@ -15,6 +15,7 @@ from flax import serialization
 
 import bnderiv.nnx
 from tests.adapters.alike import NEAR_1, alike, averages, nearest, normal, sgd
+from tests.compiling import fast_jit
 
 OURS: Any = bnderiv.nnx.BatchNorm
 THEIRS: Any = nnx.BatchNorm
@@ -116,7 +117,15 @@ def test_every_dtype_is_flax_s(x_dtype, dtype, options):
     alike(ours(x), theirs(x), 0.02)
 
 
-@pytest.mark.slow
+def test_the_running_statistics_have_no_gradient():
+    def after(x):
+        layer = OURS(3, rngs=nnx.Rngs(0))
+        layer(x)
+        return layer.mean[...].sum() + layer.var[...].sum()
+
+    np.testing.assert_array_equal(fast_jit(jax.grad(after))(normal(0, (4, 3))), np.zeros((4, 3)))
+
+
 def test_inference_in_half_precision_keeps_the_statistics_digits():
     """Flax rounds a mean of 1003.7 to bfloat16, which is 1004, before it subtracts it."""
     model = OURS(1, dtype=jnp.bfloat16, use_running_average=True, rngs=nnx.Rngs(0))

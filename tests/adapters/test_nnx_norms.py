@@ -74,6 +74,20 @@ def test_variables_values_and_gradients(name, shape, features, options, masked):
         alike(with_gradient(ours, x, m), with_gradient(theirs, x, m))
 
 
+@pytest.mark.parametrize("name", ["RMSNorm", "GroupNorm", "InstanceNorm"])
+def test_what_is_masked_out_is_as_if_it_were_not_there(name):
+    options = {"GroupNorm": {"num_groups": 2}, "RMSNorm": {"reduction_axes": (1, 2)}}.get(name, {})
+    x, mask = normal(0, (2, 4, 6)), (jnp.arange(4) < 3)[:, None]
+    layer, _ = pair(name, 6, **options)
+
+    @jax.value_and_grad
+    def product(x, mask=None):
+        return jnp.vdot(normal(1, (2, 3, 6)), layer(x, mask=mask)[:, :3])
+
+    masked, (value, dx) = fast_jit(lambda x: (product(x, mask), product(x[:, :3])))(x)
+    alike(masked, (value, np.pad(dx, ((0, 0), (0, 1), (0, 0)))), 1e-5)
+
+
 @pytest.mark.few(2)
 @pytest.mark.parametrize("name", NORMS)
 def test_every_dtype_is_flax_s(name):

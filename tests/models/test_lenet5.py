@@ -59,6 +59,11 @@ def test_the_classic_numbers_of_parameters(image_shape):
     assert state == {}
 
 
+@pytest.mark.parametrize(("image_shape", "padding"), [((28, 28, 3), 2), ((28, 32, 1), 0), ((32, 28, 1), 0)])
+def test_images_of_28_by_28_alone_are_padded(image_shape, padding):
+    assert lenet5.Config(image_shape=image_shape).padding == padding
+
+
 def test_parameters_with_batch_norm():
     params, state = _shapes(lenet5.Config())
     widths = {"bn1": 6, "bn2": 16, "bn3": 120, "bn4": 84}
@@ -216,8 +221,9 @@ def test_training_renews_the_running_statistics(activation):
     assert all((new[name].mean != state[name].mean).all() for name in state)
 
 
-@pytest.mark.few(2)
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64])
+@pytest.mark.parametrize(
+    "dtype", [jnp.bfloat16, jnp.float64, *(pytest.param(d, marks=pytest.mark.slow) for d in (jnp.float16, jnp.float32))]
+)
 def test_dtypes(dtype):
     config = lenet5.Config(dtype=dtype, image_shape=(32, 32, 1))
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -78,6 +79,32 @@ def test_numbers_against_numpy():
         a = 1 / (1 + np.exp(-(gamma * z_hat + beta)))
     expected = a @ np.asarray(params["output"]["kernel"]) + np.asarray(params["output"]["bias"])
     near(compiled_apply(params, state, _rows(), config, train=True)[0], expected, 1e-11)
+
+
+def test_evaluation_against_numpy():
+    """By the running statistics, with an ε that is not the layer's default."""
+    config = dataclasses.replace(SMALL, hidden=(7,), activation="sigmoid", eps=0.3)
+    params, _ = _network(config)
+    mean, var = np.linspace(-1, 1, 7), np.linspace(0.5, 2, 7)
+    state = {"bn1": bnderiv.RunningStats(jnp.asarray(mean), jnp.asarray(var), jnp.int32(1))}
+    z = np.asarray(_rows()) @ np.asarray(params["dense1"]["kernel"])
+    gamma, beta = (np.asarray(params["bn1"][name]) for name in ("gamma", "beta"))
+    a = 1 / (1 + np.exp(-(gamma * (z - mean) / np.sqrt(var + 0.3) + beta)))
+    expected = a @ np.asarray(params["output"]["kernel"]) + np.asarray(params["output"]["bias"])
+    near(compiled_apply(params, state, _rows(), config, train=False)[0], expected, 1e-11)
+
+
+def test_halves_of_a_batch_share_its_statistics():
+    config = dataclasses.replace(SMALL, hidden=(7,))
+    params, state = _network(config)
+
+    @fast_jit
+    @partial(jax.vmap, axis_name="halves", out_axes=(0, None))
+    def by_halves(x):
+        return mlp.apply(params, state, x, config, train=True, axis_name="halves")
+
+    logits, stats = by_halves(_rows().reshape(2, 3, 12))
+    near((logits.reshape(6, 3), stats), compiled_apply(params, state, _rows(), config, train=True), 1e-11)
 
 
 @pytest.mark.few(2, 2)

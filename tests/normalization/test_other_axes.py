@@ -200,6 +200,25 @@ def test_what_they_are_of_each_other():
     near(bnderiv.instance_norm(one, gamma, beta), bnderiv.batch_norm(one, gamma, beta)[0], 1e-13)
 
 
+def test_gradients_reach_epsilon():
+    rng = np.random.default_rng(13)
+    x, delta, gamma = (jnp.asarray(rng.standard_normal(shape)) for shape in ((3, 4, 6), (3, 4, 6), 6))
+
+    def gradients(layers):
+        norms = (
+            layers.layer_norm,
+            partial(layers.group_norm, groups=2),
+            lambda x, g, _, eps: layers.rms_norm(x, g, eps=eps),
+        )
+
+        def of_each(eps):
+            return [jax.grad(lambda e, norm=n: jnp.vdot(delta, norm(x, gamma, None, eps=e)))(eps) for n in norms]
+
+        return fast_jit(of_each)(jnp.asarray(0.1))
+
+    near(gradients(bnderiv), gradients(bnderiv.reference), 1e-12)
+
+
 @pytest.mark.parametrize("shape", [(3, 4, 6), (3, 6)])
 def test_the_channel_axis_is_where_it_is_said(shape):
     x = jnp.asarray(np.random.default_rng(9).standard_normal(shape))

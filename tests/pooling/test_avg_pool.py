@@ -42,6 +42,15 @@ def test_overlapping_windows_add():
     np.testing.assert_array_equal(dx, image([[1, 3, 2], [4, 10, 6], [3, 7, 4]]))
 
 
+def test_a_second_derivative_divides_twice():
+    """That of Σ y² is 2 AᵀA, where A takes the means."""
+    means = np.array([[1, 1, 1, 0, 0], [0, 1, 1, 1, 0], [0, 0, 1, 1, 1]]) / 3
+    direction = jnp.arange(5.0).reshape(1, 5, 1)
+    gradient = jax.grad(lambda x: (bnderiv.avg_pool(x, 3, strides=1) ** 2).sum())
+    second = jax.jit(jax.grad(lambda x: jnp.vdot(gradient(x), direction)))(direction)
+    np.testing.assert_allclose(second.ravel(), 2 * means.T @ means @ np.arange(5.0), rtol=1e-14)
+
+
 def test_windows_that_tile_share_alike():
     x = image([[1, 2, 3, 4], [5, 6, 7, 8]])
     y, pull_back = jax.vjp(lambda x: bnderiv.avg_pool(x, 2), x)

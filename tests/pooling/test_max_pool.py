@@ -150,6 +150,14 @@ def test_half_precision(dtype):
     assert int((dx != 0).sum()) == 1
 
 
+def test_a_second_derivative_goes_through_the_maximum():
+    """The gradient of Σ y³ is 3 y² at each winner, and of that 6 y."""
+    x = jnp.array([1.0, 3.0, 2.0, 0.5, 4.0]).reshape(1, 5, 1)
+    gradient = jax.grad(lambda x: (bnderiv.max_pool(x, 2, strides=1) ** 3).sum())
+    second = fast_jit(jax.grad(lambda x: gradient(x).sum()))(x)
+    np.testing.assert_array_equal(second.ravel(), [0, 2 * 18, 12, 0, 24])
+
+
 @pytest.mark.few(0, 1)
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{"window": 2}, {"window": 3, "strides": 1, "padding": 1}], ids=str)
@@ -199,6 +207,20 @@ def test_without_x64(options):
         (dx,) = pull_back(jnp.ones_like(y))
         assert y.dtype == dx.dtype == jnp.float32
         np.testing.assert_array_equal(x[dx > 0], y.ravel())  # the values rise, so each cell wins but one window
+
+
+@pytest.mark.parametrize(("window", "stride"), [(90, 10), (70, 1)])
+def test_a_long_window_or_many_over_a_cell(window, stride):
+    """The one is gone over in a loop forward, the other backward."""
+    x = np.random.default_rng(0).permutation(140).astype(np.float32)
+    x[11] = 140  # the second cell of a window
+    y, pull_back = jax.vjp(functools.partial(bnderiv.max_pool, window=window, strides=stride), x.reshape(1, -1, 1))
+    starts = range(0, 140 - window + 1, stride)
+    winners = [start + x[start : start + window].argmax() for start in starts]
+    np.testing.assert_array_equal(y.ravel(), x[winners])
+    delta = np.arange(1, len(starts) + 1, dtype=np.float32)
+    dx = np.bincount(winners, delta, 140)
+    np.testing.assert_array_equal(pull_back(jnp.asarray(delta.reshape(1, -1, 1)))[0].ravel(), dx)
 
 
 @pytest.mark.few(0, 2)
