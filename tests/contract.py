@@ -58,7 +58,7 @@ def finite_differences(layers: Any, case: Case) -> None:
         )
 
     check(lambda *a: rule(cotangent, *a)[0], rule)
-    check(lambda *a: rule(cotangent, *a)[1], second)
+    check(lambda *a: second(points, *a)[0], second)
 
 
 def gradient_of_gradient(layers: Any, case: Case) -> None:
@@ -273,7 +273,9 @@ def cotangent_at(case: Case) -> Any:
 
 
 def _gradient(function: Callable, cotangent: Any, *args: jax.Array) -> Any:
-    return _value_and_gradient(function, cotangent, *args)[1]
+    """Of ⟨cotangent, f⟩ + Σ log cosh f. So the backward's cotangent depends on the value, as with most losses."""
+    value, pull_back = jax.vjp(function, *args)
+    return pull_back(jax.tree.map(lambda v, c: jnp.tanh(v) + c, value, cotangent))
 
 
 def _dot(a: Any, b: Any) -> jax.Array:
