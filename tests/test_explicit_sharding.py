@@ -299,6 +299,7 @@ def test_beside_a_mapped_axis():
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_step_of_lenet5():
     """As on a mesh whose axes are left to XLA, message for message."""
     config = lenet5.Config(dtype=jnp.float64)

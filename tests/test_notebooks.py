@@ -73,7 +73,7 @@ def differences(committed, fresh):
     return found
 
 
-@pytest.mark.few(0, 2)
+@pytest.mark.few(0, 1)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_it_says_what_it_said(name, tmp_path, monkeypatch):

@@ -195,6 +195,7 @@ def test_max_pool_compiled_for_a_cpu_keeps_one_byte_for_each_output(padding):
 # A step of training LeNet-5, batch 32.
 
 
+@pytest.mark.few(0, 1)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("devices", "kernels", "moved", "kept"),

@@ -99,7 +99,7 @@ def test_checkpoints_of_each_continue_in_the_other():
         alike(continued, train(network(second), start, x, target, 5))
 
 
-@pytest.mark.few(0, 2)
+@pytest.mark.few(0, 1)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "options"),

@@ -112,6 +112,7 @@ def test_every_dtype_is_haiku_s(name):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_checkpoints_of_each_continue_in_the_other():
     x, target = normal(0, (4, 5, 3), jnp.float64), normal(1, (4, 5, 6), jnp.float64)
 

@@ -144,6 +144,7 @@ class Network(nn.Module):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_checkpoints_of_each_continue_in_the_other():
     x, target = normal(0, (4, 5, 3), jnp.float64), normal(1, (4, 5, 6), jnp.float64)
     ours, theirs = Network(bnderiv.linen), Network(nn)

@@ -192,7 +192,7 @@ def _function(adapter, model) -> tuple[Any, Any]:
     return model.apply, model.init(jax.random.key(0), x.astype(jnp.float64))
 
 
-@pytest.mark.few(0, 2)
+@pytest.mark.few(0, 1)
 @pytest.mark.slow
 @each
 def test_every_layer(adapter):
@@ -423,7 +423,7 @@ def _forward(adapter, train, **options):
     return lambda x: model.apply(*start, x, train)[0]
 
 
-@pytest.mark.few(0, 2)
+@pytest.mark.few(0, 1)
 @pytest.mark.slow
 @each
 def test_forward_mode(adapter):

@@ -125,6 +125,7 @@ def _equals_the_whole(compute, relu, masked, shared, groups=ALL):
     near(grads, grads_, 1e-9)
 
 
+@pytest.mark.few(1, 1)
 @pytest.mark.parametrize(
     "layers", [bnderiv, pytest.param(bnderiv.forward_mode, marks=pytest.mark.slow)], ids=["bnderiv", "forward_mode"]
 )
@@ -191,6 +192,7 @@ def test_equals_the_whole_batch(mode, gradient, relu, masked, shared):
     _equals_the_whole(_taken(gradient, mode, bnderiv, relu), relu, masked, shared)
 
 
+@pytest.mark.few(0, 2)
 @pytest.mark.slow
 @pytest.mark.parametrize("gradient", [_outside, _inside], ids=["outside", "inside"])
 @pytest.mark.parametrize("mode", ["shard_map", pytest.param("shard_map-unchecked", marks=pytest.mark.slow)])
@@ -198,6 +200,7 @@ def test_both_modes_attachment(mode, gradient):
     _equals_the_whole(_taken(gradient, mode, bnderiv.forward_mode, True), True, True, ())
 
 
+@pytest.mark.few(0, 2)
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_forward_mode(mode):
@@ -420,7 +423,7 @@ def test_one_message_forward_and_one_backward(mode, masked, layers):
     assert collectives(both) == {"all-reduce": 2}
 
 
-@pytest.mark.few(0, 4)
+@pytest.mark.few(0, 2)
 @pytest.mark.slow
 @pytest.mark.as_users_compile
 @pytest.mark.parametrize(

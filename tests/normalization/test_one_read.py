@@ -341,6 +341,7 @@ def test_derivatives_about_any_guess(layers, guess, layer):
     np.testing.assert_array_equal(fast_jit(jax.grad(loss, 1), static_argnums=0)(layers, guess, x, gamma, beta), 0)
 
 
+@pytest.mark.few(0, 2)
 @pytest.mark.slow
 @pytest.mark.as_users_compile
 @pytest.mark.parametrize(
