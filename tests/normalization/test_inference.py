@@ -46,6 +46,15 @@ def test_statistics_at_1e18():
     np.testing.assert_allclose(d_var, [-1e-36], rtol=1e-6)
 
 
+@pytest.mark.as_users_compile
+def test_a_deviation_beyond_the_dtype_is_right_where_y_fits():
+    """x − μ is no float32, but a tenth of it is."""
+    most, ones = float(np.finfo(np.float32).max), jnp.ones(1, jnp.float32)
+    x = jnp.full((1, 1), most, jnp.float32)
+    y = bnderiv.batch_norm_inference(x, ones / 10, 0 * ones, -8e37 * ones, ones)
+    np.testing.assert_allclose(y, [[(most + 8e37) / 10 / np.sqrt(1 + 1e-5)]], rtol=3e-7)
+
+
 @pytest.mark.parametrize("argument", ["gamma", "beta", "mean", "var"])
 def test_errors(argument):
     arguments: dict[str, Any] = {"x": jnp.ones((4, 3))} | {

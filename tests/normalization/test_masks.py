@@ -205,3 +205,18 @@ def _by_loops(x, gamma, beta, where, delta, stats_delta):
             values.append(value)
     means, variances, counts, d_gammas, d_betas = map(np.array, (means, variances, counts, d_gammas, d_betas))
     return y, means, variances, counts, dx, d_gammas, d_betas
+
+
+@pytest.mark.parametrize("huge", [1e18, -3e38])
+def test_what_is_masked_out_is_not_in_the_range(huge):
+    """In the unit of a range of 1e18 the squares of the others would underflow. The guess is far off, so x is measured
+    again."""
+    x, where = np.random.default_rng(0).standard_normal((40, 3)).astype(np.float32), np.ones((40, 1), bool)
+    x[7], where[7] = huge, False
+    y, stats = bnderiv.batch_norm(
+        jnp.asarray(x), jnp.ones(3, jnp.float32), jnp.zeros(3, jnp.float32), where=where, assumed_mean=jnp.full(3, 1e4)
+    )
+    counted = np.delete(x, 7, 0).astype(np.float64)
+    expected = (counted - counted.mean(0)) / np.sqrt(counted.var(0) + 1e-5)
+    np.testing.assert_allclose(np.delete(y, 7, 0), expected, 1e-5, 1e-6)
+    np.testing.assert_allclose(stats.var, counted.var(0), 1e-6)
