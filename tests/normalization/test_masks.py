@@ -214,7 +214,11 @@ def test_what_is_masked_out_is_not_in_the_range(huge):
     x, where = np.random.default_rng(0).standard_normal((40, 3)).astype(np.float32), np.ones((40, 1), bool)
     x[7], where[7] = huge, False
     y, stats = bnderiv.batch_norm(
-        jnp.asarray(x), jnp.ones(3, jnp.float32), jnp.zeros(3, jnp.float32), where=where, assumed_mean=jnp.full(3, 1e4)
+        jnp.asarray(x),
+        jnp.ones(3, jnp.float32),
+        jnp.zeros(3, jnp.float32),
+        where=jnp.asarray(where),
+        assumed_mean=jnp.full(3, 1e4),
     )
     counted = np.delete(x, 7, 0).astype(np.float64)
     expected = (counted - counted.mean(0)) / np.sqrt(counted.var(0) + 1e-5)
