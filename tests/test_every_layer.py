@@ -32,7 +32,7 @@ def _marks(promise, case):
     return EXHAUSTIVE if promise in REPEATED else [pytest.mark.slow]
 
 
-@pytest.mark.few(14, 36)
+@pytest.mark.few(14, 26)
 @pytest.mark.parametrize(
     ("case", "promise"),
     [
@@ -47,6 +47,7 @@ def test_promise(promise, case):
 
 
 # Operation by operation: for most of the cases too slow for every day. `test_eager_calls.py` calls every layer so too.
+@pytest.mark.few(0, 8)
 @pytest.mark.parametrize(
     "case", [pytest.param(case, marks=[pytest.mark.slow] if case in FIRST else EXHAUSTIVE) for case in CASES], ids=str
 )

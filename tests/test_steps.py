@@ -581,6 +581,7 @@ def _ways():
     yield lambda x: steps.softmax_cross_entropy(x, z, **options), z
 
 
+@pytest.mark.exhaustive
 def test_inputs_and_options_come_along_under_every_transform():
     for function, x in _ways():
         s = function(x)

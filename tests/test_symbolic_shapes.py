@@ -133,6 +133,7 @@ def test_pools_need_the_size_of_the_image(pool):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_step_of_training():
     """A LeNet-5's loss, running averages and gradient, exported for the platforms at once."""
     config = lenet5.Config(dtype=jnp.float64)

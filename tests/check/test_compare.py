@@ -29,7 +29,7 @@ LAYERS = {case.layer: case for case in reversed(CASES)}  # the first case of eac
 ALIKE = {"batch_norm_relu", "group_norm", "instance_norm"}
 
 
-@pytest.mark.few(0, 6)
+@pytest.mark.few(0, 4)
 @pytest.mark.parametrize(
     "layer", [pytest.param(n, marks=pytest.mark.exhaustive if n in ALIKE else ()) for n in sorted(LAYERS)]
 )

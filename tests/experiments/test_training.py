@@ -197,6 +197,7 @@ def test_a_step_is_gradient_descent_on_the_loss(pairing, attachment):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_bfloat16_computes_in_it_and_keeps_float32():
     chosen = dataclasses.replace(PLAIN, dtype="bfloat16", model="lenet5", pool="avg", activation="tanh")  # no kinks
     state = training.start(SHAPE, 6, chosen)

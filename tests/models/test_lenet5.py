@@ -265,6 +265,7 @@ def test_a_training_step_compiles_once_and_learns():
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_batch_spread_over_a_mapped_axis_shares_its_statistics():
     config, params, state = _network()
     x = _images(config, 6)

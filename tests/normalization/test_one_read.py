@@ -304,7 +304,7 @@ def test_under_vmap_a_branch_stays_one(norm):
     assert program.count(" cond[") - of_platform == 1
 
 
-@pytest.mark.few(0, 3)
+@pytest.mark.few(0, 2)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("layer", "guess", "layers"),
