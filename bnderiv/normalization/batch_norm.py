@@ -60,8 +60,8 @@ def batch_norm(
         `jax.shard_map`, `jax.pmap` or `jax.vmap(axis_name=...)`.
       axis_index_groups: groups of indices along `axis_name` that share statistics, as for JAX's collectives.
       assumed_mean: shape (C,), a value near the mean, such as that of the running statistics. Only speed depends on it:
-        any value, even NaN or infinity, gives the same result up to rounding. By default the mean of a small sample
-        of x. It has no gradient.
+        any value, even NaN or infinity, gives the same result up to rounding. (A deviation below 1e-6 √ε may count
+        as 0.) By default the mean of a small sample of x. It has no gradient.
 
     Returns:
       y, in the shape and dtype of `x`, and `BatchStats(mean, var, count)`, (C,) each in float32 (float64 for float64).

@@ -110,8 +110,8 @@ def recentered(moments: Moments, eps: Epsilon, over_devices: bool = False) -> Mo
 def finite(a: jax.Array) -> jax.Array:
     """A mean, or 0 for one that is not finite.
 
-    The select also keeps XLA from fusing the mean's last product into a later sum. Then two kernels would not have the
-    same mean.
+    The select also keeps XLA from fusing the mean's last product into a later sum: two kernels could then have
+    different means.
     """
     return lax.select(jnp.isfinite(a), a, jnp.zeros_like(a))
 
