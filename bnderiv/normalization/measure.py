@@ -47,7 +47,7 @@ def measured(
         unit = from_the_smallest(groups, x, where, eps, shift.dtype)
         return recentered(about(Unit(unit.scale, unit.origin + finite(mean_of(unit)))), eps, groups.over_devices)
 
-    first = about(Unit(1, once(shift)))  # each kernel would compute a product anew, and not round it
+    first = about(Unit(1, once(shift)))  # otherwise each kernel computes K, and may not round a product
     return unless(are_good(first, eps), recentered(first, eps, groups.over_devices), in_three_reads)
 
 
