@@ -13,15 +13,27 @@ RNG = np.random.default_rng(0)
 X, DY = RNG.normal(size=(4, 3)), RNG.normal(size=(4, 3))
 IMAGE, KERNEL = RNG.normal(size=(2, 4, 4, 2)), RNG.normal(size=(3, 3, 2, 2))
 CONV_DY = RNG.normal(size=(2, 4, 4, 2))
-CONV = steps.conv2d(IMAGE, KERNEL, None, CONV_DY, padding="SAME")
 NORM_ARGS = X, np.array([0.5, 1.5, 2.0]), np.array([0.1, 0.2, 0.3]), DY
-NORM, GRAPH = steps.batch_norm(*NORM_ARGS), steps.batch_norm_graph(*NORM_ARGS)
-FUSED = steps.batch_norm_relu(*NORM_ARGS)
-RELU, TANH, SIGMOID, SOFTMAX = (f(X, DY) for f in (steps.relu, steps.tanh, steps.sigmoid, steps.softmax))
 LABELS = np.eye(3)[[0, 1, 2, 1]]
 UP = np.array([1.0, 2.0, 3.0, 4.0])
-LOSS = steps.softmax_cross_entropy(X, LABELS, UP)
-FLAT = steps.flatten(IMAGE, RNG.normal(size=(2, 32)))
+FLAT_DY = RNG.normal(size=(2, 32))
+
+
+@pytest.fixture(scope="module")
+def right():
+    """The layers' steps."""
+    return SimpleNamespace(
+        conv=steps.conv2d(IMAGE, KERNEL, None, CONV_DY, padding="SAME"),
+        norm=steps.batch_norm(*NORM_ARGS),
+        graph=steps.batch_norm_graph(*NORM_ARGS),
+        fused=steps.batch_norm_relu(*NORM_ARGS),
+        relu=steps.relu(X, DY),
+        tanh=steps.tanh(X, DY),
+        sigmoid=steps.sigmoid(X, DY),
+        softmax=steps.softmax(X, DY),
+        loss=steps.softmax_cross_entropy(X, LABELS, UP),
+        flat=steps.flatten(IMAGE, FLAT_DY),
+    )
 
 
 def sigmoid(x):
@@ -32,34 +44,38 @@ def softmax(x, axis):
     return np.exp(x) / np.exp(x).sum(axis, keepdims=True)
 
 
+def turned():
+    return steps.conv2d(IMAGE, KERNEL[::-1, ::-1], None, CONV_DY, padding="SAME").z
+
+
+def not_cropped():
+    return steps.conv2d(np.pad(IMAGE, ((0, 0), (1, 1), (1, 1), (0, 0))), KERNEL, None, CONV_DY).dx
+
+
+# Of which layer, the step, what stands in its place, and words of the hint.
 SLIPS = {
-    "conv turned": (CONV, "z", steps.conv2d(IMAGE, KERNEL[::-1, ::-1], None, CONV_DY, padding="SAME").z, "correlation"),
-    "dx not cropped": (
-        CONV,
-        "dx",
-        steps.conv2d(np.pad(IMAGE, ((0, 0), (1, 1), (1, 1), (0, 0))), KERNEL, None, CONV_DY).dx,
-        "not cropped",
-    ),
-    "softmax axis": (SOFTMAX, "s", softmax(X, 0), "axis 0"),
-    "P·Y − Y": (LOSS, "d_logits", UP[:, None] * (softmax(X, 1) * LABELS - LABELS), "s y − y"),
-    "relu mask": (RELU, "dx", np.where(DY > 0, DY, 0), "mask of the wrong array"),
-    "relu mask behind batch norm": (FUSED, "d_y", np.where(X > 0, DY, 0), r"\[x > 0\]"),
-    "upstream of tanh": (TANH, "dx", 1 - np.tanh(X) ** 2, "forgotten"),
-    "upstream of the loss": (LOSS, "d_logits", softmax(X, 1) - LABELS, "forgotten"),
-    "tanh from z": (TANH, "slope", 1 - X**2, "1 − z²"),
-    "sigmoid twice": (SIGMOID, "dx", DY * sigmoid(sigmoid(X)) * (1 - sigmoid(sigmoid(X))), "twice"),
-    "another ε": (NORM, "inv_std", 1 / np.sqrt(X.var(0) + 1e-3), "another ε: 0.001 in place of 1e-05"),
-    "gamma and beta": (NORM, "d_gamma", DY.sum(0), "exchanged"),
-    "C, H, W": (FLAT, "z", np.moveaxis(IMAGE, -1, 1).reshape(2, -1), "channels first"),
-    "second path": (GRAPH, "d_c", GRAPH.d_c_through_x_hat, "missing path"),
-    "root of std": (GRAPH, "std", X.var(0) + 1e-5, "root is missing"),
+    "conv turned": ("conv", "z", turned, "correlation"),
+    "dx not cropped": ("conv", "dx", not_cropped, "not cropped"),
+    "softmax axis": ("softmax", "s", softmax(X, 0), "axis 0"),
+    "P·Y − Y": ("loss", "d_logits", UP[:, None] * (softmax(X, 1) * LABELS - LABELS), "s y − y"),
+    "relu mask": ("relu", "dx", np.where(DY > 0, DY, 0), "mask of the wrong array"),
+    "relu mask behind batch norm": ("fused", "d_y", np.where(X > 0, DY, 0), r"\[x > 0\]"),
+    "upstream of tanh": ("tanh", "dx", 1 - np.tanh(X) ** 2, "forgotten"),
+    "upstream of the loss": ("loss", "d_logits", softmax(X, 1) - LABELS, "forgotten"),
+    "tanh from z": ("tanh", "slope", 1 - X**2, "1 − z²"),
+    "sigmoid twice": ("sigmoid", "dx", DY * sigmoid(sigmoid(X)) * (1 - sigmoid(sigmoid(X))), "twice"),
+    "another ε": ("norm", "inv_std", 1 / np.sqrt(X.var(0) + 1e-3), "another ε: 0.001 in place of 1e-05"),
+    "gamma and beta": ("norm", "d_gamma", DY.sum(0), "exchanged"),
+    "C, H, W": ("flat", "z", np.moveaxis(IMAGE, -1, 1).reshape(2, -1), "channels first"),
+    "second path": ("graph", "d_c", lambda: steps.batch_norm_graph(*NORM_ARGS).d_c_through_x_hat, "missing path"),
+    "root of std": ("graph", "std", X.var(0) + 1e-5, "root is missing"),
 }
 
 
 @pytest.mark.parametrize("slip", SLIPS)
-def test_a_common_slip_has_its_hint(slip):
-    right, step, wrong, words = SLIPS[slip]
-    found = steps.first_difference({step: wrong}, right)
+def test_a_common_slip_has_its_hint(slip, right):
+    layer, step, wrong, words = SLIPS[slip]
+    found = steps.first_difference({step: wrong() if callable(wrong) else wrong}, getattr(right, layer))
     assert found is not None
     assert re.search(words, found.slip or ""), found
 
@@ -91,31 +107,32 @@ def test_no_slip_in_a_step_that_was_given_and_right():
     assert "sum for σ²" not in (beside.slip or "")
 
 
-def test_the_names_of_others():
-    cs231n = {"dgamma": NORM.d_gamma, "dbeta": NORM.d_beta, "x_norm": NORM.x_hat, "sample_mean": NORM.mu}
-    kratzert = {"xmu": GRAPH.c, "ivar": GRAPH.inv_std, "dxmu2": GRAPH.d_c_through_q, "dsqrtvar": GRAPH.d_std}
-    karpathy = {"bndiff": GRAPH.c, "dbnraw": GRAPH.d_x_hat, "dbngain": GRAPH.d_gamma}
-    torch = {"grad_input": NORM.dx, "grad_weight": NORM.d_gamma, "save_invstd": NORM.inv_std}
-    for mine, right in (
-        (cs231n, NORM),
-        (kratzert, GRAPH),
-        (karpathy, GRAPH),
-        (torch, NORM),
-        ({"dW": CONV.d_kernel}, CONV),
+def test_the_names_of_others(right):
+    norm, graph, conv = right.norm, right.graph, right.conv
+    cs231n = {"dgamma": norm.d_gamma, "dbeta": norm.d_beta, "x_norm": norm.x_hat, "sample_mean": norm.mu}
+    kratzert = {"xmu": graph.c, "ivar": graph.inv_std, "dxmu2": graph.d_c_through_q, "dsqrtvar": graph.d_std}
+    karpathy = {"bndiff": graph.c, "dbnraw": graph.d_x_hat, "dbngain": graph.d_gamma}
+    torch = {"grad_input": norm.dx, "grad_weight": norm.d_gamma, "save_invstd": norm.inv_std}
+    for mine, its in (
+        (cs231n, norm),
+        (kratzert, graph),
+        (karpathy, graph),
+        (torch, norm),
+        ({"dW": conv.d_kernel}, conv),
     ):
-        assert steps.first_difference(mine, right) is None
+        assert steps.first_difference(mine, its) is None
         name = next(iter(mine))
-        assert steps.first_difference({name: 3.3 + np.asarray(mine[name])}, right) is not None
+        assert steps.first_difference({name: 3.3 + np.asarray(mine[name])}, its) is not None
     with pytest.raises(ValueError, match="did you mean d_gamma"):
-        steps.first_difference({"d_gama": NORM.d_gamma}, NORM)
+        steps.first_difference({"d_gama": norm.d_gamma}, norm)
     with pytest.raises(ValueError, match="two names for the step d_gamma"):
-        steps.first_difference({"d_gamma": NORM.d_gamma, "dgamma": NORM.d_gamma}, NORM)
+        steps.first_difference({"d_gamma": norm.d_gamma, "dgamma": norm.d_gamma}, norm)
 
 
-def test_tensors_with_a_graph():
+def test_tensors_with_a_graph(right):
     """As PyTorch's: NumPy refuses them until they are detached."""
-    array = np.asarray(NORM.dx)
+    array = np.asarray(right.norm.dx)
     cpu = SimpleNamespace(dtype="torch.float64", numpy=lambda: array)
     tensor = SimpleNamespace(detach=lambda: SimpleNamespace(cpu=lambda: cpu))
-    assert steps.first_difference({"dx": tensor}, NORM) is None
-    assert jnp.shape(NORM.dx) == array.shape
+    assert steps.first_difference({"dx": tensor}, right.norm) is None
+    assert jnp.shape(right.norm.dx) == array.shape

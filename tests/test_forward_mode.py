@@ -24,11 +24,14 @@ def ours(x):
     return network(bnderiv, x)
 
 
-EXPECTED = jax.jvp(lambda x: network(bnderiv.reference, x), (X,), (T,))
+@pytest.fixture(scope="module")
+def expected():
+    """The network's value and tangent."""
+    return jax.jvp(lambda x: network(bnderiv.reference, x), (X,), (T,))
 
 
 @pytest.mark.parametrize("transform", [lambda f: f, jax.jit, jax.checkpoint])
-def test_within_it_and_no_longer(transform):
+def test_within_it_and_no_longer(transform, expected):
     """Also for a function that was compiled before."""
     f = transform(ours)
     jax.block_until_ready(f(X))
@@ -36,21 +39,21 @@ def test_within_it_and_no_longer(transform):
         jax.jvp(f, (X,), (T,))
     for _ in range(2):
         with forward_mode.enabled():
-            for actual, expected in zip(jax.jvp(f, (X,), (T,)), EXPECTED, strict=True):
-                np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=1e-14)
+            for actual, wanted in zip(jax.jvp(f, (X,), (T,)), expected, strict=True):
+                np.testing.assert_allclose(actual, wanted, rtol=1e-12, atol=1e-14)
         with pytest.raises(TypeError, match="forward-mode"):
             jax.jvp(f, (X,), (T,))
 
 
-def test_within_the_function():
+def test_within_the_function(expected):
     def f(x):
         with forward_mode.enabled():
             return ours(x)
 
     for g in (f, jax.jit(f)):
-        np.testing.assert_allclose(jax.jvp(g, (X,), (T,))[1], EXPECTED[1], rtol=1e-12, atol=1e-14)
+        np.testing.assert_allclose(jax.jvp(g, (X,), (T,))[1], expected[1], rtol=1e-12, atol=1e-14)
         _, push = jax.linearize(g, X)
-        np.testing.assert_allclose(push(T), EXPECTED[1], rtol=1e-12, atol=1e-14)
+        np.testing.assert_allclose(push(T), expected[1], rtol=1e-12, atol=1e-14)
 
 
 def test_nested_and_after_an_error():

@@ -205,7 +205,7 @@ def test_a_policy_for_haiku_s_class_applies(name):
 @pytest.mark.parametrize(
     ("name", "options", "arrays", "error", "message"),
     [
-        ("LayerNorm", {}, (jnp.ones((2, 6), jnp.complex64),), TypeError, "inputs must be real, got complex64"),
+        ("LayerNorm", {}, (np.ones((2, 6), jnp.complex64),), TypeError, "inputs must be real, got complex64"),
         ("LayerNorm", {"axis": 2}, (np.ones((2, 6)),), ValueError, r"axis must lie in \[-2, 2\)"),
         ("RMSNorm", {"param_axis": 2}, (np.ones((2, 6)),), ValueError, r"param_axis must lie in \[-2, 2\)"),
         (

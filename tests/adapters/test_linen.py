@@ -488,18 +488,18 @@ def test_vmap_over_independent_batches():
 @pytest.mark.parametrize(
     ("options", "x", "error", "message"),
     [
-        ({}, jnp.ones((2, 3), jnp.complex64), TypeError, "x must be real, got complex64"),
+        ({}, np.ones((2, 3), jnp.complex64), TypeError, "x must be real, got complex64"),
         ({}, np.ones((2, 3), ">f4"), TypeError, r"x must have the byte order of this machine, got >f4\[2, 3\]"),
         ({}, np.ones((2, 3), object), TypeError, r"x must have a dtype that JAX has.*, got object\[2, 3\]"),
         (
             {"activation": "gelu"},
-            jnp.ones((2, 3), jnp.float32),
+            np.ones((2, 3), jnp.float32),
             ValueError,
             "activation must be None or \"relu\", got 'gelu'",
         ),
-        ({"axis": 2}, jnp.ones((2, 3), jnp.float32), ValueError, r"axis must lie in \[-2, 2\)"),
-        ({"axis": 1.0}, jnp.ones((2, 3), jnp.float32), TypeError, "axis must be an integer"),
-        ({"epsilon": -1.0}, jnp.ones((2, 3), jnp.float32), ValueError, "eps must be finite and at least 0"),
+        ({"axis": 2}, np.ones((2, 3), jnp.float32), ValueError, r"axis must lie in \[-2, 2\)"),
+        ({"axis": 1.0}, np.ones((2, 3), jnp.float32), TypeError, "axis must be an integer"),
+        ({"epsilon": -1.0}, np.ones((2, 3), jnp.float32), ValueError, "eps must be finite and at least 0"),
     ],
 )
 def test_errors(options, x, error, message):

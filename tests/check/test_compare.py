@@ -664,8 +664,8 @@ def test_a_small_gradient_alone_is_not_one_that_vanishes(dtype, reference):
     [
         (lambda x: x + 1, (jnp.arange(3),), "argument"),
         (lambda: jnp.ones(3), (), "argument"),
-        (lambda x: x.sum(), (jnp.ones((0, 3)),), "argument"),
-        (lambda x: (x > 0).astype(jnp.int32), (jnp.ones(3),), "output"),
+        (lambda x: x.sum(), (np.ones((0, 3)),), "argument"),
+        (lambda x: (x > 0).astype(jnp.int32), (np.ones(3),), "output"),
     ],
     ids=["integers", "none", "empty", "integer-output"],
 )

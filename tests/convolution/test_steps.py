@@ -61,9 +61,9 @@ def test_the_kernel_turned_within_its_groups():
         ({"groups": 2}, "groups must divide"),
         ({"strides": 0}, "strides must be at least 1"),
         ({"channel_axis": 0}, "channel_axis and batch_axis must differ"),
-        ({"dy": jnp.ones((1, 3, 3, 2))}, r"dy must have shape \(1, 2, 2, 2\)"),
-        ({"kernel": jnp.ones((2, 2, 2, 2))}, r"kernel must have shape \(2, 2, 3, 2\)"),
-        ({"bias": jnp.ones(3)}, r"bias must have shape \(2,\)"),
+        ({"dy": np.ones((1, 3, 3, 2))}, r"dy must have shape \(1, 2, 2, 2\)"),
+        ({"kernel": np.ones((2, 2, 2, 2))}, r"kernel must have shape \(2, 2, 3, 2\)"),
+        ({"bias": np.ones(3)}, r"bias must have shape \(2,\)"),
     ],
 )
 def test_errors(options, words):

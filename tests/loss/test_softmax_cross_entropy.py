@@ -320,7 +320,7 @@ def test_dtypes_that_have_no_gradient(argument, dtype):
         weighted(*arrays)
 
 
-@pytest.mark.parametrize("labels", [jnp.ones(2), np.ones(2), jnp.ones(2, bool), 1.0, [0, 1], None])
+@pytest.mark.parametrize("labels", [jnp.asarray(np.ones(2)), np.ones(2), np.ones(2, bool), 1.0, [0, 1], None])
 def test_labels_that_are_no_integers(labels):
     with pytest.raises(TypeError, match=r"labels must (have|be an array of) .*integer dtype, got"):
         indexed(jnp.ones((2, 3)), labels)

@@ -14,7 +14,7 @@ from bnderiv.models import lenet5, mlp
 MLP = mlp.Config(hidden=(5, 4), features=6, classes=3)
 PLAIN = mlp.Config(hidden=(5,), features=6, classes=3, batch_norm=False)
 LENET = lenet5.Config(classes=3)
-X = {"mlp": jnp.ones((2, 6), jnp.float32), "lenet5": jnp.ones((2, 28, 28, 1), jnp.float32)}
+X = {"mlp": np.ones((2, 6), jnp.float32), "lenet5": np.ones((2, 28, 28, 1), jnp.float32)}
 MODELS: dict[str, Any] = {"mlp": (mlp, MLP, "dense1"), "lenet5": (lenet5, LENET, "conv1")}
 
 

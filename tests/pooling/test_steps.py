@@ -167,8 +167,8 @@ def test_slips_where_nothing_comes_back():
     [
         ({"padding": 2}, "padding on a side must be smaller than the window"),
         ({"window": 5}, "the window must fit"),
-        ({"dy": jnp.ones((1, 4, 4, 1))}, r"dy must have shape \(1, 2, 2, 1\)"),
-        ({"x": jnp.ones((4, 4))}, "x must have rank 3 or more"),
+        ({"dy": np.ones((1, 4, 4, 1))}, r"dy must have shape \(1, 2, 2, 1\)"),
+        ({"x": np.ones((4, 4))}, "x must have rank 3 or more"),
         ({"strides": 0}, "strides must be at least 1"),
     ],
 )
