@@ -318,12 +318,14 @@ def test_on_a_gpu_a_block_keeps_what_flax_s_keeps():
     """
     pytest.importorskip("flax")
     cases = [c for c in ahead_of_time.cases() if c.name.startswith("bottleneck block") and c.name.endswith("bfloat16")]
-    assert [c.name.split(",")[0] for c in cases] == ["bottleneck block", "bottleneck block in Flax"]
+    of_flax = "bottleneck block with Flax's convolutions"
+    assert [c.name.split(",")[0] for c in cases] == ["bottleneck block", "bottleneck block in Flax", of_flax]
     flax = counted("h100", cases[0], "Flax")
     for case in cases:
         ours = counted("h100", case)
-        assert ours["temporary MB"] <= 1.001 * flax["temporary MB"], case.name
         assert ours["bytes"] <= 0.97 * flax["bytes"], case.name
+        keeps_more = ours["temporary MB"] > 1.001 * flax["temporary MB"]
+        assert keeps_more == case.name.startswith(of_flax), case.name  # as the README says
 
 
 def test_on_a_gpu_a_max_pool_moves_nothing_twice():

@@ -127,6 +127,9 @@ def cases() -> Iterator[Case]:
         x = spec(BLOCK, dtype)
         yield Case(f"bottleneck block, {by(BLOCK)}, {dtype}", x, partial(blocks, x))
         yield Case(f"bottleneck block in Flax, {by(BLOCK)}, {dtype}", x, partial(flax_blocks, x))
+        # Where the closed form of the convolutions matters: see `_target.first_on_gpu`.
+        name = f"bottleneck block with Flax's convolutions, {by(BLOCK)}, {dtype}"
+        yield Case(name, x, partial(flax_blocks, x, convolutions_too=False), ("h100",))
     for size, where in STEPS:
         for dtype in ("float32", "bfloat16"):
             x = spec((size, *FEW[1:]), dtype)
@@ -185,11 +188,12 @@ def blocks(x: jax.ShapeDtypeStruct) -> dict[str, Program]:
     return flax_blocks(x) | found
 
 
-def flax_blocks(x: jax.ShapeDtypeStruct) -> dict[str, Program]:
-    """Both as Flax modules: of the convolutions and batch norms of `bnderiv.linen`, and of Flax's."""
+def flax_blocks(x: jax.ShapeDtypeStruct, convolutions_too: bool = True) -> dict[str, Program]:
+    """Both as Flax modules: of `bnderiv.linen`'s batch norms, and of its convolutions if they are wanted; of Flax's."""
     found = {}
     if flax := peers.flax():
-        for who, block in (("bnderiv", flax.BottleneckOfOurs()), ("Flax", flax.Bottleneck())):
+        ours = flax.BottleneckOfOurs() if convolutions_too else flax.BottleneckOfOurs(conv=flax.nn.Conv)
+        for who, block in (("bnderiv", ours), ("Flax", flax.Bottleneck())):
             apply, state, params = flax.bottleneck(x, block)
             found[who] = Program(in_training(apply), (state, (params, x), x))
     return found

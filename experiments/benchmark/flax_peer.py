@@ -110,11 +110,12 @@ class BottleneckOfOurs(nn.Module):
     """The same in `bnderiv.linen`'s convolutions and batch norm, with ReLU and residual in the rule."""
 
     channels: int = 64
+    conv: type[nn.Module] = Conv
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         def normalized(a: jax.Array, channels: int, window: int, residual: Any = None) -> jax.Array:
-            z = Conv(channels, (window, window), use_bias=False, dtype=x.dtype)(a)
+            z = self.conv(channels, (window, window), use_bias=False, dtype=x.dtype)(a)
             return BatchNorm(use_running_average=False, dtype=x.dtype, activation="relu")(z, residual=residual)
 
         a = normalized(normalized(x, self.channels, 1), self.channels, 3)

@@ -39,7 +39,7 @@ def draw(groups: Mapping[str, Mapping[str, Sequence[Ratios]]], panels: Sequence[
                     (marks[who],) = axes.plot(ratio, len(labels), **look)
                     drawn.append(ratio)
             labels.append((label, False))
-    low, high = min(drawn) / 1.2, max(drawn) * 1.2
+    low, high = min(drawn) / 1.2, max(drawn) * 1.2 ** len(panels)  # half a mark is wider in a narrow panel
     at = [t for t in ((0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50) if len(panels) == 1 else (0.1, 1, 10)) if low <= t <= high]
     for axes, name in zip(row, panels, strict=True):
         axes.axvspan(low, 1, color="#f6e3e3", zorder=0)
