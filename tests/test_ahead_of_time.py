@@ -282,6 +282,7 @@ except targets.Absent as error:
 """
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("graphs", "waits"), [("", False), ("-CONDITIONAL", True)], ids=["default", "no branches"])
 def test_a_gpu_runs_a_norm_without_waiting_for_the_host(graphs, waits, tmp_path):
     """The branch is within a CUDA graph, unless these are to have none."""

@@ -113,7 +113,7 @@ LAYERS = {
 }
 
 
-@pytest.mark.few(5, 3)
+@pytest.mark.few(2, 6)
 @pytest.mark.parametrize("case", LAYERS.values(), ids=LAYERS)
 def test_the_result_is_spread_as_asked_and_gradients_like_their_arguments(case):
     name, options, *placed = case

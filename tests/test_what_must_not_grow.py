@@ -213,6 +213,7 @@ def test_lenet_step(devices, kernels, moved, kept):
     assert program.memory_analysis().temp_size_in_bytes < kept
 
 
+@pytest.mark.slow
 def test_the_counts_see():
     """A step of plain autodiff has what the closed forms are free of."""
     pool = partial(bnderiv.reference.max_pool, window=3, strides=2)

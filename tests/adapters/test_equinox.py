@@ -80,7 +80,7 @@ def data():
     return normal(0, (16, 6), jnp.float64), normal(1, (16, 5), jnp.float64)
 
 
-@pytest.mark.few(1, 1)
+@pytest.mark.few(0, 2)
 @pytest.mark.parametrize("mode", MODES)
 def test_ten_steps_of_training_then_inference(mode):
     x, target = data()

@@ -97,6 +97,7 @@ def test_groups_of_one_channel_are_those_of_instance_norm():
     alike(*fast_jit(lambda x: [norm.init_with_output(KEY, x)[0] for norm in (group, instance)])(x), tolerance=1e-6)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", ["LayerNorm", "RMSNorm"])  # merged in two ways
 def test_parts_of_the_features_under_a_map_are_normalized_together(name):
     x, options = normal(0, (2, 5, 3)), {"use_scale": False, **({"use_bias": False} if name in BIASED else {})}

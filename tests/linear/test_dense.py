@@ -64,7 +64,7 @@ def test_dtypes_that_have_no_gradient(argument, dtype):
         bnderiv.dense(*arrays)
 
 
-@pytest.mark.few(2, 2)
+@pytest.mark.few(1, 3)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("axes", [(0, None, None), (None, 0, None), (None, None, 0)])
 def test_half_precision_compiles_when_mapped(dtype, axes):

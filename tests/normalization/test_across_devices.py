@@ -342,7 +342,7 @@ COTANGENT = RNG.standard_normal(IMAGES.shape)
 EACH = np.arange(DEVICES)[:, None, None, None, None]
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.as_users_compile
 @pytest.mark.parametrize(
     ("x", "tolerance"),

@@ -97,7 +97,7 @@ def _truth(x, gamma, beta, delta, mean, var, eps, r_max=3.0, d_max=5.0):
     return gamma * (x_hat * r + d) + beta, dx, (delta * (x_hat * r + d)).sum(0), delta.sum(0)
 
 
-@pytest.mark.few(3, 2)
+@pytest.mark.few(1, 4)
 @pytest.mark.as_users_compile
 @pytest.mark.parametrize(
     ("mean", "deviation", "running_mean", "running_var", "options"),

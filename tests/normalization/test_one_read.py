@@ -137,7 +137,7 @@ OVER = {  # the shape of x, its axes of statistics, those of γ and β; what is 
 }
 
 
-@pytest.mark.few(4, 4)
+@pytest.mark.few(2, 6)
 @pytest.mark.as_users_compile
 @pytest.mark.parametrize("far_apart", FAR_APART.values(), ids=FAR_APART)
 @pytest.mark.parametrize(("shape", "over", "rest", "norm"), OVER.values(), ids=OVER)
@@ -231,6 +231,7 @@ def test_a_dead_channel_is_not_measured_at_every_step(measured_again):
     assert not any(counts[-50:])
 
 
+@pytest.mark.slow
 @pytest.mark.as_users_compile
 def test_under_vmap_a_branch_that_nobody_needs_is_not_taken(measured_again):
     """One example that needs it has the whole batch measured again; each result is its own."""

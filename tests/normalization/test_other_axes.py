@@ -70,7 +70,7 @@ def _errors(name, x, dtype: Any = jnp.float32):
     return [truth.relative_error(a, e) for a, e in zip((y, dx, d_gamma), expected, strict=True)]
 
 
-@pytest.mark.few(4, 4)
+@pytest.mark.few(2, 6)
 @pytest.mark.as_users_compile
 @every_norm
 @pytest.mark.parametrize(
@@ -96,6 +96,7 @@ def test_the_gradient_of_epsilon_at_any_scale(norm, centred, scale, size):
     np.testing.assert_allclose(pull_back(delta.astype(np.float32))[0], float((-0.5 * r**3 * delta * c).sum()), 1e-6)
 
 
+@pytest.mark.few(2)
 @pytest.mark.as_users_compile
 @every_norm
 def test_a_mean_of_a_million(name):
