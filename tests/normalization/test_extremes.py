@@ -73,6 +73,7 @@ def test_a_constant_channel(layer, dtype, value, eps, shape, assumed):
     assert np.isfinite(np.asarray(dx, np.float64)[..., 1]).all()
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(
     "eps", [jnp.bfloat16(1e-5), jnp.float16(1e-3), np.float16(1e-5), np.float32(1e-5), 1, np.int32(2)]
 )

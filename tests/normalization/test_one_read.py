@@ -187,6 +187,7 @@ def test_a_sample_that_is_not_like_the_rest():
     assert max(_errors(x, None)[0][:2]) < 2e-6  # an outlier of 1e4 in each image: as in test_precision
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("eps", [16.0, 1e20, 1e30])
 @pytest.mark.parametrize("value", [0.0, 1.0, 1000.0])
 @pytest.mark.parametrize("guess", [None, 0.0])
@@ -270,6 +271,7 @@ def test_a_guess_near_beside_epsilon_alone(sigma, guess):
     np.testing.assert_allclose(stats.var, np.float32(_draw(12)[0] * sigma).astype(np.float64).var((0, 1, 2)), 1e-6)
 
 
+@pytest.mark.few(5)
 @pytest.mark.as_users_compile
 @pytest.mark.parametrize("guess", [0, 1, 2, 7])
 @pytest.mark.parametrize(("elements", "value"), [(10_000, 1e9), (100_000, 1e9), (100_000, 1e6), (11_000, 1e3)])
