@@ -233,6 +233,20 @@ def test_smoothing_and_a_logit_of_minus_infinity():
     assert np.isfinite(gradients["z"]).all()
     code = np.eye(4)[labels]
     assert np.isfinite(value_and_gradients(weighted, code, z, w)[1]["w"]).all()
+    # So it is in forward mode, where the infinity is multiplied first.
+    def push(y, w):
+        forward = bnderiv.forward_mode.softmax_cross_entropy
+        return jax.jvp(lambda y, w: forward(jnp.asarray(z), y, class_weights=w), (y, w), (y + 1, w + 1))[1]
+
+    kept = np.array([0, 2, 3])
+    slope = w * (code + 1) + (w + 1) * code
+    expected = -(slope[:, kept] * np.asarray(jax.nn.log_softmax(z[:, kept]))).sum(-1)
+    near(fast_jit(push)(code, w), expected, 1e-13)
+
+
+def test_all_of_the_label_may_be_smoothed():
+    loss = indexed(jnp.asarray(Z), LABELS, label_smoothing=1)
+    near(loss, -jax.nn.log_softmax(Z).mean(-1), 1e-14)
 
 
 def test_saves_its_arguments_alone():

@@ -272,11 +272,18 @@ def test_saves_logits_and_labels_alone():
 
 
 def test_result_type_of_mixed_arguments():
+    labels = jnp.array([[1, 1e-9 - 1, 0]])  # whose sum is 0 in float32
     with jax.numpy_dtype_promotion("standard"):
-        loss, grads = pull(weighted, jnp.ones((2, 3), jnp.bfloat16), jnp.ones((2, 3), jnp.float32))
-        assert loss.dtype == jnp.float32
-        assert [g.dtype for g in grads] == [jnp.bfloat16, jnp.float32]
-    assert indexed(jnp.ones((2, 3), jnp.bfloat16), jnp.zeros(2, jnp.int32)).dtype == jnp.bfloat16
+        loss, (dlogits, dlabels) = pull(weighted, jnp.ones((1, 3), jnp.float32), labels)
+    assert [a.dtype for a in (loss, dlogits, dlabels)] == [jnp.float64, jnp.float32, jnp.float64]
+    np.testing.assert_allclose(loss, 1e-9 * math.log(3), rtol=1e-6)
+    np.testing.assert_allclose(dlogits[0, 2], 1e-9 / 3, rtol=1e-6)
+
+    def of_integers(w):
+        return indexed(jnp.ones((2, 3), jnp.bfloat16), jnp.zeros(2, jnp.int32), class_weights=w)
+
+    loss, pull_back = jax.vjp(of_integers, jnp.ones(3, jnp.float16))
+    assert (loss.dtype, pull_back(loss)[0].dtype) == (jnp.bfloat16, jnp.float16)
 
 
 @pytest.mark.parametrize(
