@@ -6,6 +6,7 @@ from typing import Any
 
 import chex
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -223,6 +224,11 @@ def test_values_near_the_limits_of_the_dtype():
             truth = float(exact(old, new, momentum))
             np.testing.assert_allclose(updated(old, new, momentum, jnp.float32), truth, rtol=1e-6)
     assert updated(6e4, -6e4, 0.75, jnp.float16) == 3e4
+    large = jnp.full(1, 1e38, jnp.float32)  # times its count it is no float32
+    unbiased = bnderiv.update_running_stats(
+        RunningStats(large, large, jnp.int32(0)), BatchStats(large, large, jnp.full(1, 5, jnp.float32)), momentum=0.0
+    )
+    np.testing.assert_allclose(unbiased.var, 1.25e38, rtol=1e-6)
     for momentum in (0.25, 0.75):
         assert updated(np.inf, 1, momentum, jnp.float32) == np.inf
         assert updated(1, -np.inf, momentum, jnp.float32) == -np.inf
@@ -313,6 +319,13 @@ def test_counts_on_an_explicit_mesh():
     running = RunningStats(mean, var, jnp.int32(0))
     for update in (bnderiv.update_running_stats, jax.jit(bnderiv.update_running_stats)):
         assert update(running, batch).count == 1
+
+
+def test_an_update_is_serialized():
+    running = bnderiv.init_running_stats(2, jnp.float64)
+    program = jax.export.export(jax.jit(bnderiv.update_running_stats))(running, BATCH)
+    found = jax.export.deserialize(program.serialize()).call(running, BATCH)
+    chex.assert_trees_all_equal(found, bnderiv.update_running_stats(running, BATCH))
 
 
 def test_it_does_not_retrace():
