@@ -120,13 +120,12 @@ def _with_traced_options(delta, x, gamma, beta, *running, **options):
 def test_numbers_at_large_means_and_scales(mean, deviation, running_mean, running_var, options):
     if np.finfo(np.longdouble).maxexp < 16384:
         pytest.skip("needs a long double of a wider range")
-    arguments = _problem((512, 8), mean, deviation, np.float32)
+    x, gamma, beta, delta = _problem((512, 8), mean, deviation, np.float32)
     near_it = 0.8 + 0.4 * np.random.default_rng(1).random(8)
     running = jnp.full(8, running_mean, jnp.float32), jnp.asarray(running_var * near_it, jnp.float32)
     options = {"eps": EPS, "r_max": 3.0, "d_max": 5.0, **options}
-    x, gamma, beta, delta = arguments
     actual = _with_traced_options(delta, x, gamma, beta, *running, **{k: jnp.float32(v) for k, v in options.items()})
-    expected = _truth(*arguments, *running, **options)
+    expected = _truth(x, gamma, beta, delta, *running, **options)
     for a, e, most in zip(actual, expected, (2e-7, 2e-7, 5e-7, 5e-7), strict=True):
         assert relative_error(a, e) < most
 
