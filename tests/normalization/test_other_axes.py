@@ -315,6 +315,14 @@ def test_an_epsilon_far_above_a_tiny_mean_square():
     np.testing.assert_allclose(y, np.full((1, 4), 1e-22), rtol=1e-5)
 
 
+def test_one_feature_has_no_gradient():
+    """It is its own mean: the terms of ∂J/∂x cancel to the bit."""
+    x = jnp.asarray(np.random.default_rng(15).standard_normal((64, 1)), jnp.float32)
+    gamma = jnp.full(1, 1.37, jnp.float32)
+    dx = fast_jit(lambda x: jax.vjp(lambda x: bnderiv.layer_norm(x, gamma, None), x)[1](x))(x)
+    np.testing.assert_array_equal(dx[0], 0)
+
+
 def test_an_example_without_elements():
     """μ = 0 and σ² = 0 by convention: y is the map of x by these."""
     x = jnp.asarray([[1.0, -2.0], [3.0, 5.0]])
