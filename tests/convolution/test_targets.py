@@ -20,9 +20,9 @@ ACCELERATORS = ("cuda", "rocm", "tpu")
 BATCH_LAST = {"channel_axis": 0, "batch_axis": 3}
 # Of few channels: as bands on a CPU, and the last forward as a sum of shifted inputs.
 FEW: list[tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = [
-    ((3, 9, 8, 2), (3, 3, 2, 4), {"padding": 1}),
+    ((3, 9, 8, 2), (3, 3, 2, 4), {"padding": ((1, 2), (0, 3))}),
     ((6, 14, 14, 5), (5, 5, 6, 16), BATCH_LAST),
-    ((1, 12, 12, 5), (5, 5, 1, 6), {"padding": 2, **BATCH_LAST}),
+    ((1, 12, 12, 5), (5, 5, 1, 6), {"padding": ((2, 1), (0, 3)), **BATCH_LAST}),
 ]
 
 

@@ -180,8 +180,10 @@ def test_padding_by_a_label_of_minus_one():
     expected, expected_gradients = value_and_gradients(indexed, np.abs(labels))
     np.testing.assert_array_equal(value, np.where(where, expected, 0))
     near(gradients["z"], np.where(where[:, None], expected_gradients["z"], 0), 1e-14)
-    wrong = indexed(jnp.asarray(Z), labels, where=CLASSES | True)
-    np.testing.assert_array_equal(np.isnan(wrong), ~where)  # an example that counts still needs a class
+    # An example that counts still needs a class.
+    wrong, gradients = value_and_gradients(indexed, labels, w=W, where=np.array([[False, True, True, True]]))
+    np.testing.assert_array_equal(np.isnan(wrong), ~where)
+    np.testing.assert_array_equal(np.isnan(gradients["w"]), [False, True, True, True])
 
 
 def test_a_label_whose_class_does_not_count_is_like_its_code():
