@@ -175,6 +175,7 @@ def weights(momentum: Any, *dtypes: Any) -> tuple[jax.Array, jax.Array]:
     if not inside:
         raise ValueError(f"momentum must lie in [0, 1], it weighs the old value; got {momentum}")
     if isinstance(momentum, jax.Array):
+        momentum = momentum.astype(accumulator(momentum.dtype))
         old_leads = momentum >= 0.5
         step = jnp.where(old_leads, 2 * (1 - momentum), -2 * momentum)
     else:
