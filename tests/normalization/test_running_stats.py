@@ -38,6 +38,8 @@ def test_momentum_weighs_the_old_value_and_the_variance_is_unbiased():
     np.testing.assert_allclose(new.mean, [8, 8.5], rtol=1e-15)
     np.testing.assert_allclose(new.var, [0.75 * 10 + 0.25 * 3 * 4 / 3, 0.75 * 10 + 0.25 * 8 * 5 / 4], rtol=1e-15)
     assert new.count == 8
+    replaced = bnderiv.update_running_stats(running, BATCH, momentum=jnp.uint8(0))
+    np.testing.assert_array_equal(replaced.mean, BATCH.mean)
     biased = bnderiv.update_running_stats(running, BATCH, momentum=0.75, unbiased=False)
     np.testing.assert_allclose(biased.var, [0.75 * 10 + 0.25 * 3, 0.75 * 10 + 0.25 * 8], rtol=1e-15)
 
