@@ -182,8 +182,10 @@ def test_the_value_beside_a_gradient_has_the_same_slope():
     """Differentiated once more, the forward body speaks for itself: at labels of 0 and at logits of −inf too."""
     z, y = jnp.asarray(Z), jnp.asarray(Y)
     beside = jax.grad(lambda z, y: jax.vjp(weighted, z, y)[0].sum(), (0, 1))(z, y)
-    for actual, expected in zip(beside, pull(weighted, z, y)[1], strict=True):
-        np.testing.assert_allclose(actual, expected, rtol=1e-14, atol=1e-16)
+    of_integers = jax.grad(lambda z: jax.vjp(lambda z: indexed(z, jnp.array([0, 1])), z)[0].sum())(z)
+    expected = *pull(weighted, z, y)[1], jax.nn.softmax(z) - jnp.eye(2, 4)
+    for actual, wanted in zip((*beside, of_integers), expected, strict=True):
+        np.testing.assert_allclose(actual, wanted, rtol=1e-14, atol=1e-16)
 
 
 @either
