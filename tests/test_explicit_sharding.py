@@ -110,28 +110,41 @@ LAYERS = {
     ),
     "softmax_cross_entropy-classes": ("softmax_cross_entropy", {}, *[((8, 4), P("data", "model"))] * 2),
     "squared_error-classes": ("squared_error", {}, *[((8, 4), P("data", "model"))] * 2),
+    "squared_error-targets": ("squared_error", {}, ((8, 4), P()), ((8, 4), P("data"))),
 }
 
 
-@pytest.mark.few(2, 6)
-@pytest.mark.parametrize("case", LAYERS.values(), ids=LAYERS)
-def test_the_result_is_spread_as_asked_and_gradients_like_their_arguments(case):
+def _bound(case, layers=bnderiv):
     name, options, *placed = case
     args = _random(*(shape for shape, _ in placed))
     args = (*args[:4], jnp.abs(args[4])) if len(args) == 5 else args  # a variance
-    specs = [spec for _, spec in placed]
-    layer, reference = (partial(getattr(layers, name), **options) for layers in (bnderiv, bnderiv.reference))
+    return partial(getattr(layers, name), **options), args, [spec for _, spec in placed]
+
+
+@pytest.mark.parametrize("case", LAYERS.values(), ids=LAYERS)
+def test_the_result_is_spread_as_asked(case):
+    """Its type says so when it is traced."""
+    layer, args, specs = _bound(case)
+    args = tuple(map(_put, args, specs))
+    spread = [a.sharding.spec for a in jax.tree.leaves(jax.eval_shape(layer, *args))]
+    assert spread == _expected_specs(case[0], [_spec(a) for a in args])
+
+
+@pytest.mark.few(3, 5)
+@pytest.mark.parametrize("case", LAYERS.values(), ids=LAYERS)
+def test_values_are_right_and_gradients_spread_like_their_arguments(case):
+    layer, args, specs = _bound(case)
+    reference, *_ = _bound(case, bnderiv.reference)
     cotangent = random_like(jax.eval_shape(reference, *args), 1)
     expected = fast_jit(partial(_value_and_gradient, reference))(cotangent, *args)
 
     args = tuple(map(_put, args, specs))
-    spread = _expected_specs(name, [_spec(a) for a in args])
-    assert [_spec(a) for a in jax.tree.leaves(fast_jit(layer)(*args))] == spread
     leaves, structure = jax.tree.flatten(cotangent)
+    spread = _expected_specs(case[0], [_spec(a) for a in args])
     cotangent = jax.tree.unflatten(structure, map(_put, leaves, spread))
     out, gradient = fast_jit(partial(_value_and_gradient, layer))(cotangent, *args)
     near((out, gradient), expected, TIGHT)
-    assert jax.tree.map(_spec, gradient) == tuple(map(_spec, args))
+    assert [_spec(a) for a in jax.tree.leaves((out, gradient))] == [*spread, *map(_spec, args)]
 
 
 def _expected_specs(name, specs):
@@ -144,7 +157,7 @@ def _expected_specs(name, specs):
     if name in ("batch_norm", "batch_norm_relu", "batch_renorm"):
         return [x, *[P(x[-1])] * 3]
     if name in ("softmax_cross_entropy", "squared_error"):
-        return [P(x[0])]
+        return [P(x[0] or specs[1][0])]
     return [P(x[0], x[1])] if name == "flatten" else [x]
 
 

@@ -93,7 +93,7 @@ def _weighted_bwd(smoothing, residuals, delta):
     t = targets(smoothing, class_weights, where, y)
     half, log_sum, p = parts_over_counted(z, where)
     dlogits = counted(where, delta * (p * t.sum(-1, keepdims=True) - t))  # (S7)
-    slope = per_class(counted(where, jnp.full_like(y, 1 - smoothing)), class_weights, where)
+    slope = per_class(jnp.full_like(y, 1 - smoothing), class_weights, where)
     dlabels = counted(where, times_surprise(delta, half, log_sum, slope))  # (S8), (S12)
     dweights = gradient_of_weights(delta, half, log_sum, smoothed(smoothing, where, y), class_weights, where)
     return dweights, None, dlogits.astype(logits.dtype), dlabels.astype(labels.dtype)

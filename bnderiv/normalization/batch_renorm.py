@@ -94,7 +94,7 @@ def batch_renorm(
 def _batch_renorm(axis, axis_name, index_groups, x, where, gamma, beta, mean, var, r_max, d_max, eps, root):
     groups, eps = per_channel(x, axis, over_devices=axis_name is not None), Epsilon(eps, root)
     gamma, beta, mean, var = map(partial(laid, x, (axis,)), (gamma, beta, mean, var))
-    n, moments = moments_of(groups, x, where, eps, lax.stop_gradient(mean), axis_name, index_groups)
+    n, moments = moments_of(groups, x, where, eps, mean, axis_name, index_groups)
     own = varying_like(x, moments)
     affine = _corrected(gamma, beta, *lax.stop_gradient((own, mean, var, r_max, d_max, eps)))
     return normalize(groups, False, x, where, affine, eps, own), batch_stats(n, moments)

@@ -59,7 +59,7 @@ def given(mean: jax.Array, var: jax.Array, root: jax.Array) -> Moments:
     """Given statistics as moments. K is the mean, so m = 0; the gradient of the mean goes through m."""
     shift = lax.stop_gradient(mean)
     finite = jnp.isfinite(shift)
-    size = jnp.maximum(jnp.sqrt(lax.stop_gradient(var)), root)
+    size = jnp.maximum(jnp.sqrt(var), root)
     scale = scale_for(size, jnp.where(finite, shift, 0)) / 4  # so that neither x − K nor σ² + ε overflows
     zero = jnp.where(finite, mean - shift, 0)
     var = jnp.where(jnp.isinf(var), jnp.nan, var)  # r would be 0, and y would be beta for any x

@@ -187,11 +187,14 @@ def test_on_a_cpu_the_bias_is_added_before_the_rounding():
 
 def test_result_type_of_mixed_arguments():
     with jax.numpy_dtype_promotion("standard"):
-        x, kernel, bias = jnp.ones((2, 3, 3, 1), jnp.bfloat16), jnp.ones((2, 2, 1, 2), jnp.float32), jnp.ones(2)
+        x, kernel, bias = jnp.ones((2, 2, 2, 1), jnp.bfloat16), jnp.ones((2, 2, 1, 1), jnp.float32), jnp.ones(1)
         z, pull_back = jax.vjp(bnderiv.conv2d, x, kernel, bias)
-        assert z.dtype == bias.dtype == jnp.float64
-        assert [g.dtype for g in pull_back(z)] == [jnp.bfloat16, jnp.float32, jnp.float64]
-        assert bnderiv.conv2d(x, kernel.astype(jnp.float16)).dtype == jnp.float32
+        assert jax.eval_shape(bnderiv.conv2d, x, kernel.astype(jnp.float16)).dtype == jnp.float32
+    assert z.dtype == jnp.float64
+    gradients = pull_back(jnp.array([1.0, 1e-9 - 1]).reshape(z.shape))  # the backward casts by itself
+    assert [g.dtype for g in gradients] == [jnp.bfloat16, jnp.float32, jnp.float64]
+    for gradient in gradients[1:]:  # summed in the dtype of the result
+        np.testing.assert_allclose(gradient.ravel(), 1e-9, rtol=1e-6)
 
 
 @pytest.mark.parametrize("bias", [False, True])

@@ -127,6 +127,8 @@ def test_the_gradient_of_the_kernel_is_a_product_of_matrices(devices):
     with traced_for(devices):
         gradient = jax.make_jaxpr(lambda x, delta: banded.kernel_gradient(geometry, (3, 3, 2, 3), x, delta))(x, delta)
     (product,) = (e for e in gradient.jaxpr.eqns if e.primitive.name == "dot_general")
+    lines = [v.aval.shape for e in gradient.jaxpr.eqns if e.primitive.name == "slice" for v in e.invars[:1]]
+    assert lines[:3] == [(2, 6, 6 * 5) if devices == 1 else x.shape] * 3
     shapes = [v.aval.shape for v in product.invars]
     assert shapes == ([(3 * 4, 4 * 5), (3 * 2 * 6, 4 * 5)] if devices == 1 else [(3, 4, 4, 5), (3, 2, 6, 4, 5)])
 
@@ -158,6 +160,9 @@ def test_the_gradient_of_the_input_is_added_up_once(layout, x, delta):
         ((32, 28, 28, 1), (5, 5, 1, 6), {"layout": NHWC}, (banded, banded)),
         ((32, 28, 28, 32), (5, 5, 32, 32), {"layout": NHWC}, (direct, direct)),
         ((64, 56, 56, 64), (3, 3, 64, 64), {"layout": NHWC}, (direct, direct)),
+        # The length of the kernel counts along the banded axis, the columns here and the rows there.
+        ((32, 28, 28, 1), (2, 9, 1, 32), {"layout": NHWC}, (banded, banded)),
+        ((1, 28, 28, 32), (2, 9, 1, 32), {"layout": CHWN}, (direct, direct)),
         ((32, 1, 28, 28), (5, 5, 1, 6), {"layout": (0, 1, 2, 3)}, (direct, direct)),  # neither of the two layouts
         ((32, 28, 28, 4), (5, 5, 1, 4), {"layout": NHWC, "groups": 4}, (direct, direct)),
     ],

@@ -1,6 +1,7 @@
 """The fully connected layer: hand-worked numbers and errors."""
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -31,12 +32,25 @@ def test_half_precision_is_accumulated_in_float32():
     assert abs(float(gradient[0]) - 1) < 2e-3
 
 
+@pytest.mark.parametrize(("dtype", "name"), [(jnp.float16, "f16"), (jnp.bfloat16, "bf16")], ids=["float16", "bfloat16"])
+def test_the_bias_is_added_before_the_rounding(dtype, name):
+    # From 2/eps on the numbers have a spacing of 2, and a 1 that is added there is lost.
+    large = 2 / float(jnp.finfo(dtype).eps)
+    arguments = [jnp.asarray(a, dtype) for a in ([[large, 1.0]], [[1.0], [1.0]], [-large])]
+    np.testing.assert_array_equal(bnderiv.dense(*arguments).astype(jnp.float32), [[1]])
+    program = jax.export.export(jax.jit(bnderiv.dense), platforms=["cuda"])(*arguments).mlir_module()
+    assert f"(tensor<1x2x{name}>, tensor<2x1x{name}>) -> tensor<1x1xf32>" in program
+
+
 def test_result_type_of_mixed_arguments():
     with jax.numpy_dtype_promotion("standard"):
-        x, kernel = jnp.ones((2, 3), jnp.bfloat16), jnp.ones((3, 4), jnp.float32)
-        z, pull_back = jax.vjp(bnderiv.dense, x, kernel)
-        assert z.dtype == jnp.float32
-        assert [g.dtype for g in pull_back(z)] == [jnp.bfloat16, jnp.float32]
+        x, kernel, bias = jnp.ones((2, 3), jnp.bfloat16), jnp.ones((3, 1), jnp.float32), jnp.ones(1)
+        z, pull_back = jax.vjp(bnderiv.dense, x, kernel, bias)
+    assert z.dtype == jnp.float64
+    gradients = pull_back(jnp.array([[1.0], [1e-9 - 1]]))  # the backward casts by itself
+    assert [g.dtype for g in gradients] == [jnp.bfloat16, jnp.float32, jnp.float64]
+    for gradient in gradients[1:]:  # summed in the dtype of the result
+        np.testing.assert_allclose(gradient.ravel(), 1e-9, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -47,12 +61,19 @@ def test_result_type_of_mixed_arguments():
         (((), (3, 4)), ["x", "rank 1"]),
         (((2, 3), (3, 4), (3,)), ["bias", r"\(4,\)", r"\[3\]"]),
         (((0, 3), (3, 4)), ["x", "empty"]),
+        (((2, 3), (3, 0)), ["kernel", "empty"]),
     ],
 )
 def test_shapes_that_do_not_fit(shapes, names):
     for name in names:
         with pytest.raises(ValueError, match=name):
             bnderiv.dense(*(jnp.ones(s) for s in shapes))
+
+
+def test_flatten_takes_no_scalar_and_nothing_empty():
+    for shape, message in (((), "x must have rank 1 or more"), ((2, 0), "x must not be empty")):
+        with pytest.raises(ValueError, match=message):
+            bnderiv.flatten(jnp.ones(shape))
 
 
 @pytest.mark.parametrize("argument", [0, 1, 2])

@@ -180,8 +180,10 @@ def test_padding_by_a_label_of_minus_one():
     expected, expected_gradients = value_and_gradients(indexed, np.abs(labels))
     np.testing.assert_array_equal(value, np.where(where, expected, 0))
     near(gradients["z"], np.where(where[:, None], expected_gradients["z"], 0), 1e-14)
-    wrong = indexed(jnp.asarray(Z), labels, where=CLASSES | True)
-    np.testing.assert_array_equal(np.isnan(wrong), ~where)  # an example that counts still needs a class
+    # An example that counts still needs a class.
+    wrong, gradients = value_and_gradients(indexed, labels, w=W, where=np.array([[False, True, True, True]]))
+    np.testing.assert_array_equal(np.isnan(wrong), ~where)
+    np.testing.assert_array_equal(np.isnan(gradients["w"]), [False, True, True, True])
 
 
 def test_a_label_whose_class_does_not_count_is_like_its_code():
@@ -233,6 +235,22 @@ def test_smoothing_and_a_logit_of_minus_infinity():
     assert np.isfinite(gradients["z"]).all()
     code = np.eye(4)[labels]
     assert np.isfinite(value_and_gradients(weighted, code, z, w)[1]["w"]).all()
+
+    # So it is in forward mode, where the infinity is multiplied first.
+    def push(y, w):
+        forward = bnderiv.forward_mode.softmax_cross_entropy
+        return jax.jvp(lambda y, w: forward(jnp.asarray(z), y, class_weights=w), (y, w), (y + 1, w + 1))[1]
+
+    kept = np.array([0, 2, 3])
+    slope = w * (code + 1) + (w + 1) * code
+    expected = -(slope[:, kept] * np.asarray(jax.nn.log_softmax(z[:, kept]))).sum(-1)
+    near(fast_jit(push)(code, w), expected, 1e-13)
+
+
+def test_all_of_the_label_may_be_smoothed():
+    loss = indexed(jnp.asarray(Z, jnp.float32), LABELS, label_smoothing=np.float64(1))
+    assert loss.dtype == jnp.float32
+    near(loss, -jax.nn.log_softmax(Z).mean(-1), 1e-6)
 
 
 def test_saves_its_arguments_alone():

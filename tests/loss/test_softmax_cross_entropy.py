@@ -182,8 +182,10 @@ def test_the_value_beside_a_gradient_has_the_same_slope():
     """Differentiated once more, the forward body speaks for itself: at labels of 0 and at logits of −inf too."""
     z, y = jnp.asarray(Z), jnp.asarray(Y)
     beside = jax.grad(lambda z, y: jax.vjp(weighted, z, y)[0].sum(), (0, 1))(z, y)
-    for actual, expected in zip(beside, pull(weighted, z, y)[1], strict=True):
-        np.testing.assert_allclose(actual, expected, rtol=1e-14, atol=1e-16)
+    of_integers = jax.grad(lambda z: jax.vjp(lambda z: indexed(z, jnp.array([0, 1])), z)[0].sum())(z)
+    expected = *pull(weighted, z, y)[1], jax.nn.softmax(z) - jnp.eye(2, 4)
+    for actual, wanted in zip((*beside, of_integers), expected, strict=True):
+        np.testing.assert_allclose(actual, wanted, rtol=1e-14, atol=1e-16)
 
 
 @either
@@ -272,11 +274,18 @@ def test_saves_logits_and_labels_alone():
 
 
 def test_result_type_of_mixed_arguments():
+    labels = jnp.array([[1, 1e-9 - 1, 0]])  # whose sum is 0 in float32
     with jax.numpy_dtype_promotion("standard"):
-        loss, grads = pull(weighted, jnp.ones((2, 3), jnp.bfloat16), jnp.ones((2, 3), jnp.float32))
-        assert loss.dtype == jnp.float32
-        assert [g.dtype for g in grads] == [jnp.bfloat16, jnp.float32]
-    assert indexed(jnp.ones((2, 3), jnp.bfloat16), jnp.zeros(2, jnp.int32)).dtype == jnp.bfloat16
+        loss, (dlogits, dlabels) = pull(weighted, jnp.ones((1, 3), jnp.float32), labels)
+    assert [a.dtype for a in (loss, dlogits, dlabels)] == [jnp.float64, jnp.float32, jnp.float64]
+    np.testing.assert_allclose(loss, 1e-9 * math.log(3), rtol=1e-6)
+    np.testing.assert_allclose(dlogits[0, 2], 1e-9 / 3, rtol=1e-6)
+
+    def of_integers(w):
+        return indexed(jnp.ones((2, 3), jnp.bfloat16), jnp.zeros(2, jnp.int32), class_weights=w)
+
+    loss, pull_back = jax.vjp(of_integers, jnp.ones(3, jnp.float16))
+    assert (loss.dtype, pull_back(loss)[0].dtype) == (jnp.bfloat16, jnp.float16)
 
 
 @pytest.mark.parametrize(

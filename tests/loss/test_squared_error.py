@@ -34,11 +34,12 @@ def test_delta_through_tanh(examples, outputs, seed):
     np.testing.assert_allclose(delta, (a - y) * (1 - a**2), rtol=1e-12, atol=1e-15)
 
 
-def test_half_precision_is_summed_in_float32():
-    a, y = jnp.full((1, 4000), 1.0, jnp.float16), jnp.full((1, 4000), 0.5, jnp.float16)
-    loss, pull_back = jax.vjp(bnderiv.squared_error, a, y)  # ½ · 4000 · ¼ = 500; a running float16 sum stops growing
-    np.testing.assert_array_equal(loss, [500])
-    np.testing.assert_array_equal(pull_back(jnp.ones(1, jnp.float16))[0], np.full((1, 4000), 0.5))
+def test_half_precision_is_squared_and_summed_in_float32():
+    # ½ · 4096 · ¼ = 512, where a running float16 sum stops growing; and 2⁻¹³ of squares that are no float16.
+    a, y = (jnp.broadcast_to(jnp.asarray(c, jnp.float16)[:, None], (2, 4096)) for c in ([1, 2**-12], [0.5, 0]))
+    loss, pull_back = jax.vjp(bnderiv.squared_error, a, y)
+    np.testing.assert_array_equal(loss, [512, 2**-13])
+    np.testing.assert_array_equal(pull_back(jnp.ones(2, jnp.float16))[0], a - y)
 
 
 @pytest.mark.parametrize("compiled", [False, True])

@@ -272,3 +272,10 @@ def test_errors(layer, change, error, words):
     for word in words:
         with pytest.raises(error, match=word):
             layer(**arguments)
+
+
+def test_one_row_of_few_channels():
+    """A CPU puts few channels in rows, but not if there would be one: it would look like what a channel shares."""
+    x, vector = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, 8, 3), (3,)))
+    gradient = jax.eval_shape(jax.grad(lambda *a: bnderiv.batch_norm(*a)[0].sum()), x, vector, vector)
+    assert gradient.shape == x.shape

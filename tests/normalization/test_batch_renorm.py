@@ -86,7 +86,7 @@ def test_the_gradient_is_that_of_the_value_with_r_and_d_held():
     assert slope == pytest.approx((there - back) / 2e-5, rel=1e-8)
 
 
-def _truth(x, gamma, beta, delta, mean, var, eps, r_max=3.0, d_max=5.0):
+def _truth(x, gamma, beta, delta, mean, var, eps, r_max, d_max):
     """y, dx, dγ, dβ by (N37), in long double."""
     x, gamma, beta, delta, mean, var = (np.asarray(a).astype(np.longdouble) for a in (x, gamma, beta, delta, mean, var))
     eps, mu = np.longdouble(eps), x.mean(0)
@@ -97,7 +97,12 @@ def _truth(x, gamma, beta, delta, mean, var, eps, r_max=3.0, d_max=5.0):
     return gamma * (x_hat * r + d) + beta, dx, (delta * (x_hat * r + d)).sum(0), delta.sum(0)
 
 
-@pytest.mark.few(1, 4)
+@jax.jit
+def _with_traced_options(delta, x, gamma, beta, *running, **options):
+    layer = partial(bnderiv.batch_renorm, mean=running[0], var=running[1], **options)
+    return _value_and_gradient(layer, delta, x, gamma, beta)[0]
+
+
 @pytest.mark.as_users_compile
 @pytest.mark.parametrize(
     ("mean", "deviation", "running_mean", "running_var", "options"),
@@ -109,6 +114,7 @@ def _truth(x, gamma, beta, delta, mean, var, eps, r_max=3.0, d_max=5.0):
         (1e30, 1e20, 0, 1, {}),  # a first batch
         (1e18, 1e18, 1.3e18, 1.3e36, {"eps": 0}),
         (1e-18, 1e-18, 1.3e-18, 1.3e-36, {"eps": 0}),
+        (1, 1, 0.5, 0, {"r_max": 1e3, "d_max": 1e3}),  # ε alone
     ],
 )
 def test_numbers_at_large_means_and_scales(mean, deviation, running_mean, running_var, options):
@@ -117,12 +123,9 @@ def test_numbers_at_large_means_and_scales(mean, deviation, running_mean, runnin
     x, gamma, beta, delta = _problem((512, 8), mean, deviation, np.float32)
     near_it = 0.8 + 0.4 * np.random.default_rng(1).random(8)
     running = jnp.full(8, running_mean, jnp.float32), jnp.asarray(running_var * near_it, jnp.float32)
-
-    def layer(x, gamma, beta):
-        return bnderiv.batch_renorm(x, gamma, beta, *running, **options)
-
-    actual, _ = jax.jit(partial(_value_and_gradient, layer))(delta, x, gamma, beta)
-    expected = _truth(x, gamma, beta, delta, *running, **{"eps": EPS, **options})
+    options = {"eps": EPS, "r_max": 3.0, "d_max": 5.0, **options}
+    actual = _with_traced_options(delta, x, gamma, beta, *running, **{k: jnp.float32(v) for k, v in options.items()})
+    expected = _truth(x, gamma, beta, delta, *running, **options)
     for a, e, most in zip(actual, expected, (2e-7, 2e-7, 5e-7, 5e-7), strict=True):
         assert relative_error(a, e) < most
 
@@ -181,9 +184,21 @@ def test_limits_may_be_traced():
     """As in a warm-up, under one program."""
     x, gamma, beta, _ = _problem((6, 3))
     mean, var = jnp.array([1.5, 2.5, 40]), jnp.array([8.0, 12, 0.1])
-    f = jax.jit(lambda r_max, d_max: bnderiv.batch_renorm(x, gamma, beta, mean, var, r_max=r_max, d_max=d_max)[0])
-    near(f(1, 0), bnderiv.batch_norm(x, gamma, beta)[0], TIGHT)
-    near(f(3.0, 5), bnderiv.batch_renorm(x, gamma, beta, mean, var)[0], TIGHT)
+
+    @jax.jit
+    def f(*limits):
+        y, pull_back = jax.vjp(
+            lambda r_max, d_max: bnderiv.batch_renorm(x, gamma, beta, mean, var, r_max=r_max, d_max=d_max)[0], *limits
+        )
+        return y, pull_back(y)
+
+    for limits, expected in (
+        ((1.0, 0.0), bnderiv.batch_norm(x, gamma, beta)),
+        ((3.0, 5.0), bnderiv.batch_renorm(x, gamma, beta, mean, var)),
+    ):
+        y, gradients = f(*limits)
+        near(y, expected[0], TIGHT)
+        assert gradients == (0, 0)  # r and d are constants, at a limit too
 
 
 def test_errors():

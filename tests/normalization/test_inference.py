@@ -49,10 +49,12 @@ def test_statistics_at_1e18():
 @pytest.mark.as_users_compile
 def test_a_deviation_beyond_the_dtype_is_right_where_y_fits():
     """x − μ is no float32, but a tenth of it is."""
-    most, ones = float(np.finfo(np.float32).max), jnp.ones(1, jnp.float32)
-    x = jnp.full((1, 1), most, jnp.float32)
-    y = bnderiv.batch_norm_inference(x, ones / 10, 0 * ones, -8e37 * ones, ones)
-    np.testing.assert_allclose(y, [[(most + 8e37) / 10 / np.sqrt(1 + 1e-5)]], rtol=3e-7)
+    most, ones = float(np.finfo(np.float32).max), jnp.ones(2, jnp.float32)
+    # In the second channel the mean is no float32 in the unit of the deviation.
+    mean, var = jnp.array([-8e37, 3e38], jnp.float32), jnp.array([1, 1e-6], jnp.float32)
+    x = jnp.array([[most, 3e38]], jnp.float32)
+    y = bnderiv.batch_norm_inference(x, ones / 10, 0 * ones, mean, var)
+    np.testing.assert_allclose(y, [[(most + 8e37) / 10 / np.sqrt(1 + 1e-5), 0]], rtol=3e-7)
 
 
 @pytest.mark.parametrize("argument", ["gamma", "beta", "mean", "var"])

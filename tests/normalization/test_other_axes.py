@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 
 import bnderiv
+from bnderiv.normalization.groups import Groups
+from bnderiv.normalization.rms_norm import by_root_mean_square
+from bnderiv.normalization.units import Epsilon
 from tests.case import random_like
 from tests.compiling import fast_jit
 from tests.contract import near
@@ -265,6 +268,62 @@ def test_what_is_masked_out_reaches_nothing(layers, bad):
     assert all(np.isfinite(a).all() for a in jax.tree.leaves(with_bad))
 
 
+@pytest.mark.parametrize("centred", [False, True], ids=["mean square", "layer_norm"])
+def test_what_is_masked_is_normalized_too(centred):
+    """As any other element if it is finite; otherwise it reaches nothing. (Other libraries mask a mean square, too.)"""
+    rng = np.random.default_rng(14)
+    x, delta, gamma, beta = (jnp.asarray(rng.standard_normal(s)) for s in ((4, 8), (4, 8), (1, 8), (1, 8)))
+    where = jnp.asarray(rng.random((4, 8)) < 0.6).at[3].set(False)
+    n = jnp.maximum(where.sum(-1, keepdims=True), 1).astype(jnp.float64)
+    groups = Groups((), statistics=(1,), parameters=(0,))
+
+    def ours(x, gamma, beta, eps):
+        if centred:
+            return OURS.layer_norm(x, gamma[0], beta[0], eps=eps, where=where)
+        return by_root_mean_square(groups, x, where, n, gamma, beta, Epsilon.of(eps, x.dtype))
+
+    def plain(x, gamma, beta, eps):
+        if centred:
+            x = x - jnp.where(where, x, 0).sum(-1, keepdims=True) / n
+        return gamma * x / jnp.sqrt((jnp.where(where, x, 0) ** 2).sum(-1, keepdims=True) / n + eps) + beta
+
+    @fast_jit
+    def run(x, delta):
+        def of(norm):
+            y, pull_back = jax.vjp(norm, x, gamma, beta, jnp.asarray(0.1))
+            # The value beside a gradient is differentiated by JAX.
+            beside = jax.grad(lambda x: jnp.vdot(jax.vjp(lambda x: norm(x, gamma, beta, 0.1), x)[0], delta))(x)
+            return jnp.where(where | jnp.isfinite(x), y, 0), pull_back(delta), beside
+
+        return of(ours), of(plain)
+
+    found, expected = run(x, delta)
+    near(found, expected, 1e-13)
+    kept = jnp.where(where, delta, 0)
+    _, (y, *gradients) = run(x, kept)
+    for bad in (np.nan, np.inf, 1e300):
+        found, *others = run(jnp.where(where, x, bad), kept)[0]
+        near((jnp.where(where, found, 0), others), (jnp.where(where, y, 0), gradients), 1e-13)
+        # A row that is measured again, as its squares overflow.
+        large, of_zeros = (run(jnp.where(where, 1e200 * x, a), kept)[0] for a in (bad, 0))
+        near((jnp.where(where, large[0], 0), large[1:]), (jnp.where(where, of_zeros[0], 0), of_zeros[1:]), 0)
+        assert all(np.isfinite(a).all() for a in jax.tree.leaves(of_zeros))
+
+
+def test_an_epsilon_far_above_a_tiny_mean_square():
+    """In the unit of x its square would be no float32."""
+    y = bnderiv.rms_norm(jnp.full((1, 4), 1e-37, jnp.float32), None, eps=1e-30)
+    np.testing.assert_allclose(y, np.full((1, 4), 1e-22), rtol=1e-5)
+
+
+def test_one_feature_has_no_gradient():
+    """It is its own mean: the terms of ∂J/∂x cancel to the bit."""
+    x = jnp.asarray(np.random.default_rng(15).standard_normal((64, 1)), jnp.float32)
+    gamma = jnp.full(1, 1.37, jnp.float32)
+    dx = fast_jit(lambda x: jax.vjp(lambda x: bnderiv.layer_norm(x, gamma, None), x)[1](x))(x)
+    np.testing.assert_array_equal(dx[0], 0)
+
+
 def test_an_example_without_elements():
     """μ = 0 and σ² = 0 by convention: y is the map of x by these."""
     x = jnp.asarray([[1.0, -2.0], [3.0, 5.0]])
@@ -319,6 +378,7 @@ WRONG = {
         "channel_axis must not be the first axis, which is the batch, got -3",
     ),
     "no places": (lambda: OURS.instance_norm(X[0], None, None), ValueError, "x must have rank 3 or more"),
+    "a scalar": (lambda: OURS.rms_norm(X[0, 0, 0], None), ValueError, "x must have rank 1 or more"),
     "integers": (lambda: OURS.rms_norm(X.astype(int), None), TypeError, "x must have a floating dtype"),
     "empty": (lambda: OURS.layer_norm(X[:0], None, None), ValueError, "x must not be empty"),
     "a negative epsilon": (lambda: OURS.rms_norm(X, None, eps=-1.0), ValueError, "eps must be finite and at least 0"),

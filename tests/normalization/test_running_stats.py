@@ -6,6 +6,7 @@ from typing import Any
 
 import chex
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -37,6 +38,8 @@ def test_momentum_weighs_the_old_value_and_the_variance_is_unbiased():
     np.testing.assert_allclose(new.mean, [8, 8.5], rtol=1e-15)
     np.testing.assert_allclose(new.var, [0.75 * 10 + 0.25 * 3 * 4 / 3, 0.75 * 10 + 0.25 * 8 * 5 / 4], rtol=1e-15)
     assert new.count == 8
+    replaced = bnderiv.update_running_stats(running, BATCH, momentum=jnp.uint8(0))
+    np.testing.assert_array_equal(replaced.mean, BATCH.mean)
     biased = bnderiv.update_running_stats(running, BATCH, momentum=0.75, unbiased=False)
     np.testing.assert_allclose(biased.var, [0.75 * 10 + 0.25 * 3, 0.75 * 10 + 0.25 * 8], rtol=1e-15)
 
@@ -223,6 +226,11 @@ def test_values_near_the_limits_of_the_dtype():
             truth = float(exact(old, new, momentum))
             np.testing.assert_allclose(updated(old, new, momentum, jnp.float32), truth, rtol=1e-6)
     assert updated(6e4, -6e4, 0.75, jnp.float16) == 3e4
+    large = jnp.full(1, 1e38, jnp.float32)  # times its count it is no float32
+    unbiased = bnderiv.update_running_stats(
+        RunningStats(large, large, jnp.int32(0)), BatchStats(large, large, jnp.full(1, 5, jnp.float32)), momentum=0.0
+    )
+    np.testing.assert_allclose(unbiased.var, 1.25e38, rtol=1e-6)
     for momentum in (0.25, 0.75):
         assert updated(np.inf, 1, momentum, jnp.float32) == np.inf
         assert updated(1, -np.inf, momentum, jnp.float32) == -np.inf
@@ -313,6 +321,13 @@ def test_counts_on_an_explicit_mesh():
     running = RunningStats(mean, var, jnp.int32(0))
     for update in (bnderiv.update_running_stats, jax.jit(bnderiv.update_running_stats)):
         assert update(running, batch).count == 1
+
+
+def test_an_update_is_serialized():
+    running = bnderiv.init_running_stats(2, jnp.float64)
+    program = jax.export.export(jax.jit(bnderiv.update_running_stats))(running, BATCH)
+    found = jax.export.deserialize(program.serialize()).call(running, BATCH)
+    chex.assert_trees_all_equal(found, bnderiv.update_running_stats(running, BATCH))
 
 
 def test_it_does_not_retrace():

@@ -1,5 +1,7 @@
 """What both pools refuse, at trace time and by name."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -104,6 +106,12 @@ def test_options_of_numpy(pool):
         pool(IMAGES, np.array([[2, 3], [2, 3]]))
     with pytest.raises(ValueError, match=r"padding must be a \(low, high\) pair for each of the 2 spatial axes"):
         pool(IMAGES, 2, padding=np.array([1, 1]))
+
+
+def test_what_an_average_counts():
+    options: Any = {"count_include_pad": 1}
+    with pytest.raises(TypeError, match="count_include_pad must be a boolean, got 1"):
+        bnderiv.avg_pool(IMAGES, 2, **options)
 
 
 @pytest.mark.parametrize(

@@ -120,11 +120,11 @@ def test_padding_never_wins_where_windows_overlap():
 
 
 def test_a_dilated_window_that_has_padding_alone():
-    # Cells at columns −2 and 1 of a single one: nothing is there to win.
-    x = image([[5]])
+    # Windows at columns (−2, 1), (−1, 2) and (0, 3) of two: in the second nothing is there to win.
+    x = image([[5, 7]])
     y, pull_back = jax.vjp(lambda x: bnderiv.max_pool(x, (1, 2), dilation=3, strides=1, padding=((0, 0), (2, 2))), x)
-    np.testing.assert_array_equal(y, image([[-np.inf, -np.inf]]))
-    np.testing.assert_array_equal(pull_back(image([[1, 1]]))[0], image([[0]]))
+    np.testing.assert_array_equal(y, image([[7, -np.inf, 5]]))
+    np.testing.assert_array_equal(pull_back(image([[1, 2, 3]]))[0], image([[3, 1]]))
 
 
 def test_a_nan_cotangent_goes_to_the_winner_alone():
@@ -191,12 +191,21 @@ def test_saved_are_the_winners_place_and_x_itself(platform, window, dtype):  # n
 
 
 @pytest.mark.few(3, 9)
-@pytest.mark.parametrize("window", [(16, 16), (16, 17), (1, 257), (2, 150)])
-@pytest.mark.parametrize("strides", [None, 1])
-def test_the_winners_place_does_not_overflow(window, strides):
-    x = jnp.zeros((1, *window, 1)).at[0, -1, -1, 0].set(1.0)  # the last cell wins
+@pytest.mark.parametrize(
+    ("window", "strides", "more"),
+    [
+        ((1, 256), 1, 1),
+        ((1, 256), 1, 12),  # one axis after the other, and the number of a row's cells is no byte
+        ((16, 17), 1, 12),
+        *(pytest.param(w, s, 12, marks=pytest.mark.slow) for w in [(16, 16), (2, 150)] for s in (None, 1)),
+    ],
+)
+def test_the_winners_place_does_not_overflow(window, strides, more):
+    """The last cell wins. Of the columns after it some windows have no cell, which must have no number."""
+    m, n = window
+    x = jnp.zeros((1, m, n + more, 1)).at[0, m - 1, n - 1].set(1.0)
     dx = jax.grad(lambda x: bnderiv.max_pool(x, window, strides=strides).sum())(x)
-    np.testing.assert_array_equal(dx, x)
+    np.testing.assert_array_equal(dx, x if strides is None else (more + 1) * x)
 
 
 @pytest.mark.parametrize("options", [{"window": 2}, {"window": 3, "strides": 2, "padding": 1}, {"window": 9}], ids=str)
@@ -269,5 +278,6 @@ def test_one_axis_after_the_other(platform, shape, options):  # noqa: F811
 
 @pytest.mark.parametrize("dtype", [jnp.float8_e4m3fn, jnp.float8_e5m2])
 def test_padding_does_not_win_where_there_is_no_infinity(dtype):
-    y = bnderiv.max_pool(-jnp.ones((1, 4, 4, 1), dtype), 3, strides=1, padding=1)
+    # In more blocks of windows than a CPU takes apart: so it pads.
+    y = bnderiv.max_pool(-jnp.ones((1, 4, 4, 1), dtype), 5, strides=1, padding=2)
     np.testing.assert_array_equal(y.astype(jnp.float32), -np.ones((1, 4, 4, 1)))

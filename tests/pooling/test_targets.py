@@ -15,7 +15,9 @@ from jax.sharding import PartitionSpec as P
 from jax.sharding import SingleDeviceSharding
 
 import bnderiv
-from bnderiv import forward_mode
+from bnderiv import _target, forward_mode
+from bnderiv.pooling import _xla
+from bnderiv.pooling._windows import windows
 from tests import contract, forms
 from tests.devices import traced_for
 from tests.pooling.cases import CASES
@@ -182,3 +184,19 @@ def test_windows_of_one_cell_under_shard_map():
     mesh = jax.make_mesh((2,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
     gradient = jax.grad(lambda x: (bnderiv.max_pool(x, 1) ** 2).sum())
     np.testing.assert_array_equal(jax.shard_map(gradient, mesh=mesh, in_specs=P("d"), out_specs=P("d"))(x), 2 * x)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_a_tpu_hands_to_the_first_maximum_and_to_the_first_nan(devices, monkeypatch):
+    monkeypatch.setattr(_target, "on_one_device", lambda: devices == 1)
+    x = jnp.array([2, 2, np.nan, 1, np.inf, np.nan, np.nan, np.nan, 1, 2], jnp.float32).reshape(1, 10, 1)
+    sides = windows(x, 2, None, "VALID", 1, False, -1, 0)
+    delta = jnp.arange(1.0, 6).reshape(1, 5, 1)
+    dx = _xla.hand_to_first_maxima(sides, x, delta)
+    np.testing.assert_array_equal(dx.ravel(), [1, 0, 2, 0, 0, 3, 4, 0, 0, 5])
+
+
+def test_the_maxima_of_a_tpu_in_a_dtype_without_infinity():
+    x = -jnp.ones((1, 2, 1), jnp.float8_e4m3fn)
+    sides = windows(x, 2, None, "VALID", 1, False, -1, 0)
+    np.testing.assert_array_equal(_xla.maxima(sides, x).astype(jnp.float32), [[[-1]]])
