@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bnderiv.check import derivatives, numbers
-from bnderiv.check.problem import Arguments, is_inexact
+from bnderiv.check.arguments import Arguments, is_inexact
 
 
 class Call:

@@ -23,9 +23,9 @@ from bnderiv.check import (
     under_transforms,
     values,
 )
+from bnderiv.check.arguments import Arguments
 from bnderiv.check.judge import raised
 from bnderiv.check.point import Point
-from bnderiv.check.problem import Arguments
 from bnderiv.check.report import FAIL, NOT_AVAILABLE, Report, Row, message, where_raised
 
 _MODES: dict[str, Callable[[Point], Iterator[Row]]] = {

@@ -10,7 +10,7 @@ import numpy as np
 from jax.core import Tracer
 
 from bnderiv.check import numbers
-from bnderiv.check.problem import is_inexact
+from bnderiv.check.arguments import is_inexact
 
 
 def pull(h: Callable, cotangent: tuple, floats: tuple, carried: tuple) -> tuple[tuple, tuple]:

@@ -11,9 +11,9 @@ import numpy as np
 
 from bnderiv.check import derivatives, numbers
 from bnderiv.check.call import Call
-from bnderiv.check.casts import without_casts
+from bnderiv.check.interpreter import without_casts
+from bnderiv.check.jaxprs import coarsest_ulp, random_draws
 from bnderiv.check.lines import Lines
-from bnderiv.check.problem import coarsest_ulp, random_draws
 from bnderiv.check.report import message
 from bnderiv.check.roundings import Roundings, measured
 

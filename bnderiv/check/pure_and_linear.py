@@ -12,11 +12,11 @@ import numpy as np
 
 from bnderiv.check import derivatives, judge, numbers
 from bnderiv.check.another_point import elsewhere
+from bnderiv.check.interpreter import without_rules
+from bnderiv.check.jaxprs import converges, may_not_end, sees_symbolic_zeros
 from bnderiv.check.numbers import wide
 from bnderiv.check.point import Point
-from bnderiv.check.problem import converges, may_not_end, sees_symbolic_zeros
 from bnderiv.check.report import FAIL, NOT_AVAILABLE, OK, Row, message
-from bnderiv.check.roundings import without_rules
 
 _PAIRS = 6  # so many arguments are differentiated in pairs, more only one by one
 

@@ -15,7 +15,8 @@ import numpy as np
 
 from bnderiv.check import numbers
 from bnderiv.check.derivatives import quick_jit
-from bnderiv.check.problem import coarsest_ulp, inner_of
+from bnderiv.check.interpreter import bind, evaluate
+from bnderiv.check.jaxprs import coarsest_ulp
 
 SAMPLES = 4
 # Terms that cancel completely leave roundings in float64, at most this part of their magnitude.
@@ -68,17 +69,9 @@ def measured(function: Callable, *args: Any, truth: Sequence[Any] | None = None)
     return found
 
 
-def without_rules(function: Callable) -> Callable:
-    """A function that returns a tuple, as JAX differentiates it if its rules are left out."""
+def _shaken(jaxpr: Any) -> Callable:
+    """(seed, *args) ↦ the outputs of the jaxpr, with the result of every operation off by up to an ulp."""
 
-    def run(*args: Any) -> tuple[Any, ...]:
-        closed = jax.make_jaxpr(function)(*args)
-        return tuple(_evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(args), lambda a: a))
-
-    return run
-
-
-def _shaken(closed: Any) -> Callable:
     def run(seed: Any, *args: Any) -> list[Any]:
         count = itertools.count(1)
 
@@ -88,37 +81,18 @@ def _shaken(closed: Any) -> Callable:
             # A fixed sequence in place of random numbers, which would take longer to compile than the function.
             place = jax.lax.iota(jnp.float32, a.size).reshape(a.shape)
             turn = place * 0.6180340 + (seed.astype(jnp.float32) + 1) * 0.7548777 + next(count) * 0.5698403
-            off = 2 * (turn - jnp.floor(turn)) - 1
-            return (a * (1 + numbers.ulp(a.dtype) * off.astype(jnp.finfo(a.dtype).dtype)).astype(a.dtype)).astype(
-                a.dtype
-            )
+            off = (2 * (turn - jnp.floor(turn)) - 1).astype(jnp.finfo(a.dtype).dtype)
+            return (a * (1 + numbers.ulp(a.dtype) * off).astype(a.dtype)).astype(a.dtype)
 
-        return _evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(args), shake)
+        def apply(equation: Any, inputs: Sequence[Any]) -> list[Any]:
+            name = equation.primitive.name
+            outputs = bind(equation, [shake(a) for a in inputs] if name in _SUMS else inputs)
+            exact = name in _EXACT and not (name == "convert_element_type" and _narrows(equation))
+            return outputs if exact else [shake(a) for a in outputs]
+
+        return evaluate(jaxpr, jax.tree.leaves(args), apply)
 
     return run
-
-
-def _evaluate(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], shake: Callable) -> list[Any]:
-    values: dict[Any, Any] = {}
-
-    def read(v: Any) -> Any:
-        return v.val if hasattr(v, "val") else values[v]
-
-    values.update(zip(jaxpr.constvars, consts, strict=True))
-    values.update(zip(jaxpr.invars, args, strict=True))
-    for e in jaxpr.eqns:
-        inputs, name = [read(v) for v in e.invars], e.primitive.name
-        inner = inner_of(e) if name not in _SUMS else None
-        if inner is not None:
-            outputs = _evaluate(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), inputs, shake)
-        else:
-            inputs = [shake(a) for a in inputs] if name in _SUMS else inputs
-            result = e.primitive.bind(*inputs, **e.primitive.get_bind_params(e.params))
-            outputs = list(result) if e.primitive.multiple_results else [result]
-            narrowed = name == "convert_element_type" and _narrows(e)
-            outputs = outputs if name in _EXACT and not narrowed else [shake(a) for a in outputs]
-        values.update(zip(e.outvars, outputs, strict=True))
-    return [read(v) for v in jaxpr.outvars]
 
 
 def _narrows(e: Any) -> bool:

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from bnderiv.check import derivatives, judge, numbers
+from bnderiv.check.arguments import is_inexact
 from bnderiv.check.point import Point
-from bnderiv.check.problem import custom_vjp_of, is_inexact, pull_back_directly
 from bnderiv.check.report import FAIL, NOT_AVAILABLE, OK, Row
 
 
@@ -75,7 +75,7 @@ def _outputs_of_reference(at: Point) -> list[Any]:
 
 def _integers(at: Point) -> Iterator[Row]:
     """An integer argument has no gradient. JAX drops one silently, so the backward of a rule is called directly."""
-    rule = custom_vjp_of(at.f)
+    rule = _custom_vjp_of(at.f)
     carried = [
         (name, i)
         for name, i, a in zip(at.arguments.carried_names, at.arguments.carried_positions, at.carried, strict=True)
@@ -87,7 +87,7 @@ def _integers(at: Point) -> Iterator[Row]:
     filled = iter(at.cotangent)
     leaves = [next(filled) if is_inexact(o) else np.zeros(np.shape(o), jax.dtypes.float0) for o in at.out_leaves]
     try:
-        grads = pull_back_directly(rule, args, jax.tree.unflatten(at.out_tree, leaves))
+        grads = _pull_back_directly(rule, args, jax.tree.unflatten(at.out_tree, leaves))
     except Exception:  # another calling convention, such as symbolic zeros
         return
     for name, i in carried:
@@ -106,3 +106,23 @@ def _of_integers(argument: Any, gradient: Any) -> Sequence[Any]:
         return []
     pairs = [(a, g) for a, g in zip(leaves, grads, strict=True) if g is not None and not is_inexact(a)]
     return [jnp.asarray(g) for _, g in pairs if getattr(g, "dtype", jax.dtypes.float0) != jax.dtypes.float0]
+
+
+def _custom_vjp_of(f: Any) -> jax.custom_vjp | None:
+    """The rule if `f` is one or wraps one (jit), so that its backward can be called directly."""
+    for _ in range(8):
+        if isinstance(f, jax.custom_vjp):
+            return f
+        f = getattr(f, "__wrapped__", None)
+    return None
+
+
+def _pull_back_directly(rule: Any, args: tuple[Any, ...], cotangent: Any) -> list[Any]:
+    """What the backward of the rule returns for each argument, before JAX processes it.
+
+    JAX silently drops the cotangent of an integer argument.
+    """
+    _, residuals = rule.fwd(*args)
+    static = [args[i] for i in sorted(rule.nondiff_argnums)]
+    grads = iter(rule.bwd(*static, residuals, cotangent))
+    return [None if i in rule.nondiff_argnums else next(grads) for i in range(len(args))]
