@@ -73,12 +73,17 @@ def _bind_in_float64(equation: Any, inputs: Sequence[Any]) -> list[Any]:
 
 
 def _called(equation: Any) -> Any:
-    """The jaxpr that an equation calls once with its own arguments, such as a jit or a rule; None for any other."""
+    """The jaxpr that an equation calls once with its own arguments, such as a jit or a rule; None for any other.
+
+    The jaxpr of a reduction is of scalars, the equation of arrays.
+    """
     if equation.primitive.name in _LOOPS:
         return None
     inner = next((equation.params[p] for p in ("jaxpr", "call_jaxpr", "fun_jaxpr") if p in equation.params), None)
-    same = inner is not None and len(getattr(inner, "jaxpr", inner).invars) == len(equation.invars)
-    return inner if same else None
+    if inner is None:
+        return None
+    shapes = [[np.shape(v.aval) for v in e.invars] for e in (getattr(inner, "jaxpr", inner), equation)]
+    return inner if shapes[0] == shapes[1] else None
 
 
 def _in_float64(a: Any) -> Any:

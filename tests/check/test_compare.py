@@ -1006,3 +1006,16 @@ def test_lines_have_their_own_precision():
     with jax.enable_x64(False):
         lines = Lines(lambda floats, _: (floats[0] ** 2,), (x,), (), (cotangent,), 2.0**-52, double=True)
         assert lines.weight == pytest.approx(1e60)
+
+
+def test_a_reduction_by_a_function_of_its_own():
+    """Without its casts f is measured by running its operations one by one; the function of a reduction is none."""
+
+    def product(x):
+        x = x.astype(jnp.bfloat16).astype(x.dtype)
+        return jax.lax.reduce(x, np.ones((), x.dtype), lambda a, b: a * b * 1, (0,))
+
+    f = rule(product, lambda residuals, ct: ((ct * residuals[0].prod(0))[None] / residuals[0],))
+    report = compare(f, None, 1 + jnp.arange(6.0).reshape(2, 3), modes="finite_differences")
+    report.raise_if_failed()
+    assert "casts" in report.rows[0].note
