@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bnderiv.check import derivatives
+from bnderiv.check import programs
 
 _CHUNK = 16  # lines in one call, so that one program serves every argument
 
@@ -26,7 +26,7 @@ class Along:
     def __init__(self, f: Callable, cotangent: Any, dtypes: Sequence[Any], double: bool):
         self._f, self._cotangent, self._dtypes = f, cotangent, dtypes
         self._real = jnp.float64 if double else jnp.float32
-        self._program = derivatives.quick_jit(functools.partial(_moves, f))
+        self._program = programs.quick_jit(functools.partial(_moves, f))
 
     def __call__(self, starts: Any, lines: Any, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The two results of `_move`, each with a row for each line and a column for each of its steps.

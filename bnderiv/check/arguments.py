@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bnderiv.check.numbers import is_inexact
+
 _FLOAT, _CARRIED, _STATIC = "float", "carried", "static"
 
 
@@ -59,6 +61,10 @@ class Arguments:
         sources = {_FLOAT: iter(floats), _CARRIED: iter(carried), _STATIC: iter([leaf for _, leaf in self.static])}
         return jax.tree.unflatten(self._treedef, [next(sources[kind]) for kind in self.kinds])
 
+    def copies(self) -> tuple[Any, ...]:
+        """Copies of the arguments, for a call of `f`, which may donate and so delete them."""
+        return self.rebuild([a.copy() for a in self.floats], [a.copy() for a in self.carried])
+
     def bind(self, f: Callable) -> Callable:
         """`f` as a function (floats, carried) ↦ flat tuple of floating outputs."""
 
@@ -67,10 +73,6 @@ class Arguments:
             return tuple(jnp.asarray(leaf) for leaf in leaves if is_inexact(leaf))
 
         return bound
-
-
-def is_inexact(a: Any) -> bool:
-    return isinstance(a, (float, complex)) or (hasattr(a, "dtype") and jnp.issubdtype(a.dtype, jnp.inexact))
 
 
 def _chosen(argnums: Any, count: int) -> set[int]:

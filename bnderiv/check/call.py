@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bnderiv.check import derivatives, numbers
-from bnderiv.check.arguments import Arguments, is_inexact
+from bnderiv.check import numbers
+from bnderiv.check.arguments import Arguments
+from bnderiv.check.numbers import is_inexact
 
 
 class Call:
@@ -31,8 +32,8 @@ class Call:
         self.floats, self.carried = a.floats, a.carried
         self.h = a.bind(f)
         self.r: Any = None if reference is None else a.bind(reference)
-        given = derivatives.fresh(a.floats), derivatives.fresh(a.carried)
-        self.out = f(*a.rebuild(*given))
+        given = a.copies()
+        self.out = f(*given)
         if any(isinstance(x, jax.Array) and x.is_deleted() for x in jax.tree.leaves(given)):
             self.h = jax.jit(self.h)  # f donates its arguments, which JAX ignores within an outer jit
         flat, self.out_tree = jax.tree_util.tree_flatten_with_path(self.out)

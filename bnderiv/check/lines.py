@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bnderiv.check import derivatives, numbers, slopes
+from bnderiv.check import numbers, programs, slopes
 from bnderiv.check.along import Along
 from bnderiv.check.slopes import Slopes
 
@@ -113,7 +113,7 @@ class Lines:
     @cached_property
     def _here(self) -> Any:
         with self._precision():
-            return derivatives.Program(self._value)(self.floats)
+            return programs.Program(self._value)(self.floats)
 
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
         """In which the function is evaluated, whatever the caller's is."""

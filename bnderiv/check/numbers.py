@@ -1,4 +1,4 @@
-"""Distances between arrays, and tolerances."""
+"""Tolerances, distances between arrays, and arrays in float64."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 # Tolerances against the truth, relative to the largest element. They are wide enough for any order of summation, and
 # narrow enough to show a wrong formula. (In float64, ChainRulesTestUtils also has 1e-9; PyTorch's gradcheck has 1e-3.)
@@ -23,6 +24,10 @@ class Distance(NamedTuple):
     error: float  # relative
     index: tuple[int, ...] | None
     apart: float  # absolute
+
+
+def is_inexact(a: Any) -> bool:
+    return isinstance(a, (float, complex)) or (hasattr(a, "dtype") and jnp.issubdtype(a.dtype, jnp.inexact))
 
 
 def lookup(table: dict[str, float], dtypes: Sequence[Any]) -> float:
@@ -74,6 +79,20 @@ def wide(array: Any) -> np.ndarray:
     """As a NumPy array in float64 or complex128."""
     array = np.asarray(array)
     return array.astype(np.complex128 if np.issubdtype(array.dtype, np.complexfloating) else np.float64)
+
+
+def widen(tree: Any) -> Any:
+    """The tree with its floating arrays in float64 and its complex ones in complex128."""
+
+    def convert(a: Any) -> Any:
+        if not is_inexact(a):
+            return a
+        dtype = jnp.complex128 if jnp.issubdtype(a.dtype, jnp.complexfloating) else jnp.float64
+        if isinstance(a, Tracer):
+            return a.astype(dtype)
+        return jax.device_put(np.asarray(a).astype(dtype))  # converted by NumPy, which compiles nothing
+
+    return jax.tree.map(convert, tree)
 
 
 def dot(a: Any, b: Any) -> jax.Array:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bnderiv.check import derivatives, numbers
+from bnderiv.check import derivatives, numbers, programs
 from bnderiv.check.call import Call
 from bnderiv.check.interpreter import without_casts
 from bnderiv.check.jaxprs import coarsest_ulp, random_draws
@@ -60,14 +60,14 @@ class Point(Call):
         """The gradient of the rule of `f`, eager."""
         return self._eager[1]
 
-    def _program(self, compute: Callable, h: Callable) -> derivatives.Program:
+    def _program(self, compute: Callable, h: Callable) -> programs.Program:
         """`compute(h, ...)`, compiled. Kept, so that modes share programs."""
-        return derivatives.Program(partial(compute, h))
+        return programs.Program(partial(compute, h))
 
     @cached_property
-    def compiled(self) -> derivatives.Program:
+    def compiled(self) -> programs.Program:
         """Value and gradient of `f` as a function of (cotangent, floats, carried), compiled as users do."""
-        return derivatives.Program(partial(derivatives.pull, self.h), optimized=True)
+        return programs.Program(partial(derivatives.pull, self.h), optimized=True)
 
     @cached_property
     def pulled(self) -> tuple[Any, bool, str]:
@@ -96,9 +96,9 @@ class Point(Call):
             floats = [numbers.wide(a) * (1 + numbers.ulp(a.dtype) * rng.uniform(-1, 1, a.shape)) for a in self.floats]
             with jax.enable_x64(True):
                 data = (
-                    derivatives.widen(self.cotangent),
+                    numbers.widen(self.cotangent),
                     tuple(map(jax.device_put, floats)),
-                    derivatives.widen(self.carried),
+                    numbers.widen(self.carried),
                 )
                 _, moved = self.program(derivatives.pull, self.h)(*data)
             apart = [numbers.largest(numbers.wide(m) - e) for m, e in zip(moved, exact, strict=True)]
@@ -170,7 +170,7 @@ class Point(Call):
         if not self._draws_the_same(h):
             raise TypeError("it would draw other random numbers")
         with jax.enable_x64(True):
-            result = self.program(compute, h)(*(derivatives.widen(d) for d in data))
+            result = self.program(compute, h)(*(numbers.widen(d) for d in data))
             for leaf in jax.tree.leaves(result):
                 if leaf.dtype not in (jnp.float64, jnp.complex128):
                     raise TypeError(f"a result stays {leaf.dtype}")
@@ -186,18 +186,18 @@ class Point(Call):
             raise TypeError("nothing is cast to half precision")
         with jax.enable_x64(True):
             function = without_casts(partial(compute, h))
-            return jax.tree.map(np.asarray, derivatives.quick_jit(function)(*map(derivatives.widen, data)))
+            return jax.tree.map(np.asarray, programs.quick_jit(function)(*map(numbers.widen, data)))
 
     @cached_property
     def _rounds_to_half(self) -> bool:
-        return coarsest_ulp(self.h, derivatives.widen(self.floats), self.carried) > _SINGLE
+        return coarsest_ulp(self.h, numbers.widen(self.floats), self.carried) > _SINGLE
 
     def _draws_the_same(self, h: Callable) -> bool:
         """Whether `h` draws the same random bits for float64 arguments."""
         if h not in self._same_draws:
             drawn = random_draws(h, self.floats, self.carried)
             with jax.enable_x64(True):
-                self._same_draws[h] = random_draws(h, derivatives.widen(self.floats), self.carried) == drawn
+                self._same_draws[h] = random_draws(h, numbers.widen(self.floats), self.carried) == drawn
         return self._same_draws[h]
 
     def in_float64_or_own(self, compute: Callable, *data: Any) -> tuple[Any, bool, str]:
@@ -223,14 +223,14 @@ class Point(Call):
     @cached_property
     def lines_without_casts(self) -> Lines:
         with double_precision(True):
-            floats, carried, cotangent = map(derivatives.widen, (self.floats, self.carried, self.cotangent))
+            floats, carried, cotangent = map(numbers.widen, (self.floats, self.carried, self.cotangent))
             return Lines(without_casts(self.h), floats, carried, cotangent, numbers.ulp(jnp.float64), True)
 
     def lines_of(self, function: Callable, cotangent: Any, double: bool) -> Lines:
         with double_precision(double):
             floats, carried, cotangent = (self.floats, self.carried, tuple(cotangent))
             if double:
-                floats, carried, cotangent = map(derivatives.widen, (floats, carried, cotangent))
+                floats, carried, cotangent = map(numbers.widen, (floats, carried, cotangent))
             return Lines(function, floats, carried, cotangent, coarsest_ulp(function, floats, carried), double)
 
 

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from bnderiv.check import numbers
-from bnderiv.check.derivatives import quick_jit
 from bnderiv.check.interpreter import bind, evaluate
 from bnderiv.check.jaxprs import coarsest_ulp
+from bnderiv.check.programs import quick_jit
 
 SAMPLES = 4
 # Terms that cancel completely leave roundings in float64, at most this part of their magnitude.

@@ -78,6 +78,6 @@ def _lines_of_gradient(at: Point, h: Any, direction: Any, double: bool) -> Lines
 
 def _new_lines(at: Point, h: Any, direction: Any, double: bool) -> Lines:
     with double_precision(double):
-        cotangent = derivatives.widen(at.cotangent) if double else at.cotangent
+        cotangent = numbers.widen(at.cotangent) if double else at.cotangent
         one = np.ones((), np.float64 if double else np.float32)
         return at.lines_of(partial(derivatives.projected, h, direction, cotangent), (one,), double)

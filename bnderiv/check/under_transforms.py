@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bnderiv.check import derivatives, judge, numbers
+from bnderiv.check import derivatives, judge, numbers, programs
 from bnderiv.check.judge import raised
 from bnderiv.check.point import Point, join
 from bnderiv.check.report import FAIL, OK, Row
@@ -55,14 +55,14 @@ def scan(at: Point) -> Iterator[Row]:
 
     loop = [at.compiled(at.cotangent, floats, at.carried)[1] for floats in points]
     expected = [np.stack(g) for g in zip(*loop, strict=True)]
-    actual = derivatives.Program(jax.grad(total))(tuple(np.stack(a) for a in zip(*points, strict=True)))
+    actual = programs.Program(jax.grad(total))(tuple(np.stack(a) for a in zip(*points, strict=True)))
     tolerance = at.tolerance("scan", numbers.SAME)
     yield from judge.rows(at, "scan", "scan", at.names, actual, expected, tolerance, roundings=lambda: at.roundings)
 
 
 def checkpoint(at: Point) -> Iterator[Row]:
     h = jax.checkpoint(at.h)
-    _, actual = derivatives.Program(partial(derivatives.pull, h))(at.cotangent, at.floats, at.carried)
+    _, actual = programs.Program(partial(derivatives.pull, h))(at.cotangent, at.floats, at.carried)
     tolerance = at.tolerance("checkpoint", numbers.SAME)
     yield from judge.rows(
         at, "checkpoint", "checkpoint", at.names, actual, at.gradient, tolerance, roundings=lambda: at.roundings
@@ -81,7 +81,7 @@ def _mapped(at: Point, name: str, mapped: set[int], arrays: Sequence[Sequence[An
         at.compiled(tuple(c[k] for c in cotangent), tuple(call[:count]), tuple(call[count:]))
         for k, call in enumerate(calls)
     ]
-    actual = derivatives.Program(partial(derivatives.pull, function))(
+    actual = programs.Program(partial(derivatives.pull, function))(
         cotangent, tuple(stacked[:count]), tuple(stacked[count:])
     )
     values = [np.stack(o) for o in zip(*(v for v, _ in loop), strict=True)]

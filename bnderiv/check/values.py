@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bnderiv.check import derivatives, judge, numbers
-from bnderiv.check.arguments import is_inexact
+from bnderiv.check import judge, numbers
+from bnderiv.check.numbers import is_inexact
 from bnderiv.check.point import Point
 from bnderiv.check.report import FAIL, NOT_AVAILABLE, OK, Row
 
@@ -63,7 +63,7 @@ def _unlike(at: Point) -> Iterator[Row]:
 
 def _outputs_of_reference(at: Point) -> list[Any]:
     """The outputs, or their shapes if all are floating: those are compared with the truth, which is compiled."""
-    args = at.arguments.rebuild(derivatives.fresh(at.floats), derivatives.fresh(at.carried))
+    args = at.arguments.copies()
     try:
         leaves = jax.tree.leaves(jax.eval_shape(lambda: at.reference(*args)))
         if all(map(is_inexact, leaves)):
@@ -83,7 +83,7 @@ def _integers(at: Point) -> Iterator[Row]:
     ]
     if rule is None or not carried:
         return
-    args = at.arguments.rebuild(derivatives.fresh(at.floats), derivatives.fresh(at.carried))
+    args = at.arguments.copies()
     filled = iter(at.cotangent)
     leaves = [next(filled) if is_inexact(o) else np.zeros(np.shape(o), jax.dtypes.float0) for o in at.out_leaves]
     try:

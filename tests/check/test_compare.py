@@ -15,7 +15,7 @@ from jax.core import Tracer
 
 import bnderiv
 import bnderiv.reference
-from bnderiv.check import Report, Row, compare, derivatives
+from bnderiv.check import Report, Row, compare, programs
 from bnderiv.check.__main__ import _draw, _shapes, main
 from bnderiv.check.lines import Lines
 from tests.cases import CASES
@@ -106,17 +106,17 @@ def test_a_right_rule_passes(reference):
 def test_one_program_is_compiled_as_users_do_and_the_others_quickly(monkeypatch):
     optimized = []
 
-    class Counted(derivatives.Program):
+    class Counted(programs.Program):
         def __init__(self, function, optimized_=False, **options):
             optimized.append(options.get("optimized", optimized_))
             super().__init__(function, **options)
 
-    monkeypatch.setattr(derivatives, "Program", Counted)
+    monkeypatch.setattr(programs, "Program", Counted)
     compare(rule(plain, right_bwd), plain, *X_W).raise_if_failed()
     assert sum(optimized) == 1
     assert len(optimized) <= 12
-    assert derivatives._quick_options("cpu")
-    assert derivatives._quick_options("tpu") is None
+    assert programs._quick_options("cpu")
+    assert programs._quick_options("tpu") is None
 
 
 def wrong_sign(residuals, ct):
