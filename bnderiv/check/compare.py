@@ -23,8 +23,8 @@ from bnderiv.check import (
     under_transforms,
     values,
 )
+from bnderiv.check.agreement import raised
 from bnderiv.check.arguments import Arguments
-from bnderiv.check.judge import raised
 from bnderiv.check.point import Point
 from bnderiv.check.report import FAIL, NOT_AVAILABLE, Report, Row, message, where_raised
 
@@ -140,37 +140,40 @@ def compare(
     if modes is MODES:
         needless = "gradient" if reference is None else "finite_differences"
         chosen = tuple(mode for mode in chosen if mode != needless)
-    arguments = Arguments(f, args, argnums)
-
     title = _name(f) + (f" against {_name(reference)}" if reference is not None else " against finite differences")
-    try:
-        point = Point(f, reference, arguments, key, tolerances)
-    except Exception as error:
-        if not arguments.numbers:
-            return Report(title, (Row("value", "f raises", verdict=FAIL, note=where_raised(error)),))
-        point = Point(f, reference, Arguments(f, args, argnums, static_numbers=True), key, tolerances)
-    if cotangent is not None:
-        point.cotangent = point.given_cotangent(cotangent)
-    if not point.differentiable:
-        return Report(title, (*_rows(point, [m for m in chosen if m == "value"]), _nothing(point)))
-    problem = _raises(lambda: point.gradient)
-    if problem is not None and arguments.numbers:
+
+    def attempt(static_numbers: bool) -> tuple[Point | None, list[Row]]:
+        """The call, and a report of what keeps its gradient from being checked."""
+        arguments = Arguments(f, args, argnums, static_numbers)
+        try:
+            point = Point(f, reference, arguments, key, tolerances)
+        except Exception as error:
+            return None, [Row("value", "f raises", verdict=FAIL, note=where_raised(error))]
+        if cotangent is not None:
+            point.cotangent = point.given_cotangent(cotangent)
+        if not point.differentiable:
+            return point, [*_rows(point, [m for m in chosen if m == "value"]), _nothing(point)]
+        error = _raises(point, "gradient")
+        return point, [Row("structure", "the backward raises", verdict=FAIL, note=where_raised(error))] if error else []
+
+    point, failures = attempt(static_numbers=False)
+    if failures and Arguments(f, args, argnums).numbers:
         # A Python number may have to stay one, such as an argument in nondiff_argnums.
-        fixed = Point(f, reference, Arguments(f, args, argnums, static_numbers=True), key, tolerances)
-        fixed.cotangent = point.cotangent
-        if fixed.differentiable and _raises(lambda: fixed.gradient) is None:
-            point, problem = fixed, None
-    if problem is not None:
-        return Report(title, (Row("structure", "the backward raises", verdict=FAIL, note=where_raised(problem)),))
-    first: list[Row] = []
-    if reference is not None:
-        without = _raises(lambda: point.truth)
-        if without is not None and _raises(lambda: point.true_value) is None and point.same_values:
-            first = [*_rows(point, [m for m in chosen if m == "value"]), _no_gradient(without)]
-            kept, point = point, Point(f, None, point.arguments, key, tolerances)
-            point.cotangent = kept.cotangent
-            chosen = tuple("finite_differences" if mode == "gradient" else mode for mode in chosen if mode != "value")
-    rows = deliberate.excused(point, [*first, *_rows(point, chosen)], expected)
+        as_given = attempt(static_numbers=True)
+        if point is None or not as_given[1]:
+            point, failures = as_given
+    if point is None or failures:
+        return Report(title, tuple(failures))
+
+    rows: list[Row] = []
+    no_truth = None if reference is None else _raises(point, "truth")
+    if no_truth is not None and _raises(point, "true_value") is None and point.same_values:
+        rows = [*_rows(point, [m for m in chosen if m == "value"]), _no_gradient(no_truth)]
+        alone = Point(f, None, point.arguments, key, tolerances)
+        alone.cotangent = point.cotangent
+        point = alone
+        chosen = tuple("finite_differences" if mode == "gradient" else mode for mode in chosen if mode != "value")
+    rows = deliberate.excused(point, [*rows, *_rows(point, chosen)], expected)
     return Report(title, (*rows, *_untold(rows)))
 
 
@@ -196,9 +199,10 @@ def _once(rows: Sequence[Row]) -> list[Row]:
     return list(kept.values())
 
 
-def _raises(compute: Callable[[], Any]) -> Exception | None:
+def _raises(point: Point, attribute: str) -> Exception | None:
+    """The error that evaluating an attribute of the point raises."""
     try:
-        compute()
+        getattr(point, attribute)
     except Exception as error:
         return error
     return None

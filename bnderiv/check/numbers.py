@@ -1,5 +1,6 @@
 """Tolerances, distances between arrays, and arrays in float64."""
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -100,6 +101,11 @@ def dot(a: Any, b: Any) -> jax.Array:
     pairs = list(zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
     dtype = jnp.float64 if any(_real(y.dtype).itemsize == 8 for _, y in pairs) else jnp.float32
     return jnp.stack([jnp.real(x.astype(y.dtype) * y).sum(dtype=dtype) for x, y in pairs]).sum()
+
+
+def double_precision(wanted: bool) -> contextlib.AbstractContextManager[Any]:
+    """The context of evaluation in float64, or none."""
+    return jax.enable_x64(True) if wanted else contextlib.nullcontext()
 
 
 def largest(array: Any) -> float:

@@ -18,9 +18,8 @@ from bnderiv.check.interpreter import bind, evaluate
 from bnderiv.check.jaxprs import coarsest_ulp
 from bnderiv.check.programs import quick_jit
 
-SAMPLES = 4
-# Terms that cancel completely leave roundings in float64, at most this part of their magnitude.
-LOST = 1e3 * 2.0**-52
+_SAMPLES = 4
+_LOST = 1e3  # terms that cancel completely leave at most so many ulps of their magnitude
 
 # Operations that round nothing.
 _EXACT = frozenset(
@@ -43,21 +42,23 @@ class Roundings(NamedTuple):
     terms: float  # the magnitude of the terms that were rounded
 
     def explain(self, apart: float) -> bool:
+        """Whether two arrays may be this far apart. `spread` is of a few samples, so it may be low."""
         return apart <= 4 * self.spread
 
     def vanishes(self, array: Any) -> bool:
-        """Whether an array computed in float64 consists of roundings only."""
-        return 0 < self.terms < np.inf and numbers.largest(array) <= LOST * self.terms
+        """Whether an array consists of roundings only: its terms cancel to within what its dtype keeps of them."""
+        lost = _LOST * numbers.ulp(np.asarray(array).dtype) * self.terms
+        return 0 < self.terms < np.inf and numbers.largest(array) <= lost
 
 
 def measured(function: Callable, *args: Any, truth: Sequence[Any] | None = None) -> list[Roundings]:
     """The roundings of each array that `function(*args)` returns, in the dtype of the arguments.
 
-    With a `truth`, its own distance from that counts as well.
+    They are measured from `truth`, an array for each result; by default from the first sample.
     """
     closed = jax.make_jaxpr(function)(*args)
     run = quick_jit(_shaken(closed))
-    samples = [[numbers.wide(a) for a in jax.tree.leaves(run(jnp.int32(k), *args))] for k in range(SAMPLES)]
+    samples = [[numbers.wide(a) for a in jax.tree.leaves(run(jnp.int32(k), *args))] for k in range(_SAMPLES)]
     ulp = coarsest_ulp(closed, *args)
     centers = samples[0] if truth is None else [numbers.wide(a) for a in truth]
     found = []

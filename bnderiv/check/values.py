@@ -7,26 +7,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bnderiv.check import judge, numbers
+from bnderiv.check import agreement, numbers
 from bnderiv.check.numbers import is_inexact
-from bnderiv.check.point import Point
+from bnderiv.check.point import Expected, Point
 from bnderiv.check.report import FAIL, NOT_AVAILABLE, OK, Row
 
 
 def value(at: Point) -> Iterator[Row]:
-    names = at.inexact_names
+    names = at.value_names
     if at.r is not None:
         tolerance = at.tolerance("value", numbers.FORMULA)
         unlike = list(_unlike(at))
         yield from unlike
         if not any(row.verdict == FAIL for row in unlike):
-            truth = at.true_value
-            yield from judge.rows(
-                at, "value", "value", names, at.value, truth.arrays, tolerance, truth.note, truth.roundings
-            )
+            yield from agreement.rows(at, "value", "value", names, at.value, at.true_value, tolerance)
     tolerance = at.tolerance("value", numbers.SAME)
-    check = "primal = fwd"
-    yield from judge.rows(at, "value", check, names, at.forward_value, at.value, tolerance, roundings=at.all_roundings)
+    primal = Expected(at.value, at.value_roundings)
+    yield from agreement.rows(at, "value", "primal = fwd", names, at.forward_value, primal, tolerance)
 
 
 def structure(at: Point) -> Iterator[Row]:
