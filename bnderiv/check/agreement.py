@@ -29,12 +29,12 @@ def rows(
     """
     for i, (name, a, e) in enumerate(zip(names, actual, expected.arrays, strict=True)):
         e = numbers.within(e, a.dtype)
-        magnitude = numbers.largest(e) or 1.0
         try:
-            error, index, apart = numbers.distance(a, e, magnitude)
+            apart, index = numbers.distance(a, e)
         except ValueError as wrong:
             yield Row(mode, check, name, FAIL, note=str(wrong))
             continue
+        error = apart / numbers.magnitude(e)
         row = Row(mode, check, name, OK, error, tolerance, index, expected.note)
         if not error <= tolerance:
             row = replace(row, verdict=FAIL, note=join(unlike(a, e, index), expected.note))
@@ -51,7 +51,7 @@ def _allowing_for(found: Roundings, row: Row, apart: float, actual: Any, expecte
     double = actual.dtype in (np.float64, np.complex128)
     if found.vanishes(expected) or (double and found.spread >= largest):
         return replace(row, verdict=OK, error=apart / found.terms, note=join("it vanishes but for roundings", note))
-    relative = found.spread / (largest or 1.0)
+    relative = found.spread / numbers.magnitude(expected)
     if 4 * relative > max(_HIDDEN, 2 * (row.tolerance or 0.0)):
         said = f"roundings of up to {relative:.1e} hide it in this dtype: give wider arguments"
         return replace(row, verdict=NOT_AVAILABLE, note=join(said, note))
@@ -103,9 +103,10 @@ def ulp_rows(at: Point, what: str, names: Sequence[str], actual: Sequence[Any], 
     allowed = at.tolerances.get("float64", numbers.ULPS)
     for i, (name, a, e) in enumerate(zip(names, actual, expected.arrays, strict=True)):
         e, ulp = numbers.within(e, a.dtype), numbers.ulp(a.dtype)
-        error, index, apart = numbers.distance(a, e, numbers.largest(e) or 1.0)
-        row = Row("float64", f"float64: {what}", name, OK, error / ulp, allowed, index, unit="ulp")
-        if not error / ulp <= allowed:
+        apart, index = numbers.distance(a, e)
+        error = apart / numbers.magnitude(e) / ulp
+        row = Row("float64", f"float64: {what}", name, OK, error, allowed, index, unit="ulp")
+        if not error <= allowed:
             row = replace(row, verdict=FAIL, note=unlike(a, e, index))
             if "float64" not in at.tolerances:
                 conditioning = at.conditioning[i] if at.r is None and what == "gradient" else 0.0
@@ -117,7 +118,7 @@ def _allowing_for_ulps(
     found: Roundings, row: Row, apart: float, ulp: float, expected: Any, conditioning: float, of_reference: bool
 ) -> Row:
     """A failed row, after what roundings may do. The reference's roundings are allowed for; those of `f` are not."""
-    unit = ulp * (numbers.largest(expected) or 1.0)
+    unit = ulp * numbers.magnitude(expected)
     reach = found.spread / unit
     explained = found.explain(apart)
     if explained and found.vanishes(expected):

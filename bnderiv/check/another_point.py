@@ -76,4 +76,4 @@ def _moved_by_roundings(at: Point, directions: Sequence[Sequence[np.ndarray]]) -
 def _sizes(x: Any) -> np.ndarray:
     """How far each element may move: by its own size, or by the array's if it is zero."""
     size = np.abs(wide(x))
-    return np.where(size == 0, numbers.largest(x) or 1.0, size)
+    return np.where(size == 0, numbers.magnitude(x), size)

@@ -95,7 +95,7 @@ def _of_small_cotangent(at: Point) -> list[np.ndarray]:
 
 def _alike(some: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> bool:
     size = max(map(numbers.largest, others), default=0.0) or 1.0
-    return all(numbers.distance(a, b, size).error <= _SAME for a, b in zip(some, others, strict=True))
+    return all(numbers.distance(a, b)[0] <= _SAME * size for a, b in zip(some, others, strict=True))
 
 
 def _dot(some: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> float:

@@ -112,7 +112,7 @@ def _keep_for_other_modes(at: Point, lines: Lines, i: int, elements: Sequence[in
 
 def _vanishes(lines: Lines, i: int, claimed: np.ndarray, found: Slopes) -> bool:
     """Whether claims and slopes are within their uncertainty, which moves the function by next to nothing."""
-    noise = found.slack * (numbers.largest(lines.floats[i]) or 1.0)
+    noise = found.slack * numbers.magnitude(lines.floats[i])
     none = (np.abs(claimed) <= found.slack) & (np.abs(found.slope) <= found.slack)
     return bool((none & (noise <= _NOTHING * lines.weight)).all())
 

@@ -89,7 +89,7 @@ def _after_differences(at: Point, row: Row, i: int, truth: Expected) -> Row:
 
 def _in_float64(at: Point, row: Row, i: int) -> Row:
     """A row of argument `i` whose gradient roundings hide, after the gradient in float64: is the formula right?"""
-    size, spread = numbers.largest(at.truth.arrays[1][i]) or 1.0, at.truth.derivative.rounding(i).spread
+    size, spread = numbers.magnitude(at.truth.arrays[1][i]), at.truth.derivative.rounding(i).spread
     try:
         data = at.cotangent, at.floats, at.carried
         (_, gradient), (_, expected) = (at.without_casts(derivatives.pull, h, *data) for h in (at.h, at.r))
@@ -98,8 +98,8 @@ def _in_float64(at: Point, row: Row, i: int) -> Row:
         if at.precise.note or at.in_double:
             return row
         (_, gradient), (_, expected) = at.precise.arrays, at.truth.arrays
-    error, index, _ = numbers.distance(gradient[i], expected[i], size)
-    if error <= _FORMULA_IN_FLOAT64 * max(1.0, spread / size):
+    apart, index = numbers.distance(gradient[i], expected[i])
+    if apart <= _FORMULA_IN_FLOAT64 * max(size, spread):
         return replace(row, verdict=OK, note=f"right in float64; {row.note}")
     unlike = agreement.unlike(gradient[i], expected[i], index)
     return replace(row, verdict=FAIL, note=f"wrong in float64 too: {unlike}")

@@ -36,7 +36,7 @@ def is_kink(lines: Lines, i: int, gradient: Any, elements: Sequence[int]) -> boo
     # Four points beside the kink show which slopes a sum may have. If the kinks are independent, the largest is where
     # every element has moved to its steeper side, the smallest where every element has moved to the other.
     ways = [(sum(steeper[k] for k in group), total) for group, total in zip(groups, sums, strict=True)]
-    x, size = numbers.wide(lines.floats[i]), numbers.largest(lines.floats[i]) or 1.0
+    x, size = numbers.wide(lines.floats[i]), numbers.magnitude(lines.floats[i])
     starts = [x + _ASIDE * size * sign * way for pair in ways for way in pair for sign in (1, -1)]
     beside = lines.measure(i, [total for total in sums for _ in range(4)], starts=starts).slope.reshape(-1, 4)
     claims = claimed(gradient, sums)

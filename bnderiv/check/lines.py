@@ -61,7 +61,7 @@ class Lines:
 
         `sizes` are of the elements that move, by default of the whole array.
         """
-        largest = numbers.largest(self.floats[i]) or 1.0
+        largest = numbers.magnitude(self.floats[i])
         sizes = np.full(len(directions), largest) if sizes is None else sizes
         nothing = [np.zeros(np.shape(f)) for f in self.floats]
         point = [numbers.wide(f) for f in self.floats]

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +19,6 @@ DIFFERENCES = {"float64": 1e-7, "float32": 5e-2, "float16": 2e-1, "bfloat16": 5e
 ULPS = 32.0
 # Powers of 2 for cotangents that are far from 1 and neither overflow nor underflow in a usual backward.
 _FAR = {"float64": 60, "float32": 20, "bfloat16": 20, "float16": 4}
-
-
-class Distance(NamedTuple):
-    error: float  # relative
-    index: tuple[int, ...] | None
-    apart: float  # absolute
 
 
 def is_inexact(a: Any) -> bool:
@@ -44,17 +38,15 @@ def ulp(dtype: Any) -> float:
     return float(jnp.finfo(dtype).eps)
 
 
-def distance(actual: Any, expected: Any, magnitude: float) -> Distance:
-    """The largest difference over `magnitude`, and its index. NaN equals only NaN, and infinity only itself."""
-    a, e = wide(actual), wide(expected)
-    if a.shape != e.shape:
-        raise ValueError(f"shape {a.shape}, expected {e.shape}")
-    if a.size == 0:
-        return Distance(0.0, None, 0.0)
-    apart = elementwise(a, e)
+def distance(actual: Any, expected: Any) -> tuple[float, tuple[int, ...] | None]:
+    """The largest difference, and its index. NaN equals only NaN, and infinity only itself."""
+    if np.shape(actual) != np.shape(expected):
+        raise ValueError(f"shape {np.shape(actual)}, expected {np.shape(expected)}")
+    apart = elementwise(actual, expected)
+    if apart.size == 0 or not apart.any():
+        return 0.0, None
     index = tuple(int(i) for i in np.unravel_index(int(np.argmax(apart)), apart.shape))
-    worst = float(apart[index])
-    return Distance(worst / magnitude, index if worst > 0 else None, worst)
+    return float(apart[index]), index
 
 
 def within(array: Any, dtype: Any) -> np.ndarray:
@@ -114,6 +106,11 @@ def largest(array: Any) -> float:
         absolute = np.abs(wide(array))
     finite = absolute[np.isfinite(absolute)]
     return float(finite.max()) if finite.size else 0.0
+
+
+def magnitude(array: Any) -> float:
+    """What errors in an array are relative to: its largest finite element, or 1 if all are zero."""
+    return largest(array) or 1.0
 
 
 def _real(dtype: Any) -> Any:

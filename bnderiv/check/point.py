@@ -151,8 +151,7 @@ class Point(Call):
         tolerance = self.tolerance("value", numbers.FORMULA)
         true = self.true_value.arrays
         return [np.shape(e) for e in true] == [a.shape for a in self.value] and all(
-            numbers.distance(a, e, numbers.largest(e) or 1.0).error <= tolerance
-            for a, e in zip(self.value, true, strict=True)
+            numbers.distance(a, e)[0] <= tolerance * numbers.magnitude(e) for a, e in zip(self.value, true, strict=True)
         )
 
     def truth_of(self, compute: Callable, *data: Any) -> Expected:
@@ -170,7 +169,7 @@ class Point(Call):
         def roundings() -> list[Roundings]:
             """The larger of what samples say and how far the reference's own arrays are from the truth."""
             truth, results = jax.tree.leaves(arrays), jax.tree.leaves(own())
-            apart = [numbers.distance(a, e, 1.0).apart for a, e in zip(results, truth, strict=True)]
+            apart = [numbers.distance(a, e)[0] for a, e in zip(results, truth, strict=True)]
             apart = [a if np.isfinite(a) else 0.0 for a in apart]
             sampled = self.roundings_of(compute, self.r, *data, truth=truth)
             return [

@@ -112,7 +112,7 @@ def _zero_rows(at: Point, check: str, gradient: Sequence[Any], natural: Sequence
     """
     for i, (name, g) in enumerate(zip(at.names, gradient, strict=True)):
         g = np.where(np.isfinite(wide(at.gradient[i])), wide(g), 0)  # where the gradient is not finite, 0 · ∞ is NaN
-        error, index, _ = numbers.distance(g, np.zeros(g.shape), 1.0)
+        error, index = numbers.distance(g, np.zeros(g.shape))
         if error and natural is not None and natural[i]:
             note = "not zero, as in plain autodiff (0 · ∞)"
             yield Row("linearity", check, name, NOT_AVAILABLE, note=note)
