@@ -142,9 +142,8 @@ def compare(
         chosen = tuple(mode for mode in chosen if mode != needless)
     title = _name(f) + (f" against {_name(reference)}" if reference is not None else " against finite differences")
 
-    def attempt(static_numbers: bool) -> tuple[Point | None, list[Row]]:
-        """The call, and a report of what keeps its gradient from being checked."""
-        arguments = Arguments(f, args, argnums, static_numbers)
+    def attempt(arguments: Arguments) -> tuple[Point | None, list[Row]]:
+        """The call, and rows about what keeps its gradient from being checked."""
         try:
             point = Point(f, reference, arguments, key, tolerances)
         except Exception as error:
@@ -152,14 +151,15 @@ def compare(
         if cotangent is not None:
             point.cotangent = point.given_cotangent(cotangent)
         if not point.differentiable:
-            return point, [*_rows(point, [m for m in chosen if m == "value"]), _nothing(point)]
+            return point, [*_rows(point, [m for m in chosen if m == "value"]), _nothing_to_differentiate(point)]
         error = _raises(point, "gradient")
         return point, [Row("structure", "the backward raises", verdict=FAIL, note=where_raised(error))] if error else []
 
-    point, failures = attempt(static_numbers=False)
-    if failures and Arguments(f, args, argnums).numbers:
+    arguments = Arguments(f, args, argnums)
+    point, failures = attempt(arguments)
+    if failures and arguments.converts_numbers:
         # A Python number may have to stay one, such as an argument in nondiff_argnums.
-        as_given = attempt(static_numbers=True)
+        as_given = attempt(Arguments(f, args, argnums, static_numbers=True))
         if point is None or not as_given[1]:
             point, failures = as_given
     if point is None or failures:
@@ -174,7 +174,7 @@ def compare(
         point = alone
         chosen = tuple("finite_differences" if mode == "gradient" else mode for mode in chosen if mode != "value")
     rows = deliberate.excused(point, [*rows, *_rows(point, chosen)], expected)
-    return Report(title, (*rows, *_untold(rows)))
+    return Report(title, (*rows, *_gradient_not_compared(rows)))
 
 
 def _rows(point: Point, chosen: Sequence[str]) -> list[Row]:
@@ -186,16 +186,16 @@ def _rows(point: Point, chosen: Sequence[str]) -> list[Row]:
                     rows.extend(_MODES[mode](point))
                 except Exception as error:
                     rows.append(raised(mode, error))
-    return _once(rows)
+    return _without_repeats(rows)
 
 
-def _once(rows: Sequence[Row]) -> list[Row]:
-    """Rows of one mode that raised the same error, as one."""
+def _without_repeats(rows: Sequence[Row]) -> list[Row]:
+    """The rows, without those of one mode that say again that the same line of f raised the same error."""
     kept: dict[Any, Row] = {}
     for i, row in enumerate(rows):
-        same = row.verdict == FAIL and row.error is None and row.note
-        key = (row.mode, row.note.split(":")[0], row.note.rpartition("(at ")[2]) if same and "(at " in row.note else i
-        kept.setdefault(key, row)
+        kind, place = row.note.split(":")[0], row.note.rpartition("(at ")[2]
+        raised_at_a_line = row.verdict == FAIL and row.error is None and "(at " in row.note
+        kept.setdefault((row.mode, kind, place) if raised_at_a_line else i, row)
     return list(kept.values())
 
 
@@ -213,7 +213,7 @@ def _no_gradient(error: Exception) -> Row:
     return Row("gradient", "gradient", verdict=NOT_AVAILABLE, note=note)
 
 
-def _untold(rows: Sequence[Row]) -> list[Row]:
+def _gradient_not_compared(rows: Sequence[Row]) -> list[Row]:
     """A failure if no check could compare the gradient itself, though some were asked to."""
     telling = [row for row in rows if row.mode in ("gradient", "finite_differences")]
     if not telling or any(row.verdict != NOT_AVAILABLE for row in telling):
@@ -222,7 +222,7 @@ def _untold(rows: Sequence[Row]) -> list[Row]:
     return [Row(telling[-1].mode, "the gradient itself", verdict=FAIL, note=note)]
 
 
-def _nothing(point: Point) -> Row:
+def _nothing_to_differentiate(point: Point) -> Row:
     what = "output" if any(a.size for a in point.floats) else "argument"
     note = f"no {what} is a floating array with elements: there is no gradient to check"
     return Row("structure", "nothing to differentiate", verdict=FAIL, note=note)

@@ -835,6 +835,17 @@ def test_a_check_that_raises_is_a_row():
     assert {"value", "gradient"} & failures(report)
 
 
+def test_a_function_that_raises_whatever_its_numbers_are_is_a_row():
+    """A Python number is tried as an array and as itself."""
+
+    def raises(x, k):
+        raise RuntimeError("out of order")
+
+    (row,) = compare(raises, None, X_W[0], 2.0).failures
+    assert row.check == "f raises"
+    assert "RuntimeError: out of order" in row.note
+
+
 def test_nothing_to_check_does_not_pass():
     assert not Report("nothing", ()).passed
     with pytest.raises(AssertionError):
