@@ -4,8 +4,10 @@ A mode is a generator of rows from a `Point`, which is one function at one point
 `values.py`, `first_order.py`, `second_order.py` and `differences.py` compare with the truth. `under_transforms.py` runs
 the rule under JAX's transforms. `pure_and_linear.py` needs no truth.
 
-Differences take three steps: `lines.py` evaluates the function, `slopes.py` makes slopes of the values, and `claims.py`
-compares a gradient with them. Where the rule and the reference disagree, `who_is_right.py` asks differences.
+`agreement.py` compares arrays, and allows for the roundings that `roundings.py` measures.
+
+Finite differences take three steps: `lines.py` evaluates the function, `slopes.py` makes slopes of the values, and
+`claims.py` compares a gradient with them. Where the rule and the reference disagree, `who_is_right.py` asks them.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

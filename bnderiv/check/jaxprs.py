@@ -40,22 +40,16 @@ def sees_symbolic_zeros(f: Callable, *args: Any) -> bool:
 
 def may_not_end(f: Callable, *args: Any) -> bool:
     """Whether a `while_loop` in `f` ends when floating numbers converge, and counts nothing."""
-    for condition in _conditions(_equations_of(f, *args)):
-        compared = _compared_dtypes(condition)
-        counts = any(jnp.issubdtype(d, jnp.integer) for d in compared)
-        if any(jnp.issubdtype(d, jnp.inexact) for d in compared) and not counts:
-            return True
-    return False
+    conditions = _conditions(_equations_of(f, *args))
+    return any(_compares(c, jnp.inexact) and not _compares(c, jnp.integer) for c in conditions)
 
 
 def converges(f: Callable, *args: Any) -> bool:
     """Whether a `while_loop` in `f` ends when floating numbers are small enough, also one hidden in a primitive."""
     found = _equations_of(f, *args)
-    for condition in _conditions(found):
-        if any(jnp.issubdtype(d, jnp.inexact) for d in _compared_dtypes(condition)):
-            return True
-    loops = any(e.primitive.name in ("while", "scan") for e in found)
-    return not loops and "stablehlo.while" in jax.jit(f).lower(*args).as_text()
+    if any(e.primitive.name in ("while", "scan") for e in found):
+        return any(_compares(c, jnp.inexact) for c in _conditions(found))
+    return "stablehlo.while" in jax.jit(f).lower(*args).as_text()
 
 
 def _equations_of(f: Any, *args: Any) -> list[Any]:
@@ -71,7 +65,7 @@ def _conditions(found: list[Any]) -> list[Any]:
     return [e.params["cond_jaxpr"] for e in found if e.primitive.name == "while"]
 
 
-def _compared_dtypes(condition: Any) -> list[Any]:
-    """The dtypes of what is compared in the condition of a loop."""
+def _compares(condition: Any, kind: Any) -> bool:
+    """Whether the condition of a loop compares numbers of this kind."""
     comparisons = [e for e in equations(condition) if e.primitive.name in ("lt", "le", "gt", "ge", "ne", "eq")]
-    return [e.invars[0].aval.dtype for e in comparisons]
+    return any(jnp.issubdtype(e.invars[0].aval.dtype, kind) for e in comparisons)

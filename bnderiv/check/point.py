@@ -20,16 +20,18 @@ _SINGLE = 1e-6  # ulps above this are of half precision
 
 
 class Expected(NamedTuple):
-    """What arrays are compared with."""
+    """What arrays are compared with.
+
+    Attributes:
+      roundings: what roundings in the dtype of `f` do to each array; measured when asked for. None: nothing.
+      note: why the arrays are not in float64, if they should be.
+    """
 
     arrays: Any
-    roundings: Callable[[], list[Roundings]] | None = (
-        None  # for each array, what roundings in the dtype of `f` do to it
-    )
-    note: str = ""  # why the arrays are not in float64, though they should be
+    roundings: Callable[[], list[Roundings]] | None = None
+    note: str = ""
 
     def rounding(self, i: int) -> Roundings:
-        """What roundings do to array `i`; nothing, as far as is known, if no roundings are given."""
         return self.roundings()[i] if self.roundings else Roundings(0.0, 0.0)
 
     @property
@@ -48,6 +50,7 @@ class Point(Call):
     """A call with everything that the modes evaluate there, each once.
 
     Attributes:
+      program: (compute, h) ↦ `compute(h, ...)`, compiled once, so that modes share programs.
       no_truth: why derived checks have no truth here, once a mode has found that out.
       differenced: the gradient by finite differences, for each argument where every element was measured.
     """
@@ -56,7 +59,7 @@ class Point(Call):
         super().__init__(*call)
         self.no_truth = ""
         self.differenced: dict[int, np.ndarray] = {}
-        self.program = cache(self._program)
+        self.program = cache(lambda compute, h: programs.Program(partial(compute, h)))
         self._draws_the_same = cache(self._draws_the_same_bits)
 
     # The rule
@@ -74,10 +77,6 @@ class Point(Call):
     def gradient(self) -> tuple:
         """The gradient of the rule of `f`, eager."""
         return self._eager[1]
-
-    def _program(self, compute: Callable, h: Callable) -> programs.Program:
-        """`compute(h, ...)`, compiled. Kept, so that modes share programs."""
-        return programs.Program(partial(compute, h))
 
     @cached_property
     def compiled(self) -> programs.Program:
@@ -113,12 +112,11 @@ class Point(Call):
         moves = [0.0] * len(self.floats)
         for seed in () if note else range(31, 34):
             rng = self.random(seed)
-            floats = [numbers.wide(a) * (1 + numbers.ulp(a.dtype) * rng.uniform(-1, 1, a.shape)) for a in self.floats]
+            off = [numbers.ulp(a.dtype) * rng.uniform(-1, 1, a.shape) for a in self.floats]
+            floats = tuple(numbers.wide(a) * (1 + o) for a, o in zip(self.floats, off, strict=True))
             with jax.enable_x64(True):
-                cotangent, carried = numbers.widen(self.cotangent), numbers.widen(self.carried)
-                _, moved = self.program(derivatives.pull, self.h)(
-                    cotangent, tuple(map(jax.device_put, floats)), carried
-                )
+                data = map(numbers.widen, (self.cotangent, floats, self.carried))
+                _, moved = self.program(derivatives.pull, self.h)(*data)
             apart = [numbers.largest(numbers.wide(m) - e) for m, e in zip(moved, exact, strict=True)]
             moves = [max(pair) for pair in zip(moves, apart, strict=True)]
         return moves

@@ -67,7 +67,5 @@ def _where_one_is_finite(actual: Any, expected: Any) -> np.ndarray:
 
 def _lines_of_gradient(at: Point, h: Any, direction: Any, double: bool) -> Lines:
     """⟨gradient, direction⟩ along lines: its slopes are second derivatives."""
-    with numbers.double_precision(double):
-        cotangent = numbers.widen(at.cotangent) if double else at.cotangent
-        one = np.ones((), np.float64 if double else np.float32)
-        return at.lines_of(partial(derivatives.projected, h, direction, cotangent), (one,), double)
+    one = np.ones((), np.float32)
+    return at.lines_of(partial(derivatives.projected, h, direction, at.cotangent), (one,), double)
