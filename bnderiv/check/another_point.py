@@ -52,7 +52,7 @@ def _error(at: Point, floats: Sequence[Any], gradient: Sequence[Any], tolerance:
         return 0.0, False
     rng = at.random(15)
     directions = [[_sizes(f) * rng.standard_normal(np.shape(f)) for f in floats] for _ in range(_DIRECTIONS)]
-    found = at.lines.across(directions, floats)
+    found = at.lines.across_arguments(directions, floats)
     terms = [[np.real(wide(g) * d) for g, d in zip(gradient, each, strict=True)] for each in directions]
     claims = np.asarray([sum(float(t.sum()) for t in each) for each in terms])
     typical = max(float(np.sqrt(sum((t * t).sum() for t in each))) for each in terms)  # of sums of random signs

@@ -66,7 +66,7 @@ class Call:
             jax.device_put((np.asarray(a) * (1 - 0.1 * rng.random(a.shape))).astype(a.dtype)) for a in self.floats
         )
 
-    def given_cotangent(self, cotangent: Any) -> tuple[jax.Array, ...]:
+    def flat_cotangent(self, cotangent: Any) -> tuple[jax.Array, ...]:
         """The user's cotangent, flat; raises ValueError if it does not fit the output."""
         try:
             leaves = self.out_tree.flatten_up_to(cotangent)

@@ -151,7 +151,7 @@ def compare(
         except Exception as error:
             return None, [Row("value", "f raises", verdict=FAIL, note=where_raised(error))]
         if cotangent is not None:
-            point.cotangent = point.given_cotangent(cotangent)
+            point.cotangent = point.flat_cotangent(cotangent)
         if not point.differentiable:
             return point, [*_rows(point, [m for m in chosen if m == "value"]), _nothing_to_differentiate(point)]
         error = _raises(point, "gradient")

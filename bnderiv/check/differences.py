@@ -55,8 +55,8 @@ def differenced(at: Point, mode: str, check: str, lines: Lines, gradient: Any, n
 
 def _by_elements(at: Point, row: Row, lines: Lines, gradient: Any, i: int, elements: Sequence[int]) -> Row:
     """The row, filled in: whether these elements of the gradient of argument `i` are what differences say."""
-    units, sizes = lines.units(i, elements)
-    found, claimed = lines.measure(i, units, sizes), claims.claimed(gradient, units)
+    units, found = lines.of_elements(i, elements)
+    claimed = claims.claimed(gradient, units)
     element_of = np.repeat(elements, len(units) // len(elements))  # a complex element has two directions
     if row.mode == "finite_differences":
         _keep_for_other_modes(at, lines, i, elements, found)
@@ -143,4 +143,4 @@ def _in_random_directions(
     directions = [mask * rng.standard_normal(mask.shape) for _ in range(count)]
     if np.iscomplexobj(numbers.wide(lines.floats[i])):
         directions = [d + 1j * mask * rng.standard_normal(mask.shape) for d in directions]
-    return lines.measure(i, directions), claims.claimed(gradient, directions)
+    return lines.of_directions(i, directions), claims.claimed(gradient, directions)

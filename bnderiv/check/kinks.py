@@ -24,8 +24,7 @@ def is_kink(lines: Lines, i: int, gradient: Any, elements: Sequence[int]) -> boo
     Sums of elements are tested too. If several elements tie for a maximum, a gradient of 0 or 1 is possible for each
     element alone, but not 0 for all or 1 for all.
     """
-    units, sizes = lines.units(i, elements)
-    found = lines.measure(i, units, sizes)
+    units, found = lines.of_elements(i, elements)
     if not found.between_sides(claimed(gradient, units)).all():
         return False
 
@@ -38,7 +37,7 @@ def is_kink(lines: Lines, i: int, gradient: Any, elements: Sequence[int]) -> boo
     ways = [(sum(steeper[k] for k in group), total) for group, total in zip(groups, sums, strict=True)]
     x, size = numbers.wide(lines.floats[i]), numbers.magnitude(lines.floats[i])
     starts = [x + _ASIDE * size * sign * way for pair in ways for way in pair for sign in (1, -1)]
-    beside = lines.measure(i, [total for total in sums for _ in range(4)], starts=starts).slope.reshape(-1, 4)
+    beside = lines.of_directions(i, [total for total in sums for _ in range(4)], starts=starts).slope.reshape(-1, 4)
     claims = claimed(gradient, sums)
     slack = _RELATIVE * np.abs(beside).max(1) + _ABSOLUTE
     return bool(((beside.min(1) - slack <= claims) & (claims <= beside.max(1) + slack)).all())

@@ -44,8 +44,8 @@ class Lines:
         self._value = lambda floats: function(floats, carried)
         self._increments = Increments(self._value, cotangent, [f.dtype for f in floats], double)
 
-    def units(self, i: int, elements: Sequence[int]) -> tuple[list[np.ndarray], np.ndarray]:
-        """Unit directions of elements of argument `i` (two for a complex one), and the size of the element of each."""
+    def of_elements(self, i: int, elements: Sequence[int]) -> tuple[list[np.ndarray], Slopes]:
+        """Unit directions of elements of argument `i` (two for a complex one), and the slopes in them."""
         x = numbers.wide(self.floats[i])
         directions, sizes = [], []
         for j in elements:
@@ -54,26 +54,28 @@ class Lines:
                 direction[j] = unit
                 directions.append(direction.reshape(x.shape))
                 sizes.append(abs(x.ravel()[j]))
-        return directions, np.asarray(sizes)
+        return directions, self._of_argument(i, directions, np.asarray(sizes))
 
-    def measure(self, i: int, directions: Sequence[np.ndarray], sizes: Any = None, starts: Any = None) -> Slopes:
-        """The slopes in these directions of argument `i`, each from a start of its own, by default the point.
+    def of_directions(self, i: int, directions: Sequence[np.ndarray], starts: Any = None) -> Slopes:
+        """The slopes in directions of argument `i`, each from a start of its own, by default the point."""
+        sizes = np.full(len(directions), numbers.magnitude(self.floats[i]))
+        return self._of_argument(i, directions, sizes, starts)
 
-        `sizes` are of the elements that move, by default of the whole array.
-        """
-        largest = numbers.magnitude(self.floats[i])
-        sizes = np.full(len(directions), largest) if sizes is None else sizes
-        nothing = [np.zeros(np.shape(f)) for f in self.floats]
-        point = [numbers.wide(f) for f in self.floats]
-        in_all = [_with(nothing, i, direction) for direction in directions]
-        begins = [point if starts is None else _with(point, i, starts[j]) for j in range(len(directions))]
-        return self._measured(in_all, begins, _steps(largest, sizes), np.where(sizes == 0, largest * _SMALLEST, sizes))
-
-    def across(self, directions: Sequence[Sequence[np.ndarray]], floats: Any) -> Slopes:
+    def across_arguments(self, directions: Sequence[Sequence[np.ndarray]], floats: Any) -> Slopes:
         """The slopes in directions of all arguments at once, from `floats`. A step of 1 is about the size of each."""
         count = len(directions)
         point = [numbers.wide(f) for f in floats]
         return self._measured(directions, [point] * count, _steps(1.0, np.zeros(count)), np.ones(count))
+
+    def _of_argument(self, i: int, directions: Sequence[np.ndarray], sizes: np.ndarray, starts: Any = None) -> Slopes:
+        """The slopes in directions of argument `i` that move elements of these sizes."""
+        magnitude = numbers.magnitude(self.floats[i])
+        point = [numbers.wide(f) for f in self.floats]
+        nothing = [np.zeros(f.shape) for f in point]
+        begins = [point] * len(directions) if starts is None else [_with(point, i, start) for start in starts]
+        in_all = [_with(nothing, i, direction) for direction in directions]
+        moved = np.where(sizes == 0, magnitude * _SMALLEST, sizes)
+        return self._measured(in_all, begins, _steps(magnitude, sizes), moved)
 
     def _measured(self, directions: Any, starts: Any, steps: np.ndarray, sizes: np.ndarray) -> Slopes:
         """`sizes`: of what moves in each direction, in units of the steps."""
@@ -91,7 +93,7 @@ class Lines:
         """
         largest = moving.max(1, initial=0.0)
         still = ~(np.nan_to_num(increments) != 0).any(1)
-        if_none_moves = np.where(still, np.inf if self.undefined else self.weight, self.weight)
+        if_none_moves = np.where(still & self.undefined, np.inf, self.weight)
         return np.maximum(np.where(largest == 0, if_none_moves, largest), self.terms)
 
     @cached_property
@@ -114,14 +116,11 @@ class Lines:
             return programs.Program(self._value)(self.floats)
 
 
-def _steps(largest: float, sizes: np.ndarray) -> np.ndarray:
-    """A row of steps for an element of each size, the largest step first, in equal ratios.
-
-    `largest`: of the elements of the array.
-    """
-    no_scale = (sizes == 0) | (sizes > _LARGE * largest)
-    scale = np.where(no_scale, _NO_SCALE * largest, np.maximum(sizes, _SMALLEST * largest))
-    first, last = largest * _LARGEST_STEP, scale * _SMALLEST_STEP
+def _steps(magnitude: float, sizes: np.ndarray) -> np.ndarray:
+    """A row of steps for an element of each size, in an array of this magnitude: the largest first, in equal ratios."""
+    no_scale = (sizes == 0) | (sizes > _LARGE * magnitude)
+    scale = np.where(no_scale, _NO_SCALE * magnitude, np.maximum(sizes, _SMALLEST * magnitude))
+    first, last = magnitude * _LARGEST_STEP, scale * _SMALLEST_STEP
     return first * (last / first)[:, None] ** (np.arange(_LEVELS) / (_LEVELS - 1))
 
 

@@ -50,7 +50,7 @@ def distance(actual: Any, expected: Any) -> tuple[float, tuple[int, ...] | None]
 
 
 def within(array: Any, dtype: Any) -> np.ndarray:
-    """The array in its wide dtype, with infinity where it exceeds the range of `dtype`."""
+    """The array, with infinity where it exceeds the range of `dtype`."""
     array = np.asarray(array)
     if np.iscomplexobj(array) or not jnp.issubdtype(dtype, jnp.inexact):
         return array

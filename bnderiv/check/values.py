@@ -34,7 +34,7 @@ def structure(at: Point) -> Iterator[Row]:
             if mine != its
         ]
         yield Row("structure", "structure", name, FAIL if wrong else OK, note="; ".join(wrong))
-    yield from _integers(at)
+    yield from _gradients_of_integers(at)
     for name, leaf in at.arguments.static:
         if isinstance(leaf, (float, complex)):
             note = "a Python number that is not differentiated"
@@ -70,7 +70,7 @@ def _outputs_of_reference(at: Point) -> list[Any]:
     return jax.tree.leaves(at.reference(*args))
 
 
-def _integers(at: Point) -> Iterator[Row]:
+def _gradients_of_integers(at: Point) -> Iterator[Row]:
     """An integer argument has no gradient. JAX drops one silently, so the backward of a rule is called directly."""
     rule = _custom_vjp_of(at.f)
     carried = [

@@ -33,8 +33,7 @@ def who_is_right(at: Point, row: Row, i: int, rule: Any, reference: Any, lines: 
     unit = numbers.ulp(np.asarray(rule).dtype) if row.unit else 1.0
     limit = (row.tolerance or 0.0) * unit * (numbers.largest(reference) or numbers.largest(rule))
     off = _where_they_disagree(rule, reference, limit)
-    units, sizes = lines.units(i, off[:_ASKED])
-    found = lines.measure(i, units, sizes)
+    units, found = lines.of_elements(i, off[:_ASKED])
     if found.kink.all():
         if kinks.is_kink(lines, i, rule, off):
             at.no_truth = KINK
