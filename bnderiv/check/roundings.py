@@ -29,8 +29,8 @@ _EXACT = frozenset(
 )
 # Operations whose terms may cancel inside: their inputs are moved as well.
 _SUMS = frozenset(
-    """reduce_sum dot_general conv_general_dilated cumsum cumlogsumexp reduce_window_sum scatter-add psum
-    select_and_scatter_add scan while cond custom_linear_solve triangular_solve cholesky lu qr eigh svd
+    """reduce reduce_sum dot_general conv_general_dilated cumsum cumlogsumexp reduce_window reduce_window_sum
+    scatter-add psum select_and_scatter_add scan while cond custom_linear_solve triangular_solve cholesky lu qr eigh svd
     pure_callback""".split()  # noqa: SIM905
 )
 

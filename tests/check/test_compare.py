@@ -15,7 +15,7 @@ from jax.core import Tracer
 
 import bnderiv
 import bnderiv.reference
-from bnderiv.check import Report, Row, compare, programs
+from bnderiv.check import Report, Row, compare, programs, roundings
 from bnderiv.check.__main__ import _draw, _shapes, main
 from bnderiv.check.lines import Lines
 from tests.cases import CASES
@@ -1030,3 +1030,10 @@ def test_a_reduction_by_a_function_of_its_own():
     report = compare(f, None, 1 + jnp.arange(6.0).reshape(2, 3), modes="finite_differences")
     report.raise_if_failed()
     assert "casts" in report.rows[0].note
+
+    def total(x):
+        return (jax.lax.reduce(x, np.zeros((), x.dtype), lambda a, b: a + b * 1, (0,)),)
+
+    terms = jnp.array([1e8, 1.0, -1e8], jnp.float32)
+    (found,) = roundings.measured(total, terms)
+    assert 1 < found.spread < 1e2
