@@ -24,12 +24,11 @@ def jit(at: Point) -> Iterator[Row]:
 
 
 def vmap(at: Point) -> Iterator[Row]:
-    count = len(at.floats)
     calls = []
     for k, floats in enumerate(_three_points(at)):
         carried = (np.roll(np.asarray(a), k) if _is_numeric(a) else a for a in at.carried)
         calls.append((*floats, *carried))
-    names = (*at.names, *at.arguments.carried_names)
+    count, names = len(at.floats), (*at.names, *at.arguments.carried_names)
     mappable = [i for i, a in enumerate(calls[0]) if i < count or _is_numeric(a)]
     choices = [(names[i], {i}) for i in mappable]
     if len(mappable) > 1:
@@ -61,14 +60,12 @@ def _mapped(at: Point, name: str, mapped: set[int], calls: Sequence[Sequence[Any
     values, gradients = ([np.stack(a) for a in zip(*results, strict=True)] for results in zip(*loop, strict=True))
     gradients = [g if i in mapped else numbers.wide(g).sum(0) for i, g in enumerate(gradients)]
 
+    names = [*(f"value of {output}" for output in at.value_names), *(f"gradient of {x}" for x in at.names)]
+    expected = Expected([*values, *gradients], lambda: [*at.value_roundings(), *at.gradient_roundings()])
     tolerance = at.tolerance("vmap", numbers.SAME)
-    of_value, of_gradient = Expected(values, at.value_roundings), Expected(gradients, at.gradient_roundings)
-    rows = [
-        *(("value", row) for row in agreement.rows(at, "vmap", "vmap", at.value_names, actual[0], of_value, tolerance)),
-        *(("gradient", row) for row in agreement.rows(at, "vmap", "vmap", at.names, actual[1], of_gradient, tolerance)),
-    ]
-    what, worst = max(rows, key=lambda each: (each[1].error is None, each[1].verdict == FAIL, each[1].error or 0.0))
-    note = join(f"{what} of {worst.argument}", worst.note) if worst.verdict == FAIL else ""
+    rows = agreement.rows(at, "vmap", "vmap", names, [*actual[0], *actual[1]], expected, tolerance)
+    worst = max(rows, key=lambda row: (row.error is None, row.verdict == FAIL, row.error or 0.0))
+    note = join(worst.argument, worst.note) if worst.verdict == FAIL else ""
     return replace(worst, argument=name, note=note)
 
 
