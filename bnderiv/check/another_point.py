@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from bnderiv.check import judge, numbers
+from bnderiv.check import agreement, numbers
 from bnderiv.check.claims import MEASURED
 from bnderiv.check.derivatives import pull
 from bnderiv.check.numbers import wide
@@ -17,7 +17,7 @@ _CHECK = "determinism: at another point"
 _DIRECTIONS = 4
 
 
-def elsewhere(at: Point, floats: Sequence[Any], gradient: Sequence[Any]) -> Iterator[Row]:
+def at_another_point(at: Point, floats: Sequence[Any], gradient: Sequence[Any]) -> Iterator[Row]:
     """Rows for the gradient that the rule returned at these other floats."""
     if at.r is not None:
         yield from _against_reference(at, floats, gradient)
@@ -26,39 +26,33 @@ def elsewhere(at: Point, floats: Sequence[Any], gradient: Sequence[Any]) -> Iter
 
 
 def _against_reference(at: Point, floats: Sequence[Any], gradient: Sequence[Any]) -> Iterator[Row]:
-    truth, count = at.expected(pull, at.cotangent, floats, at.carried), len(at.value)
-    rows = judge.rows(
-        at, "determinism", _CHECK, at.names, gradient, truth.arrays[1], at.tolerance("gradient", numbers.FORMULA),
-        truth.note, lambda: truth.roundings()[count:],
-    )  # fmt: skip
-    for row in rows:  # kinks and faults of the reference are the business of "gradient"
-        hidden = bool(row.verdict == FAIL and at.no_truth)
-        yield replace(row, verdict=NOT_AVAILABLE, note="see gradient") if hidden else row
+    truth = at.truth_of(pull, at.cotangent, floats, at.carried).derivative
+    tolerance = at.tolerance("gradient", numbers.FORMULA)
+    for row in agreement.rows(at, "determinism", _CHECK, at.names, gradient, truth, tolerance):
+        if row.verdict == FAIL and at.no_truth:  # the row of "gradient" says that there is none
+            row = replace(row, verdict=NOT_AVAILABLE, note="see gradient")
+        yield row
 
 
 def _against_differences(at: Point, floats: Sequence[Any], gradient: Sequence[Any]) -> Row:
-    tolerance = max(
-        at.tolerance("gradient", numbers.FORMULA),
-        numbers.lookup(numbers.DIFFERENCES, [a.dtype for a in at.lines.floats]),
-    )
+    of_differences = numbers.lookup(numbers.DIFFERENCES, [a.dtype for a in at.lines.floats])
+    tolerance = max(at.tolerance("gradient", numbers.FORMULA), of_differences)
     error, known = _error(at, floats, gradient, tolerance)
-    wrong = error > tolerance
-    if not known or (wrong and at.no_truth):
-        verdict, note = NOT_AVAILABLE, ""
-    elif wrong:
-        verdict, note = FAIL, "the gradient is not that of f there"
-    else:
-        verdict, note = OK, ""
-    return Row("determinism", _CHECK, "(all)", verdict, error, tolerance, None, note)
+    row = Row("determinism", _CHECK, "(all)", OK, error, tolerance)
+    if not known or (error > tolerance and at.no_truth):
+        return replace(row, verdict=NOT_AVAILABLE)
+    if error > tolerance:
+        return replace(row, verdict=FAIL, note="the gradient is not that of f there")
+    return row
 
 
 def _error(at: Point, floats: Sequence[Any], gradient: Sequence[Any], tolerance: float) -> tuple[float, bool]:
-    """The error of the gradient along random directions, and whether any slope along them is known."""
-    lines, rng = at.lines, at.random(15)
-    if lines.undefined:
+    """The error of the gradient in random directions, and whether any slope in them is known."""
+    if at.lines.undefined:
         return 0.0, False
+    rng = at.random(15)
     directions = [[_sizes(f) * rng.standard_normal(np.shape(f)) for f in floats] for _ in range(_DIRECTIONS)]
-    found = lines.across(directions, floats)
+    found = at.lines.across_arguments(directions, floats)
     terms = [[np.real(wide(g) * d) for g, d in zip(gradient, each, strict=True)] for each in directions]
     claims = np.asarray([sum(float(t.sum()) for t in each) for each in terms])
     typical = max(float(np.sqrt(sum((t * t).sum() for t in each))) for each in terms)  # of sums of random signs
@@ -74,12 +68,12 @@ def _error(at: Point, floats: Sequence[Any], gradient: Sequence[Any], tolerance:
 
 
 def _moved_by_roundings(at: Point, directions: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
-    """How far the roundings of the gradient may move each claim."""
-    moved = [[r.spread * np.abs(d).sum() for r, d in zip(at.roundings, each, strict=True)] for each in directions]
-    return np.asarray([sum(each) for each in moved])
+    """How far the roundings of the gradient may move its product with each direction."""
+    spreads = [r.spread for r in at.gradient_roundings()]
+    return np.asarray([sum(s * np.abs(d).sum() for s, d in zip(spreads, each, strict=True)) for each in directions])
 
 
 def _sizes(x: Any) -> np.ndarray:
     """How far each element may move: by its own size, or by the array's if it is zero."""
     size = np.abs(wide(x))
-    return np.where(size == 0, numbers.largest(x) or 1.0, size)
+    return np.where(size == 0, numbers.magnitude(x), size)

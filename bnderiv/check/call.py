@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bnderiv.check import derivatives, numbers
-from bnderiv.check.problem import Arguments, is_inexact
+from bnderiv.check import numbers
+from bnderiv.check.arguments import Arguments
+from bnderiv.check.numbers import is_inexact
 
 
 class Call:
@@ -27,15 +28,15 @@ class Call:
         self.reference: Any = reference
         bits = jax.random.bits(jax.random.key(0) if key is None else key, (4,))
         self.entropy = [int(b) for b in np.asarray(bits)]
-        self.arguments = a = arguments
-        self.floats, self.carried = a.floats, a.carried
-        self.h = a.bind(f)
-        self.r: Any = None if reference is None else a.bind(reference)
-        given = derivatives.fresh(a.floats), derivatives.fresh(a.carried)
-        self.out = f(*a.rebuild(*given))
+        self.arguments = arguments
+        self.floats, self.carried = arguments.floats, arguments.carried
+        self.h = arguments.bind(f)
+        self.r: Any = None if reference is None else arguments.bind(reference)
+        given = arguments.copies()
+        out = f(*given)
         if any(isinstance(x, jax.Array) and x.is_deleted() for x in jax.tree.leaves(given)):
             self.h = jax.jit(self.h)  # f donates its arguments, which JAX ignores within an outer jit
-        flat, self.out_tree = jax.tree_util.tree_flatten_with_path(self.out)
+        flat, self.out_tree = jax.tree_util.tree_flatten_with_path(out)
         self.out_leaves = [leaf for _, leaf in flat]
         self.out_names = ["output" + jax.tree_util.keystr(path) for path, _ in flat]
         self.value = tuple(jnp.asarray(leaf) for leaf in self.out_leaves if is_inexact(leaf))
@@ -51,10 +52,10 @@ class Call:
         rng = self.random(seed)
 
         def normal(a: Any) -> jax.Array:
-            numbers_ = rng.standard_normal(a.shape)
+            drawn = rng.standard_normal(a.shape)
             if jnp.issubdtype(a.dtype, jnp.complexfloating):
-                numbers_ = numbers_ + 1j * rng.standard_normal(a.shape)
-            return jax.device_put(np.asarray(numbers_).astype(a.dtype))  # for which nothing is compiled
+                drawn = drawn + 1j * rng.standard_normal(a.shape)
+            return jax.device_put(np.asarray(drawn).astype(a.dtype))  # by NumPy, which compiles nothing
 
         return tuple(normal(a) for a in like)
 
@@ -65,17 +66,17 @@ class Call:
             jax.device_put((np.asarray(a) * (1 - 0.1 * rng.random(a.shape))).astype(a.dtype)) for a in self.floats
         )
 
-    def given_cotangent(self, cotangent: Any) -> tuple[jax.Array, ...]:
+    def flat_cotangent(self, cotangent: Any) -> tuple[jax.Array, ...]:
         """The user's cotangent, flat; raises ValueError if it does not fit the output."""
         try:
             leaves = self.out_tree.flatten_up_to(cotangent)
         except ValueError as error:
             raise ValueError(f"cotangent must have the structure of the output, {self.out_tree}: {error}") from None
-        pairs = [(c, o) for c, o in zip(leaves, self.out_leaves, strict=True) if is_inexact(o)]
-        for (c, _), o in zip(pairs, self.value, strict=True):
+        given = [c for c, o in zip(leaves, self.out_leaves, strict=True) if is_inexact(o)]
+        for c, o in zip(given, self.value, strict=True):
             if np.shape(c) != o.shape:
                 raise ValueError(f"cotangent must have the shape of the output, {o.shape}, got {np.shape(c)}")
-        return tuple(jnp.asarray(c, o.dtype) for (c, _), o in zip(pairs, self.value, strict=True))
+        return tuple(jnp.asarray(c, o.dtype) for c, o in zip(given, self.value, strict=True))
 
     # Names and dtypes
 
@@ -84,7 +85,7 @@ class Call:
         return self.arguments.float_names
 
     @property
-    def inexact_names(self) -> list[str]:
+    def value_names(self) -> list[str]:
         return [name for name, leaf in zip(self.out_names, self.out_leaves, strict=True) if is_inexact(leaf)]
 
     @property

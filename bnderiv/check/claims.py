@@ -1,4 +1,4 @@
-"""A gradient claims a slope for every line. Which claims do measured slopes refute?
+"""A gradient claims a slope for every direction. Which claims do measured slopes refute?
 
 A claim is wrong if it is farther from the slope than the tolerance and the slope's own uncertainty allow. A slope that
 is too uncertain says nothing of a claim, unless the claim is off by even more.
@@ -23,37 +23,39 @@ _OF_LARGEST = 1e-12  # and this part of the largest slope, whose roundings in fl
 
 
 class Judgment(NamedTuple):
-    """One entry for each line."""
+    """One entry for each direction."""
 
-    apart: np.ndarray  # how far the claim is from the slope; infinite for a claim that is not finite
-    unknown: np.ndarray  # whether the slope says nothing
+    error: np.ndarray  # of the claim, relative to the largest slope; 0 if the slope says nothing of it
+    unknown: np.ndarray  # whether the slope is too uncertain
     wrong: np.ndarray  # whether the slope refutes the claim
 
 
-def claimed(gradient: Any, lines: Sequence[np.ndarray]) -> np.ndarray:
-    """⟨gradient, line⟩ for each line. An element that a line does not move does not count, NaN neither."""
+def claimed(gradient: Any, directions: Sequence[np.ndarray]) -> np.ndarray:
+    """⟨gradient, direction⟩ for each direction. An element that does not move does not count, even if it is NaN."""
     g = numbers.wide(gradient)
-    return np.asarray([float(np.real((g[line != 0] * line[line != 0]).sum())) for line in lines])
+    return np.asarray([float(np.real((g[d != 0] * d[d != 0]).sum())) for d in directions])
 
 
-def judge(claims: np.ndarray, found: Slopes, size: float, tolerance: float, strict: bool) -> Judgment:
+def judge(claims: np.ndarray, found: Slopes, tolerance: float, exact: bool) -> Judgment:
     """Compares claims with the slopes found.
 
     Args:
-      size: of the largest slope, to which the tolerance is relative.
-      strict: the tolerance is the user's, and is not widened by the slopes' uncertainty.
+      tolerance: relative to the largest slope or claim.
+      exact: the tolerance is the user's, and is not widened by the slopes' uncertainty.
     """
+    size = max(numbers.largest(claims), numbers.largest(found.slope[found.error < np.inf])) or 1.0
     with np.errstate(all="ignore"):
         apart = np.where(np.isfinite(claims), np.abs(claims - found.slope), np.inf)
         unknown = ~(found.error <= MEASURED * size) & ~found.kink
         nothing_measured = unknown & ~(found.error < np.inf)
-        slack = 0.0 if strict else found.slack
+        slack = 0.0 if exact else found.slack
         off = (apart > tolerance * size + slack) & ~nothing_measured
         wrong = off | _small_and_off(claims, found, apart, size, tolerance)
     infinitely_steep = np.isinf(claims) & unknown  # an infinite claim stands where differences grow without end
     no_value = np.isnan(claims) & ~np.isfinite(found.slope)  # and NaN where f has no value
     wrong &= ~infinitely_steep & ~no_value
-    return Judgment(np.where(np.isnan(apart), 0.0, apart), unknown, wrong)
+    says_nothing = (unknown & ~wrong) | np.isnan(apart)
+    return Judgment(np.where(says_nothing, 0.0, apart / size), unknown, wrong)
 
 
 def _small_and_off(claims: np.ndarray, found: Slopes, apart: np.ndarray, size: float, tolerance: float) -> np.ndarray:

@@ -4,8 +4,10 @@ A mode is a generator of rows from a `Point`, which is one function at one point
 `values.py`, `first_order.py`, `second_order.py` and `differences.py` compare with the truth. `under_transforms.py` runs
 the rule under JAX's transforms. `pure_and_linear.py` needs no truth.
 
-Differences take three steps: `lines.py` evaluates the function, `slopes.py` makes slopes of the values, and `claims.py`
-compares a gradient with them. Where the rule and the reference disagree, `who_is_right.py` asks differences.
+`agreement.py` compares arrays, and allows for the roundings that `roundings.py` measures.
+
+Finite differences take three steps: `lines.py` evaluates the function, `slopes.py` makes slopes of the values, and
+`claims.py` compares a gradient with them. Where the rule and the reference disagree, `who_is_right.py` asks them.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,9 +25,9 @@ from bnderiv.check import (
     under_transforms,
     values,
 )
-from bnderiv.check.judge import raised
+from bnderiv.check.agreement import raised
+from bnderiv.check.arguments import Arguments
 from bnderiv.check.point import Point
-from bnderiv.check.problem import Arguments
 from bnderiv.check.report import FAIL, NOT_AVAILABLE, Report, Row, message, where_raised
 
 _MODES: dict[str, Callable[[Point], Iterator[Row]]] = {
@@ -140,38 +142,41 @@ def compare(
     if modes is MODES:
         needless = "gradient" if reference is None else "finite_differences"
         chosen = tuple(mode for mode in chosen if mode != needless)
-    arguments = Arguments(f, args, argnums)
-
     title = _name(f) + (f" against {_name(reference)}" if reference is not None else " against finite differences")
-    try:
-        point = Point(f, reference, arguments, key, tolerances)
-    except Exception as error:
-        if not arguments.numbers:
-            return Report(title, (Row("value", "f raises", verdict=FAIL, note=where_raised(error)),))
-        point = Point(f, reference, Arguments(f, args, argnums, static_numbers=True), key, tolerances)
-    if cotangent is not None:
-        point.cotangent = point.given_cotangent(cotangent)
-    if not point.differentiable:
-        return Report(title, (*_rows(point, [m for m in chosen if m == "value"]), _nothing(point)))
-    problem = _raises(lambda: point.gradient)
-    if problem is not None and arguments.numbers:
+
+    def attempt(arguments: Arguments) -> tuple[Point | None, list[Row]]:
+        """The call, and rows about what keeps its gradient from being checked."""
+        try:
+            point = Point(f, reference, arguments, key, tolerances)
+        except Exception as error:
+            return None, [Row("value", "f raises", verdict=FAIL, note=where_raised(error))]
+        if cotangent is not None:
+            point.cotangent = point.flat_cotangent(cotangent)
+        if not point.differentiable:
+            return point, [*_rows(point, [m for m in chosen if m == "value"]), _nothing_to_differentiate(point)]
+        error = _raises(point, "gradient")
+        return point, [Row("structure", "the backward raises", verdict=FAIL, note=where_raised(error))] if error else []
+
+    arguments = Arguments(f, args, argnums)
+    point, failures = attempt(arguments)
+    if failures and arguments.converts_numbers:
         # A Python number may have to stay one, such as an argument in nondiff_argnums.
-        fixed = Point(f, reference, Arguments(f, args, argnums, static_numbers=True), key, tolerances)
-        fixed.cotangent = point.cotangent
-        if fixed.differentiable and _raises(lambda: fixed.gradient) is None:
-            point, problem = fixed, None
-    if problem is not None:
-        return Report(title, (Row("structure", "the backward raises", verdict=FAIL, note=where_raised(problem)),))
-    first: list[Row] = []
-    if reference is not None:
-        without = _raises(lambda: point.truth)
-        if without is not None and _raises(lambda: point.true_value) is None and point.same_values:
-            first = [*_rows(point, [m for m in chosen if m == "value"]), _no_gradient(without)]
-            kept, point = point, Point(f, None, point.arguments, key, tolerances)
-            point.cotangent = kept.cotangent
-            chosen = tuple("finite_differences" if mode == "gradient" else mode for mode in chosen if mode != "value")
-    rows = deliberate.excused(point, [*first, *_rows(point, chosen)], expected)
-    return Report(title, (*rows, *_untold(rows)))
+        as_given = attempt(Arguments(f, args, argnums, static_numbers=True))
+        if point is None or not as_given[1]:
+            point, failures = as_given
+    if point is None or failures:
+        return Report(title, tuple(failures))
+
+    rows: list[Row] = []
+    no_truth = None if reference is None else _raises(point, "truth")
+    if no_truth is not None and _raises(point, "true_value") is None and point.same_values:
+        rows = [*_rows(point, [m for m in chosen if m == "value"]), _no_gradient(no_truth)]
+        alone = Point(f, None, point.arguments, key, tolerances)
+        alone.cotangent = point.cotangent
+        point = alone
+        chosen = tuple("finite_differences" if mode == "gradient" else mode for mode in chosen if mode != "value")
+    rows = deliberate.excused(point, [*rows, *_rows(point, chosen)], expected)
+    return Report(title, (*rows, *_gradient_not_compared(rows)))
 
 
 def _rows(point: Point, chosen: Sequence[str]) -> list[Row]:
@@ -183,22 +188,23 @@ def _rows(point: Point, chosen: Sequence[str]) -> list[Row]:
                     rows.extend(_MODES[mode](point))
                 except Exception as error:
                     rows.append(raised(mode, error))
-    return _once(rows)
+    return _without_repeats(rows)
 
 
-def _once(rows: Sequence[Row]) -> list[Row]:
-    """Rows of one mode that raised the same error, as one."""
+def _without_repeats(rows: Sequence[Row]) -> list[Row]:
+    """The rows, without those of one mode that say again that the same line of f raised the same error."""
     kept: dict[Any, Row] = {}
     for i, row in enumerate(rows):
-        same = row.verdict == FAIL and row.error is None and row.note
-        key = (row.mode, row.note.split(":")[0], row.note.rpartition("(at ")[2]) if same and "(at " in row.note else i
-        kept.setdefault(key, row)
+        kind, place = row.note.split(":")[0], row.note.rpartition("(at ")[2]
+        raised_at_a_line = row.verdict == FAIL and row.error is None and "(at " in row.note
+        kept.setdefault((row.mode, kind, place) if raised_at_a_line else i, row)
     return list(kept.values())
 
 
-def _raises(compute: Callable[[], Any]) -> Exception | None:
+def _raises(point: Point, attribute: str) -> Exception | None:
+    """The error that evaluating an attribute of the point raises."""
     try:
-        compute()
+        getattr(point, attribute)
     except Exception as error:
         return error
     return None
@@ -209,7 +215,7 @@ def _no_gradient(error: Exception) -> Row:
     return Row("gradient", "gradient", verdict=NOT_AVAILABLE, note=note)
 
 
-def _untold(rows: Sequence[Row]) -> list[Row]:
+def _gradient_not_compared(rows: Sequence[Row]) -> list[Row]:
     """A failure if no check could compare the gradient itself, though some were asked to."""
     telling = [row for row in rows if row.mode in ("gradient", "finite_differences")]
     if not telling or any(row.verdict != NOT_AVAILABLE for row in telling):
@@ -218,7 +224,7 @@ def _untold(rows: Sequence[Row]) -> list[Row]:
     return [Row(telling[-1].mode, "the gradient itself", verdict=FAIL, note=note)]
 
 
-def _nothing(point: Point) -> Row:
+def _nothing_to_differentiate(point: Point) -> Row:
     what = "output" if any(a.size for a in point.floats) else "argument"
     note = f"no {what} is a floating array with elements: there is no gradient to check"
     return Row("structure", "nothing to differentiate", verdict=FAIL, note=note)

@@ -1,8 +1,8 @@
 """Compares a gradient with finite differences of the function: a row for each argument.
 
-The gradient claims a slope for every line through the point; `lines.py` measures the slopes, `claims.py` judges.
-A small array is looked at element by element. A large one is looked at along random directions; if one of them is
-wrong, halving what moves leads to an element that is, and the row is about that element.
+The gradient claims a slope in every direction; `lines.py` measures the slopes, `claims.py` compares.
+A small array is checked element by element. A large one is checked in random directions. If one of them is wrong,
+bisection leads to an element that is, and the row is about that element.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,16 +12,17 @@ from typing import Any
 import numpy as np
 
 from bnderiv.check import claims, derivatives, kinks, numbers
-from bnderiv.check.judge import apart_in_digits
+from bnderiv.check.agreement import apart_in_digits
+from bnderiv.check.claims import Judgment
 from bnderiv.check.lines import Lines
 from bnderiv.check.point import Point, join
 from bnderiv.check.report import FAIL, KINK, NOT_AVAILABLE, OK, Row
 from bnderiv.check.slopes import Slopes
 
-_SMALL_ARRAY = 128  # elements of an array that is looked at element by element
-_DIRECTIONS = 8  # along which a larger array is looked at
-_HALF_DIRECTIONS = 2  # along which each half of it is
-_BROKEN = 16  # elements of a larger array that are looked at where its gradient is not finite
+_SMALL_ARRAY = 128  # elements of an array that is checked element by element
+_DIRECTIONS = 8  # in which a larger array is checked
+_HALF_DIRECTIONS = 2  # in which each half of it is checked, in bisection
+_NOT_FINITE = 16  # elements of a larger array that are checked where its gradient is not finite
 _NOTHING = 1e-4  # how far a function may move, relative to itself, whose gradient vanishes
 
 
@@ -31,7 +32,7 @@ def finite_differences(at: Point) -> Iterator[Row]:
         _, gradient = at.without_casts(derivatives.pull, at.h, at.cotangent, at.floats, at.carried)
         lines, note = at.lines_without_casts, "without its casts to half precision"
     except Exception:
-        (_, gradient), _, note = at.pulled
+        (_, gradient), note = at.precise.arrays, at.precise.note
         lines = at.lines
     yield from differenced(at, "finite_differences", "finite differences", lines, gradient, note)
 
@@ -39,31 +40,32 @@ def finite_differences(at: Point) -> Iterator[Row]:
 def differenced(at: Point, mode: str, check: str, lines: Lines, gradient: Any, note: str = "") -> Iterator[Row]:
     """A row for each argument: the claimed gradient of ⟨cotangent, function⟩ against its finite differences."""
     tolerance = at.tolerances.get(mode, numbers.lookup(numbers.DIFFERENCES, [a.dtype for a in lines.floats]))
-    for i, name in enumerate(at.names):
+    for i, (name, x) in enumerate(zip(at.names, lines.floats, strict=True)):
         row = Row(mode, check, name, OK, 0.0, tolerance, note=note)
-        if lines.floats[i].size <= _SMALL_ARRAY:
-            yield _by_elements(at, row, lines, gradient[i], i, range(lines.floats[i].size))
+        not_finite = np.flatnonzero(~np.isfinite(numbers.wide(gradient[i])).ravel())
+        if x.size == 0:
+            yield row
+        elif x.size <= _SMALL_ARRAY:
+            yield _by_elements(at, row, lines, gradient[i], i, range(x.size))
+        elif len(not_finite):
+            yield _by_elements(at, row, lines, gradient[i], i, [int(j) for j in not_finite[:_NOT_FINITE]])
         else:
             yield _by_directions(at, row, lines, gradient[i], i)
 
 
 def _by_elements(at: Point, row: Row, lines: Lines, gradient: Any, i: int, elements: Sequence[int]) -> Row:
-    """The row, filled in: whether each of these elements of argument `i` is what differences say."""
-    if not len(elements):
-        return row
-    units, own = lines.units(i, elements)
-    found, claimed = lines.measure(i, units, own), claims.claimed(gradient, units)
-    element_of = np.repeat(elements, len(units) // len(elements))  # a complex element has two lines
+    """The row, filled in: whether these elements of the gradient of argument `i` are what differences say."""
+    units, found = lines.of_elements(i, elements)
+    claimed = claims.claimed(gradient, units)
+    element_of = np.repeat(elements, len(units) // len(elements))  # a complex element has two directions
     if row.mode == "finite_differences":
         _keep_for_other_modes(at, lines, i, elements, found)
 
-    size = max(numbers.largest(claimed), numbers.largest(found.slope[found.error < np.inf])) or 1.0
-    apart, unknown, wrong = claims.judge(claimed, found, size, row.tolerance or 0.0, row.mode in at.tolerances)
-    errors = np.where(unknown & ~wrong, 0.0, apart / size)
-    worst = int(np.argmax(np.where(wrong, errors, -1.0) if wrong.any() else errors))
+    error, unknown, wrong = _judged(at, row, claimed, found)
+    worst = int(np.argmax(np.where(wrong, error, -1.0) if wrong.any() else error))
     place = np.unravel_index(element_of[worst], lines.floats[i].shape)
-    index = tuple(int(k) for k in place) if errors[worst] > 0 else None
-    row = replace(row, error=float(errors[worst]), index=index)
+    index = tuple(int(k) for k in place) if error[worst] > 0 else None
+    row = replace(row, error=float(error[worst]), index=index)
 
     if wrong.any():
         off = sorted({int(j) for j in element_of[wrong]})
@@ -83,6 +85,23 @@ def _by_elements(at: Point, row: Row, lines: Lines, gradient: Any, i: int, eleme
     return row
 
 
+def _by_directions(at: Point, row: Row, lines: Lines, gradient: Any, i: int) -> Row:
+    """The row, filled in: whether the gradient of argument `i` is what differences say in random directions."""
+    rng = at.random(9)
+    found, claimed = _in_random_directions(rng, np.ones(lines.floats[i].shape), _DIRECTIONS, lines, gradient, i)
+    error, unknown, wrong = _judged(at, row, claimed, found)
+    if unknown.all():
+        return replace(row, verdict=NOT_AVAILABLE, error=None, note=join("no slope can be measured", row.note))
+    if (wrong & ~found.between_sides(claimed)).any():
+        element = _by_bisection(rng, lines, gradient, i)
+        return _by_elements(at, replace(row, verdict=FAIL), lines, gradient, i, [element])
+    return replace(row, error=float(error.max()))
+
+
+def _judged(at: Point, row: Row, claimed: np.ndarray, found: Slopes) -> Judgment:
+    return claims.judge(claimed, found, row.tolerance or 0.0, exact=row.mode in at.tolerances)
+
+
 def _keep_for_other_modes(at: Point, lines: Lines, i: int, elements: Sequence[int], found: Slopes) -> None:
     """The gradient by differences, if it is all there and real, and whether there is a kink."""
     if found.slope.size == len(elements) == lines.floats[i].size:
@@ -92,58 +111,36 @@ def _keep_for_other_modes(at: Point, lines: Lines, i: int, elements: Sequence[in
 
 
 def _vanishes(lines: Lines, i: int, claimed: np.ndarray, found: Slopes) -> bool:
-    """Whether claims and slopes are nothing but uncertainty, which moves the function by next to nothing."""
-    noise = found.slack * (numbers.largest(lines.floats[i]) or 1.0)
+    """Whether claims and slopes are within their uncertainty, which moves the function by next to nothing."""
+    noise = found.slack * numbers.magnitude(lines.floats[i])
     none = (np.abs(claimed) <= found.slack) & (np.abs(found.slope) <= found.slack)
     return bool((none & (noise <= _NOTHING * lines.weight)).all())
 
 
-def _by_directions(at: Point, row: Row, lines: Lines, gradient: Any, i: int) -> Row:
-    """The row, filled in: whether the gradient of argument `i` is what differences say along random directions."""
-    broken = np.flatnonzero(~np.isfinite(numbers.wide(gradient)).ravel())
-    if len(broken):
-        return _by_elements(at, row, lines, gradient, i, [int(j) for j in broken[:_BROKEN]])
-    rng = at.random(9)
-    everything = np.ones(lines.floats[i].shape)
-    found, claimed = _along_random(rng, everything, _DIRECTIONS, lines, gradient, i)
-
-    size = max(numbers.largest(claimed), numbers.largest(found.slope)) or 1.0
-    apart, unknown, wrong = claims.judge(claimed, found, size, row.tolerance or 0.0, row.mode in at.tolerances)
-    wrong &= ~(found.kink & kinks.between(found, claimed))
-    row = replace(row, error=float(np.where(unknown, 0, apart / size).max()))
-
-    if unknown.all():
-        return replace(row, verdict=NOT_AVAILABLE, error=None, note=join("no slope can be measured", row.note))
-    if wrong.any():
-        element = _by_halving(rng, lines, gradient, i)
-        return _by_elements(at, replace(row, verdict=FAIL), lines, gradient, i, [element])
-    return row
-
-
-def _by_halving(rng: np.random.Generator, lines: Lines, gradient: Any, i: int) -> int:
-    """An element whose claim is wrong: of what is left, the half whose claims are farther off, until one is left."""
-    shape = lines.floats[i].shape
+def _by_bisection(rng: np.random.Generator, lines: Lines, gradient: Any, i: int) -> int:
+    """An element whose claim is wrong: the half whose claims are farther off is halved again, until one is left."""
+    x = lines.floats[i]
 
     def apart(elements: np.ndarray) -> float:
-        mask = np.zeros(int(np.prod(shape)))
+        mask = np.zeros(x.size)
         mask[elements] = 1
-        found, claimed = _along_random(rng, mask.reshape(shape), _HALF_DIRECTIONS, lines, gradient, i)
+        found, claimed = _in_random_directions(rng, mask.reshape(x.shape), _HALF_DIRECTIONS, lines, gradient, i)
         with np.errstate(all="ignore"):
             return np.nan_to_num(np.abs(claimed - found.slope) - found.slack, nan=0.0, posinf=0.0).max()
 
-    left = np.arange(lines.floats[i].size)
-    while len(left) > 1:
-        first, second = left[: len(left) // 2], left[len(left) // 2 :]
+    elements = np.arange(x.size)
+    while len(elements) > 1:
+        first, second = elements[: len(elements) // 2], elements[len(elements) // 2 :]
         apart_first, apart_second = apart(first), apart(second)
-        left = second if apart_second > apart_first else first
-    return int(left[0])
+        elements = second if apart_second > apart_first else first
+    return int(elements[0])
 
 
-def _along_random(
+def _in_random_directions(
     rng: np.random.Generator, mask: np.ndarray, count: int, lines: Lines, gradient: Any, i: int
 ) -> tuple[Slopes, np.ndarray]:
-    """Slopes and claims along random directions that move the elements of the mask."""
+    """Slopes and claims in random directions that move the elements of the mask."""
     directions = [mask * rng.standard_normal(mask.shape) for _ in range(count)]
     if np.iscomplexobj(numbers.wide(lines.floats[i])):
         directions = [d + 1j * mask * rng.standard_normal(mask.shape) for d in directions]
-    return lines.measure(i, directions), claims.claimed(gradient, directions)
+    return lines.of_directions(i, directions), claims.claimed(gradient, directions)

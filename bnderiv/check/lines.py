@@ -1,100 +1,100 @@
 """Lines through a point, and the slopes of a function along them.
 
-A line is an array for each argument: how far it moves in one step of size 1. `Lines` chooses fourteen steps for each
-line, evaluates the function there (`along.py`), and makes slopes of the values (`slopes.py`).
+A line has a direction: an array for each argument, which says how far it moves in one step of size 1. `Lines` chooses
+fourteen steps for each line. `increments.py` evaluates the function there, `slopes.py` makes slopes of the values.
 
 The steps go from a sixteenth of the array down to far below the element itself. So they serve a logarithm at 1e-6 as
 well as a square at 1e10, and a function that rounds to float32 inside as well as one that does not.
 """
 
-import contextlib
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
-import jax
 import numpy as np
 
-from bnderiv.check import derivatives, numbers, slopes
-from bnderiv.check.along import Along
+from bnderiv.check import numbers, programs, slopes
+from bnderiv.check.increments import Increments
 from bnderiv.check.slopes import Slopes
 
 _LEVELS = 14
-_PARTS = np.arange(_LEVELS) / (_LEVELS - 1)  # from 0, the largest step, to 1, the smallest
-_TOP = 2.0**-4  # the largest step, relative to the array
-_BELOW = 2.0**-16  # the smallest step, relative to the element
+_LARGEST_STEP = 2.0**-4  # relative to the array
+_SMALLEST_STEP = 2.0**-16  # relative to the element
 _SMALLEST = 1e-12  # relative to the array: an element below this counts as this large
 # The size of an element much smaller than the array is a scale on which f may change. An element of the array's own
 # size, or of size 0, names no such scale: its steps go down as if it were of this size, relative to the array.
 _LARGE, _NO_SCALE = 2.0**-4, 2.0**-12
-_HALVINGS = 24  # from the largest step to the smallest, across all arguments: as for an element without a scale
 
 
 class Lines:
-    """⟨cotangent, function⟩ as a function of a step along a line through `floats`.
+    """⟨cotangent, function⟩ along lines through `floats`.
 
     Args:
       function: (floats, carried) ↦ flat tuple of outputs.
       floats, carried, cotangent: concrete arrays, in float64 if `double`.
       ulp: what the function rounds to: that of the narrowest dtype inside.
+
+    Attributes:
+      terms: the magnitude of terms that cancel inside the function, if larger than its outputs.
     """
 
     def __init__(self, function: Callable, floats: Any, carried: Any, cotangent: Any, ulp: float, double: bool):
-        self.floats, self.carried, self.cotangent, self.ulp, self.double = floats, carried, cotangent, ulp, double
-        self.terms = 0.0  # what cancels inside, if more than the outputs show
+        self.floats, self._cotangent, self._ulp, self._double = floats, cotangent, ulp, double
+        self.terms = 0.0
         self._value = lambda floats: function(floats, carried)
-        self._along = Along(self._value, cotangent, [f.dtype for f in floats], double)
+        self._increments = Increments(self._value, cotangent, [f.dtype for f in floats], double)
 
-    def units(self, i: int, elements: Sequence[int]) -> tuple[list[np.ndarray], np.ndarray]:
-        """Unit lines of elements of argument `i` (two for a complex one), and the size of each element."""
+    def of_elements(self, i: int, elements: Sequence[int]) -> tuple[list[np.ndarray], Slopes]:
+        """Unit directions of elements of argument `i` (two for a complex one), and the slopes in them."""
         x = numbers.wide(self.floats[i])
-        lines, own = [], []
+        directions, sizes = [], []
         for j in elements:
             for unit in (1, 1j) if np.iscomplexobj(x) else (1,):
-                line = np.zeros(x.size, x.dtype)
-                line[j] = unit
-                lines.append(line.reshape(x.shape))
-                own.append(abs(x.ravel()[j]))
-        return lines, np.asarray(own)
+                direction = np.zeros(x.size, x.dtype)
+                direction[j] = unit
+                directions.append(direction.reshape(x.shape))
+                sizes.append(abs(x.ravel()[j]))
+        return directions, self._of_argument(i, directions, np.asarray(sizes))
 
-    def measure(self, i: int, lines: Sequence[np.ndarray], own: Any = None, starts: Any = None) -> Slopes:
-        """The slopes of these lines in argument `i`, each through its own start, by default the point itself.
+    def of_directions(self, i: int, directions: Sequence[np.ndarray], starts: Any = None) -> Slopes:
+        """The slopes in directions of argument `i`, each from a start of its own, by default the point."""
+        sizes = np.full(len(directions), numbers.magnitude(self.floats[i]))
+        return self._of_argument(i, directions, sizes, starts)
 
-        `own` holds the size of what a line moves, if that is smaller than the array.
-        """
-        size = numbers.largest(self.floats[i]) or 1.0
-        own = np.full(len(lines), size) if own is None else own
-        nothing = [np.zeros(np.shape(f)) for f in self.floats]
-        point = [numbers.wide(f) for f in self.floats]
-        in_all = [_with(nothing, i, line) for line in lines]
-        begins = [point if starts is None else _with(point, i, starts[j]) for j in range(len(lines))]
-        return self._measured(in_all, begins, _steps(size, own), np.where(own == 0, size * _SMALLEST, own))
-
-    def across(self, directions: Sequence[Sequence[np.ndarray]], floats: Any) -> Slopes:
-        """The slopes of lines in all arguments at once, through `floats`. A step of 1 moves each by about its size."""
+    def across_arguments(self, directions: Sequence[Sequence[np.ndarray]], floats: Any) -> Slopes:
+        """The slopes in directions of all arguments at once, from `floats`. A step of 1 is about the size of each."""
         count = len(directions)
-        steps = np.tile(_TOP * 2.0 ** (-_HALVINGS * np.arange(_LEVELS) / (_LEVELS - 1)), (count, 1))
         point = [numbers.wide(f) for f in floats]
-        return self._measured([list(d) for d in directions], [point] * count, steps, np.ones(count))
+        return self._measured(directions, [point] * count, _steps(1.0, np.zeros(count)), np.ones(count))
 
-    def _measured(self, lines: Any, starts: Any, steps: np.ndarray, sizes: np.ndarray) -> Slopes:
-        """`sizes`: of what each line moves, in units of its steps."""
-        with self._precision():
-            moves, outputs = self._along(starts, lines, np.concatenate([steps, -steps], 1))
-            rounded = self._rounded(moves, outputs)
-        plus, minus = moves[:, :_LEVELS], moves[:, _LEVELS:]
-        return slopes.from_values(steps, plus, minus, self.ulp * rounded, self.ulp * sizes)
+    def _of_argument(self, i: int, directions: Sequence[np.ndarray], sizes: np.ndarray, starts: Any = None) -> Slopes:
+        """The slopes in directions of argument `i` that move elements of these sizes."""
+        magnitude = numbers.magnitude(self.floats[i])
+        point = [numbers.wide(f) for f in self.floats]
+        nothing = [np.zeros(f.shape) for f in point]
+        begins = [point] * len(directions) if starts is None else [_with(point, i, start) for start in starts]
+        in_all = [_with(nothing, i, direction) for direction in directions]
+        moved = np.where(sizes == 0, magnitude * _SMALLEST, sizes)
+        return self._measured(in_all, begins, _steps(magnitude, sizes), moved)
 
-    def _rounded(self, moves: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+    def _measured(self, directions: Any, starts: Any, steps: np.ndarray, sizes: np.ndarray) -> Slopes:
+        """`sizes`: of what moves in each direction, in units of the steps."""
+        with numbers.double_precision(self._double):
+            increments, moving = self._increments(starts, directions, np.concatenate([steps, -steps], 1))
+            rounded = self._rounded(increments, moving)
+        plus, minus = increments[:, :_LEVELS], increments[:, _LEVELS:]
+        return slopes.from_values(steps, plus, minus, self._ulp * rounded, self._ulp * sizes)
+
+    def _rounded(self, increments: np.ndarray, moving: np.ndarray) -> np.ndarray:
         """For each line, the magnitude of what is rounded: the outputs that move, or larger terms that cancel in them.
 
         Where no output moves, f may be constant, or all its outputs may move by less than they are rounded to. Or what
         moves is NaN, which tells nothing.
         """
-        moving = outputs.max(1, initial=0.0)
-        still = ~(np.nan_to_num(moves) != 0).any(1)
-        otherwise = np.where(still, np.inf if self.undefined else self.weight, self.weight)
-        return np.maximum(np.where(moving == 0, otherwise, moving), self.terms)
+        largest = moving.max(1, initial=0.0)
+        still = ~(np.nan_to_num(increments) != 0).any(1)
+        if_none_moves = np.where(still & self.undefined, np.inf, self.weight)
+        return np.maximum(np.where(largest == 0, if_none_moves, largest), self.terms)
 
     @cached_property
     def undefined(self) -> bool:
@@ -103,29 +103,25 @@ class Lines:
 
     @cached_property
     def weight(self) -> float:
-        """The magnitude of the roundings of all outputs, which add up like a random walk."""
+        """The magnitude of all outputs in ⟨cotangent, function⟩. Their roundings add up like a random walk."""
         squares = [
             (numbers.largest(c) * np.sqrt(np.size(c)) * numbers.largest(o)) ** 2
-            for c, o in zip(self.cotangent, self._here, strict=True)
+            for c, o in zip(self._cotangent, self._here, strict=True)
         ]
         return float(np.sqrt(sum(squares)))
 
     @cached_property
     def _here(self) -> Any:
-        with self._precision():
-            return derivatives.Program(self._value)(self.floats)
-
-    def _precision(self) -> contextlib.AbstractContextManager[Any]:
-        """In which the function is evaluated, whatever the caller's is."""
-        return jax.enable_x64(True) if self.double else contextlib.nullcontext()
+        with numbers.double_precision(self._double):  # whatever the caller's is
+            return programs.Program(self._value)(self.floats)
 
 
-def _steps(size: float, own: np.ndarray) -> np.ndarray:
-    """A row of steps for each line, the largest first, in equal ratios. The array has this size, its elements `own`."""
-    no_scale = (own == 0) | (own > _LARGE * size)
-    top = size * _TOP
-    bottom = np.where(no_scale, _NO_SCALE * size, np.maximum(own, _SMALLEST * size)) * _BELOW
-    return top * (bottom / top)[:, None] ** _PARTS
+def _steps(magnitude: float, sizes: np.ndarray) -> np.ndarray:
+    """A row of steps for an element of each size, in an array of this magnitude: the largest first, in equal ratios."""
+    no_scale = (sizes == 0) | (sizes > _LARGE * magnitude)
+    scale = np.where(no_scale, _NO_SCALE * magnitude, np.maximum(sizes, _SMALLEST * magnitude))
+    first, last = magnitude * _LARGEST_STEP, scale * _SMALLEST_STEP
+    return first * (last / first)[:, None] ** (np.arange(_LEVELS) / (_LEVELS - 1))
 
 
 def _with(arrays: Sequence[Any], i: int, array: Any) -> list[Any]:

@@ -1,11 +1,13 @@
-"""Distances between arrays, and tolerances."""
+"""Tolerances, distances between arrays, and arrays in float64."""
 
+import contextlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 # Tolerances against the truth, relative to the largest element. They are wide enough for any order of summation, and
 # narrow enough to show a wrong formula. (In float64, ChainRulesTestUtils also has 1e-9; PyTorch's gradcheck has 1e-3.)
@@ -19,10 +21,8 @@ ULPS = 32.0
 _FAR = {"float64": 60, "float32": 20, "bfloat16": 20, "float16": 4}
 
 
-class Distance(NamedTuple):
-    error: float  # relative
-    index: tuple[int, ...] | None
-    apart: float  # absolute
+def is_inexact(a: Any) -> bool:
+    return isinstance(a, (float, complex)) or (hasattr(a, "dtype") and jnp.issubdtype(a.dtype, jnp.inexact))
 
 
 def lookup(table: dict[str, float], dtypes: Sequence[Any]) -> float:
@@ -38,21 +38,19 @@ def ulp(dtype: Any) -> float:
     return float(jnp.finfo(dtype).eps)
 
 
-def distance(actual: Any, expected: Any, magnitude: float) -> Distance:
-    """The largest difference over `magnitude`, and its index. NaN equals only NaN, and infinity only itself."""
-    a, e = wide(actual), wide(expected)
-    if a.shape != e.shape:
-        raise ValueError(f"shape {a.shape}, expected {e.shape}")
-    if a.size == 0:
-        return Distance(0.0, None, 0.0)
-    apart = elementwise(a, e)
+def distance(actual: Any, expected: Any) -> tuple[float, tuple[int, ...] | None]:
+    """The largest difference, and its index. NaN equals only NaN, and infinity only itself."""
+    if np.shape(actual) != np.shape(expected):
+        raise ValueError(f"shape {np.shape(actual)}, expected {np.shape(expected)}")
+    apart = elementwise(actual, expected)
+    if apart.size == 0 or not apart.any():
+        return 0.0, None
     index = tuple(int(i) for i in np.unravel_index(int(np.argmax(apart)), apart.shape))
-    worst = float(apart[index])
-    return Distance(worst / magnitude, index if worst > 0 else None, worst)
+    return float(apart[index]), index
 
 
 def within(array: Any, dtype: Any) -> np.ndarray:
-    """The array in its wide dtype, with infinity where it exceeds the range of `dtype`."""
+    """The array, with infinity where it exceeds the range of `dtype`."""
     array = np.asarray(array)
     if np.iscomplexobj(array) or not jnp.issubdtype(dtype, jnp.inexact):
         return array
@@ -76,11 +74,30 @@ def wide(array: Any) -> np.ndarray:
     return array.astype(np.complex128 if np.issubdtype(array.dtype, np.complexfloating) else np.float64)
 
 
+def widen(tree: Any) -> Any:
+    """The tree with its floating arrays in float64 and its complex ones in complex128."""
+
+    def convert(a: Any) -> Any:
+        if not is_inexact(a):
+            return a
+        dtype = jnp.complex128 if jnp.issubdtype(a.dtype, jnp.complexfloating) else jnp.float64
+        if isinstance(a, Tracer):
+            return a.astype(dtype)
+        return jax.device_put(np.asarray(a).astype(dtype))  # converted by NumPy, which compiles nothing
+
+    return jax.tree.map(convert, tree)
+
+
 def dot(a: Any, b: Any) -> jax.Array:
     """Re Σ aᵢ bᵢ over all leaves, in float32 or float64: the pairing of tangents with cotangents in JAX."""
     pairs = list(zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
     dtype = jnp.float64 if any(_real(y.dtype).itemsize == 8 for _, y in pairs) else jnp.float32
     return jnp.stack([jnp.real(x.astype(y.dtype) * y).sum(dtype=dtype) for x, y in pairs]).sum()
+
+
+def double_precision(wanted: bool) -> contextlib.AbstractContextManager[Any]:
+    """The context of evaluation in float64, or none."""
+    return jax.enable_x64(True) if wanted else contextlib.nullcontext()
 
 
 def largest(array: Any) -> float:
@@ -89,6 +106,11 @@ def largest(array: Any) -> float:
         absolute = np.abs(wide(array))
     finite = absolute[np.isfinite(absolute)]
     return float(finite.max()) if finite.size else 0.0
+
+
+def magnitude(array: Any) -> float:
+    """What errors in an array are relative to: its largest finite element, or 1 if all are zero."""
+    return largest(array) or 1.0
 
 
 def _real(dtype: Any) -> Any:

@@ -1,49 +1,66 @@
-"""What can be evaluated of a call: the rule, its truth in float64, roundings, and differences. `judge.py` compares."""
+"""What can be evaluated of a call: the rule, its truth in float64, roundings, and slopes. `agreement.py` compares."""
 
-import contextlib
-from collections.abc import Callable
-from functools import cached_property, lru_cache, partial
+from collections.abc import Callable, Sequence
+from functools import cache, cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bnderiv.check import derivatives, numbers
+from bnderiv.check import derivatives, numbers, programs
 from bnderiv.check.call import Call
-from bnderiv.check.casts import without_casts
+from bnderiv.check.interpreter import without_casts
+from bnderiv.check.jaxprs import coarsest_ulp, random_draws
 from bnderiv.check.lines import Lines
-from bnderiv.check.problem import coarsest_ulp, random_draws
 from bnderiv.check.report import message
 from bnderiv.check.roundings import Roundings, measured
 
-_SINGLE = 1e-6  # ulps beyond that are of half precision
+_SINGLE = 1e-6  # ulps above this are of half precision
 
 
-class Truth(NamedTuple):
-    """What the reference says."""
+class Expected(NamedTuple):
+    """What arrays are compared with.
 
-    arrays: Any  # in float64 if possible
-    roundings: Callable[[], list[Roundings]]  # of the reference in the dtype of `f`, for each array
-    note: str  # why it is not in float64
+    Attributes:
+      roundings: what roundings in the dtype of `f` do to each array; measured when asked for. None: nothing.
+      note: why the arrays are not in float64, if they should be.
+    """
+
+    arrays: Any
+    roundings: Callable[[], list[Roundings]] | None = None
+    note: str = ""
+
+    def rounding(self, i: int) -> Roundings:
+        return self.roundings()[i] if self.roundings else Roundings(0.0, 0.0)
+
+    @property
+    def value(self) -> "Expected":
+        """Of (value, derivative), the value."""
+        return self._replace(arrays=self.arrays[0])
+
+    @property
+    def derivative(self) -> "Expected":
+        """Of (value, derivative), the derivative."""
+        (value, derivative), roundings = self.arrays, self.roundings
+        return Expected(derivative, roundings and (lambda: roundings()[len(value) :]), self.note)
 
 
 class Point(Call):
     """A call with everything that the modes evaluate there, each once.
 
     Attributes:
+      program: (compute, h) ↦ `compute(h, ...)`, compiled once, so that modes share programs.
       no_truth: why derived checks have no truth here, once a mode has found that out.
       differenced: the gradient by finite differences, for each argument where every element was measured.
-      kept: what a mode keeps for the next.
     """
 
     def __init__(self, *call: Any):
         super().__init__(*call)
         self.no_truth = ""
         self.differenced: dict[int, np.ndarray] = {}
-        self.kept: dict[Any, Any] = {}
-        self.program = lru_cache(maxsize=None)(self._program)
-        self._same_draws: dict[Callable, bool] = {}
+        self.program = cache(lambda compute, h: programs.Program(partial(compute, h)))
+        self._draws_the_same = cache(self._draws_the_same_bits)
 
     # The rule
 
@@ -53,6 +70,7 @@ class Point(Call):
 
     @property
     def forward_value(self) -> tuple:
+        """The value that the forward of the rule of `f` returns, eager."""
         return self._eager[0]
 
     @property
@@ -60,52 +78,50 @@ class Point(Call):
         """The gradient of the rule of `f`, eager."""
         return self._eager[1]
 
-    def _program(self, compute: Callable, h: Callable) -> derivatives.Program:
-        """`compute(h, ...)`, compiled. Kept, so that modes share programs."""
-        return derivatives.Program(partial(compute, h))
-
     @cached_property
-    def compiled(self) -> derivatives.Program:
+    def compiled(self) -> programs.Program:
         """Value and gradient of `f` as a function of (cotangent, floats, carried), compiled as users do."""
-        return derivatives.Program(partial(derivatives.pull, self.h), optimized=True)
+        return programs.Program(partial(derivatives.pull, self.h), optimized=True)
+
+    def pull_back(self, cotangent: Sequence[Any], floats: Any = None) -> tuple:
+        """The gradient of `f` for another cotangent, compiled as users do; at other floats if given."""
+        return self.compiled(tuple(cotangent), self.floats if floats is None else floats, self.carried)[1]
 
     @cached_property
-    def pulled(self) -> tuple[Any, bool, str]:
-        """Value and gradient of `f`, in float64 if possible."""
-        return self.in_float64_or_own(derivatives.pull, self.cotangent, self.floats, self.carried)
+    def precise(self) -> Expected:
+        """Value and gradient of `f` itself, in float64 if possible."""
+        arrays, note = self.in_float64_or_own(derivatives.pull, self.cotangent, self.floats, self.carried)
+        return Expected(arrays, lambda: self._roundings, note)
 
-    def all_roundings(self) -> list[Roundings]:
-        """What roundings do to the values of `f`, then to its gradient for each argument."""
-        return self._all_roundings
+    def value_roundings(self) -> list[Roundings]:
+        """What roundings do to each output of `f`."""
+        return self._roundings[: len(self.value)]
 
-    @property
-    def roundings(self) -> list[Roundings]:
-        return self._all_roundings[len(self.value) :]
+    def gradient_roundings(self) -> list[Roundings]:
+        """What roundings do to the gradient of `f`, for each argument."""
+        return self._roundings[len(self.value) :]
 
     @cached_property
-    def _all_roundings(self) -> list[Roundings]:
+    def _roundings(self) -> list[Roundings]:
         return self.roundings_of(derivatives.pull, self.h, self.cotangent, self.floats, self.carried)
 
     @cached_property
     def conditioning(self) -> list[float]:
         """How far the gradient of `f` in float64 moves if every argument moves by an ulp of its dtype."""
-        (_, exact), double, _ = self.pulled
-        spreads = [0.0] * len(self.floats)
-        for seed in range(31, 34) if double else ():
+        (_, exact), note = self.precise.arrays, self.precise.note
+        moves = [0.0] * len(self.floats)
+        for seed in () if note else range(31, 34):
             rng = self.random(seed)
-            floats = [numbers.wide(a) * (1 + numbers.ulp(a.dtype) * rng.uniform(-1, 1, a.shape)) for a in self.floats]
+            off = [numbers.ulp(a.dtype) * rng.uniform(-1, 1, a.shape) for a in self.floats]
+            floats = tuple(numbers.wide(a) * (1 + o) for a, o in zip(self.floats, off, strict=True))
             with jax.enable_x64(True):
-                data = (
-                    derivatives.widen(self.cotangent),
-                    tuple(map(jax.device_put, floats)),
-                    derivatives.widen(self.carried),
-                )
+                data = map(numbers.widen, (self.cotangent, floats, self.carried))
                 _, moved = self.program(derivatives.pull, self.h)(*data)
             apart = [numbers.largest(numbers.wide(m) - e) for m, e in zip(moved, exact, strict=True)]
-            spreads = [max(pair) for pair in zip(spreads, apart, strict=True)]
-        return spreads
+            moves = [max(pair) for pair in zip(moves, apart, strict=True)]
+        return moves
 
-    def roundings_of(self, compute: Callable, h: Callable, *data: Any, truth: Any = None) -> Any:
+    def roundings_of(self, compute: Callable, h: Callable, *data: Any, truth: Any = None) -> list[Roundings]:
         """As `roundings.measured`; nothing is known of what cannot be traced."""
         try:
             return measured(partial(compute, h), *data, truth=truth)
@@ -115,17 +131,17 @@ class Point(Call):
     # The truth
 
     @cached_property
-    def truth(self) -> Truth:
-        """Value and gradient of the reference; `roundings` are those of the values, then of the gradients."""
-        return self.expected(derivatives.pull, self.cotangent, self.floats, self.carried)
+    def truth(self) -> Expected:
+        """Value and gradient of the reference."""
+        return self.truth_of(derivatives.pull, self.cotangent, self.floats, self.carried)
 
     @cached_property
-    def true_value(self) -> Truth:
+    def true_value(self) -> Expected:
         """The value of the reference, also of one without a gradient."""
         try:
-            return self.truth._replace(arrays=self.truth.arrays[0])
+            return self.truth.value
         except Exception:
-            return self.expected(lambda r, *data: r(*data), self.floats, self.carried)
+            return self.truth_of(lambda r, *data: r(*data), self.floats, self.carried)
 
     @cached_property
     def same_values(self) -> bool:
@@ -133,13 +149,12 @@ class Point(Call):
         tolerance = self.tolerance("value", numbers.FORMULA)
         true = self.true_value.arrays
         return [np.shape(e) for e in true] == [a.shape for a in self.value] and all(
-            numbers.distance(a, e, numbers.largest(e) or 1.0).error <= tolerance
-            for a, e in zip(self.value, true, strict=True)
+            numbers.distance(a, e)[0] <= tolerance * numbers.magnitude(e) for a, e in zip(self.value, true, strict=True)
         )
 
-    def expected(self, compute: Callable, *data: Any) -> Truth:
-        """What the reference returns for `compute`."""
-        own = lru_cache(lambda: self.program(compute, self.r)(*data))
+    def truth_of(self, compute: Callable, *data: Any) -> Expected:
+        """`compute(reference, *data)`, in float64 if possible."""
+        own = cache(lambda: self.program(compute, self.r)(*data))
         if self.in_double:
             arrays, note = own(), ""
         else:
@@ -148,18 +163,21 @@ class Point(Call):
             except Exception as error:
                 arrays, note = own(), f"the reference cannot be evaluated in float64 ({message(error)})"
 
-        @lru_cache
-        def roundings() -> Any:
-            flat = jax.tree.leaves(arrays)
-            found = self.roundings_of(compute, self.r, *data, truth=flat)
-            apart = [numbers.distance(o, a, 1.0).apart for o, a in zip(jax.tree.leaves(own()), flat, strict=True)]
+        @cache
+        def roundings() -> list[Roundings]:
+            """The larger of what samples say and how far the reference's own arrays are from the truth."""
+            truth, results = jax.tree.leaves(arrays), jax.tree.leaves(own())
+            apart = [numbers.distance(a, e)[0] for a, e in zip(results, truth, strict=True)]
             apart = [a if np.isfinite(a) else 0.0 for a in apart]
+            sampled = self.roundings_of(compute, self.r, *data, truth=truth)
             return [
-                Roundings(max(f.spread, a), f.terms or a / numbers.ulp(o.dtype))
-                for f, a, o in zip(found, apart, jax.tree.leaves(own()), strict=False)
+                Roundings(max(s.spread, a), s.terms or a / numbers.ulp(x.dtype))
+                for s, a, x in zip(sampled, apart, results, strict=False)
             ]
 
-        return Truth(arrays, roundings, note)
+        return Expected(arrays, roundings, note)
+
+    # In float64
 
     def in_float64(self, compute: Callable, h: Callable, *data: Any) -> Any:
         """`compute(h, *data)` with all data in float64.
@@ -170,11 +188,19 @@ class Point(Call):
         if not self._draws_the_same(h):
             raise TypeError("it would draw other random numbers")
         with jax.enable_x64(True):
-            result = self.program(compute, h)(*(derivatives.widen(d) for d in data))
+            result = self.program(compute, h)(*map(numbers.widen, data))
             for leaf in jax.tree.leaves(result):
                 if leaf.dtype not in (jnp.float64, jnp.complex128):
                     raise TypeError(f"a result stays {leaf.dtype}")
             return jax.tree.map(np.asarray, result)
+
+    def in_float64_or_own(self, compute: Callable, *data: Any) -> tuple[Any, str]:
+        """`compute(h, *data)`, and a note if it is not in float64."""
+        try:
+            return self.in_float64(compute, self.h, *data), ""
+        except Exception as error:
+            own = self.program(compute, self.h)(*data)
+            return own, f"in the arguments' own dtype: float64 does not work ({message(error)})"
 
     def without_casts(self, compute: Callable, h: Callable, *data: Any) -> Any:
         """`compute(h, *data)` in float64, also where it casts to narrower dtypes.
@@ -186,57 +212,42 @@ class Point(Call):
             raise TypeError("nothing is cast to half precision")
         with jax.enable_x64(True):
             function = without_casts(partial(compute, h))
-            return jax.tree.map(np.asarray, derivatives.quick_jit(function)(*map(derivatives.widen, data)))
+            return jax.tree.map(np.asarray, programs.quick_jit(function)(*map(numbers.widen, data)))
 
     @cached_property
     def _rounds_to_half(self) -> bool:
-        return coarsest_ulp(self.h, derivatives.widen(self.floats), self.carried) > _SINGLE
+        return coarsest_ulp(self.h, numbers.widen(self.floats), self.carried) > _SINGLE
 
-    def _draws_the_same(self, h: Callable) -> bool:
+    def _draws_the_same_bits(self, h: Callable) -> bool:
         """Whether `h` draws the same random bits for float64 arguments."""
-        if h not in self._same_draws:
-            drawn = random_draws(h, self.floats, self.carried)
-            with jax.enable_x64(True):
-                self._same_draws[h] = random_draws(h, derivatives.widen(self.floats), self.carried) == drawn
-        return self._same_draws[h]
+        drawn = random_draws(h, self.floats, self.carried)
+        with jax.enable_x64(True):
+            return random_draws(h, numbers.widen(self.floats), self.carried) == drawn
 
-    def in_float64_or_own(self, compute: Callable, *data: Any) -> tuple[Any, bool, str]:
-        """`compute(h, *data)`, whether it is in float64, and a note if it is not."""
-        try:
-            return self.in_float64(compute, self.h, *data), True, ""
-        except Exception as error:
-            own = self.program(compute, self.h)(*data)
-            return own, False, f"in the arguments' own dtype: float64 does not work ({message(error)})"
-
-    # Differences
+    # Slopes
 
     @cached_property
     def lines(self) -> Lines:
         """⟨cotangent, f⟩ along lines through the point, in float64 if possible."""
         try:
             self.in_float64(lambda h, *data: h(*data), self.h, self.floats, self.carried)
-            double = True
         except Exception:
-            double = False
-        return self.lines_of(self.h, self.cotangent, double)
+            return self.lines_of(self.h, self.cotangent, double=False)
+        return self.lines_of(self.h, self.cotangent, double=True)
 
     @cached_property
     def lines_without_casts(self) -> Lines:
-        with double_precision(True):
-            floats, carried, cotangent = map(derivatives.widen, (self.floats, self.carried, self.cotangent))
+        """The same of `f` without its casts to half precision."""
+        with jax.enable_x64(True):
+            floats, carried, cotangent = map(numbers.widen, (self.floats, self.carried, self.cotangent))
             return Lines(without_casts(self.h), floats, carried, cotangent, numbers.ulp(jnp.float64), True)
 
     def lines_of(self, function: Callable, cotangent: Any, double: bool) -> Lines:
-        with double_precision(double):
-            floats, carried, cotangent = (self.floats, self.carried, tuple(cotangent))
-            if double:
-                floats, carried, cotangent = map(derivatives.widen, (floats, carried, cotangent))
+        """⟨cotangent, function⟩ along lines through the point."""
+        with numbers.double_precision(double):
+            data = (self.floats, self.carried, tuple(cotangent))
+            floats, carried, cotangent = map(numbers.widen, data) if double else data
             return Lines(function, floats, carried, cotangent, coarsest_ulp(function, floats, carried), double)
-
-
-def double_precision(wanted: bool) -> Any:
-    """The context of float64 evaluation, or of none."""
-    return jax.enable_x64(True) if wanted else contextlib.nullcontext()
 
 
 def join(*notes: str) -> str:

@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from bnderiv.check import numbers
-from bnderiv.check.derivatives import quick_jit
-from bnderiv.check.problem import coarsest_ulp, inner_of
+from bnderiv.check.interpreter import bind, evaluate
+from bnderiv.check.jaxprs import coarsest_ulp
+from bnderiv.check.programs import quick_jit
 
-SAMPLES = 4
-# Terms that cancel completely leave roundings in float64, at most this part of their magnitude.
-LOST = 1e3 * 2.0**-52
+_SAMPLES = 4
+_LOST = 1e3  # terms that cancel completely leave at most so many ulps of their magnitude
 
 # Operations that round nothing.
 _EXACT = frozenset(
@@ -29,8 +29,8 @@ _EXACT = frozenset(
 )
 # Operations whose terms may cancel inside: their inputs are moved as well.
 _SUMS = frozenset(
-    """reduce_sum dot_general conv_general_dilated cumsum cumlogsumexp reduce_window_sum scatter-add psum
-    select_and_scatter_add scan while cond custom_linear_solve triangular_solve cholesky lu qr eigh svd
+    """reduce reduce_sum dot_general conv_general_dilated cumsum cumlogsumexp reduce_window reduce_window_sum
+    scatter-add psum select_and_scatter_add scan while cond custom_linear_solve triangular_solve cholesky lu qr eigh svd
     pure_callback""".split()  # noqa: SIM905
 )
 
@@ -42,21 +42,23 @@ class Roundings(NamedTuple):
     terms: float  # the magnitude of the terms that were rounded
 
     def explain(self, apart: float) -> bool:
+        """Whether two arrays may be this far apart. `spread` is of a few samples, so it may be low."""
         return apart <= 4 * self.spread
 
     def vanishes(self, array: Any) -> bool:
-        """Whether an array computed in float64 consists of roundings only."""
-        return 0 < self.terms < np.inf and numbers.largest(array) <= LOST * self.terms
+        """Whether an array consists of roundings only: its terms cancel to within what its dtype keeps of them."""
+        lost = _LOST * numbers.ulp(np.asarray(array).dtype) * self.terms
+        return 0 < self.terms < np.inf and numbers.largest(array) <= lost
 
 
 def measured(function: Callable, *args: Any, truth: Sequence[Any] | None = None) -> list[Roundings]:
     """The roundings of each array that `function(*args)` returns, in the dtype of the arguments.
 
-    With a `truth`, its own distance from that counts as well.
+    They are measured from `truth`, an array for each result; by default from the first sample.
     """
     closed = jax.make_jaxpr(function)(*args)
     run = quick_jit(_shaken(closed))
-    samples = [[numbers.wide(a) for a in jax.tree.leaves(run(jnp.int32(k), *args))] for k in range(SAMPLES)]
+    samples = [[numbers.wide(a) for a in jax.tree.leaves(run(jnp.int32(k), *args))] for k in range(_SAMPLES)]
     ulp = coarsest_ulp(closed, *args)
     centers = samples[0] if truth is None else [numbers.wide(a) for a in truth]
     found = []
@@ -68,17 +70,9 @@ def measured(function: Callable, *args: Any, truth: Sequence[Any] | None = None)
     return found
 
 
-def without_rules(function: Callable) -> Callable:
-    """A function that returns a tuple, as JAX differentiates it if its rules are left out."""
+def _shaken(jaxpr: Any) -> Callable:
+    """(seed, *args) ↦ the outputs of the jaxpr, with the result of every operation off by up to an ulp."""
 
-    def run(*args: Any) -> tuple[Any, ...]:
-        closed = jax.make_jaxpr(function)(*args)
-        return tuple(_evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(args), lambda a: a))
-
-    return run
-
-
-def _shaken(closed: Any) -> Callable:
     def run(seed: Any, *args: Any) -> list[Any]:
         count = itertools.count(1)
 
@@ -88,37 +82,18 @@ def _shaken(closed: Any) -> Callable:
             # A fixed sequence in place of random numbers, which would take longer to compile than the function.
             place = jax.lax.iota(jnp.float32, a.size).reshape(a.shape)
             turn = place * 0.6180340 + (seed.astype(jnp.float32) + 1) * 0.7548777 + next(count) * 0.5698403
-            off = 2 * (turn - jnp.floor(turn)) - 1
-            return (a * (1 + numbers.ulp(a.dtype) * off.astype(jnp.finfo(a.dtype).dtype)).astype(a.dtype)).astype(
-                a.dtype
-            )
+            off = (2 * (turn - jnp.floor(turn)) - 1).astype(jnp.finfo(a.dtype).dtype)
+            return (a * (1 + numbers.ulp(a.dtype) * off).astype(a.dtype)).astype(a.dtype)
 
-        return _evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(args), shake)
+        def apply(equation: Any, inputs: Sequence[Any]) -> list[Any]:
+            name = equation.primitive.name
+            outputs = bind(equation, [shake(a) for a in inputs] if name in _SUMS else inputs)
+            exact = name in _EXACT and not (name == "convert_element_type" and _narrows(equation))
+            return outputs if exact else [shake(a) for a in outputs]
+
+        return evaluate(jaxpr, jax.tree.leaves(args), apply)
 
     return run
-
-
-def _evaluate(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], shake: Callable) -> list[Any]:
-    values: dict[Any, Any] = {}
-
-    def read(v: Any) -> Any:
-        return v.val if hasattr(v, "val") else values[v]
-
-    values.update(zip(jaxpr.constvars, consts, strict=True))
-    values.update(zip(jaxpr.invars, args, strict=True))
-    for e in jaxpr.eqns:
-        inputs, name = [read(v) for v in e.invars], e.primitive.name
-        inner = inner_of(e) if name not in _SUMS else None
-        if inner is not None:
-            outputs = _evaluate(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), inputs, shake)
-        else:
-            inputs = [shake(a) for a in inputs] if name in _SUMS else inputs
-            result = e.primitive.bind(*inputs, **e.primitive.get_bind_params(e.params))
-            outputs = list(result) if e.primitive.multiple_results else [result]
-            narrowed = name == "convert_element_type" and _narrows(e)
-            outputs = outputs if name in _EXACT and not narrowed else [shake(a) for a in outputs]
-        values.update(zip(e.outvars, outputs, strict=True))
-    return [read(v) for v in jaxpr.outvars]
 
 
 def _narrows(e: Any) -> bool:

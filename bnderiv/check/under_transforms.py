@@ -9,42 +9,68 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bnderiv.check import derivatives, judge, numbers
-from bnderiv.check.judge import raised
-from bnderiv.check.point import Point, join
-from bnderiv.check.report import FAIL, OK, Row
+from bnderiv.check import agreement, derivatives, numbers, programs
+from bnderiv.check.agreement import raised
+from bnderiv.check.point import Expected, Point, join
+from bnderiv.check.report import FAIL, Row
 
 
 def jit(at: Point) -> Iterator[Row]:
     value, gradient = at.compiled.jitted(at.cotangent, at.floats, at.carried)
     tolerance = at.tolerance("jit", numbers.SAME)
-    yield from judge.rows(
-        at, "jit", "jit: value", at.inexact_names, value, at.value, tolerance, roundings=at.all_roundings
-    )
-    yield from judge.rows(
-        at, "jit", "jit: gradient", at.names, gradient, at.gradient, tolerance, roundings=lambda: at.roundings
-    )
+    eager = Expected(at.value, at.value_roundings), Expected(at.gradient, at.gradient_roundings)
+    yield from agreement.rows(at, "jit", "jit: value", at.value_names, value, eager[0], tolerance)
+    yield from agreement.rows(at, "jit", "jit: gradient", at.names, gradient, eager[1], tolerance)
 
 
 def vmap(at: Point) -> Iterator[Row]:
-    points = [at.floats, at.moved(11), at.moved(12)]
-    rolled = [tuple(np.roll(np.asarray(a), k) if _is_numeric(a) else a for a in at.carried) for k in range(3)]
-    count = len(at.floats)
-    arrays = [(*p, *c) for p, c in zip(points, rolled, strict=True)]
-    names = (*at.names, *at.arguments.carried_names)
-    mappable = [i for i, a in enumerate(arrays[0]) if i < count or _is_numeric(a)]
+    calls = []
+    for k, floats in enumerate(_three_points(at)):
+        carried = (np.roll(np.asarray(a), k) if _is_numeric(a) else a for a in at.carried)
+        calls.append((*floats, *carried))
+    count, names = len(at.floats), (*at.names, *at.arguments.carried_names)
+    mappable = [i for i, a in enumerate(calls[0]) if i < count or _is_numeric(a)]
     choices = [(names[i], {i}) for i in mappable]
     if len(mappable) > 1:
         choices.append(("(all)", set(mappable)))
     for name, mapped in choices:
         try:
-            yield _mapped(at, name, mapped, arrays, count)
+            yield _mapped(at, name, mapped, calls)
         except Exception as error:
             yield raised("vmap", error, "vmap", name)
 
 
+def _mapped(at: Point, name: str, mapped: set[int], calls: Sequence[Sequence[Any]]) -> Row:
+    """vmap over some arguments against a loop. The gradient of an unmapped argument is the sum over the loop."""
+
+    def split(arguments: Sequence[Any]) -> tuple[tuple, tuple]:
+        return tuple(arguments[: len(at.floats)]), tuple(arguments[len(at.floats) :])
+
+    columns = list(zip(*calls, strict=True))
+    function = jax.vmap(at.h, split([0 if i in mapped else None for i in range(len(columns))]))
+    stacked = split([np.stack(column) if i in mapped else column[0] for i, column in enumerate(columns)])
+    outputs = [np.stack([o] * len(calls)) for o in at.value]
+    cotangent = tuple(np.asarray(c) for c in at.draw(outputs, 13))  # of NumPy, whose indexing compiles nothing
+    actual = programs.Program(partial(derivatives.pull, function))(cotangent, *stacked)
+
+    loop = []
+    for k, call in enumerate(calls):
+        arguments = [a if i in mapped else calls[0][i] for i, a in enumerate(call)]
+        loop.append(at.compiled(tuple(c[k] for c in cotangent), *split(arguments)))
+    values, gradients = ([np.stack(a) for a in zip(*results, strict=True)] for results in zip(*loop, strict=True))
+    gradients = [g if i in mapped else numbers.wide(g).sum(0) for i, g in enumerate(gradients)]
+
+    names = [*(f"value of {output}" for output in at.value_names), *(f"gradient of {x}" for x in at.names)]
+    expected = Expected([*values, *gradients], lambda: [*at.value_roundings(), *at.gradient_roundings()])
+    tolerance = at.tolerance("vmap", numbers.SAME)
+    rows = agreement.rows(at, "vmap", "vmap", names, [*actual[0], *actual[1]], expected, tolerance)
+    worst = max(rows, key=lambda row: (row.error is None, row.verdict == FAIL, row.error or 0.0))
+    note = join(worst.argument, worst.note) if worst.verdict == FAIL else ""
+    return replace(worst, argument=name, note=note)
+
+
 def scan(at: Point) -> Iterator[Row]:
-    points = [at.floats, at.moved(11), at.moved(12)]
+    points = _three_points(at)
 
     def total(stacked: Any) -> Any:
         def step(sum_: Any, floats: Any) -> Any:
@@ -53,54 +79,21 @@ def scan(at: Point) -> Iterator[Row]:
         start = jnp.zeros((), numbers.dot(at.value, at.cotangent).dtype)
         return jax.lax.scan(step, start, stacked)[0]
 
-    loop = [at.compiled(at.cotangent, floats, at.carried)[1] for floats in points]
-    expected = [np.stack(g) for g in zip(*loop, strict=True)]
-    actual = derivatives.Program(jax.grad(total))(tuple(np.stack(a) for a in zip(*points, strict=True)))
-    tolerance = at.tolerance("scan", numbers.SAME)
-    yield from judge.rows(at, "scan", "scan", at.names, actual, expected, tolerance, roundings=lambda: at.roundings)
+    loop = [at.pull_back(at.cotangent, floats) for floats in points]
+    expected = Expected([np.stack(g) for g in zip(*loop, strict=True)], at.gradient_roundings)
+    actual = programs.Program(jax.grad(total))(tuple(np.stack(a) for a in zip(*points, strict=True)))
+    yield from agreement.rows(at, "scan", "scan", at.names, actual, expected, at.tolerance("scan", numbers.SAME))
 
 
 def checkpoint(at: Point) -> Iterator[Row]:
     h = jax.checkpoint(at.h)
-    _, actual = derivatives.Program(partial(derivatives.pull, h))(at.cotangent, at.floats, at.carried)
-    tolerance = at.tolerance("checkpoint", numbers.SAME)
-    yield from judge.rows(
-        at, "checkpoint", "checkpoint", at.names, actual, at.gradient, tolerance, roundings=lambda: at.roundings
-    )
+    _, actual = programs.Program(partial(derivatives.pull, h))(at.cotangent, at.floats, at.carried)
+    expected, tolerance = Expected(at.gradient, at.gradient_roundings), at.tolerance("checkpoint", numbers.SAME)
+    yield from agreement.rows(at, "checkpoint", "checkpoint", at.names, actual, expected, tolerance)
 
 
-def _mapped(at: Point, name: str, mapped: set[int], arrays: Sequence[Sequence[Any]], count: int) -> Row:
-    """vmap over some arguments against a loop. The gradient of an unmapped argument is the sum over the loop."""
-    axes = [0 if i in mapped else None for i in range(len(arrays[0]))]
-    stacked = [np.stack(a) if i in mapped else a[0] for i, a in enumerate(zip(*arrays, strict=True))]
-    calls = [[a[i] if i in mapped else arrays[0][i] for i in range(len(a))] for a in arrays]
-    function = jax.vmap(at.h, (tuple(axes[:count]), tuple(axes[count:])))
-    outs = [np.stack([o, o, o]) for o in at.value]
-    cotangent = tuple(np.asarray(c) for c in at.draw(outs, 13))  # of NumPy, whose indexing compiles nothing
-    loop = [
-        at.compiled(tuple(c[k] for c in cotangent), tuple(call[:count]), tuple(call[count:]))
-        for k, call in enumerate(calls)
-    ]
-    actual = derivatives.Program(partial(derivatives.pull, function))(
-        cotangent, tuple(stacked[:count]), tuple(stacked[count:])
-    )
-    values = [np.stack(o) for o in zip(*(v for v, _ in loop), strict=True)]
-    gradients = [np.stack(g) for g in zip(*(g for _, g in loop), strict=True)]
-    gradients = [g if i in mapped else numbers.wide(g).sum(0) for i, g in enumerate(gradients)]
-    tolerance = at.tolerance("vmap", numbers.SAME)
-    worst = Row("vmap", "vmap", name, OK, 0.0, tolerance)
-    named = (
-        ("value", at.inexact_names, actual[0], values, at.all_roundings),
-        ("gradient", at.names, actual[1], gradients, lambda: at.roundings),
-    )
-    for what, names, mine, expected, roundings in named:
-        for row in judge.rows(at, "vmap", "vmap", names, mine, expected, tolerance, roundings=roundings):
-            if row.error is None or (row.verdict == FAIL, row.error) > (worst.verdict == FAIL, worst.error or 0.0):
-                note = join(f"{what} of {row.argument}", row.note) if row.verdict == FAIL else ""
-                worst = replace(row, argument=name, note=note)
-                if row.error is None:
-                    return worst
-    return worst
+def _three_points(at: Point) -> list[tuple]:
+    return [at.floats, at.moved(11), at.moved(12)]
 
 
 def _is_numeric(a: Any) -> bool:

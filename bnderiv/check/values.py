@@ -7,26 +7,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bnderiv.check import derivatives, judge, numbers
-from bnderiv.check.point import Point
-from bnderiv.check.problem import custom_vjp_of, is_inexact, pull_back_directly
+from bnderiv.check import agreement, numbers
+from bnderiv.check.numbers import is_inexact
+from bnderiv.check.point import Expected, Point
 from bnderiv.check.report import FAIL, NOT_AVAILABLE, OK, Row
 
 
 def value(at: Point) -> Iterator[Row]:
-    names = at.inexact_names
+    names = at.value_names
     if at.r is not None:
         tolerance = at.tolerance("value", numbers.FORMULA)
         unlike = list(_unlike(at))
         yield from unlike
         if not any(row.verdict == FAIL for row in unlike):
-            truth = at.true_value
-            yield from judge.rows(
-                at, "value", "value", names, at.value, truth.arrays, tolerance, truth.note, truth.roundings
-            )
+            yield from agreement.rows(at, "value", "value", names, at.value, at.true_value, tolerance)
     tolerance = at.tolerance("value", numbers.SAME)
-    check = "primal = fwd"
-    yield from judge.rows(at, "value", check, names, at.forward_value, at.value, tolerance, roundings=at.all_roundings)
+    primal = Expected(at.value, at.value_roundings)
+    yield from agreement.rows(at, "value", "primal = fwd", names, at.forward_value, primal, tolerance)
 
 
 def structure(at: Point) -> Iterator[Row]:
@@ -37,7 +34,7 @@ def structure(at: Point) -> Iterator[Row]:
             if mine != its
         ]
         yield Row("structure", "structure", name, FAIL if wrong else OK, note="; ".join(wrong))
-    yield from _integers(at)
+    yield from _gradients_of_integers(at)
     for name, leaf in at.arguments.static:
         if isinstance(leaf, (float, complex)):
             note = "a Python number that is not differentiated"
@@ -63,7 +60,7 @@ def _unlike(at: Point) -> Iterator[Row]:
 
 def _outputs_of_reference(at: Point) -> list[Any]:
     """The outputs, or their shapes if all are floating: those are compared with the truth, which is compiled."""
-    args = at.arguments.rebuild(derivatives.fresh(at.floats), derivatives.fresh(at.carried))
+    args = at.arguments.copies()
     try:
         leaves = jax.tree.leaves(jax.eval_shape(lambda: at.reference(*args)))
         if all(map(is_inexact, leaves)):
@@ -73,9 +70,9 @@ def _outputs_of_reference(at: Point) -> list[Any]:
     return jax.tree.leaves(at.reference(*args))
 
 
-def _integers(at: Point) -> Iterator[Row]:
+def _gradients_of_integers(at: Point) -> Iterator[Row]:
     """An integer argument has no gradient. JAX drops one silently, so the backward of a rule is called directly."""
-    rule = custom_vjp_of(at.f)
+    rule = _custom_vjp_of(at.f)
     carried = [
         (name, i)
         for name, i, a in zip(at.arguments.carried_names, at.arguments.carried_positions, at.carried, strict=True)
@@ -83,11 +80,11 @@ def _integers(at: Point) -> Iterator[Row]:
     ]
     if rule is None or not carried:
         return
-    args = at.arguments.rebuild(derivatives.fresh(at.floats), derivatives.fresh(at.carried))
+    args = at.arguments.copies()
     filled = iter(at.cotangent)
     leaves = [next(filled) if is_inexact(o) else np.zeros(np.shape(o), jax.dtypes.float0) for o in at.out_leaves]
     try:
-        grads = pull_back_directly(rule, args, jax.tree.unflatten(at.out_tree, leaves))
+        grads = _pull_back_directly(rule, args, jax.tree.unflatten(at.out_tree, leaves))
     except Exception:  # another calling convention, such as symbolic zeros
         return
     for name, i in carried:
@@ -106,3 +103,23 @@ def _of_integers(argument: Any, gradient: Any) -> Sequence[Any]:
         return []
     pairs = [(a, g) for a, g in zip(leaves, grads, strict=True) if g is not None and not is_inexact(a)]
     return [jnp.asarray(g) for _, g in pairs if getattr(g, "dtype", jax.dtypes.float0) != jax.dtypes.float0]
+
+
+def _custom_vjp_of(f: Any) -> jax.custom_vjp | None:
+    """The rule if `f` is one or wraps one (jit), so that its backward can be called directly."""
+    for _ in range(8):
+        if isinstance(f, jax.custom_vjp):
+            return f
+        f = getattr(f, "__wrapped__", None)
+    return None
+
+
+def _pull_back_directly(rule: Any, args: tuple[Any, ...], cotangent: Any) -> list[Any]:
+    """What the backward of the rule returns for each argument, before JAX processes it.
+
+    JAX silently drops the cotangent of an integer argument.
+    """
+    _, residuals = rule.fwd(*args)
+    static = [args[i] for i in sorted(rule.nondiff_argnums)]
+    grads = iter(rule.bwd(*static, residuals, cotangent))
+    return [None if i in rule.nondiff_argnums else next(grads) for i in range(len(args))]

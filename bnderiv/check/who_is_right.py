@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from bnderiv.check import kinks, numbers
+from bnderiv.check.agreement import apart_in_digits
 from bnderiv.check.claims import claimed
-from bnderiv.check.judge import apart_in_digits
 from bnderiv.check.lines import Lines
 from bnderiv.check.point import Point, join
 from bnderiv.check.report import KINK, OK, Row
@@ -33,8 +33,7 @@ def who_is_right(at: Point, row: Row, i: int, rule: Any, reference: Any, lines: 
     unit = numbers.ulp(np.asarray(rule).dtype) if row.unit else 1.0
     limit = (row.tolerance or 0.0) * unit * (numbers.largest(reference) or numbers.largest(rule))
     off = _where_they_disagree(rule, reference, limit)
-    units, own = lines.units(i, off[:_ASKED])
-    found = lines.measure(i, units, own)
+    units, found = lines.of_elements(i, off[:_ASKED])
     if found.kink.all():
         if kinks.is_kink(lines, i, rule, off):
             at.no_truth = KINK
@@ -48,7 +47,7 @@ def who_is_right(at: Point, row: Row, i: int, rule: Any, reference: Any, lines: 
         rule_agrees, reference_agrees = (
             np.abs(claims - found.slope) <= found.slack + limit for claims in (of_rule, of_reference)
         )
-        rule_is_right = (rule_agrees | (found.kink & kinks.between(found, of_rule))).all()
+        rule_is_right = (rule_agrees | found.between_sides(of_rule)).all()
     if reference_agrees.all():
         return replace(row, note=join(row.note, "differences of f agree with the reference"))
     k = int(np.flatnonzero(~reference_agrees)[0])

@@ -24,7 +24,7 @@ import numpy as np
 
 import bnderiv
 from bnderiv import steps
-from bnderiv.check.problem import equations
+from bnderiv.check.jaxprs import equations
 from bnderiv.models import lenet5
 from experiments import _options, _report
 from experiments._data import Data, load

@@ -15,7 +15,7 @@ from jax.core import Tracer
 
 import bnderiv
 import bnderiv.reference
-from bnderiv.check import Report, Row, compare, derivatives
+from bnderiv.check import Report, Row, compare, programs, roundings
 from bnderiv.check.__main__ import _draw, _shapes, main
 from bnderiv.check.lines import Lines
 from tests.cases import CASES
@@ -106,17 +106,17 @@ def test_a_right_rule_passes(reference):
 def test_one_program_is_compiled_as_users_do_and_the_others_quickly(monkeypatch):
     optimized = []
 
-    class Counted(derivatives.Program):
+    class Counted(programs.Program):
         def __init__(self, function, optimized_=False, **options):
             optimized.append(options.get("optimized", optimized_))
             super().__init__(function, **options)
 
-    monkeypatch.setattr(derivatives, "Program", Counted)
+    monkeypatch.setattr(programs, "Program", Counted)
     compare(rule(plain, right_bwd), plain, *X_W).raise_if_failed()
     assert sum(optimized) == 1
     assert len(optimized) <= 12
-    assert derivatives._quick_options("cpu")
-    assert derivatives._quick_options("tpu") is None
+    assert programs._quick_options("cpu")
+    assert programs._quick_options("tpu") is None
 
 
 def wrong_sign(residuals, ct):
@@ -835,6 +835,17 @@ def test_a_check_that_raises_is_a_row():
     assert {"value", "gradient"} & failures(report)
 
 
+def test_a_function_that_raises_whatever_its_numbers_are_is_a_row():
+    """A Python number is tried as an array and as itself."""
+
+    def raises(x, k):
+        raise RuntimeError("out of order")
+
+    (row,) = compare(raises, None, X_W[0], 2.0).failures
+    assert row.check == "f raises"
+    assert "RuntimeError: out of order" in row.note
+
+
 def test_nothing_to_check_does_not_pass():
     assert not Report("nothing", ()).passed
     with pytest.raises(AssertionError):
@@ -1006,3 +1017,23 @@ def test_lines_have_their_own_precision():
     with jax.enable_x64(False):
         lines = Lines(lambda floats, _: (floats[0] ** 2,), (x,), (), (cotangent,), 2.0**-52, double=True)
         assert lines.weight == pytest.approx(1e60)
+
+
+def test_a_reduction_by_a_function_of_its_own():
+    """Without its casts f is measured by running its operations one by one; the function of a reduction is none."""
+
+    def product(x):
+        x = x.astype(jnp.bfloat16).astype(x.dtype)
+        return jax.lax.reduce(x, np.ones((), x.dtype), lambda a, b: a * b * 1, (0,))
+
+    f = rule(product, lambda residuals, ct: ((ct * residuals[0].prod(0))[None] / residuals[0],))
+    report = compare(f, None, 1 + jnp.arange(6.0).reshape(2, 3), modes="finite_differences")
+    report.raise_if_failed()
+    assert "casts" in report.rows[0].note
+
+    def total(x):
+        return (jax.lax.reduce(x, np.zeros((), x.dtype), lambda a, b: a + b * 1, (0,)),)
+
+    terms = jnp.array([1e8, 1.0, -1e8], jnp.float32)
+    (found,) = roundings.measured(total, terms)
+    assert 1 < found.spread < 1e2
