@@ -211,3 +211,11 @@ def test_the_versions_of_python():
     core, *_ = re.findall(r"python: \[(.*)\]", workflow.read_text())
     core = core.replace('"', "").split(", ")
     assert f"tests Python {core[0]} to {core[-1]} on Linux" in README
+
+
+def test_the_rows_of_the_benchmarks_page():
+    written = set(rows(TIMES.read_text()))
+    shown = rows((EXPERIMENTS / "benchmark" / "README.md").read_text())
+    shown = [row for row in shown if row[0]]  # the heads have an empty cell first
+    assert len(shown) > 60
+    assert set(shown) <= written
