@@ -32,7 +32,7 @@ def _marks(promise, case):
     return EXHAUSTIVE if promise in REPEATED else [pytest.mark.slow]
 
 
-@pytest.mark.few(6, 34)
+@pytest.mark.few(6, 22)
 @pytest.mark.parametrize(
     ("case", "promise"),
     [

@@ -32,7 +32,7 @@ CONSTANT = [
 IMAGES, ONE_ELEMENT = (6, 3, 3, 2), (1, 2)
 
 
-@pytest.mark.few(1, 8)
+@pytest.mark.few(1, 4)
 @pytest.mark.parametrize(
     ("shape", "assumed"),
     [

@@ -137,7 +137,7 @@ OVER = {  # the shape of x, its axes of statistics, those of γ and β; what is 
 }
 
 
-@pytest.mark.few(2, 6)
+@pytest.mark.few(2, 4)
 @pytest.mark.as_users_compile
 @pytest.mark.parametrize("far_apart", FAR_APART.values(), ids=FAR_APART)
 @pytest.mark.parametrize(("shape", "over", "rest", "norm"), OVER.values(), ids=OVER)
