@@ -30,7 +30,7 @@ def evaluate(jaxpr: Any, args: Sequence[Any], apply: Callable) -> list[Any]:
 
 
 def bind(equation: Any, inputs: Sequence[Any], params: dict[str, Any] | None = None) -> list[Any]:
-    """The outputs of an equation, by its primitive; `params` in place of its own."""
+    """The outputs of an equation. If `params` are given, they replace its own."""
     params = equation.params if params is None else params
     result = equation.primitive.bind(*inputs, **equation.primitive.get_bind_params(params))
     return list(result) if equation.primitive.multiple_results else [result]

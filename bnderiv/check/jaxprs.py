@@ -30,7 +30,7 @@ def coarsest_ulp(f: Any, *args: Any) -> float:
 
 
 def sees_symbolic_zeros(f: Callable, *args: Any) -> bool:
-    """Whether a rule in `f` is told which arguments are differentiated; True if `f` cannot be traced."""
+    """Whether JAX tells a rule in `f` which arguments are differentiated. True if `f` cannot be traced."""
     try:
         jaxpr = jax.make_jaxpr(f)(*args)
     except Exception:

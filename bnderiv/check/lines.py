@@ -57,7 +57,7 @@ class Lines:
         return directions, self._of_argument(i, directions, np.asarray(sizes))
 
     def of_directions(self, i: int, directions: Sequence[np.ndarray], starts: Any = None) -> Slopes:
-        """The slopes in directions of argument `i`, each from a start of its own, by default the point."""
+        """The slopes in directions of argument `i`. `starts` has a start for each; by default it is the point."""
         sizes = np.full(len(directions), numbers.magnitude(self.floats[i]))
         return self._of_argument(i, directions, sizes, starts)
 

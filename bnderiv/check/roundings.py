@@ -19,7 +19,7 @@ from bnderiv.check.jaxprs import coarsest_ulp
 from bnderiv.check.programs import quick_jit
 
 _SAMPLES = 4
-_LOST = 1e3  # terms that cancel completely leave at most so many ulps of their magnitude
+_LOST = 1e3  # If terms cancel completely, at most this many ulps of their magnitude are left.
 
 # Operations that round nothing.
 _EXACT = frozenset(

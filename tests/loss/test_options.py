@@ -292,7 +292,11 @@ def test_under_vmap_and_shard_map():
         ({"label_smoothing": -0.1}, ValueError, r"label_smoothing must lie in \[0, 1\]"),
         ({"label_smoothing": NAN}, ValueError, r"label_smoothing must lie in \[0, 1\], got nan"),
         ({"label_smoothing": True}, TypeError, "label_smoothing must be a number known when tracing, got True"),
-        ({"label_smoothing": np.ones(())}, TypeError, "label_smoothing must be a number known when tracing"),
+        (
+            {"label_smoothing": jnp.asarray(np.ones(()))},
+            TypeError,
+            "label_smoothing must be a number known when tracing",
+        ),
         ({"class_weights": np.ones(3)}, ValueError, r"class_weights must have shape \(4,\) .*got float64\[3\]"),
         ({"class_weights": np.ones((6, 4))}, ValueError, r"class_weights must have shape \(4,\)"),
         ({"class_weights": np.ones(4, int)}, TypeError, "class_weights must have a floating dtype"),

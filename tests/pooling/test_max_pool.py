@@ -22,7 +22,7 @@ PALETTES = {"distinct": None, "ties": FEW[1:5], "extremes": FEW, "minus-infinity
 
 
 @pytest.mark.few(2, 1)
-@settings(max_examples=50)
+@settings(max_examples=80)
 @given(loops.problems(dilated=True), st.sampled_from(sorted(PALETTES)))
 def test_equals_the_loops(platform, problem, palette):  # noqa: F811
     # XLA:CPU goes through a window in another order where an axis but the first is padded: another of equals is first.
