@@ -56,7 +56,7 @@ def need_framework(module):
         pytest.importorskip(FRAMEWORKS[module], reason=f"needs the extra {FRAMEWORKS[module]}")
 
 
-@pytest.mark.few(16, 10)
+@pytest.mark.few(10, 16)
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=pytest.mark.slow if name in TAKE_SECONDS else []) for name in MODULES],

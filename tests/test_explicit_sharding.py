@@ -121,6 +121,7 @@ def _bound(case, layers=bnderiv):
     return partial(getattr(layers, name), **options), args, [spec for _, spec in placed]
 
 
+@pytest.mark.few(12)
 @pytest.mark.parametrize("case", LAYERS.values(), ids=LAYERS)
 def test_the_result_is_spread_as_asked(case):
     """Its type says so when it is traced."""
@@ -130,7 +131,7 @@ def test_the_result_is_spread_as_asked(case):
     assert spread == _expected_specs(case[0], [_spec(a) for a in args])
 
 
-@pytest.mark.few(3, 5)
+@pytest.mark.few(2, 6)
 @pytest.mark.parametrize("case", LAYERS.values(), ids=LAYERS)
 def test_values_are_right_and_gradients_spread_like_their_arguments(case):
     layer, args, specs = _bound(case)

@@ -72,6 +72,7 @@ SLIPS = {
 }
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("slip", SLIPS)
 def test_a_common_slip_has_its_hint(slip, right):
     layer, step, wrong, words = SLIPS[slip]

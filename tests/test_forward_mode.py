@@ -30,6 +30,7 @@ def expected():
     return jax.jvp(lambda x: network(bnderiv.reference, x), (X,), (T,))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("transform", [lambda f: f, jax.jit, jax.checkpoint])
 def test_within_it_and_no_longer(transform, expected):
     """Also for a function that was compiled before."""

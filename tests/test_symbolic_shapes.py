@@ -66,7 +66,7 @@ def _named(attachment: Any, case: tuple[str, tuple[str, ...], dict[str, Any]], *
     return pytest.param(attachment, *case, marks=marks, id=f"{attachment.__name__}.{layer}({'; '.join(shapes)})")
 
 
-@pytest.mark.few(5, 6)
+@pytest.mark.few(3, 8)
 @pytest.mark.parametrize(
     ("attachment", "layer", "shapes", "options"),
     [_named(bnderiv, case) for case in CASES]
@@ -94,6 +94,7 @@ def test_one_program_for_every_size(attachment, layer, shapes, options):
         contract.close(actual, expected)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("channels", [3, 20])
 def test_a_batch_that_is_perhaps_empty(channels):
     """Whether b − 1 is 0 is known when the program runs: nothing may ask before."""

@@ -31,6 +31,7 @@ def _arguments():
 variants: Any = chex.variants  # its stub has no call
 
 
+@pytest.mark.slow
 class TestNetwork(chex.TestCase):
     @variants(with_jit=True, without_jit=True)
     def test_gradient_equals_the_reference(self):
@@ -53,6 +54,7 @@ def test_one_trace_serves_every_call_of_one_shape():
     assert all((g["conv"] != first["conv"]).any() for g in others)
 
 
+@pytest.mark.slow
 def test_a_gradient_has_the_precision_of_its_forward():
     """Though the context is left when the backward is traced, as for autodiff."""
     params, x, labels = _arguments()

@@ -64,7 +64,7 @@ def test_batch_norm_writes_nothing_of_the_size_of_x_but_its_results(layer, full)
     assert batch_norm_program(layer).memory_analysis().temp_size_in_bytes < 0.01 * size_in_bytes(X)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(0)
 @pytest.mark.parametrize(("layer", "passes", "flops"), [("batch_norm", 11, 41.1), ("batch_norm_relu", 14, 49.1)])
 @pytest.mark.parametrize("channels", [24, 6])  # as they are, and in rows of 20·6
 def test_batch_norm_passes_and_arithmetic(layer, passes, flops, channels):
@@ -80,7 +80,7 @@ def test_batch_norm_runs_none_of_the_slow_operations(layer):
     assert not opcodes(batch_norm_program(layer), at_least=X.size) & SLOW
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(0)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("layer", ["batch_norm", "batch_norm_relu"])
 def test_batch_norm_keeps_x_and_ten_vectors(layer, dtype):
@@ -127,7 +127,7 @@ ROWS, GAMMA = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((8, 40, 96
 LABELS = jax.ShapeDtypeStruct((8, 40), jnp.int32)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("layer", "arguments", "full"),
     [
@@ -150,11 +150,13 @@ def test_arrays_of_the_size_of_x(layer, arguments, full):
     assert written == [ROWS.size] * full
 
 
+@pytest.mark.slow
 def test_batch_renorm_keeps_x_and_vectors():
     layer = lambda x, *vectors: bnderiv.batch_renorm(x, *vectors)[0]  # noqa: E731
     assert saved(layer, X, *[VECTOR] * 4) <= size_in_bytes(X) + 12 * VECTOR_BYTES + 8
 
 
+@pytest.mark.slow
 def test_a_residual_is_kept_as_it_is():
     kept = saved(normalized("batch_norm_relu"), X, VECTOR, VECTOR, X)
     assert kept <= 2 * size_in_bytes(X) + 10 * VECTOR_BYTES + 8
@@ -177,6 +179,7 @@ def test_other_layers_keep(layer, share):
     assert saved(layer, X) <= share * size_in_bytes(X)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("padding", [0, 1])
 def test_max_pool_compiled_for_a_cpu_keeps_one_byte_for_each_output(padding):
     """And no padded copy of x, which is new memory in every call; nor x for the backward of a TPU."""

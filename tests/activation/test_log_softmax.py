@@ -22,6 +22,7 @@ def test_numbers_worked_by_hand():
     np.testing.assert_allclose(dx, [5, -6, 1], rtol=1e-13)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("axis", [0, 1, -1])
 def test_jacobian_by_entries(axis):
     x, v = np.random.default_rng(0).standard_normal((2, 3, 4, 2))
@@ -37,6 +38,7 @@ def test_saves_x_alone():
     assert [(s.shape, s.dtype) for s in saved] == [(x.shape, x.dtype)]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_half_precision_rounds_once(dtype):
     """The value is the truth rounded; s comes of x and not of the rounded y, by which it would be |y|·eps off."""
@@ -61,6 +63,7 @@ def test_classes_ruled_out_and_rows_without_a_softmax():
     assert np.isfinite(y[4]).all()
 
 
+@pytest.mark.slow
 def test_the_value_beside_a_gradient_has_the_same_slope():
     x, v = np.random.default_rng(0).standard_normal((2, 4))
     beside = jax.grad(lambda x: (jax.vjp(bnderiv.log_softmax, x)[0] * v).sum())(jnp.asarray(x))

@@ -60,6 +60,7 @@ def _problem():
     return batches, deltas, {"scale": jnp.asarray(gamma), "bias": jnp.asarray(beta)}, steps, statistics
 
 
+@pytest.mark.slow
 def test_linen_follows_the_paper():
     batches, deltas, params, expected, (mean, var) = _problem()
     model = RENORM(use_running_average=False, **OPTIONS)

@@ -223,7 +223,7 @@ def test_a_momentum_near_1_leaves_the_batch_its_weight(dtype, momentum):
         nearest(state.get(index)[0], momentum, old, new)
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("dtype", "momentum"), NEAR_1)
 @pytest.mark.parametrize("steps", [0, 1, 3, 1000])
 def test_inference_undoes_the_weight_of_the_start(dtype, momentum, steps):

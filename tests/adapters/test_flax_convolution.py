@@ -65,7 +65,7 @@ CASES = [
 QUICK = 4
 
 
-@pytest.mark.few(2, 3)
+@pytest.mark.few(1, 4)
 @pytest.mark.parametrize(
     ("shape", "window", "options"), [*CASES[:QUICK], *(pytest.param(*c, marks=pytest.mark.slow) for c in CASES[QUICK:])]
 )
@@ -87,6 +87,7 @@ REST = [
 ]
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(("shape", "window", "options"), REST)
 def test_the_rest_is_flax_s(shape, window, options):
     x = normal(0, shape, jnp.float64)

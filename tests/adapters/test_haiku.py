@@ -257,6 +257,7 @@ def test_an_empty_batch_leaves_the_averages():
     alike(after, state, 1e-6)
 
 
+@pytest.mark.slow
 def test_which_calls_update_the_averages():
     """Training does where there is anything to count. Other calls do not, by the batch's statistics neither."""
     x = normal(0, (4, 3))

@@ -99,6 +99,7 @@ def test_without_space_an_instance_is_its_offset():
     np.testing.assert_array_equal(with_gradient(ours, params, x)[1][1][0], 0)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", NORMS)
 def test_every_dtype_is_haiku_s(name):
     for dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
@@ -180,7 +181,7 @@ def test_the_class_is_haiku_s(name):
     assert issubclass(bnderiv.haiku.InstanceNorm, bnderiv.haiku.LayerNorm)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", NORMS)
 def test_a_policy_for_haiku_s_class_applies(name):
     jmp = pytest.importorskip("jmp")

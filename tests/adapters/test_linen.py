@@ -268,7 +268,7 @@ def test_relu_within_the_rule(average):
     alike(fused, separate)
 
 
-@pytest.mark.few(1, 1)
+@pytest.mark.few(0, 2)
 @pytest.mark.parametrize("axis", [-1, pytest.param((1, 2), marks=pytest.mark.slow)])
 @pytest.mark.parametrize("average", [False, True])
 def test_a_residual_within_the_rule(average, axis):
@@ -295,6 +295,7 @@ def test_a_residual_within_the_rule(average, axis):
         alike(gradient(fused), gradient(composed))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("dtype", "momentum"), NEAR_1)
 def test_a_momentum_near_1_leaves_the_batch_its_weight(dtype, momentum):
     old, new = averages(0, dtype)
@@ -355,6 +356,7 @@ def test_features_without_elements_keep_their_statistics():
     assert updated["batch_stats"]["mean"][0] != 7
 
 
+@pytest.mark.slow
 def test_groups_of_devices():
     """The module is initialized outside of the map."""
     x = normal(0, (4, 5, 3))

@@ -97,7 +97,7 @@ def test_groups_of_one_channel_are_those_of_instance_norm():
     alike(*fast_jit(lambda x: [norm.init_with_output(KEY, x)[0] for norm in (group, instance)])(x), tolerance=1e-6)
 
 
-@pytest.mark.few(1)
+@pytest.mark.few(0)
 @pytest.mark.parametrize("name", ["LayerNorm", "RMSNorm"])  # merged in two ways
 def test_parts_of_the_features_under_a_map_are_normalized_together(name):
     x, options = normal(0, (2, 5, 3)), {"use_scale": False, **({"use_bias": False} if name in BIASED else {})}
@@ -116,6 +116,7 @@ def test_parts_of_the_features_under_a_map_are_normalized_together(name):
     alike(*both(x), tolerance=2e-6)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", NORMS)
 def test_every_dtype_is_flax_s(name):
     options = {"num_groups": 2} if name == "GroupNorm" else {}
@@ -211,6 +212,7 @@ def test_nothing_behind_a_mask_reaches_anything(name):
     assert np.isfinite(nothing[:, :4]).all()
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", NORMS)
 def test_saves_x_alone(name):
     x = normal(0, (4, 8, 8, 64))

@@ -264,6 +264,7 @@ def test_shard_map():
     alike(across(variables, x, target), (nnx.to_pure_dict(nnx.grad(loss)(whole, x, target)), state(whole)))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("dtype", "momentum"), NEAR_1)
 def test_a_momentum_near_1_leaves_the_batch_its_weight(dtype, momentum):
     old, new = averages(0, dtype)

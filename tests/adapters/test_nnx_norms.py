@@ -74,6 +74,7 @@ def test_variables_values_and_gradients(name, shape, features, options, masked):
         alike(with_gradient(ours, x, m), with_gradient(theirs, x, m))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", ["RMSNorm", "GroupNorm", "InstanceNorm"])
 def test_what_is_masked_out_is_as_if_it_were_not_there(name):
     options = {"GroupNorm": {"num_groups": 2}, "RMSNorm": {"reduction_axes": (1, 2)}}.get(name, {})
@@ -88,7 +89,7 @@ def test_what_is_masked_out_is_as_if_it_were_not_there(name):
     alike(masked, (value, np.pad(dx, ((0, 0), (0, 1), (0, 0)))), 1e-5)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", NORMS)
 def test_every_dtype_is_flax_s(name):
     options = {"num_groups": 2} if name == "GroupNorm" else {}

@@ -307,7 +307,7 @@ def test_convert_nnx():
         bnderiv_nnx.convert(model.first)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", sorted(NORMS))
 def test_nnx_class_assignment(name):
     bnderiv_nnx, nnx = both("nnx")

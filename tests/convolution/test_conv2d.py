@@ -132,6 +132,7 @@ def test_value_and_gradients_equal_loops(convolution, seed):
         np.testing.assert_allclose(actual, wanted, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 @settings(max_examples=12)
 @given(_pair(st.integers(1, 4)), _pair(st.integers(0, 4)), st.integers(0, 2**32 - 1))
 def test_one_channel_equals_scipy(window, more, seed):
@@ -159,6 +160,7 @@ def test_one_axis_and_three_equal_scipy(size, window):
     np.testing.assert_allclose(dx[0, ..., 0], convolve(delta, kernel, "full"), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 def test_half_precision_is_accumulated_in_float32(dtype):
     # A sum of 4000 ones in float16 stops at 2048, in bfloat16 at 256.

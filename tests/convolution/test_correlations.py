@@ -66,7 +66,7 @@ def _loop(shape, x, kernel):
     return z, gradients
 
 
-@pytest.mark.few(7, 15)
+@pytest.mark.few(4, 18)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize(
     ("way", "layout"),

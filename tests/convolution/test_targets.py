@@ -79,6 +79,7 @@ def test_exported_for_accelerators_it_is_three_convolutions(convolution):
     assert not convolved_in(jax.export.export(f, platforms=["cpu"])(*arguments))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("convolution", FEW, ids=str)
 def test_one_export_for_all_platforms(convolution):
     """It holds the choice, and is right where it runs."""
@@ -150,7 +151,7 @@ def by_products(x, kernel, dz):
     return z, d_padded[:, 1:-1, 1:-1], d_kernel
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.as_users_compile
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 @pytest.mark.parametrize("batch_last", [False, True], ids=["as bands", "as shifted inputs"])

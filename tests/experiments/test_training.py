@@ -218,7 +218,7 @@ def test_bfloat16_computes_in_it_and_keeps_float32():
 KINDS = [f"{name}_{kind}" for name in ("lecun", "xavier", "kaiming") for kind in ("normal", "uniform")]
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("initializer", [*KINDS, "pytorch"])
 def test_initializers(initializer):
     """Variance 1/fan_in, 2/(fan_in + fan_out), 2/fan_in, 1/(3 fan_in); a uniform density ends at √3 deviations."""
@@ -232,7 +232,7 @@ def test_initializers(initializer):
     assert not np.array_equal(params["dense2"]["kernel"][:10, :10], params["output"]["kernel"][:10, :10])
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     "name", ["sgd", "momentum", "nesterov", "adam", "adamw", "nadam", "rmsprop", "adagrad", "lamb", "lion"]
 )
@@ -283,6 +283,7 @@ def test_schedules():
     np.testing.assert_allclose(warm[20:], 0.2 * (1 + np.cos(np.pi * np.arange(81) / 80)), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_answers_are_those_of_the_images_whatever_the_chunk(monkeypatch):
     """7 images in chunks of 3: the running statistics normalize, so no image knows of another."""
     chosen = dataclasses.replace(PLAIN, activation="tanh")

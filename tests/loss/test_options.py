@@ -82,6 +82,7 @@ def test_equals_optax(where):
         assert not np.asarray(left_out).any()
 
 
+@pytest.mark.few(1)
 @either
 @pytest.mark.parametrize(
     "layers",
@@ -157,6 +158,7 @@ def test_what_does_not_count_reaches_nothing(kind):
         assert all(np.isfinite(a).all() for a in second(*given, np.array([1.0, 2, 3, bad]), where))
 
 
+@pytest.mark.few(4)
 @either
 @pytest.mark.parametrize("layers", [bnderiv, bnderiv.forward_mode], ids=["bnderiv", "forward_mode"])
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])

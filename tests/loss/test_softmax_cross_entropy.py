@@ -62,6 +62,7 @@ def _ours_and_optax(z, y, labels, cotangent):
     return [[pull(loss, *args, cotangent=cotangent) for loss in both] for *both, args in pairs]
 
 
+@pytest.mark.slow
 @given(st.sampled_from([(1, 1), (2, 3), (4, 6)]), st.floats(0.1, 30), st.integers(0, 99))
 def test_equals_optax(shape, scale, seed):
     examples, classes = shape
@@ -74,6 +75,7 @@ def test_equals_optax(shape, scale, seed):
             np.testing.assert_allclose(g, e, rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.few(2)
 @either
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_logits_of_ten_thousand(loss, dtype):
@@ -97,6 +99,7 @@ def test_small_probabilities_to_full_relative_accuracy():
     np.testing.assert_allclose(dlogits[1:], [math.exp(v) / total for v in z[1:]], rtol=3e-7)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_is_computed_in_float32(dtype):
     # 4096 equal logits: a half-precision sum of exponentials stops growing at 2048 (float16) or 256 (bfloat16).
@@ -132,6 +135,7 @@ def test_a_label_of_zero_on_a_logit_of_minus_infinity_counts_nothing():
     )
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "jit"])
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
 def test_infinite_gradient_of_a_label_times_a_zero_cotangent_is_zero(compiled, dtype):
@@ -199,7 +203,7 @@ def test_rows_without_a_softmax_are_nan_and_alone(loss, row):
     assert np.isfinite(dlogits[::2]).all()
 
 
-@pytest.mark.few(5)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "jit"])
 @pytest.mark.parametrize("dtype", ["int8", "int16", "int32", "int64", "uint8", "uint32", "uint64"])
 def test_labels_out_of_range(compiled, dtype):

@@ -42,6 +42,7 @@ def test_half_precision_is_squared_and_summed_in_float32():
     np.testing.assert_array_equal(pull_back(jnp.ones(2, jnp.float16))[0], a - y)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64])
 def test_a_gradient_that_fits_is_finite_though_the_difference_overflows(dtype, compiled):

@@ -102,6 +102,7 @@ def test_shape_of_the_logits(image_shape, classes):
     assert jax.eval_shape(run, _images(config, 7)).shape == (7, classes)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("pool", ["max", "avg"])
 def test_against_numpy_image_by_image(pool):
     """The network spelled out with SciPy's correlation: kernel orientation, order of the flattened rows, pooling."""
@@ -221,6 +222,7 @@ def test_training_renews_the_running_statistics(activation):
     assert all((new[name].mean != state[name].mean).all() for name in state)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "dtype", [jnp.bfloat16, jnp.float64, *(pytest.param(d, marks=pytest.mark.slow) for d in (jnp.float16, jnp.float32))]
 )
@@ -241,6 +243,7 @@ def test_dtypes(dtype):
         assert {s.dtype for running in state.values() for s in (running.mean, running.var)} == {jnp.dtype(wide)}
 
 
+@pytest.mark.slow
 def test_a_training_step_compiles_once_and_learns():
     config = lenet5.Config()
     params, state = compiled_init(jax.random.key(0), config)

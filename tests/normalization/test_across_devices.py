@@ -342,7 +342,7 @@ COTANGENT = RNG.standard_normal(IMAGES.shape)
 EACH = np.arange(DEVICES)[:, None, None, None, None]
 
 
-@pytest.mark.few(1)
+@pytest.mark.few(0)
 @pytest.mark.as_users_compile
 @pytest.mark.parametrize(
     ("x", "tolerance"),
@@ -371,6 +371,7 @@ def test_accurate_in_float32(x, tolerance):
     np.testing.assert_allclose(stats.var, np.where(var_ < np.finfo(np.float32).max, var_, np.inf), 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.as_users_compile
 @pytest.mark.parametrize("value", [0.0, 1234.567, -1e30, 1e-30])
 def test_constant_data(value):
@@ -382,6 +383,7 @@ def test_constant_data(value):
     near(dx, 1.5 / np.sqrt(1e-5) * (COTANGENT - COTANGENT.mean((0, 1, 2, 3))), 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_what_is_not_finite_stays_in_its_channel(value):
     x = IMAGES.copy()

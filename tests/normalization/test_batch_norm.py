@@ -45,6 +45,7 @@ def test_epsilon_stands_inside_the_root():
     np.testing.assert_allclose(y.ravel(), [-2, 2], rtol=1e-15)  # 3 · 1/√(1 + 1.25)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "shape",
     [
@@ -118,6 +119,7 @@ def test_x_alone_is_saved(layer, dtype):
     assert all(a.size <= 4 for a in leaves if a not in large)
 
 
+@pytest.mark.slow
 @pytest.mark.as_users_compile
 def test_fused_relu_is_the_composition():
     x, gamma, beta = _draw((16, 5, 5, 4))
@@ -139,6 +141,7 @@ def test_fused_relu_is_the_composition():
     assert not pull_back((delta, nothing))[2][0]
 
 
+@pytest.mark.slow
 def test_a_residual_is_added_before_the_relu_and_keeps_its_dtype():
     x, gamma, beta = _draw((16, 5, 5, 4))
     z = random_like(x, 6).at[0, 0, 0].set(jnp.nan)
@@ -169,7 +172,7 @@ def test_errors_of_a_residual(residual, error, message):
         bnderiv.batch_norm_relu(x, x[0], x[0], residual)
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 @pytest.mark.as_users_compile
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("value", [0.0, 1234.567, -1e8, 1e30])
@@ -191,7 +194,6 @@ def test_a_constant_channel_is_beta(layer, value):
 
 @pytest.mark.slow
 @pytest.mark.as_users_compile
-@pytest.mark.fast
 @pytest.mark.parametrize("layer", LAYERS)
 def test_one_element_a_channel_is_beta_and_has_no_gradient(layer):
     x, gamma, beta = jnp.array([[3.0, -7.25]]), jnp.array([2.0, 5.0]), jnp.array([0.5, 0.25])

@@ -48,6 +48,7 @@ def test_without_room_it_is_batch_norm_to_the_bit():
         np.testing.assert_array_equal(actual, expected)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("limits", [{"r_max": 1e3, "d_max": 1e3}, {"r_max": np.inf, "d_max": np.inf}], ids=str)
 def test_without_limits_it_is_inference_in_value_and_batch_norm_in_gradient(limits):
     x, gamma, beta, delta = _problem()
@@ -103,6 +104,7 @@ def _with_traced_options(delta, x, gamma, beta, *running, **options):
     return _value_and_gradient(layer, delta, x, gamma, beta)[0]
 
 
+@pytest.mark.few(3)
 @pytest.mark.as_users_compile
 @pytest.mark.parametrize(
     ("mean", "deviation", "running_mean", "running_var", "options"),

@@ -51,7 +51,7 @@ def test_what_is_masked_out_reaches_nothing(layer, bad):
     assert all(np.isfinite(a).all() for a in jax.tree.leaves(run(jnp.where(everywhere, x, bad))))
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("layers", [bnderiv, bnderiv.forward_mode], ids=lambda m: m.__name__)
 @pytest.mark.parametrize("bad", [np.finfo(np.float32).max, np.finfo(np.float32).min, np.nan])
 def test_nor_where_its_deviation_is_no_number(layers, bad):
@@ -149,7 +149,7 @@ def test_a_channel_that_counts_nothing_leaves_the_others_alone():
     np.testing.assert_array_equal(second[1].count, [0, 72])
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "shape", [(), (1,), (2,), (4, 1), (3, 1, 1), (6, 1, 1, 1), (1, 3, 4, 1), (6, 3, 4, 2)], ids=str
 )

@@ -61,12 +61,14 @@ def test_other_distributions(shape):
     assert max(_errors(1 + 1e-3 * normal, 3)) < 2e-6
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("scale", [1e18, 1e20, 1e30])
 def test_scales_whose_square_is_no_float32(scale):
     assert max(_errors(_normal((32, 28, 28, 6), 4) * scale, 5)) < 1e-6
     assert max(_errors((_normal((64, 84), 4) + 100) * scale, 5)) < 1e-6
 
 
+@pytest.mark.few(0)
 @pytest.mark.parametrize("scale", [1e-6, 1e-12, 1e-30])
 def test_scales_far_below_epsilon(scale):
     rng = np.random.default_rng(6)
@@ -85,6 +87,7 @@ def test_half_precision_is_rounded_once(shape, dtype, tolerance):
     assert max(_errors(1e3 + 100 * _normal(shape, 7), 8, jnp.dtype(dtype))) < tolerance
 
 
+@pytest.mark.slow
 def test_float64():
     assert max(_errors(_normal((32, 28, 28, 6), 9) + 1e4, 10, np.float64, np.float64)) < 1e-13
 

@@ -130,6 +130,7 @@ def exact(old, new, momentum):
     return momentum * Fraction(old) + (1 - momentum) * Fraction(new)
 
 
+@pytest.mark.few(3)
 @pytest.mark.as_users_compile
 @pytest.mark.parametrize(
     ("dtype", "momentum"),
@@ -151,6 +152,7 @@ def test_a_momentum_near_1_leaves_the_new_value_its_weight(dtype, momentum):
         np.testing.assert_allclose(updated(8, new, momentum, dtype), 10, rtol=float(jnp.finfo(dtype).eps))
 
 
+@pytest.mark.few(2)
 @pytest.mark.as_users_compile
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(
@@ -170,6 +172,7 @@ def test_every_momentum_is_exact_to_rounding(dtype, momentum, old, new, exponent
     assert error <= computed + rounded * (1 + 1e-6) + 2 * float(wide.tiny)
 
 
+@pytest.mark.few(2)
 @pytest.mark.as_users_compile
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(momentum=st.floats(0, 1), value=st.floats(-6e4, 6e4))
@@ -180,6 +183,7 @@ def test_an_average_of_equal_values_is_that_value(dtype, momentum, value):
         assert updated(value, value, momentum, dtype, dtype) == value
 
 
+@pytest.mark.few(3)
 @pytest.mark.as_users_compile
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("momentum", [0.999, np.float64(0.999), np.array(0.999), Fraction(999, 1000)])
@@ -194,6 +198,7 @@ def test_a_momentum_that_is_known_is_exact(momentum, compiled):
     np.testing.assert_array_equal(new.mean, (jnp.array([2.0, 4.0]) * 1e-3).astype(jnp.bfloat16))
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("momentum_dtype", [jnp.float32, jnp.float64])
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
@@ -241,7 +246,7 @@ def test_values_near_the_limits_of_the_dtype():
 ODD = [1.0, -0.0, 1e-40, 6e4, np.inf, -np.inf, np.nan]
 
 
-@pytest.mark.few(3, 3)
+@pytest.mark.few(1, 5)
 @pytest.mark.as_users_compile
 @pytest.mark.parametrize("how", ["eager", "compiled", "momentum traced"])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])

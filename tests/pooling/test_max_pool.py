@@ -21,10 +21,7 @@ FEW = np.array([-np.inf, -1.0, -0.0, 0.0, 2.0, np.inf, np.nan])
 PALETTES = {"distinct": None, "ties": FEW[1:5], "extremes": FEW, "minus-infinity": FEW[:2], "nan": FEW[-2:]}
 
 
-@pytest.mark.few(2, 1)
-@settings(max_examples=80)
-@given(loops.problems(dilated=True), st.sampled_from(sorted(PALETTES)))
-def test_equals_the_loops(platform, problem, palette):  # noqa: F811
+def equals_the_loops(platform, problem, palette):  # noqa: F811
     # XLA:CPU goes through a window in another order where an axis but the first is padded: another of equals is first.
     assume(platform != "tpu" or palette == "distinct" or problem.all_but_the_first_are_unpadded)
     rng = np.random.default_rng(problem.seed)
@@ -36,6 +33,21 @@ def test_equals_the_loops(platform, problem, palette):  # noqa: F811
     expected_y, expected_dx = loops.maximum(problem, x, dy)
     np.testing.assert_array_equal(y, expected_y)
     chex.assert_trees_all_close(dx, expected_dx, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.few(2, 1)
+@settings(max_examples=20)
+@given(loops.problems(dilated=True), st.sampled_from(sorted(PALETTES)))
+def test_equals_the_loops(platform, problem, palette):  # noqa: F811
+    equals_the_loops(platform, problem, palette)
+
+
+@pytest.mark.few(0, 2)
+@pytest.mark.slow
+@settings(max_examples=80)
+@given(loops.problems(dilated=True), st.sampled_from(sorted(PALETTES)))
+def test_equals_the_loops_at_more(platform, problem, palette):  # noqa: F811
+    equals_the_loops(platform, problem, palette)
 
 
 def image(rows, dtype=jnp.float64):
@@ -174,6 +186,7 @@ def test_second_order_has_the_same_ties(options):
         np.testing.assert_array_equal(fast_jit(hessian)(x).reshape(16, 16), expected)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("window", "dtype"), [(2, "uint8"), (16, "uint8"), ((16, 17), "uint16"), ((1, 257), "uint16"), ((1, 256), "uint8")]
 )
@@ -208,6 +221,7 @@ def test_the_winners_place_does_not_overflow(window, strides, more):
     np.testing.assert_array_equal(dx, x if strides is None else (more + 1) * x)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("options", [{"window": 2}, {"window": 3, "strides": 2, "padding": 1}, {"window": 9}], ids=str)
 def test_without_x64(options):
     with jax.enable_x64(False):
@@ -276,6 +290,7 @@ def test_one_axis_after_the_other(platform, shape, options):  # noqa: F811
     chex.assert_trees_all_equal(ours, reference)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("dtype", [jnp.float8_e4m3fn, jnp.float8_e5m2])
 def test_padding_does_not_win_where_there_is_no_infinity(dtype):
     # In more blocks of windows than a CPU takes apart: so it pads.

@@ -38,6 +38,7 @@ def test_they_would_be_seen():
     assert gathers(bnderiv.reference.max_pool, OPTIONS[2]) >= {"gather", "scatter"}
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("layer", ["avg_pool", "max_pool"])
 def test_the_program_grows_with_the_sides_of_the_window_not_with_its_area(layer):
     def lines(side):
@@ -75,7 +76,7 @@ def test_what_overlapping_windows_hand_down_is_computed_once():
     assert not re.search(r" (divide|slice)\(", kernels[0])
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("layer", ["avg_pool", "max_pool"])
 @pytest.mark.parametrize(("window", "shape"), [(28, (1, 28, 28, 1)), (200, (1, 203, 202, 1))], ids=str)
 def test_few_windows_are_little_work(layer, window, shape):

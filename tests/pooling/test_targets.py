@@ -99,7 +99,7 @@ def test_one_export_for_all_platforms(pool, options):
         np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.as_users_compile
 @pools
 def test_compiled_for_a_cpu_nothing_is_left_of_the_choice(pool, options):
@@ -178,6 +178,7 @@ def test_on_a_tpu_no_more_than_flax(target, pool, options, shape, dtype):
     assert all(a <= 1.0001 * b for a, b in zip(ours, flax, strict=True)), (ours, flax)
 
 
+@pytest.mark.slow
 def test_windows_of_one_cell_under_shard_map():
     """The number of the only cell is a constant, which the forms of all platforms give the varying axes of x."""
     x = jnp.arange(4 * 3 * 3 * 2, dtype=jnp.float32).reshape(4, 3, 3, 2)
