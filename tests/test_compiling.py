@@ -35,13 +35,14 @@ def test_without_a_program(monkeypatch, make, x64):
         monkeypatch.setattr(compiling, "_all_quickly", False)
         slow = make()
     assert (quick.aval, quick.sharding, quick.committed) == (slow.aval, slow.sharding, slow.committed)
-    np.testing.assert_array_equal(*(np.asarray(a, np.float64) for a in (quick, slow)))
+    np.testing.assert_array_equal(np.asarray(quick, np.float64), np.asarray(slow, np.float64))
 
 
 def test_it_is_a_copy(monkeypatch):
+    """Where JAX's own is one. `device_put` keeps an array that lies well in memory."""
     monkeypatch.setattr(compiling, "_all_quickly", True)
-    host = np.ones(1024)
-    arrays = jnp.asarray(host), jnp.asarray(host, jnp.float64)
-    host[:] = 2
-    for array in arrays:
+    hosts = [np.ones(1024) for _ in range(8)]
+    arrays = [jnp.asarray(host) for host in hosts]
+    for host, array in zip(hosts, arrays, strict=True):
+        host[:] = 2
         np.testing.assert_array_equal(array, 1)
