@@ -57,6 +57,7 @@ SLOW = {"gather", "scatter", "select-and-scatter", "reduce-window", "sort", "whi
 # Batch norm. Arrays of the size of x: y and dx, and with a ReLU its masked δ, which two sums and dx share.
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("layer", "full"), [("batch_norm", 2), ("batch_norm_relu", 3)])
 def test_batch_norm_writes_nothing_of_the_size_of_x_but_its_results(layer, full):
     written = [n for _, sizes in launched(batch_norm_program(layer)) for n in sizes if n >= X.size]

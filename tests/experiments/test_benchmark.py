@@ -45,6 +45,7 @@ def test_in_turns_and_what_comes_before_it_is_warm_does_not_count(monkeypatch):
     assert calls == [("slow", 1), ("slow", 2), ("fast", 1), ("fast", 2)] + [("slow", 2 + 2), ("fast", 3 + 2)] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
 def test_a_process_that_keeps_its_memory_starts_once_and_faults_no_pages(tmp_path):
     """A large array again and again: with the default each is new pages, kept it is the same ones."""

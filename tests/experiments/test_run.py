@@ -121,6 +121,7 @@ def test_test_plot_and_what_a_finished_run_refuses(trained, capsys):
     (out / "configuration.json").write_bytes(configuration.as_json(Configuration(epochs=2)))
 
 
+@pytest.mark.slow
 def test_folders_that_are_no_run(tmp_path):
     mine = tmp_path / "mine"
     mine.mkdir()

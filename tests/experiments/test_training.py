@@ -57,6 +57,7 @@ def steps(monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_every_image_once_an_epoch_in_an_order_of_its_own(steps):
     """20 images in batches of 8: the last has 4. Another order in the next epoch; the same again with the same seed."""
     data = make_data()

@@ -192,7 +192,7 @@ def test_a_sample_that_is_not_like_the_rest():
     assert max(_errors(x, None)[0][:2]) < 2e-6  # an outlier of 1e4 in each image: as in test_precision
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(0)
 @pytest.mark.parametrize("eps", [16.0, 1e20, 1e30])
 @pytest.mark.parametrize("value", [0.0, 1.0, 1000.0])
 @pytest.mark.parametrize("guess", [None, 0.0])
@@ -265,7 +265,7 @@ def test_under_vmap_a_branch_that_nobody_needs_is_not_taken(measured_again):
     )
 
 
-@pytest.mark.few(1)
+@pytest.mark.few(0)
 @pytest.mark.as_users_compile
 @pytest.mark.parametrize("sigma", [1e-4, 1e-5, 1e-6, 4e-7])
 @pytest.mark.parametrize("guess", [3e-4, 2e-6])

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bnderiv
@@ -17,8 +17,7 @@ from tests.forms import platform  # noqa: F401
 from tests.pooling import loops
 
 
-@given(loops.problems(), st.booleans(), st.sampled_from([None, None, 3]))
-def test_equals_the_loops(problem, count_include_pad, divisor_override):
+def equals_the_loops(problem, count_include_pad, divisor_override):
     rng = np.random.default_rng(problem.seed)
     x = rng.standard_normal(problem.shape)
     dy = rng.standard_normal(loops.outputs_like(problem, x).shape)
@@ -27,6 +26,19 @@ def test_equals_the_loops(problem, count_include_pad, divisor_override):
     y, (dx,) = contract.compiled(pool)(dy, x)
     expected = loops.average(problem, x, dy, **counts)
     chex.assert_trees_all_close((y, dx), expected, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.few(1, 0)
+@settings(max_examples=15)
+@given(loops.problems(), st.booleans(), st.sampled_from([None, None, 3]))
+def test_equals_the_loops(problem, count_include_pad, divisor_override):
+    equals_the_loops(problem, count_include_pad, divisor_override)
+
+
+@pytest.mark.slow
+@given(loops.problems(), st.booleans(), st.sampled_from([None, None, 3]))
+def test_equals_the_loops_at_more(problem, count_include_pad, divisor_override):
+    equals_the_loops(problem, count_include_pad, divisor_override)
 
 
 def image(rows):

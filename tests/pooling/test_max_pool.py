@@ -147,7 +147,7 @@ def test_a_nan_cotangent_goes_to_the_winner_alone():
         np.testing.assert_array_equal(np.isnan(dx), x == 9)
 
 
-@pytest.mark.few(2, 2)
+@pytest.mark.few(1, 5)
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 def test_half_precision(dtype):
     # The maximum is exact; the shares of the 729 windows that one cell wins are added in float32 (a float16 sum of
