@@ -351,7 +351,8 @@ def test_the_order_of_axes_in_a_tpu_s_memory(shape):
     except targets.Absent as error:
         pytest.skip(str(error))
     found = re.search(r"entry_computation_layout=\{\(f32\[[\d,]*\]\{([\d,]*)", program.as_text())
-    assert found and tuple(int(axis) for axis in found[1].split(","))[::-1] == compact_order(shape)
+    assert found
+    assert tuple(int(axis) for axis in found[1].split(","))[::-1] == compact_order(shape)
 
 
 @pytest.mark.parametrize(
