@@ -6,10 +6,10 @@
     python -m experiments.benchmark.ahead_of_time --resume              what a run that was interrupted has left
     python -m experiments.benchmark.ahead_of_time --redraw              tables, picture and page again
 
-Needs `pip install -e ".[experiments,flax,accelerators]"`. Each case is a forward and a backward pass as in training, or a
-forward alone, compiled for one device. Its program is counted: kernels, bytes, cycles (the TPU compiler's own estimate),
-temporary memory, stored masks, float32 convolutions. Caches, autotuning and cuDNN's choice of algorithm are not in the
-counts. A target takes a few minutes on two cores.
+Needs `pip install -e ".[experiments,flax,accelerators]"`. Each case is a forward and a backward pass as in training, or
+a forward alone, compiled for one device. Its program is counted: kernels, bytes, cycles (the TPU compiler's own
+estimate), temporary memory, stored masks, float32 convolutions. Caches, autotuning and cuDNN's choice of algorithm are
+not in the counts. A target takes a few minutes on two cores.
 """
 
 from experiments import _command
