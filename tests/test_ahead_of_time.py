@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import bnderiv
+from bnderiv.normalization.tpu_layout import compact_order
 from experiments import _report
 from experiments._programs import Array, convolutions, kernels, usual_path
 from tests.devices import traced_for
@@ -335,6 +336,44 @@ def test_on_a_gpu_a_max_pool_moves_nothing_twice():
     programs = partial(ahead_of_time.layers, "max_pool", x, window=3, strides=2, padding=1)
     found = counted("h100", ahead_of_time.Case("pool", x, programs))
     assert 2 < found["passes"] <= 1.01 * (2 + 2 * (1 + 1 / 4) / 4)
+
+
+SHAPES = [
+    (32, 28, 28, 6), (1024, 28, 28, 6), (1024, 14, 14, 16), (64, 56, 56, 64), (32, 112, 112, 64), (256, 32, 32, 160),
+    (96, 32, 32, 64), (512, 100, 64), (512, 64), (64, 3, 224, 224), (128, 16, 16, 16, 64), (256, 1, 1, 64),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_order_of_axes_in_a_tpu_s_memory(shape):
+    try:
+        program = targets.compile_for("v5e", lambda x: 2 * x, jax.ShapeDtypeStruct(shape, jnp.float32))
+    except targets.Absent as error:
+        pytest.skip(str(error))
+    found = re.search(r"entry_computation_layout=\{\(f32\[[\d,]*\]\{([\d,]*)", program.as_text())
+    assert found
+    assert tuple(int(axis) for axis in found[1].split(","))[::-1] == compact_order(shape)
+
+
+@pytest.mark.parametrize(
+    ("norm", "shape", "options"),
+    [
+        ("batch_norm", (256, 28, 28, 64), {}),
+        ("group_norm", (256, 28, 28, 64), {"groups": 32}),
+        ("instance_norm", (256, 28, 28, 64), {}),
+        ("rms_norm", (512, 512, 64), {}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_on_a_tpu_no_copy_of_x_is_reserved(norm, shape, options):
+    """For the branch that measures again; as it is where the axes are not moved, with several devices."""
+    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    case = ahead_of_time.Case("norm", x, partial(ahead_of_time.layers, norm, x, **options))
+    with traced_for(1):
+        assert counted("v5e", case)["temporary MB"] < 2
+    if norm == "batch_norm":
+        with traced_for(4):
+            assert counted("v5e", case)["temporary MB"] > x.size * 4 / 1e6
 
 
 @pytest.mark.parametrize("kind", ["max", "avg"])

@@ -10,8 +10,8 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -85,6 +85,13 @@ class Groups:
         """The elements of a group at each place along these axes."""
         return 1
 
+    def moved(self, to: tuple[int, ...]) -> Self:
+        """The same groups of an x whose axis i has become axis `to[i]`."""
+        both, statistics, parameters = (
+            tuple(to[i] for i in axes) for axes in (self.both, self.statistics, self.parameters)
+        )
+        return replace(self, both=both, statistics=statistics, parameters=parameters)
+
     def count(self, x: jax.Array, where: jax.Array | None) -> Any:
         """n, the elements that share statistics: a number, or with a mask the True ones of each group."""
         dtype = accumulator(x.dtype)
@@ -128,6 +135,9 @@ class ChannelGroups(Groups):
 
     def repeated(self, statistics: Any) -> Any:
         return jax.tree.map(lambda a: jnp.repeat(a, self.size, self.axis) if jnp.ndim(a) else a, statistics)
+
+    def moved(self, to: tuple[int, ...]) -> Self:
+        return replace(super().moved(to), axis=to[self.axis])
 
     @property
     def each(self) -> int:

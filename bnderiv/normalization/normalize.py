@@ -17,6 +17,7 @@ from bnderiv._target import GPU, TPU, apart
 from bnderiv.activation.relu import rectify
 from bnderiv.normalization.measure import measured
 from bnderiv.normalization.sample import sample_mean
+from bnderiv.normalization.tpu_layout import tpu_layout
 from bnderiv.normalization.units import Epsilon, Moments, above_noise, masked
 
 
@@ -36,6 +37,12 @@ class Affine(NamedTuple):
 def statistics(groups, x, where, n, eps, assumed_mean):
     """The `Moments` of x: in one read if the assumed mean is near (`measure.py`). By default it is that of a sample."""
 
+    shift = sample_mean(groups, x, where) if assumed_mean is None else assumed_mean
+    return _about(groups, x, where, n, eps, shift)
+
+
+@tpu_layout
+def _about(groups, x, where, n, eps, shift):
     def mean_of(unit):
         return groups.total(masked(where, groups.repeated(unit).of(x))) / n  # (N1)
 
@@ -45,7 +52,6 @@ def statistics(groups, x, where, n, eps, assumed_mean):
         # (N2). The difference loses one bit at most, as `measured` keeps no K that is far from the mean (C.4).
         return above_noise(mean_of_squares - square_of_mean, square_of_mean)
 
-    shift = sample_mean(groups, x, where) if assumed_mean is None else assumed_mean
     return measured(groups, x, where, eps, shift, mean_of, var_of)
 
 

@@ -15,6 +15,7 @@ from bnderiv._target import apart
 from bnderiv.normalization.arguments import epsilon, laid, normalized_axes, parameter
 from bnderiv.normalization.groups import Groups
 from bnderiv.normalization.measure import fits, unless
+from bnderiv.normalization.tpu_layout import tpu_layout
 from bnderiv.normalization.units import Epsilon, Unit, masked, scale_for
 
 
@@ -113,6 +114,7 @@ by_root_mean_square.defvjp(_by_root_mean_square_fwd, _by_root_mean_square_bwd)
 
 
 @closed_form(static=1, inner=True)
+@tpu_layout
 def mean_square(groups, x, where, n, eps):
     """A unit about zero, u = x s, and mean u²: one read of x if s = 1 fits every group.
 

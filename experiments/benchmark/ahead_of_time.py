@@ -6,10 +6,10 @@
     python -m experiments.benchmark.ahead_of_time --resume              what a run that was interrupted has left
     python -m experiments.benchmark.ahead_of_time --redraw              tables, picture and page again
 
-Needs `pip install -e ".[experiments,flax,accelerators]"`. Each case is a forward and a backward pass as in training,
-compiled for one device, and its program counted: kernels, bytes, cycles (the TPU compiler's own estimate), temporary
-memory, stored masks, float32 convolutions. Caches, autotuning and cuDNN's choice of algorithm are not in the counts.
-A target takes a few minutes on two cores.
+Needs `pip install -e ".[experiments,flax,accelerators]"`. Each case is a forward and a backward pass as in training, or
+a forward alone, compiled for one device. Its program is counted: kernels, bytes, cycles (the TPU compiler's own
+estimate), temporary memory, stored masks, float32 convolutions. Caches, autotuning and cuDNN's choice of algorithm are
+not in the counts. A target takes a few minutes on two cores.
 """
 
 from experiments import _command
@@ -117,6 +117,11 @@ def cases() -> Iterator[Case]:
             x = spec(shape, dtype)
             options = {"eps": 1e-6, "groups": 32}  # Flax's defaults
             yield Case(f"{norm.replace('_', ' ')}, {by(shape)}, {dtype}", x, partial(layers, norm, x, **options))
+    for norm in ("layer_norm", "rms_norm"):
+        for dtype in ("float32", "bfloat16"):
+            x = spec(TOKENS, dtype)
+            name = f"{norm.replace('_', ' ')} forward alone, {by(TOKENS)}, {dtype}"
+            yield Case(name, x, partial(forward_alone, norm, x, eps=1e-6))
     for kind, window, stride, padding, shape in POOLS:
         for dtype in ("float32", "bfloat16"):
             name = f"{kind} pool {window}×{window}/{stride}{', padding 1' if padding else ''}, {by(shape)}"
@@ -151,6 +156,12 @@ def layers(name: str, x: jax.ShapeDtypeStruct, **options: Any) -> dict[str, Prog
         programs[who] = in_training(of_state or (lambda state, *args, f=f: (f(*args), state)))
     dy = jax.eval_shape(peers.layers(name, **options)["bnderiv"], *arguments)
     return {who: Program(f, (state, arguments, dy[0] if with_state else dy)) for who, f in programs.items()}
+
+
+def forward_alone(name: str, x: jax.ShapeDtypeStruct, **options: Any) -> dict[str, Program]:
+    """As in inference."""
+    arguments = (x, *[spec(x.shape[-1:])] * 2)
+    return {who: Program(f, arguments) for who, f in peers.layers(name, **options).items()}
 
 
 def lenets(size: int, dtype: str) -> dict[str, Program]:

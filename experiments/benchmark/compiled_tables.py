@@ -21,10 +21,10 @@ COLUMNS = {
 COMPARED = ("megacycles", "passes", "temporary MB")
 SAME, ROOM = 1.005, 2.0  # a ratio nearer to 1 is a tie, and so is a difference of temporary memory of 2 MB
 HOW = (
-    "Nothing here is a measured time. Each case, forward and backward as in training, was compiled for one device, and "
-    "the compiled program counted. Caches, autotuning and cuDNN's choice of algorithm are not in the counts. The array "
-    "of LeNet-5 is the output of its first convolution. What a TPU keeps in its vector memory is not moved, so that "
-    "batch norm of a small array takes fewer passes there."
+    "Nothing here is a measured time. Each case was compiled for one device, and the compiled program counted: forward "
+    "and backward as in training, or the forward alone if the name says so. Caches, autotuning and cuDNN's choice of "
+    "algorithm are not in the counts. The array of LeNet-5 is the output of its first convolution. What a TPU keeps in "
+    "its vector memory is not moved, so that batch norm of a small array takes fewer passes there."
 )
 
 

@@ -1,6 +1,7 @@
 """What the gradients compile to: no gather and no scatter, and no program that grows with the window's area."""
 
 import re
+from functools import partial
 from typing import Any
 
 import jax
@@ -85,3 +86,27 @@ def test_few_windows_are_little_work(layer, window, shape):
     assert program.as_text().count("\n") < 1500
     compiled: Any = program.compile()
     assert compiled.cost_analysis()["flops"] < 100 * shape[1] * shape[2]
+
+
+@pytest.mark.few(1)
+@pytest.mark.as_users_compile
+@pytest.mark.parametrize("window", [(24, 2), (23, 4), (5, 5), (2, 9)], ids=str)
+def test_forward_and_backward_in_one_program_are_no_more_work_than_in_two(window):
+    """XLA:CPU would compute the winners again at each use; that takes seconds for some windows."""
+    pool = partial(bnderiv.max_pool, window=window, strides=1)
+    x = jax.ShapeDtypeStruct((2, 28, 28, 4), jnp.float32)
+
+    def forward(x):
+        return jax.vjp(pool, x)
+
+    def both(x, dz):
+        z, pull_back = jax.vjp(pool, x)
+        return z, pull_back(dz)
+
+    def flops(f, *args):
+        compiled: Any = jax.jit(f).lower(*args).compile()
+        return compiled.cost_analysis()["flops"]
+
+    z, pull_back = jax.eval_shape(forward, x)
+    apart = flops(forward, x) + flops(lambda pull_back, dz: pull_back(dz), pull_back, z)
+    assert flops(both, x, z) <= 1.001 * apart
