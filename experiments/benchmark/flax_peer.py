@@ -54,7 +54,7 @@ def layer(name: str, x: jax.Array, *parameters: jax.Array, **options: Any) -> An
     if name.endswith("_pool"):
         return pool(name, x, **options)
     if name.startswith("softmax_cross_entropy"):
-        return getattr(optax.losses, name)(x, *parameters)
+        return getattr(optax.losses, name)(x, **options)
     if name in ("relu", "sigmoid", "tanh", "softmax", "log_softmax"):
         return getattr(nn, name)(x)
     if name in ("dense", "conv"):

@@ -1,37 +1,28 @@
 """Pools of random windows, strides and padding against Flax's: forward and backward, and the first call of each."""
 
-import time
 from typing import Any
 
-import jax
 import numpy as np
 
-from experiments.benchmark import peers
-from experiments.benchmark.clock import Effort, interleaved, of_jax
-from experiments.benchmark.layers import both_ways
+from experiments.benchmark import layers
+from experiments.benchmark.clock import Effort, interleaved
 
 SHAPE = (8, 28, 28, 64)
 COUNT, SEED = 50, 0
 
 
 def measure(effort: Effort) -> dict[str, Any]:
-    x = jax.random.normal(jax.random.key(0), SHAPE)
+    x = layers.normal(0, SHAPE)
     cases = []
     for window, strides, padding in geometries(2 if effort.quick else COUNT):
         for kind in ("max", "avg"):
-            layers = peers.layers(f"{kind}_pool", window=window, strides=strides, padding=padding)
-            del layers["plain autodiff"]
-            dy = jax.random.normal(jax.random.key(1), jax.eval_shape(layers["bnderiv"], x).shape)
-            contestants, first = {}, {}
-            for who, f in layers.items():
-                program, start = both_ways(f), time.perf_counter()
-                jax.block_until_ready(program((x,), dy))
-                first[who] = round(1e3 * (time.perf_counter() - start), 1)
-                contestants[who] = of_jax(program, (x,), dy)
+            contestants = layers.contestants(f"{kind}_pool", x, window=window, strides=strides, padding=padding)
+            del contestants["plain autodiff"]
+            first = {who: round(1e3 * run(1)[0], 1) for who, run in contestants.items()}
             times = interleaved(contestants, effort._replace(rounds=3, burst=3, warming=0.01))
-            name = f"{kind} pool {'×'.join(map(str, window))}, strides {'×'.join(map(str, strides))}, {padding}"
+            name = f"{kind} pool {layers.by(window)}, strides {layers.by(strides)}, {padding}"
             cases.append({"case": name, "times": times, "first call ms": first})
-    return {"shape": "×".join(map(str, SHAPE)), "cases": cases}
+    return {"shape": layers.by(SHAPE), "cases": cases}
 
 
 def geometries(count: int) -> list[tuple[tuple[int, int], tuple[int, int], str]]:
