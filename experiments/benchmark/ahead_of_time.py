@@ -155,19 +155,11 @@ def layers(name: str, x: jax.ShapeDtypeStruct, **options: Any) -> dict[str, Prog
 
 def lenets(size: int, dtype: str) -> dict[str, Program]:
     """A whole step: loss, gradients, SGD, running statistics."""
-    functions: dict[str, Any] = {}
-
-    def arguments() -> dict[str, Any]:
-        networks = steps.networks(size, "max", "relu", dtype)
-        functions.update({who: step for who, (step, _) in networks.items()})
-        return {who: of_step for who, (_, of_step) in networks.items()}
-
-    shapes = jax.eval_shape(arguments)
     found = {}
-    for who, function in functions.items():
-        params, state, x, labels = shapes[who]
+    for who, (step, arguments) in steps.networks(size, "max", "relu", dtype).items():
+        params, state, x, labels = jax.eval_shape(arguments)
         params, x = jax.tree.map(lambda a: spec(a.shape, dtype), (params, x))
-        found[who] = Program(function, (params, state, x, labels))
+        found[who] = Program(step, (params, state, x, labels))
     return found
 
 

@@ -34,17 +34,20 @@ class LeNet5(nn.Module):
         return nn.Dense(10)(x)
 
 
-def lenet5(pool: str, activation: str, x: jax.Array) -> tuple[Callable[..., Any], Any, Any]:
-    """apply(params, state, x) -> logits, state; params; state."""
+def lenet5(pool: str, activation: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """apply(params, state, x) -> logits, state; init(x) -> params, state."""
     network = LeNet5(pool, activation)
-    variables = jax.jit(network.init)(jax.random.key(0), x)
+
+    def init(x: jax.Array) -> Any:
+        variables = jax.jit(network.init)(jax.random.key(0), x)
+        return variables["params"], variables["batch_stats"]
 
     def apply(params: Any, state: Any, x: jax.Array) -> Any:
         variables = {"params": params, "batch_stats": state}
         logits, new = network.apply(variables, x, mutable=["batch_stats"])
         return logits, new["batch_stats"]
 
-    return apply, variables["params"], variables["batch_stats"]
+    return apply, init
 
 
 def layer(name: str, x: jax.Array, *parameters: jax.Array, **options: Any) -> Any:

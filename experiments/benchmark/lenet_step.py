@@ -19,7 +19,8 @@ def measure(effort: Effort, torch: Torch) -> dict[str, Any]:
     cases = []
     for pool, activation in VARIANTS[:1] if effort.quick else VARIANTS:
         for size in (32,) if effort.quick else (32, 128):
-            contestants = {who: of_jax(f, *a) for who, (f, a) in steps.networks(size, pool, activation).items()}
+            networks = steps.networks(size, pool, activation)
+            contestants = {who: of_jax(step, *arguments()) for who, (step, arguments) in networks.items()}
             options = {"batch": size, "pool": pool, "activation": activation}
             contestants |= torch.contestants("lenet", not effort.quick, **options)
             name = f"batch {size}, {pool} pool, {activation}"

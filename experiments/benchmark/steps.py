@@ -1,21 +1,40 @@
 """A step of training LeNet-5, of anybody's network: value, gradient, SGD and running statistics."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-import bnderiv
 from bnderiv.models import lenet5
 from experiments.benchmark import peers
 
-Step = tuple[
-    Callable[..., Any], tuple[Any, ...]
-]  # jitted (params, state, x, labels) -> (params, state, loss); arguments
+# Jitted (params, state, x, labels) -> (params, state, loss); and its arguments, made when they are asked for.
+Step = tuple[Callable[..., Any], Callable[[], tuple[Any, ...]]]
 RATE = 0.01
 GRADIENTS = {"bnderiv": "closed_form", "plain autodiff": "autodiff"}
+
+
+def networks(size: int, pool: str, activation: str, dtype: str = "float32") -> dict[str, Step]:
+    """By library, for a batch of this size: bnderiv's network, its gradients in closed form or by autodiff; Flax's,
+    always float32, with optax's loss."""
+    found = {}
+    for who, gradients in GRADIENTS.items():
+        options: dict[str, Any] = {"pool": pool, "activation": activation, "gradients": gradients, "dtype": dtype}
+        config = lenet5.Config(**options)
+        init = partial(jax.jit(lenet5.init, static_argnums=1), jax.random.key(0), config)
+        cross_entropy = peers.PACKAGES[who].softmax_cross_entropy_with_integer_labels
+        step = _step(partial(lenet5.apply, config=config, train=True), cross_entropy)
+        found[who] = step, lambda init=init: (*init(), *batch(size))
+    if peer := peers.flax():
+        import optax  # flax needs it
+
+        apply, flax_init = peer.lenet5(pool, activation)
+        step = _step(apply, optax.softmax_cross_entropy_with_integer_labels)
+        found["Flax"] = step, lambda: (*flax_init(batch(size)[0]), *batch(size))
+    return found
 
 
 def batch(size: int) -> tuple[jax.Array, jax.Array]:
@@ -23,46 +42,10 @@ def batch(size: int) -> tuple[jax.Array, jax.Array]:
     return x, jax.random.randint(jax.random.key(2), (size,), 0, 10)
 
 
-def ours(gradients: str, size: int, pool: str, activation: str, dtype: str = "float32") -> Step:
-    """bnderiv's network, its gradients in closed form or by autodiff."""
-    step, arguments = network(gradients, pool, activation, dtype)
-    return step, arguments(size)
-
-
-def network(
-    gradients: str, pool: str, activation: str, dtype: str = "float32"
-) -> tuple[Callable[..., Any], Callable[[int], tuple[Any, ...]]]:
-    """The step, and its arguments for a batch of some size."""
-    options: dict[str, Any] = {"pool": pool, "activation": activation, "gradients": gradients, "dtype": dtype}
-    config = lenet5.Config(**options)
-    layers = {"closed_form": bnderiv, "autodiff": bnderiv.reference}[gradients]
-
-    def apply(params: Any, state: Any, x: jax.Array) -> Any:
-        return lenet5.apply(params, state, x, config, train=True)
-
-    def arguments(size: int) -> tuple[Any, ...]:
-        params, state = jax.jit(lenet5.init, static_argnums=1)(jax.random.key(0), config)
-        return params, state, *batch(size)
-
-    return _step(apply, layers.softmax_cross_entropy_with_integer_labels), arguments
-
-
-def networks(size: int, pool: str, activation: str, dtype: str = "float32") -> dict[str, Step]:
-    """By library; Flax's network, always float32, with optax's loss."""
-    found = {who: ours(gradients, size, pool, activation, dtype) for who, gradients in GRADIENTS.items()}
-    if peer := peers.flax():
-        import optax  # flax needs it
-
-        x, labels = batch(size)
-        apply, params, state = peer.lenet5(pool, activation, x)
-        step = _step(apply, optax.softmax_cross_entropy_with_integer_labels)
-        found["Flax"] = step, (params, state, x, labels)
-    return found
-
-
-def epoch(step: Step, steps: int) -> Step:
-    """So many steps in one `lax.scan`, on batches of their own."""
-    one, (params, state, x, labels) = step
+def epoch(step: Step, steps: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """So many steps in one `lax.scan`, on batches of their own; and its arguments."""
+    one, arguments = step
+    params, state, x, labels = arguments()
     many = jnp.stack([x] * steps), jnp.stack([labels] * steps)
 
     def body(carry: Any, now: Any) -> Any:
