@@ -1,7 +1,7 @@
 """What every experiment leaves: its numbers, and what is made of them alone: pictures, tables and an HTML page.
 
-A script `run`s: it measures, `keep`s the numbers in a JSON file with all that a page says about the run, and `show`s
-that file. With --redraw it only shows.
+A script's main is `run`: it measures, `keep`s the numbers in a JSON file with all that a page says about the run, and
+`show`s that file. With --redraw it only shows.
 """
 
 import base64
@@ -100,44 +100,42 @@ class Report(NamedTuple):
 
 
 def run(
-    file: Path,
-    options: _options.Measured,
+    kind: type[_options.Measured],
+    arguments: list[str] | None,
+    name: str,
     measure: Callable[[Any], Mapping[str, Any]],
     present: Callable[[dict[str, Any]], Report],
     *more: str,
-) -> None:
-    """A whole experiment: measures, unless it is to be drawn again, keeps the numbers and shows them.
+) -> dict[str, Any]:
+    """A whole experiment: measures, unless it is to be drawn again, keeps the numbers, shows and returns them.
 
     Args:
-      file: the JSON file, in the folder of the results.
-      options: of the run.
+      kind, arguments: as `_options.parse` takes them.
+      name: of the JSON file.
       measure: of the options; the numbers.
       present: of what the file holds; the report.
       more: packages whose versions matter here.
     """
+    options = _options.parse(kind, arguments)
+    file = options.folder() / name
     if not options.redraw:
         _command.make(file.parent)
         keep(file, measure(options), options, *more)
-    show(file, present)
+    return show(file, present)
 
 
 def keep(file: Path, content: Mapping[str, Any], options: _options.Options, *more: str) -> None:
-    """Writes the numbers of a run, and what a page says about it: when, where, by which versions, command and options.
-
-    Args:
-      file: the JSON file.
-      content: the numbers.
-      options: of the run.
-      more: packages whose versions matter here.
-    """
+    """Writes the numbers of a run as JSON proper, which has no NaN, and what a page says about it: when, where, by
+    which command, options and versions, of `more` packages as well."""
     shown = options.anonymous()
     command = _command.line(type(options).__module__, *shown.arguments())
-    about = {"command": command, "configuration": shown.shown()}
-    write(file, as_json(about | dict(content), *more))
+    content = {"command": command, "configuration": shown.shown(), **content}
+    content |= {"date": today(), "machine": machine(), "versions": versions(*more)}
+    write(file, (_lines(content) + "\n").encode())
 
 
-def show(file: Path, present: Callable[[dict[str, Any]], Report]) -> None:
-    """Makes pictures, tables and page of the numbers in a file, beside it, and prints what came out."""
+def show(file: Path, present: Callable[[dict[str, Any]], Report]) -> dict[str, Any]:
+    """Makes pictures, tables and page of the numbers in a file, beside it, prints what came out, and returns them."""
     content = numbers(file)
     _command.say("drawing …")
     report = present(content)
@@ -147,6 +145,7 @@ def show(file: Path, present: Callable[[dict[str, Any]], Report]) -> None:
     if report.tables:
         files[report.tables] = markdown(report.parts).encode()
     leave(file.parent, files | {report.file: page(report, content)})
+    return content
 
 
 def page(report: Report, content: Mapping[str, Any]) -> bytes:
@@ -236,12 +235,6 @@ def png(figure: Figure) -> bytes:
     figure.savefig(buffer)
     plt.close(figure)
     return buffer.getvalue()
-
-
-def as_json(content: Mapping[str, Any], *more: str) -> bytes:
-    """JSON proper, which has no NaN, with date, machine and versions (of `more` packages as well)."""
-    content = dict(content) | {"date": today(), "machine": machine(), "versions": versions(*more)}
-    return (_lines(content) + "\n").encode()
 
 
 def _lines(value: Any, indent: int = 0) -> str:

@@ -208,5 +208,4 @@ def present(content: dict[str, Any]) -> _report.Report:
 
 @_command.command
 def main(arguments: list[str] | None = None) -> None:
-    settings = _options.parse(Settings, arguments, __doc__)
-    _report.run(settings.folder(__file__) / "results.json", settings, measure, present)
+    _report.run(Settings, arguments, "results.json", measure, present)

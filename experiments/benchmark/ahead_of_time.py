@@ -265,8 +265,8 @@ def compile_all(options: Options, numbers: Path) -> None:
 
 @_command.command
 def main(arguments: list[str] | None = None) -> None:
-    options = _options.parse(Options, arguments, __doc__)
-    file = options.folder(__file__) / "ahead_of_time.json"
+    options = _options.parse(Options, arguments)
+    file = options.folder() / "ahead_of_time.json"
     if not options.redraw:
         _command.make(file.parent)
         compile_all(options, file)

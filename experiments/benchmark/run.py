@@ -122,11 +122,11 @@ def run(names: list[str], effort: Effort, numbers: Path, options: Settings) -> N
 
 @_command.command
 def main(arguments: list[str] | None = None) -> None:
-    options = _options.parse(Settings, arguments, __doc__)
+    options = _options.parse(Settings, arguments)
     allocator.start_again(keeping=not options.fresh_memory)
     names = list(options.only) or (LAYERS if options.fresh_memory else list(SECTIONS))
 
-    file = options.folder(__file__) / f"{stem(options.fresh_memory)}.json"
+    file = options.folder() / f"{stem(options.fresh_memory)}.json"
     if not options.redraw:
         _command.make(file.parent)
         run(names, QUICK if options.quick else FULL, file, options)

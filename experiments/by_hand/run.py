@@ -278,9 +278,6 @@ def measure(options: Settings) -> dict[str, Any]:
 
 @_command.command
 def main(arguments: list[str] | None = None) -> None:
-    options = _options.parse(Settings, arguments, __doc__)
-    file = options.folder(__file__) / "by_hand.json"
-    _report.run(file, options, measure, present)
-    again = _report.numbers(file)["suspicious_steps_in_float64"]
+    again = _report.run(Settings, arguments, "by_hand.json", measure, present)["suspicious_steps_in_float64"]
     if again and not max(again.values()) < 1e-9:
         raise _command.Refused("the gradients differ in float64 too: a formula is wrong")

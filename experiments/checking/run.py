@@ -183,8 +183,8 @@ def present(content: dict[str, Any]) -> _report.Report:
 
 @_command.command
 def main(arguments: list[str] | None = None) -> None:
-    options = _options.parse(Settings, arguments, __doc__)
-    file = options.folder(__file__) / "checking.json"
+    options = _options.parse(Settings, arguments)
+    file = options.folder() / "checking.json"
     if not options.redraw:
         chosen = [(table, case) for table, case in RULES if options.only in case.name]
         if not chosen:

@@ -334,5 +334,4 @@ def present(content: dict[str, Any]) -> _report.Report:
 
 @_command.command
 def main(arguments: list[str] | None = None) -> None:
-    settings = _options.parse(Settings, arguments, __doc__)
-    _report.run(settings.folder(__file__) / "scale.json", settings, measure, present)
+    _report.run(Settings, arguments, "scale.json", measure, present)

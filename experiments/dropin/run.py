@@ -278,5 +278,4 @@ def measure(options: Settings) -> dict[str, Any]:
 
 @_command.command
 def main(arguments: list[str] | None = None) -> None:
-    options = _options.parse(Settings, arguments, __doc__)
-    _report.run(options.folder(__file__) / "dropin.json", options, measure, present, "flax")
+    _report.run(Settings, arguments, "dropin.json", measure, present, "flax")

@@ -42,7 +42,7 @@ class Compare(_options.Options):
 
 @_command.command
 def main(arguments: list[str] | None = None) -> None:
-    command = _options.parse(Compare, arguments, __doc__)
+    command = _options.parse(Compare, arguments)
     out = command.out or run.RUNS / command.settings.stem
     file = out / "comparison.json"
     if command.redraw:

@@ -110,8 +110,8 @@ def with_a_palette(png: str) -> str:
 
 @_command.command
 def main(arguments: list[str] | None = None) -> None:
-    options = _options.parse(Settings, arguments, __doc__)
-    out = _command.make(options.folder(__file__))
+    options = _options.parse(Settings, arguments)
+    out = _command.make(options.folder())
     for name in options.names:
         _command.say(f"{name} …")
         notebook = nbformat.writes(execute(FOLDER / f"{name}.ipynb")) + "\n"

@@ -85,7 +85,7 @@ def test_numbers_are_kept_with_what_made_them(tmp_path):
     assert {"jax", "pytest"} < written["versions"].keys()
     assert str(tmp_path) not in (tmp_path / "a.json").read_text()
     with pytest.raises(ValueError, match="not JSON compliant"):
-        _report.as_json({"loss": float("nan")})
+        _report.keep(tmp_path / "a.json", {"loss": float("nan")}, Settings())
 
 
 def test_a_file_is_whole_or_as_it_was(tmp_path):
