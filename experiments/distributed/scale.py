@@ -50,10 +50,7 @@ class Message(NamedTuple):
     members: int  # devices that take part in each of its groups
 
 
-_COLLECTIVE = re.compile(
-    r" = (?P<arrays>.*?) (?P<kind>all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all)(?:-start)?\("
-)
-_ARRAY = re.compile(r"\b(pred|[subf]+\d+)\[([\d,]*)\]")
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
 
 
 def messages(program: str, devices: int) -> list[Message]:
@@ -62,32 +59,30 @@ def messages(program: str, devices: int) -> list[Message]:
     Those within groups of one device, which send nothing, are left out.
     """
     found = []
-    for line in program.splitlines():
-        if not (match := _COLLECTIVE.search(line)):
-            continue
-        arrays = [
-            (tuple(int(n) for n in shape.split(",") if n), int(re.sub(r"\D", "", dtype) or 8) // 8)
-            for dtype, shape in _ARRAY.findall(match["arrays"])
-        ]
-        members = group_size(line, devices)
-        if members > 1:
-            size = sum(math.prod(shape) * width for shape, width in arrays)
-            found.append(Message(match["kind"], tuple(shape for shape, _ in arrays), size, members))
+    for operation in _programs.operations(program).values():
+        kind = operation.opcode.removesuffix("-start")
+        if kind in COLLECTIVES and (members := group_size(operation.attributes, devices)) > 1:
+            arrays = [
+                (dtype, tuple(map(int, re.findall(r"\d+", n))))
+                for dtype, n, _ in _programs.ARRAY.findall(operation.shape)
+            ]
+            size = sum(_programs.Array(dtype, math.prod(shape)).bytes for dtype, shape in arrays)
+            found.append(Message(kind, tuple(shape for _, shape in arrays), size, members))
     return found
 
 
-def group_size(line: str, devices: int) -> int:
+def group_size(attributes: str, devices: int) -> int:
     """Devices in each group of a collective, in any of the ways XLA writes groups."""
-    if match := re.search(r"replica_groups=mesh\[([^\]]*)\] {([^}]*)}", line):  # axes of a mesh
+    if match := re.search(r"replica_groups=mesh\[([^\]]*)\] {([^}]*)}", attributes):  # axes of a mesh
         sizes = dict(axis.split("=") for axis in match[1].split(","))
         return math.prod(int(sizes[axis.strip()]) for axis in match[2].split(","))
-    if match := re.search(r"replica_groups=\[\d+,(\d+)\]<=", line):  # [groups, members] of an iota
+    if match := re.search(r"replica_groups=\[\d+,(\d+)\]<=", attributes):  # [groups, members] of an iota
         return int(match[1])
-    if match := re.search(r"replica_groups={{([\d,]*)}", line):
+    if match := re.search(r"replica_groups={{([\d,]*)}", attributes):
         return len(match[1].split(","))
-    if "replica_groups={}" in line:
+    if "replica_groups={}" in attributes:
         return devices
-    raise ValueError(f"cannot tell the groups of: {line.strip()[:200]}")
+    raise ValueError(f"cannot tell the groups of: {attributes.strip()[:200]}")
 
 
 def compiled_step(devices: Sequence[Any], group: int) -> tuple[str, lenet5.Config]:
