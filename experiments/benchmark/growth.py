@@ -42,8 +42,8 @@ def _sizes(effort: Effort) -> list[dict[str, Any]]:
         for name, (f, arguments) in programs.items():
             dy = jax.random.normal(jax.random.key(1), jax.eval_shape(f, *arguments).shape)
             program = both_ways(f)
-            analysis = program.lower(arguments, dy).compile().memory_analysis()
-            case[f"{name}: temporary bytes"] = None if analysis is None else analysis.temp_size_in_bytes
+            needed = program.lower(arguments, dy).compile().memory_analysis()
+            case[f"{name}: temporary bytes"] = needed.temp_size_in_bytes
             case[f"{name}: saved bytes"] = saved(f, *arguments)
             contestants[name] = of_jax(program, arguments, dy)
         few = effort._replace(rounds=3, burst=3) if size > 10**7 else effort

@@ -7,11 +7,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from experiments.benchmark import peers
 from experiments.benchmark.clock import Effort, interleaved, of_jax
-from experiments.benchmark.layers import IMAGES, by
+from experiments.benchmark.layers import IMAGES, by, normal
 
 DEPTH = 4
 TIMED_BATCH = 4
@@ -78,12 +77,11 @@ def _stack(effort: Effort) -> list[dict[str, Any]]:
     found = []
     for dtype in (jnp.float32, jnp.bfloat16):
         temporary, contestants = {}, {}
-        for who, block in _of_y(peers.layers("batch_norm_relu")).items():
-            program = jax.jit(jax.value_and_grad(partial(_loss, block), argnums=(0, 1)))
-            x, parameters = _arguments(IMAGES[0], dtype)
-            temporary[who] = _temporary(program, parameters, x)
-            x, parameters = _arguments(TIMED_BATCH, dtype)
-            drawn = jax.tree.map(lambda a: jax.random.normal(jax.random.key(a.size), a.shape, a.dtype), (parameters, x))
+        for who, layer in peers.layers("batch_norm_relu").items():
+            program = jax.jit(jax.value_and_grad(partial(_loss, layer), argnums=(0, 1)))
+            needed: Any = program.lower(*_arguments(IMAGES[0], dtype)).compile().memory_analysis()
+            temporary[who] = round(needed.temp_size_in_bytes / 2**20, 1)
+            drawn = jax.tree.map(lambda a: normal(a.size, a.shape, a.dtype), _arguments(TIMED_BATCH, dtype))
             contestants[who] = of_jax(program, *drawn)
         case: dict[str, Any] = {"case": jnp.dtype(dtype).name, "shape": by(IMAGES), "temporary MiB": temporary}
         if not effort.quick:
@@ -97,16 +95,8 @@ def _arguments(batch: int, dtype: Any) -> tuple[Any, Any]:
     c = IMAGES[-1]
     vector = jax.ShapeDtypeStruct((c,), jnp.float32)
     block = jax.ShapeDtypeStruct((3, 3, c, c), dtype), vector, vector
-    return jax.ShapeDtypeStruct((batch, *IMAGES[1:]), dtype), [block] * DEPTH
+    return [block] * DEPTH, jax.ShapeDtypeStruct((batch, *IMAGES[1:]), dtype)
 
 
-def _loss(block: Callable[..., Any], parameters: Any, x: jax.Array) -> jax.Array:
-    for kernel, gamma, beta in parameters:
-        z = lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-        x = block(z, gamma, beta)
-    return x.astype(jnp.float32).mean()
-
-
-def _temporary(program: Any, *args: Any) -> float | None:
-    analysis = program.lower(*args).compile().memory_analysis()
-    return None if analysis is None else round(analysis.temp_size_in_bytes / 2**20, 1)
+def _loss(layer: Callable[..., Any], parameters: Any, x: jax.Array) -> jax.Array:
+    return peers.stack(layer, parameters, x).astype(jnp.float32).mean()

@@ -221,7 +221,7 @@ def _growth(section: dict[str, Any]) -> list[Part]:
                 continue
             taken = (case[f"{name}: {what} bytes"] for what in kinds)
             cells.append(f"{case['times'][name]['ms'][1] * 1e6 / size:.2f}")
-            cells += ["" if amount is None else f"{amount / size:.2f}" for amount in taken]
+            cells += [f"{amount / size:.2f}" for amount in taken]
         rows.append(cells)
     head = (
         "elements",
