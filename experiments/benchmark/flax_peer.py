@@ -53,7 +53,8 @@ def lenet5(pool: str, activation: str) -> tuple[Callable[..., Any], Callable[...
 def layer(name: str, x: jax.Array, *parameters: jax.Array, **options: Any) -> Any:
     """A layer by bnderiv's name for it and with bnderiv's options; y has the dtype of x."""
     if name.startswith("batch_norm"):
-        return batch_norm(x, *parameters, relu=name.endswith("relu"))
+        y, new = batch_norm(x, *parameters)
+        return (nn.relu(y) if name.endswith("relu") else y), new
     if name.endswith("_pool"):
         return pool(name, x, **options)
     if name.startswith("softmax_cross_entropy"):
@@ -76,13 +77,12 @@ def layer(name: str, x: jax.Array, *parameters: jax.Array, **options: Any) -> An
     return norm.apply({"params": dict(zip(names, parameters, strict=False))}, x)
 
 
-def batch_norm(x: jax.Array, gamma: jax.Array, beta: jax.Array, relu: bool) -> tuple[jax.Array, Any]:
+def batch_norm(x: jax.Array, gamma: jax.Array, beta: jax.Array, mask: Any = None, **options: Any) -> tuple[Any, Any]:
     """y and the new running statistics: what a step of training computes. In the dtype of x, parameters in theirs."""
-    norm = nn.BatchNorm(use_running_average=False, dtype=x.dtype, param_dtype=gamma.dtype)
+    norm = nn.BatchNorm(use_running_average=False, dtype=x.dtype, param_dtype=gamma.dtype, **options)
     running = {"mean": jnp.zeros(gamma.shape), "var": jnp.ones(gamma.shape)}
     variables = {"params": {"scale": gamma, "bias": beta}, "batch_stats": running}
-    y, new = norm.apply(variables, x, mutable=["batch_stats"])
-    return (nn.relu(y) if relu else y), new
+    return norm.apply(variables, x, mask=mask, mutable=["batch_stats"])
 
 
 def pool(name: str, x: jax.Array, window: Any, strides: Any, padding: Any = "VALID") -> jax.Array:
