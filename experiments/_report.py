@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import jax
 import matplotlib
+import numpy as np
 
 from experiments import _command, _options
 
@@ -250,6 +251,15 @@ def _lines(value: Any, indent: int = 0) -> str:
     )
     lines = (" " * (indent + 1) + name + _lines(each, indent + 1) for name, each in zip(names, inner, strict=True))
     return text[0] + "\n" + ",\n".join(lines) + "\n" + " " * indent + text[-1]
+
+
+def rounded(values: Any, digits: int = 4) -> Any:
+    """Numbers in mappings and sequences for JSON, which has no NaN: what is no number any more becomes null."""
+    if isinstance(values, Mapping):
+        return {name: rounded(each, digits) for name, each in values.items()}
+    if isinstance(values, Sequence | np.ndarray):
+        return [rounded(each, digits) for each in values]
+    return round(float(values), digits) if np.isfinite(values) else None
 
 
 def write(path: Path, content: bytes) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 from tyro.conf import Positional
 
 from experiments import _options, _report
-from experiments.lenet import configuration, plots, results, run
+from experiments.lenet import configuration, plots, run
 from experiments.lenet.configuration import Configuration
 
 
@@ -105,7 +105,7 @@ def numbers(
             "seconds_an_epoch": float(np.median([history["seconds"] for history in runs]).round(3)),
             "beside": beside[name],
             "configuration": settings[name].anonymous().shown(),
-            "histories": [results.rounded(history) for history in runs],
+            "histories": _report.rounded(runs, 6),
         }
     return found
 
