@@ -79,25 +79,15 @@ Part = Picture | Table | Text
 
 
 class Report(NamedTuple):
-    """What is made of the numbers.
-
-    Attributes:
-      title: of the page.
-      summary: what came out, in a sentence or two.
-      parts: what is shown, in this order, no two under one name.
-      facts: further lines about the run.
-      file: the page's name.
-      tables: the name of a file of the texts and tables in Markdown, if there is to be one.
-      said: what is printed; the summary where that is empty.
-    """
+    """What is made of the numbers."""
 
     title: str
-    summary: str
-    parts: Sequence[Part]
-    facts: Mapping[str, Any] = {}
+    summary: str  # what came out, in a sentence or two
+    parts: Sequence[Part]  # in the order of the page, no two under one title
+    facts: Mapping[str, Any] = {}  # further lines about the run
     file: str = "report.html"
-    tables: str = ""
-    said: str = ""
+    tables: str = ""  # a file of the texts and tables in Markdown, if there is to be one
+    said: str = ""  # what is printed; the summary where that is empty
 
 
 def run(
@@ -150,13 +140,8 @@ def show(file: Path, present: Callable[[dict[str, Any]], Report]) -> dict[str, A
 
 
 def page(report: Report, content: Mapping[str, Any]) -> bytes:
-    """The report as HTML in UTF-8: no other file, no script, no font and nothing from the network.
-
-    Args:
-      report: what it shows.
-      content: the numbers, of which it repeats the lines that run it again (`command`), `configuration`, `date`,
-        `machine` and `versions`.
-    """
+    """The report as HTML in UTF-8: no other file, no script, no font and nothing from the network. Of the numbers in
+    `content` it repeats what `keep` has put there, command and options among them."""
     titles = [part.title for part in report.parts if part.title]
     if twice := {title for title in titles if titles.count(title) > 1}:
         raise ValueError(f"two parts of one name: {', '.join(sorted(twice))}")
@@ -241,15 +226,14 @@ def png(figure: Figure) -> bytes:
 def _lines(value: Any, indent: int = 0) -> str:
     """JSON in lines: what is short, and what has nothing within it, is one."""
     text = json.dumps(value, allow_nan=False, ensure_ascii=False)
-    inner = list(value.values() if isinstance(value, dict) else value) if isinstance(value, dict | list | tuple) else []
-    if len(text) < 400 or not any(isinstance(each, dict | list | tuple) for each in inner):
+    inner: list[tuple[str, Any]] = []
+    if isinstance(value, dict):
+        inner = [(f"{json.dumps(name, ensure_ascii=False)}: ", each) for name, each in value.items()]
+    elif isinstance(value, list | tuple):
+        inner = [("", each) for each in value]
+    if len(text) < 400 or not any(isinstance(each, dict | list | tuple) for _, each in inner):
         return text
-    names = (
-        [f"{json.dumps(name, ensure_ascii=False)}: " for name in value]
-        if isinstance(value, dict)
-        else [""] * len(inner)
-    )
-    lines = (" " * (indent + 1) + name + _lines(each, indent + 1) for name, each in zip(names, inner, strict=True))
+    lines = (" " * (indent + 1) + name + _lines(each, indent + 1) for name, each in inner)
     return text[0] + "\n" + ",\n".join(lines) + "\n" + " " * indent + text[-1]
 
 

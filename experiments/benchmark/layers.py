@@ -5,12 +5,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from experiments.benchmark import peers
 from experiments.benchmark.clock import FEWER, Contestant, Effort, interleaved, of_jax
 from experiments.benchmark.torch_peer import Torch
 
 IMAGES = (64, 56, 56, 64)
+FEW_IMAGES = (8, 28, 28, 64)
 SHAPES = (IMAGES, (256, 8, 8, 512), (32, 28, 28, 6), (128, 1024), (64, 84))
 WINDOWS = ((2, 2, 0), (3, 2, 0), (3, 2, 1))  # and strides, and paddings; the last as before ResNet's first block
 LOGITS = ((128, 10), (512, 1000), (256, 32_000))  # digits, ImageNet, words
@@ -46,6 +48,33 @@ def pools(kind: str, effort: Effort, torch: Torch) -> dict[str, Any]:
         layers = contestants(f"{kind}_pool", x, strides=stride, **options)
         cases.append(case(name, layers | beside, x, effort))
     return {"cases": cases}
+
+
+def random_pools(effort: Effort) -> dict[str, Any]:
+    """Pools of random windows, strides and padding, and the first call of each, beside Flax's."""
+    x = normal(0, FEW_IMAGES)
+    cases = []
+    for window, strides, padding in _geometries(2 if effort.quick else 50):
+        for kind in ("max", "avg"):
+            found = contestants(f"{kind}_pool", x, window=window, strides=strides, padding=padding)
+            del found["plain autodiff"]
+            first = {who: round(1e3 * run(1)[0], 1) for who, run in found.items()}
+            times = interleaved(found, effort._replace(rounds=3, burst=3, warming=0.01))
+            name = f"{kind} pool {by(window)}, strides {by(strides)}, {padding}"
+            cases.append({"case": name, "times": times, "first call ms": first})
+    return {"shape": by(FEW_IMAGES), "cases": cases}
+
+
+def _geometries(count: int) -> list[tuple[tuple[int, int], tuple[int, int], str]]:
+    """Small windows and windows up to the image, half with stride 1; the first two are the whole image."""
+    rng = np.random.default_rng(0)
+    found = [((28, 28), (1, 1), "VALID"), ((14, 14), (1, 1), "VALID")]
+    while len(found) < count:
+        high = int(rng.choice([6, 29]))
+        m, n = (int(k) for k in rng.integers(1, high, 2))
+        strides = (1, 1) if rng.random() < 0.5 else (int(rng.integers(1, m + 1)), int(rng.integers(1, n + 1)))
+        found.append(((m, n), strides, "SAME" if rng.random() < 0.4 else "VALID"))
+    return found[:count]
 
 
 def batch_norms(relu: bool, effort: Effort, torch: Torch) -> dict[str, Any]:

@@ -32,23 +32,22 @@ from experiments import _options, _report
 from experiments.benchmark import (
     allocator,
     convolutions,
-    geometries,
     growth,
     layers,
-    lenet_step,
     memory,
     overhead,
+    steps,
     tables,
 )
 from experiments.benchmark.clock import FULL, QUICK, Effort
 from experiments.benchmark.torch_peer import Torch
 
 SECTIONS: dict[str, Callable[[Effort, Torch], dict[str, Any]]] = {
-    "lenet": lenet_step.measure,
-    "epoch": lenet_step.epochs,
+    "lenet": steps.measure,
+    "epoch": steps.epochs,
     "max_pool": partial(layers.pools, "max"),
     "avg_pool": partial(layers.pools, "avg"),
-    "geometries": lambda effort, _: geometries.measure(effort),
+    "geometries": lambda effort, _: layers.random_pools(effort),
     "batch_norm": partial(layers.batch_norms, False),
     "batch_norm_relu": partial(layers.batch_norms, True),
     "loss": lambda effort, _: layers.losses(effort),

@@ -1,4 +1,4 @@
-"""A step of training LeNet-5, of anybody's network: value, gradient, SGD and running statistics."""
+"""A step of training LeNet-5, of every library's network: value, gradient, SGD and running statistics."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,11 +10,52 @@ from jax import lax
 
 from bnderiv.models import lenet5
 from experiments.benchmark import peers
+from experiments.benchmark.clock import Effort, interleaved, of_jax
+from experiments.benchmark.torch_peer import Torch
 
 # Jitted (params, state, x, labels) -> (params, state, loss); and its arguments, made when they are asked for.
 Step = tuple[Callable[..., Any], Callable[[], tuple[Any, ...]]]
+VARIANTS = (("max", "relu"), ("avg", "tanh"))
+EPOCH = 30
+MATRIX = 1024
 RATE = 0.01
 GRADIENTS = {"bnderiv": "closed_form", "plain autodiff": "autodiff"}
+
+
+def measure(effort: Effort, torch: Torch) -> dict[str, Any]:
+    """One step in one call; and a matrix product, for the rate that the machine has."""
+    cases = []
+    for pool, activation in VARIANTS[:1] if effort.quick else VARIANTS:
+        for size in (32,) if effort.quick else (32, 128):
+            steps = networks(size, pool, activation)
+            contestants = {who: of_jax(step, *arguments()) for who, (step, arguments) in steps.items()}
+            options = {"batch": size, "pool": pool, "activation": activation}
+            contestants |= torch.contestants("lenet", not effort.quick, **options)
+            name = f"batch {size}, {pool} pool, {activation}"
+            cases.append({"case": name, "flops": flops(size), "times": interleaved(contestants, effort)})
+    a = jax.random.normal(jax.random.key(0), (MATRIX, MATRIX))
+    product = interleaved({"matrix product": of_jax(jax.jit(jnp.matmul), a, a)}, effort)
+    return {"cases": cases, **product}
+
+
+def epochs(effort: Effort, _: Torch) -> dict[str, Any]:
+    """Many steps in one `lax.scan`, on batches of their own; the time of one. (PyTorch has nothing like it.)"""
+    cases = []
+    many = EPOCH // 3 if effort.quick else EPOCH
+    for size in (32,) if effort.quick else (32, 128):
+        contestants = {}
+        for who, (step, arguments) in networks(size, "max", "relu").items():
+            params, state, *batch = arguments()
+            contestants[who] = of_jax(_scanned(step), params, state, *(jnp.stack([a] * many) for a in batch))
+        times = interleaved(contestants, effort._replace(rounds=min(effort.rounds, 3), burst=1), per=many)
+        cases.append({"case": f"batch {size}, max pool, relu, {many} in a scan", "times": times})
+    return {"cases": cases}
+
+
+def rates(section: dict[str, Any]) -> tuple[float, list[tuple[str, float]]]:
+    """GFLOP/s of a matrix product, and of each case of ours."""
+    of_ours = [(c["case"], c["flops"] / c["times"]["bnderiv"]["ms"][1] / 1e6) for c in section["cases"]]
+    return 2 * MATRIX**3 / section["matrix product"]["ms"][1] / 1e6, of_ours
 
 
 def networks(size: int, pool: str, activation: str, dtype: str = "float32") -> dict[str, Step]:
@@ -42,19 +83,6 @@ def batch(size: int) -> tuple[jax.Array, jax.Array]:
     return x, jax.random.randint(jax.random.key(2), (size,), 0, 10)
 
 
-def epoch(step: Step, steps: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """So many steps in one `lax.scan`, on batches of their own; and its arguments."""
-    one, arguments = step
-    params, state, x, labels = arguments()
-    many = jnp.stack([x] * steps), jnp.stack([labels] * steps)
-
-    def body(carry: Any, now: Any) -> Any:
-        params, state, loss = one(*carry, *now)
-        return (params, state), loss
-
-    return jax.jit(lambda params, state, *many: lax.scan(body, (params, state), many)), (params, state, *many)
-
-
 def flops(size: int) -> int:
     """Multiplications and additions of the convolutions and dense layers, counted from the shapes.
 
@@ -77,3 +105,11 @@ def _step(apply: Callable[..., Any], cross_entropy: Callable[..., Any]) -> Calla
         return jax.tree.map(lambda p, g: p - RATE * g, params, gradient), new, value
 
     return step
+
+
+def _scanned(step: Callable[..., Any]) -> Callable[..., Any]:
+    def body(network: Any, batch: Any) -> Any:
+        params, state, loss = step(*network, *batch)
+        return (params, state), loss
+
+    return jax.jit(lambda params, state, *batches: lax.scan(body, (params, state), batches))

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from experiments._report import Part, Picture, Report, Table, Text
-from experiments.benchmark import lenet_step, picture
+from experiments.benchmark import picture, steps
 
 OURS = "bnderiv"
 # Timed against peers.
@@ -162,9 +162,9 @@ def _geometries(section: dict[str, Any]) -> list[Part]:
 
 
 def _lenet(section: dict[str, Any]) -> list[Part]:
-    product, ours = lenet_step.rates(section)
+    product, ours = steps.rates(section)
     rows = [(case, f"{rate:.0f}", f"{100 * rate / product:.0f} %") for case, rate in ours]
-    head = ("", "GFLOP/s", f"of a {lenet_step.MATRIX}³ matrix product's {product:.0f}")
+    head = ("", "GFLOP/s", f"of a {steps.MATRIX}³ matrix product's {product:.0f}")
     caption = "Nominal work of the convolutions and dense layers per time:"
     return [*_timed(section), Table("", head, rows, caption)]
 

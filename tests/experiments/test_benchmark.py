@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import pytest
 
 from experiments import _report
-from experiments.benchmark import allocator, clock, lenet_step, memory, steps, tables, torch_peer
+from experiments.benchmark import allocator, clock, memory, steps, tables, torch_peer
 
-FOLDER = Path(lenet_step.__file__).parent
+FOLDER = Path(steps.__file__).parent
 RESULTS = sorted((FOLDER / "results").glob("*.json"))
 
 
