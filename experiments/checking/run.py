@@ -1,7 +1,7 @@
 """What checkers of gradients catch and miss on the rules of `tests/check`: ours, JAX's check_grads, torch's gradcheck.
 
     python -m experiments.checking.run             every rule: numbers, tables, picture and report
-    python -m experiments.checking.run --only log  rules whose name holds this, printed
+    python -m experiments.checking.run --only log  rules whose name holds this
     python -m experiments.checking.run --redraw    tables, picture and report again, from checking.json
 
 All run in float64 (gradcheck asks for it), each with its default tolerances; ours with a reference and without.
@@ -47,7 +47,16 @@ class Settings(_options.Measured):
     """Which rules are checked."""
 
     only: str = ""
-    """Only the rules whose names hold this are checked; they are printed, not written."""
+    """Only the rules whose names hold this are checked."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.rules():
+            names = ", ".join(case.name for _, case in RULES)
+            raise _command.Refused(f"only: no rule has {self.only!r} in its name; there are {names}")
+
+    def rules(self) -> list[tuple[str, Case]]:
+        return [(table, case) for table, case in RULES if self.only in case.name]
 
 
 def draw(rows: list[dict[str, str]]) -> bytes:
@@ -181,22 +190,13 @@ def present(content: dict[str, Any]) -> _report.Report:
     )
 
 
+def measure(options: Settings) -> dict[str, Any]:
+    """What each checker says of each rule."""
+    jax.config.update("jax_enable_x64", True)
+    warnings.simplefilter("ignore")
+    return {"rows": [row(*rule) for rule in _command.bar(iterable=options.rules(), unit="rule")]}
+
+
 @_command.command
 def main(arguments: list[str] | None = None) -> None:
-    options = _options.parse(Settings, arguments)
-    file = options.folder() / "checking.json"
-    if not options.redraw:
-        chosen = [(table, case) for table, case in RULES if options.only in case.name]
-        if not chosen:
-            names = ", ".join(case.name for _, case in RULES)
-            raise _command.Refused(f"only: no rule has {options.only!r} in its name; there are {names}")
-        if not options.only:
-            _command.make(file.parent)
-        jax.config.update("jax_enable_x64", True)
-        warnings.simplefilter("ignore")
-        rows = [row(*rule) for rule in _command.bar(iterable=chosen, unit="rule")]
-        if options.only:
-            print(_report.markdown(tables(rows)))
-            return
-        _report.keep(file, {"rows": rows}, options, "torch")
-    _report.show(file, present)
+    _report.run(Settings, arguments, "checking.json", measure, present, "torch")

@@ -29,10 +29,7 @@ from experiments import _options, _report
 
 FOLDER = Path(__file__).parent
 Name = Literal[
-    "batch_norm_gradient",
-    "lenet5_backpropagation",
-    "check_your_own_rule",
-    "naive_variance",
+    "batch_norm_gradient", "lenet5_backpropagation", "check_your_own_rule", "naive_variance"
 ]
 NAMES: tuple[Name, ...] = get_args(Name)
 METADATA = {
