@@ -6,7 +6,7 @@
 
 All run in float64 (gradcheck asks for it), each with its default tolerances; ours with a reference and without.
 check_grads runs to second order in reverse mode. For torch, a JAX rule is wrapped in an autograd.Function whose
-backward is `jax.vjp` of the rule, and so on to second order (gradgradcheck).
+backward is `jax.vjp` of the rule, and so on to second order (gradgradcheck). Without torch gradcheck is left out.
 """
 
 from experiments import _command
@@ -15,6 +15,7 @@ if __name__ == "__main__":
     _command.start("experiments.checking.run", extras="test,peers")
 
 import dataclasses
+import importlib.util
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -39,7 +40,12 @@ RULES = [
     # What is no gradient on purpose has no place in a comparison with checkers that cannot be told so.
     if "expected" not in case.keywords
 ]
-CHECKERS = ("compare", "compare alone", "check_grads", "gradcheck")
+CHECKERS = {  # and what they are called in the picture
+    "compare": "bnderiv.check",
+    "compare alone": "bnderiv.check\nwithout a reference",
+    "check_grads": "jax check_grads",
+    "gradcheck": "torch gradcheck",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,15 +68,15 @@ class Settings(_options.Measured):
 def draw(rows: list[dict[str, str]]) -> bytes:
     """Bars: wrong rules missed and right rules failed, for each checker."""
     kinds = (("wrong", "wrong rules that pass", "#c62828"), ("right", "right rules that fail", "#9e9e9e"))
+    checkers = asked(rows)
     figure, axes = plt.subplots(figsize=(_report.WIDTH, 3.2))
     for place, (table, label, color) in enumerate(kinds):
         some = [row for row in rows if row["table"] == table]
-        counts = [sum((row[c] == "passed") == (table == "wrong") for row in some) for c in CHECKERS]
-        bars = axes.barh(np.arange(len(CHECKERS)) + 0.38 * place, counts, 0.36, color=color)
+        counts = [sum((row[c] == "passed") == (table == "wrong") for row in some) for c in checkers]
+        bars = axes.barh(np.arange(len(checkers)) + 0.38 * place, counts, 0.36, color=color)
         axes.bar_label(bars, padding=3)
         bars.set_label(f"{label}, of {len(some)}")
-    names = ("bnderiv.check", "bnderiv.check\nwithout a reference", "jax check_grads", "torch gradcheck")
-    axes.set_yticks(np.arange(len(CHECKERS)) + 0.19, names)
+    axes.set_yticks(np.arange(len(checkers)) + 0.19, [CHECKERS[c] for c in checkers])
     axes.invert_yaxis()
     axes.set_xlabel("rules (fewer is better)")
     axes.spines[["top", "right"]].set_visible(False)
@@ -79,9 +85,15 @@ def draw(rows: list[dict[str, str]]) -> bytes:
     return _report.png(figure)
 
 
+def asked(rows: list[dict[str, str]]) -> list[str]:
+    """The checkers that were installed."""
+    return [checker for checker in CHECKERS if checker in rows[0]]
+
+
 def row(table: str, case: Case) -> dict[str, str]:
-    """What each checker says of one rule."""
-    return {"table": table, "name": case.name, "how": case.how, **{c: _verdict(c, case, table) for c in CHECKERS}}
+    """What each checker that is installed says of one rule."""
+    installed = [c for c in CHECKERS if c != "gradcheck" or importlib.util.find_spec("torch")]
+    return {"table": table, "name": case.name, "how": case.how, **{c: _verdict(c, case, table) for c in installed}}
 
 
 def _verdict(checker: str, case: Case, table: str) -> str:
@@ -162,18 +174,18 @@ def _gradcheck(f: Callable, floats: list[Any]) -> None:
 def tables(rows: list[dict[str, str]]) -> list[_report.Part]:
     """How many rules each checker misses or fails, and which."""
     mark = {"passed": "·", "failed": "FAIL", "raised": "raises"}
-    counts, details = [], []
+    checkers, counts, details = asked(rows), [], []
     for kind, good, count, title in (
         ("wrong", "failed", "wrong rules missed", "Wrong rules that one of them misses"),
         ("right", "passed", "right rules failed", "Right rules that one of them fails"),
     ):
         some = [row for row in rows if row["table"] == kind]
-        slips = [{c: (row[c] == "passed") != (good == "passed") for c in CHECKERS} for row in some]
-        counts.append([f"{count}, of {len(some)}", *(sum(each[c] for each in slips) for c in CHECKERS)])
+        slips = [{c: (row[c] == "passed") != (good == "passed") for c in checkers} for row in some]
+        counts.append([f"{count}, of {len(some)}", *(sum(each[c] for each in slips) for c in checkers)])
         shown = [row for row, each in zip(some, slips, strict=True) if any(each.values())]
-        cells = [[row["name"], row["how"], *(mark[row[c]] for c in CHECKERS)] for row in shown]
-        details.append(_report.Table(title, ("rule", "what it is", *CHECKERS), cells, "· is a pass."))
-    return [_report.Table("How many", ("", *CHECKERS), counts), *details]
+        cells = [[row["name"], row["how"], *(mark[row[c]] for c in checkers)] for row in shown]
+        details.append(_report.Table(title, ("rule", "what it is", *checkers), cells, "· is a pass."))
+    return [_report.Table("How many", ("", *checkers), counts), *details]
 
 
 def present(content: dict[str, Any]) -> _report.Report:
