@@ -215,11 +215,7 @@ def folder(script: str, chosen: Mapping[str, Any] | None = None) -> Path:
 
 
 def make(folder: Path) -> Path:
-    """Makes the folder of the results, before the work that they come from.
-
-    Raises:
-      Refused: it cannot be.
-    """
+    """Makes the folder of the results, before the work that they come from; refused where it cannot be."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK | os.X_OK):
@@ -243,11 +239,7 @@ def why(error: OSError, path: Path | None = None) -> str:
 
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Holds a folder for this process; the system lets go of it however the process ends.
-
-    Raises:
-      Refused: another process holds it.
-    """
+    """Holds a folder for this process, unless another does; the system lets go of it however the process ends."""
     try:
         import fcntl
     except ImportError:  # Windows: nothing is held

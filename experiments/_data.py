@@ -177,20 +177,12 @@ _WHERE = "experiments/data.md says where to get them"
 
 
 def read_images(path: Path, memory: float = MEMORY) -> np.ndarray:
-    """An IDX file of images: uint8, shape (N, rows, columns).
-
-    Raises:
-      Refused: what is wrong with the file, or that it takes more than `memory` GB.
-    """
+    """An IDX file of images, of at most `memory` GB: uint8, shape (N, rows, columns)."""
     return _read(path, IMAGES, ("images", "rows", "columns"), memory)
 
 
 def read_labels(path: Path, classes: int = 10) -> np.ndarray:
-    """An IDX file of labels: int32, shape (N,), each in [0, classes).
-
-    Raises:
-      Refused: what is wrong with the file.
-    """
+    """An IDX file of labels: int32, shape (N,), each in [0, classes)."""
     labels = _read(path, LABELS, ("labels",), MEMORY).astype(np.int32)
     if labels.max() >= classes:
         first = int(np.argmax(labels >= classes))

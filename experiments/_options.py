@@ -27,11 +27,7 @@ Seed = Annotated[int, "in [0, 2**32)"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """The fields are the options, and the text under each is its help. `Annotated` adds a condition to a type.
-
-    Raises:
-      Refused: a value that its option cannot have.
-    """
+    """The fields are the options, and the text under each is its help. `Annotated` adds a condition to a type."""
 
     OTHERWISE_THE_SAME: ClassVar[tuple[str, ...]] = ()  # options that do not change what a run computes
 

@@ -247,11 +247,7 @@ def rounded(values: Any, digits: int = 4) -> Any:
 
 
 def write(path: Path, content: bytes) -> None:
-    """The whole file or none of it, however the run ends: written under another name, then renamed.
-
-    Raises:
-      Refused: the system does not let it be written.
-    """
+    """The whole file or none of it, however the run ends: written under another name, then renamed."""
     unfinished = path.with_name(path.name + ".unfinished")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -275,11 +271,7 @@ def leave(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def numbers(path: Path) -> dict[str, Any]:
-    """What an earlier run left in a file of numbers.
-
-    Raises:
-      Refused: there are none.
-    """
+    """What an earlier run left in a file of numbers."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:

@@ -28,11 +28,7 @@ class Absent(Exception):
 
 @functools.cache
 def devices(target: str) -> list[Any]:
-    """The target's devices, to compile for.
-
-    Raises:
-      Absent: the target's compiler is not installed.
-    """
+    """The target's devices, to compile for."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
@@ -46,11 +42,7 @@ def devices(target: str) -> list[Any]:
 
 
 def compile_for(target: str, f: Callable[..., Any], *arguments: Any) -> Any:
-    """The program of `f` for one device of the target; `arguments` are arrays or their shapes and dtypes.
-
-    Raises:
-      Absent: the target's compiler is not installed.
-    """
+    """The program of `f` for one device of the target; `arguments` are arrays or their shapes and dtypes."""
     sharding = SingleDeviceSharding(devices(target)[0])
     placed = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), arguments)
     return jax.jit(f).lower(*placed).compile()

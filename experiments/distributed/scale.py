@@ -85,18 +85,8 @@ def group_size(attributes: str, devices: int) -> int:
     raise ValueError(f"cannot tell the groups of: {attributes.strip()[:200]}")
 
 
-def compiled_step(devices: Sequence[Any], group: int) -> tuple[str, lenet5.Config]:
-    """The program of one step of LeNet-5."""
-    config = lenet5.Config()
-    params, state = jax.eval_shape(lambda: lenet5.init(jax.random.key(0), config))
-    images = len(devices) * PER_DEVICE
-    batch = (jax.ShapeDtypeStruct((images, *config.image_shape), jnp.float32), jax.ShapeDtypeStruct((images,), "int32"))
-    step = training.make_step(config, training.mesh_of(list(devices), group), 0.1)
-    return text(step.lower((params, state, params), *batch)), config
-
-
-def compiled_batch_norm(devices: Sequence[Any], channels: int, *, named: bool, backward: bool) -> str:
-    """The program of one batch norm over all devices: in `shard_map` with `axis_name`, or by sharding alone."""
+def of_batch_norm(devices: Sequence[Any], channels: int, *, named: bool, backward: bool) -> list[Message]:
+    """Those of one batch norm over all devices: in `shard_map` with `axis_name`, or by sharding alone."""
     mesh = Mesh(np.array(devices), ("batch",))
 
     def forward(x, gamma, beta):
@@ -112,22 +102,25 @@ def compiled_batch_norm(devices: Sequence[Any], channels: int, *, named: bool, b
     vector = jax.ShapeDtypeStruct((channels,), jnp.float32)
     shardings = tuple(NamedSharding(mesh, spec) for spec in given)
     jitted = jax.jit(f, in_shardings=shardings, out_shardings=NamedSharding(mesh, P("batch")))
-    return text(jitted.lower(*(x, vector, vector, x)[: len(given)]))
+    return sent(jitted.lower(*(x, vector, vector, x)[: len(given)]), len(devices))
 
 
-def text(lowered: jax.stages.Lowered) -> str:
-    """The compiled program, without what a batch norm sends only where it has to measure again."""
+def sent(lowered: jax.stages.Lowered, devices: int) -> list[Message]:
+    """Those of the program, without what a batch norm sends only where it has to measure again."""
     program = lowered.compile().as_text()
     assert program is not None
-    return _programs.usual_path(program)
+    return messages(_programs.usual_path(program), devices)
 
 
 def step_counts(devices: Sequence[Any], group: int) -> dict[str, Any]:
     """Messages and bytes of the statistics, and of the gradients with all that travels in the same message."""
-    program, config = compiled_step(devices, group)
-    params, _ = jax.eval_shape(lambda: lenet5.init(jax.random.key(0), config))
+    config = lenet5.Config()
+    params, state = jax.eval_shape(lambda: lenet5.init(jax.random.key(0), config))
+    images = len(devices) * PER_DEVICE
+    batch = (jax.ShapeDtypeStruct((images, *config.image_shape), jnp.float32), jax.ShapeDtypeStruct((images,), "int32"))
+    step = training.make_step(config, training.mesh_of(list(devices), group), 0.1)
+    found = sent(step.lower((params, state, params), *batch), len(devices))
     of_parameters = {a.shape for name, layer in params.items() if "bn" not in name for a in layer.values()}
-    found = messages(program, len(devices))
     gradients = [m for m in found if of_parameters & set(m.shapes)]
     statistics = [m for m in found if m not in gradients]
     return {
@@ -140,10 +133,7 @@ def step_counts(devices: Sequence[Any], group: int) -> dict[str, Any]:
 
 def layer_counts(devices: Sequence[Any], channels: int, named: bool) -> dict[str, Any]:
     """Messages and bytes of one batch norm, forward and backward."""
-    forward, both = (
-        messages(compiled_batch_norm(devices, channels, named=named, backward=backward), len(devices))
-        for backward in (False, True)
-    )
+    forward, both = (of_batch_norm(devices, channels, named=named, backward=backward) for backward in (False, True))
     sizes = [[m.bytes for m in part] for part in (forward, both)]
     return {
         "forward": {"messages": len(forward), "bytes": sum(sizes[0])},

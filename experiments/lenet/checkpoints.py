@@ -86,16 +86,8 @@ class Checkpoints:
             ) from error
 
     def restore(self, template: State, configuration: Configuration, fingerprint: str | None) -> tuple[State, Progress]:
-        """The last state and its progress.
-
-        Args:
-          template: a state with the shapes and dtypes expected.
-          configuration: the run's.
-          fingerprint: of its images; None where they may be others.
-
-        Raises:
-          CheckpointError: there is none, it is damaged, or it is another run's.
-        """
+        """The last state, of shapes and dtypes as in `template`, and its progress; `fingerprint` is None where the
+        images may be others."""
         about = self._about(configuration, fingerprint)
         step, tree = about["step"], _tree(template)
         try:
