@@ -174,11 +174,6 @@ _SPELLED = {"…": "...", "–": "-", "−": "-", "—": "-", "×": "x", "·": "
 _SPELLED |= {"∂": "d", "‖": "|", "≥": ">=", "≤": "<=", "“": '"', "”": '"', "’": "'", "█": "#", "²": "^2"}
 
 
-def spelled(text: str) -> str:
-    """The text in ASCII."""
-    return "".join(c if c.isascii() else _SPELLED.get(c) or _named(c) for c in text)
-
-
 def _named(character: str) -> str:
     """γ is gamma, é is e; what has no such name is ?."""
     name = unicodedata.name(character, "").split()
@@ -188,8 +183,9 @@ def _named(character: str) -> str:
 
 
 def _spell(error: UnicodeError) -> tuple[str, int]:
+    """In ASCII what cannot be encoded, and where to go on."""
     assert isinstance(error, UnicodeEncodeError)
-    return spelled(error.object[error.start : error.end]), error.end
+    return "".join(_SPELLED.get(c) or _named(c) for c in error.object[error.start : error.end]), error.end
 
 
 def _make_printable(*streams: Any) -> None:

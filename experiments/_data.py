@@ -20,7 +20,7 @@ from jax import lax
 
 from experiments import _command
 
-BYTES, IMAGES, LABELS = 8, 3, 1  # of the magic number: the code of the dtype, and how many dimensions there are
+BYTES = 8  # of the magic number: the code of the dtype, before the number of dimensions
 DTYPES = {8: "unsigned bytes", 9: "signed bytes", 11: "int16", 12: "int32", 13: "float32", 14: "float64"}
 DIGITS_SPLIT = VALIDATION_SPLIT = 0  # one split for every run: a run's own seed draws parameters and order
 MEMORY = 1.0  # GB: ten times MNIST's training images and more, and EMNIST's largest set
@@ -178,12 +178,12 @@ _WHERE = "experiments/data.md says where to get them"
 
 def read_images(path: Path, memory: float = MEMORY) -> np.ndarray:
     """An IDX file of images, of at most `memory` GB: uint8, shape (N, rows, columns)."""
-    return _read(path, IMAGES, ("images", "rows", "columns"), memory)
+    return _read(path, ("images", "rows", "columns"), memory)
 
 
 def read_labels(path: Path, classes: int = 10) -> np.ndarray:
     """An IDX file of labels: int32, shape (N,), each in [0, classes)."""
-    labels = _read(path, LABELS, ("labels",), MEMORY).astype(np.int32)
+    labels = _read(path, ("labels",), MEMORY).astype(np.int32)
     if labels.max() >= classes:
         first = int(np.argmax(labels >= classes))
         raise _command.Refused(
@@ -193,16 +193,17 @@ def read_labels(path: Path, classes: int = 10) -> np.ndarray:
     return labels
 
 
-def _read(path: Path, rank: int, dimensions: tuple[str, ...], memory: float) -> np.ndarray:
+def _read(path: Path, dimensions: tuple[str, ...], memory: float) -> np.ndarray:
     """Big-endian: the magic number, the sizes, then one byte for each element, and nothing after."""
     with _opened(path) as file:
-        length = 4 * (1 + len(dimensions))
+        rank = len(dimensions)
+        length = 4 * (1 + rank)
         header = file.read(length)
         if len(header) >= 4 and header[:4] != bytes([0, 0, BYTES, rank]):
             raise _command.Refused(f"{path}: {_not_this(path, header + file.read(32), rank)}")
         if len(header) < length:
             raise _command.Refused(f"{path}: {len(header)} bytes, shorter than the header of {length}")
-        shape = struct.unpack(f">{len(dimensions)}I", header[4:])
+        shape = struct.unpack(f">{rank}I", header[4:])
         for name, size in zip(dimensions, shape, strict=True):
             if size < 1:
                 raise _command.Refused(f"{path}: the header says {size} {name}, must be at least 1")
@@ -233,7 +234,7 @@ def _not_this(path: Path, header: bytes, rank: int) -> str:
             "packed by gzip, so its name must end in .gz" if path.suffix != ".gz" else "packed twice by gzip; unpack it"
         )
     number, *words = (int(word) for word in np.frombuffer(header[: len(header) // 4 * 4], ">u4"))
-    kinds = {(BYTES, IMAGES): "images, ", (BYTES, LABELS): "labels, "}
+    kinds = {(BYTES, 3): "images, ", (BYTES, 1): "labels, "}
     code, count = number >> 8, number & 255
     says = f"magic number {number}"
     if code in DTYPES and 0 < count < 9:

@@ -66,7 +66,7 @@ LAYERS = ["max_pool", "avg_pool", "batch_norm", "batch_norm_relu"]
 class Settings(_options.Measured):
     """What is measured."""
 
-    OTHERWISE_THE_SAME = (*_options.Measured.OTHERWISE_THE_SAME, "only", "fresh_memory")
+    OTHERWISE_THE_SAME = (*_options.Measured.OTHERWISE_THE_SAME, "only")
 
     quick: bool = False
     """There are fewer cases and runs, and PyTorch is not compiled."""
@@ -99,15 +99,8 @@ def stem(fresh_memory: bool) -> str:
 
 def run(names: list[str], effort: Effort, numbers: Path, options: Settings) -> None:
     """Measures the sections, each written as soon as it is done."""
-    content = _report.numbers(numbers) if numbers.exists() else {}
-    content |= {
-        "backend": jax.default_backend(),
-        "memory": allocator.state(),
-        "quick": effort.quick,
-    }
-    content.setdefault("sections", {})
-    words = ["--quick"] * effort.quick + ["--fresh-memory"] * options.fresh_memory
-    again = {"command": _command.line("experiments.benchmark.run", *words)}
+    sections = _report.numbers(numbers)["sections"] if numbers.exists() else {}
+    content = {"backend": jax.default_backend(), "memory": allocator.state(), "sections": sections}
     for name in names:
         _command.say(f"{name} …")
         start = time.perf_counter()
@@ -115,8 +108,8 @@ def run(names: list[str], effort: Effort, numbers: Path, options: Settings) -> N
             section = SECTIONS[name](effort, torch)
         section["seconds"], section["processor"] = round(time.perf_counter() - start), processor()
         section["date"], section["versions"] = _report.today(), PEERS | _report.versions(*PEERS)
-        content["sections"][name] = section
-        _report.keep(numbers, content | again, options)
+        sections[name] = section
+        _report.keep(numbers, content, options)
 
 
 @_command.command

@@ -16,7 +16,7 @@ import importlib.util
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -263,12 +263,10 @@ def measure(settings: Settings) -> dict[str, Any]:
     """The counts in programs for each number of devices, and the costs that follow."""
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", max(settings.devices, default=1))
-    machines: dict[str, Callable[[], list[Any]]] = {
-        f"{p} CPU devices": lambda p=p: jax.devices()[:p] for p in settings.devices
-    } | {f"TPU {topology}": lambda topology=topology: tpu_devices(topology) for topology in settings.tpu}
+    machines = {f"{p} CPU devices": jax.devices()[:p] for p in settings.devices}
+    machines |= {f"TPU {topology}": tpu_devices(topology) for topology in settings.tpu}
     counted = {}
-    for name, devices in machines.items():
-        there = devices()
+    for name, there in machines.items():
         print(f"compiling for {name} …", flush=True)
         counted[name] = {
             "devices": len(there),
