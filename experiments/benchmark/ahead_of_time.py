@@ -145,12 +145,13 @@ def layers(name: str, x: jax.ShapeDtypeStruct, **options: Any) -> dict[str, Prog
     with_state = name.startswith("batch_norm")
     state = jax.eval_shape(partial(bnderiv.init_running_stats, x.shape[-1])) if with_state else ()
     arguments = (x, *[spec(x.shape[-1:])] * (0 if name.endswith("pool") else 2))
-    programs = {}
-    for who, f in peers.layers(name, **options).items():
-        of_state = (lambda state, *args, f=f: f(*args, running=state)) if with_state else None
-        programs[who] = in_training(of_state or (lambda state, *args, f=f: (f(*args), state)))
-    dy = jax.eval_shape(peers.layers(name, **options)["bnderiv"], *arguments)
-    return {who: Program(f, (state, arguments, dy[0] if with_state else dy)) for who, f in programs.items()}
+
+    def of_state(f: Callable[..., Any], state: Any, *arguments: Any) -> Any:
+        return f(*arguments, running=state) if with_state else (f(*arguments), state)
+
+    found = {who: partial(of_state, f) for who, f in peers.layers(name, **options).items()}
+    dy, _ = jax.eval_shape(found["bnderiv"], state, *arguments)
+    return {who: Program(in_training(f), (state, arguments, dy)) for who, f in found.items()}
 
 
 def lenets(size: int, dtype: str) -> dict[str, Program]:
