@@ -22,7 +22,7 @@ from experiments import _command
 
 BYTES = 8  # of the magic number: the code of the dtype, before the number of dimensions
 DTYPES = {8: "unsigned bytes", 9: "signed bytes", 11: "int16", 12: "int32", 13: "float32", 14: "float64"}
-DIGITS_SPLIT = VALIDATION_SPLIT = 0  # one split for every run: a run's own seed draws parameters and order
+SPLIT = 0  # one for every run: a run's own seed draws parameters and order
 MEMORY = 1.0  # GB: ten times MNIST's training images and more, and EMNIST's largest set
 WORTH_A_WORD = 10**8  # bytes
 _CHUNK = 2**20
@@ -84,7 +84,7 @@ def load(
                 f"{source}: validation takes a fifth of the training images, every class in its share; there are "
                 f"{len(train_labels)} images of {len(few)} classes, {few.min()} of the smallest. Leave --validation out"
             )
-        train, train_labels, test, test_labels = _fifth_held_out(train, train_labels, VALIDATION_SPLIT)
+        train, train_labels, test, test_labels = _fifth_held_out(train, train_labels)
     levels = np.arange(256.0)
     chunks = (train[i : i + 1000].ravel() for i in range(0, len(train), 1000))
     weights = sum(np.bincount(chunk, minlength=256) for chunk in chunks) / train.size
@@ -109,10 +109,10 @@ def shifted(key: jax.Array, images: jax.Array, most: int) -> jax.Array:
     return jax.vmap(lambda image, i, j: lax.dynamic_slice(image, (i, j, 0), images.shape[1:]))(wide, down, right)
 
 
-def _fifth_held_out(pixels: np.ndarray, labels: np.ndarray, seed: int) -> tuple[np.ndarray, ...]:
+def _fifth_held_out(pixels: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, ...]:
     from sklearn.model_selection import train_test_split  # takes a second to import
 
-    rest, held_out = train_test_split(np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=seed)
+    rest, held_out = train_test_split(np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=SPLIT)
     return pixels[rest], labels[rest], pixels[held_out], labels[held_out]
 
 
@@ -122,7 +122,7 @@ def _digits() -> tuple[np.ndarray, ...]:
 
     pixels, labels = (np.asarray(a) for a in load_digits(return_X_y=True))
     pixels = np.kron(pixels.reshape(-1, 8, 8).astype(np.uint8), np.ones((1, 4, 4), np.uint8))
-    return _fifth_held_out(pixels, labels.astype(np.int32), DIGITS_SPLIT)
+    return _fifth_held_out(pixels, labels.astype(np.int32))
 
 
 def _idx_folder(source: Path, classes: int, memory: float) -> tuple[np.ndarray, ...]:
