@@ -52,13 +52,13 @@ def where_slower(content: dict[str, Any]) -> list[Part]:
 
 def comparisons(content: dict[str, Any]) -> Iterator[tuple[str, str, float]]:
     """(case, peer, its median time / ours) of what is timed against peers."""
-    for _, case, medians in timed(content):
+    for _, case, medians in timed_medians(content):
         for who, median in medians.items():
             if who not in (OURS, *LIMITS):
                 yield case, who, median / medians[OURS]
 
 
-def timed(content: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, float]]]:
+def timed_medians(content: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, float]]]:
     """(section, case, median time of each) of what is timed against peers; PyTorch at its best."""
     for name in TIMED:
         for case in content["sections"].get(name, {"cases": []})["cases"]:
@@ -69,7 +69,7 @@ def timed(content: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, float]]
 def draw(content: dict[str, Any]) -> bytes | None:
     """A row for each case, a mark for each peer; nothing where nothing was timed."""
     groups: dict[str, dict[str, list[picture.Ratios]]] = {}
-    for name, case, medians in timed(content):
+    for name, case, medians in timed_medians(content):
         ours = medians.pop(OURS)
         medians.pop(LIMITS[2], None)
         ratios = {LIMIT if who in LIMITS else who: median / ours for who, median in medians.items()}
