@@ -185,7 +185,7 @@ def flax_blocks(x: jax.ShapeDtypeStruct, convolutions_too: bool = True) -> dict[
     """Both as Flax modules: of `bnderiv.linen`'s batch norms, and of its convolutions if they are wanted; of Flax's."""
     found = {}
     if flax := peers.flax():
-        ours = flax.BottleneckOfOurs() if convolutions_too else flax.BottleneckOfOurs(conv=flax.nn.Conv)
+        ours = flax.Bottleneck(conv=flax.linen.Conv if convolutions_too else flax.nn.Conv, ours=True)
         for who, block in (("bnderiv", ours), ("Flax", flax.Bottleneck())):
             apply, state, params = flax.bottleneck(x, block)
             found[who] = Program(in_training(apply), (state, (params, x), x))

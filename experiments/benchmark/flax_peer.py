@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bnderiv.linen import BatchNorm, Conv
+from bnderiv import linen
 
 
 class LeNet5(nn.Module):
@@ -94,32 +94,25 @@ def pool(name: str, x: jax.Array, window: Any, strides: Any, padding: Any = "VAL
 
 
 class Bottleneck(nn.Module):
-    """ResNet-50's block without a change of width: 1×1, 3×3 and 1×1 convolutions, and the way around them."""
+    """ResNet-50's block without a change of width: 1×1, 3×3 and 1×1 convolutions, and the way around them.
+
+    With `ours` its batch norm is that of `bnderiv.linen`, ReLU and residual in the rule.
+    """
 
     channels: int = 64
+    conv: type[nn.Module] = nn.Conv
+    ours: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        def normalized(a: jax.Array, channels: int, window: int) -> jax.Array:
-            z = nn.Conv(channels, (window, window), use_bias=False, dtype=x.dtype)(a)
-            return nn.BatchNorm(use_running_average=False, dtype=x.dtype)(z)
+        options: Any = {"use_running_average": False, "dtype": x.dtype}
 
-        a = nn.relu(normalized(x, self.channels, 1))
-        a = nn.relu(normalized(a, self.channels, 3))
-        return nn.relu(normalized(a, x.shape[-1], 1) + x)
-
-
-class BottleneckOfOurs(nn.Module):
-    """The same in `bnderiv.linen`'s convolutions and batch norm, with ReLU and residual in the rule."""
-
-    channels: int = 64
-    conv: type[nn.Module] = Conv
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
         def normalized(a: jax.Array, channels: int, window: int, residual: Any = None) -> jax.Array:
             z = self.conv(channels, (window, window), use_bias=False, dtype=x.dtype)(a)
-            return BatchNorm(use_running_average=False, dtype=x.dtype, activation="relu")(z, residual=residual)
+            if self.ours:
+                return linen.BatchNorm(activation="relu", **options)(z, residual=residual)
+            y = nn.BatchNorm(**options)(z)
+            return nn.relu(y if residual is None else y + residual)
 
         a = normalized(normalized(x, self.channels, 1), self.channels, 3)
         return normalized(a, x.shape[-1], 1, residual=x)
