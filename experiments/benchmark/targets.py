@@ -10,6 +10,8 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
+from experiments import _command
+
 TARGETS = ("v5e", "v6e", "v5p", "h100")
 INSTALL = 'pip install -e ".[accelerators]"'
 # The TPU's library is not to look for one, nor to complain that there is none, and several processes may load it.
@@ -22,7 +24,7 @@ ENVIRONMENT = {
 H100 = Path(__file__).with_name("h100.txtpb")
 
 
-class Absent(Exception):
+class Absent(_command.Refused):
     """There is no compiler for the target here; the message says why."""
 
 
