@@ -68,11 +68,11 @@ class Settings(_options.Measured):
 def draw(rows: list[dict[str, str]]) -> bytes:
     """Bars: wrong rules missed and right rules failed, for each checker."""
     kinds = (("wrong", "wrong rules that pass", "#c62828"), ("right", "right rules that fail", "#9e9e9e"))
-    checkers = asked(rows)
+    checkers = list(slips(rows[0]))
     figure, axes = plt.subplots(figsize=(_report.WIDTH, 3.2))
     for place, (table, label, color) in enumerate(kinds):
-        some = [row for row in rows if row["table"] == table]
-        counts = [sum((row[c] == "passed") == (table == "wrong") for row in some) for c in checkers]
+        some = [slips(row) for row in rows if row["table"] == table]
+        counts = [sum(each[c] for each in some) for c in checkers]
         bars = axes.barh(np.arange(len(checkers)) + 0.38 * place, counts, 0.36, color=color)
         axes.bar_label(bars, padding=3)
         bars.set_label(f"{label}, of {len(some)}")
@@ -85,9 +85,9 @@ def draw(rows: list[dict[str, str]]) -> bytes:
     return _report.png(figure)
 
 
-def asked(rows: list[dict[str, str]]) -> list[str]:
-    """The checkers that were installed."""
-    return [checker for checker in CHECKERS if checker in rows[0]]
+def slips(row: dict[str, str]) -> dict[str, bool]:
+    """Whether a checker passes a wrong rule or fails a right one, for those that were installed."""
+    return {c: (row[c] == "passed") == (row["table"] == "wrong") for c in CHECKERS if c in row}
 
 
 def row(table: str, case: Case) -> dict[str, str]:
@@ -174,15 +174,14 @@ def _gradcheck(f: Callable, floats: list[Any]) -> None:
 def tables(rows: list[dict[str, str]]) -> list[_report.Part]:
     """How many rules each checker misses or fails, and which."""
     mark = {"passed": "·", "failed": "FAIL", "raised": "raises"}
-    checkers, counts, details = asked(rows), [], []
-    for kind, good, count, title in (
-        ("wrong", "failed", "wrong rules missed", "Wrong rules that one of them misses"),
-        ("right", "passed", "right rules failed", "Right rules that one of them fails"),
+    checkers, counts, details = list(slips(rows[0])), [], []
+    for kind, count, title in (
+        ("wrong", "wrong rules missed", "Wrong rules that one of them misses"),
+        ("right", "right rules failed", "Right rules that one of them fails"),
     ):
         some = [row for row in rows if row["table"] == kind]
-        slips = [{c: (row[c] == "passed") != (good == "passed") for c in checkers} for row in some]
-        counts.append([f"{count}, of {len(some)}", *(sum(each[c] for each in slips) for c in checkers)])
-        shown = [row for row, each in zip(some, slips, strict=True) if any(each.values())]
+        counts.append([f"{count}, of {len(some)}", *(sum(slips(row)[c] for row in some) for c in checkers)])
+        shown = [row for row in some if any(slips(row).values())]
         cells = [[row["name"], row["how"], *(mark[row[c]] for c in checkers)] for row in shown]
         details.append(_report.Table(title, ("rule", "what it is", *checkers), cells, "· is a pass."))
     return [_report.Table("How many", ("", *checkers), counts), *details]
