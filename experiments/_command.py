@@ -174,11 +174,6 @@ _SPELLED = {"…": "...", "–": "-", "−": "-", "—": "-", "×": "x", "·": "
 _SPELLED |= {"∂": "d", "‖": "|", "≥": ">=", "≤": "<=", "“": '"', "”": '"', "’": "'", "█": "#", "²": "^2"}
 
 
-def spelled(text: str) -> str:
-    """The text in ASCII."""
-    return "".join(c if c.isascii() else _SPELLED.get(c) or _named(c) for c in text)
-
-
 def _named(character: str) -> str:
     """γ is gamma, é is e; what has no such name is ?."""
     name = unicodedata.name(character, "").split()
@@ -188,8 +183,9 @@ def _named(character: str) -> str:
 
 
 def _spell(error: UnicodeError) -> tuple[str, int]:
+    """In ASCII what cannot be encoded, and where to go on."""
     assert isinstance(error, UnicodeEncodeError)
-    return spelled(error.object[error.start : error.end]), error.end
+    return "".join(_SPELLED.get(c) or _named(c) for c in error.object[error.start : error.end]), error.end
 
 
 def _make_printable(*streams: Any) -> None:
@@ -215,11 +211,7 @@ def folder(script: str, chosen: Mapping[str, Any] | None = None) -> Path:
 
 
 def make(folder: Path) -> Path:
-    """Makes the folder of the results, before the work that they come from.
-
-    Raises:
-      Refused: it cannot be.
-    """
+    """Makes the folder of the results, before the work that they come from; refused where it cannot be."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK | os.X_OK):
@@ -243,11 +235,7 @@ def why(error: OSError, path: Path | None = None) -> str:
 
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Holds a folder for this process; the system lets go of it however the process ends.
-
-    Raises:
-      Refused: another process holds it.
-    """
+    """Holds a folder for this process, unless another does; the system lets go of it however the process ends."""
     try:
         import fcntl
     except ImportError:  # Windows: nothing is held

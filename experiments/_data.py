@@ -20,9 +20,9 @@ from jax import lax
 
 from experiments import _command
 
-BYTES, IMAGES, LABELS = 8, 3, 1  # of the magic number: the code of the dtype, and how many dimensions there are
+BYTES = 8  # of the magic number: the code of the dtype, before the number of dimensions
 DTYPES = {8: "unsigned bytes", 9: "signed bytes", 11: "int16", 12: "int32", 13: "float32", 14: "float64"}
-DIGITS_SPLIT = VALIDATION_SPLIT = 0  # one split for every run: a run's own seed draws parameters and order
+SPLIT = 0  # one for every run: a run's own seed draws parameters and order
 MEMORY = 1.0  # GB: ten times MNIST's training images and more, and EMNIST's largest set
 WORTH_A_WORD = 10**8  # bytes
 _CHUNK = 2**20
@@ -84,7 +84,7 @@ def load(
                 f"{source}: validation takes a fifth of the training images, every class in its share; there are "
                 f"{len(train_labels)} images of {len(few)} classes, {few.min()} of the smallest. Leave --validation out"
             )
-        train, train_labels, test, test_labels = _fifth_held_out(train, train_labels, VALIDATION_SPLIT)
+        train, train_labels, test, test_labels = _fifth_held_out(train, train_labels)
     levels = np.arange(256.0)
     chunks = (train[i : i + 1000].ravel() for i in range(0, len(train), 1000))
     weights = sum(np.bincount(chunk, minlength=256) for chunk in chunks) / train.size
@@ -109,10 +109,10 @@ def shifted(key: jax.Array, images: jax.Array, most: int) -> jax.Array:
     return jax.vmap(lambda image, i, j: lax.dynamic_slice(image, (i, j, 0), images.shape[1:]))(wide, down, right)
 
 
-def _fifth_held_out(pixels: np.ndarray, labels: np.ndarray, seed: int) -> tuple[np.ndarray, ...]:
+def _fifth_held_out(pixels: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, ...]:
     from sklearn.model_selection import train_test_split  # takes a second to import
 
-    rest, held_out = train_test_split(np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=seed)
+    rest, held_out = train_test_split(np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=SPLIT)
     return pixels[rest], labels[rest], pixels[held_out], labels[held_out]
 
 
@@ -122,7 +122,7 @@ def _digits() -> tuple[np.ndarray, ...]:
 
     pixels, labels = (np.asarray(a) for a in load_digits(return_X_y=True))
     pixels = np.kron(pixels.reshape(-1, 8, 8).astype(np.uint8), np.ones((1, 4, 4), np.uint8))
-    return _fifth_held_out(pixels, labels.astype(np.int32), DIGITS_SPLIT)
+    return _fifth_held_out(pixels, labels.astype(np.int32))
 
 
 def _idx_folder(source: Path, classes: int, memory: float) -> tuple[np.ndarray, ...]:
@@ -177,21 +177,13 @@ _WHERE = "experiments/data.md says where to get them"
 
 
 def read_images(path: Path, memory: float = MEMORY) -> np.ndarray:
-    """An IDX file of images: uint8, shape (N, rows, columns).
-
-    Raises:
-      Refused: what is wrong with the file, or that it takes more than `memory` GB.
-    """
-    return _read(path, IMAGES, ("images", "rows", "columns"), memory)
+    """An IDX file of images, of at most `memory` GB: uint8, shape (N, rows, columns)."""
+    return _read(path, ("images", "rows", "columns"), memory)
 
 
 def read_labels(path: Path, classes: int = 10) -> np.ndarray:
-    """An IDX file of labels: int32, shape (N,), each in [0, classes).
-
-    Raises:
-      Refused: what is wrong with the file.
-    """
-    labels = _read(path, LABELS, ("labels",), MEMORY).astype(np.int32)
+    """An IDX file of labels: int32, shape (N,), each in [0, classes)."""
+    labels = _read(path, ("labels",), MEMORY).astype(np.int32)
     if labels.max() >= classes:
         first = int(np.argmax(labels >= classes))
         raise _command.Refused(
@@ -201,16 +193,17 @@ def read_labels(path: Path, classes: int = 10) -> np.ndarray:
     return labels
 
 
-def _read(path: Path, rank: int, dimensions: tuple[str, ...], memory: float) -> np.ndarray:
+def _read(path: Path, dimensions: tuple[str, ...], memory: float) -> np.ndarray:
     """Big-endian: the magic number, the sizes, then one byte for each element, and nothing after."""
     with _opened(path) as file:
-        length = 4 * (1 + len(dimensions))
+        rank = len(dimensions)
+        length = 4 * (1 + rank)
         header = file.read(length)
         if len(header) >= 4 and header[:4] != bytes([0, 0, BYTES, rank]):
             raise _command.Refused(f"{path}: {_not_this(path, header + file.read(32), rank)}")
         if len(header) < length:
             raise _command.Refused(f"{path}: {len(header)} bytes, shorter than the header of {length}")
-        shape = struct.unpack(f">{len(dimensions)}I", header[4:])
+        shape = struct.unpack(f">{rank}I", header[4:])
         for name, size in zip(dimensions, shape, strict=True):
             if size < 1:
                 raise _command.Refused(f"{path}: the header says {size} {name}, must be at least 1")
@@ -241,7 +234,7 @@ def _not_this(path: Path, header: bytes, rank: int) -> str:
             "packed by gzip, so its name must end in .gz" if path.suffix != ".gz" else "packed twice by gzip; unpack it"
         )
     number, *words = (int(word) for word in np.frombuffer(header[: len(header) // 4 * 4], ">u4"))
-    kinds = {(BYTES, IMAGES): "images, ", (BYTES, LABELS): "labels, "}
+    kinds = {(BYTES, 3): "images, ", (BYTES, 1): "labels, "}
     code, count = number >> 8, number & 255
     says = f"magic number {number}"
     if code in DTYPES and 0 < count < 9:

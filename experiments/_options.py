@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 import types
 import typing
 from pathlib import Path
@@ -26,11 +27,7 @@ Seed = Annotated[int, "in [0, 2**32)"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """The fields are the options, and the text under each is its help. `Annotated` adds a condition to a type.
-
-    Raises:
-      Refused: a value that its option cannot have.
-    """
+    """The fields are the options, and the text under each is its help. `Annotated` adds a condition to a type."""
 
     OTHERWISE_THE_SAME: ClassVar[tuple[str, ...]] = ()  # options that do not change what a run computes
 
@@ -77,8 +74,9 @@ class Results(Options):
     """The folder of the results. None takes one in runs/, which git ignores, by the names of the other options; what is
     committed lies in results/."""
 
-    def folder(self, script: str) -> Path:
-        """Where the results of a script, its `__file__`, go."""
+    def folder(self) -> Path:
+        """Where the results of the script that has these options go."""
+        script = str(sys.modules[type(self).__module__].__file__)
         return self.out or _command.folder(script, {name: _short(value) for name, value in self.changed().items()})
 
 
@@ -103,8 +101,9 @@ class WithData(Measured):
 Kind = TypeVar("Kind", bound=Options)
 
 
-def parse(kind: type[Kind], arguments: list[str] | None, description: str | None) -> Kind:
-    """The options on the command line; a script's docstring says what it is."""
+def parse(kind: type[Kind], arguments: list[str] | None) -> Kind:
+    """The options on the command line; the docstring of the script that has them says what it is."""
+    description = sys.modules[kind.__module__].__doc__
     return tyro.cli(kind, args=arguments, prog=f"python -m {kind.__module__}", description=description)
 
 

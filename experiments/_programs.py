@@ -19,7 +19,7 @@ _FREE = {
     "parameter", "constant", "bitcast", "tuple", "get-tuple-element", "after-all", "opt-barrier", "copy-done",
     "slice-done", "async-done", "async-update", "partition-id", "replica-id",
 }  # fmt: skip
-_ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\](\{[^}]*\})?")
+ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\](\{[^}]*\})?")
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s64": 8, "u64": 8, "f64": 8, "c64": 8}
 _FAST = "S(1)"  # a layout in a TPU's vector memory
 
@@ -81,10 +81,10 @@ def kernels(program: str) -> Iterator[Kernel]:
     Arrays in a TPU's vector memory cost no traffic. An array of which a fusion takes slices alone is read in part.
     """
     parts, entry = _computations(program)
-    operations = {name: _operations(part) for name, part in parts.items()}
+    all_operations = {name: operations(part) for name, part in parts.items()}
 
     def walk(name: str, times: int, usual: bool) -> Iterator[Kernel]:
-        here = operations[name]
+        here = all_operations[name]
         for operation in here.values():
             if operation.opcode in _CALLS:
                 aside = " ".join(m[0] for m in _ASIDE.finditer(operation.attributes))
@@ -94,7 +94,7 @@ def kernels(program: str) -> Iterator[Kernel]:
                         yield from walk(other, times * int(trips[1] if trips else 1), usual and called[0] not in aside)
             elif operation.opcode not in _FREE:
                 fused = re.search(r"\bcalls=(%[\w.-]+)", operation.attributes)
-                inside = operations[fused[1]] if fused and operation.opcode == "fusion" else {}
+                inside = all_operations[fused[1]] if fused and operation.opcode == "fusion" else {}
                 cycles = re.search(r'"estimated_cycles":"(\d+)"', operation.attributes)
                 yield Kernel(
                     operation.opcode,
@@ -111,11 +111,11 @@ def kernels(program: str) -> Iterator[Kernel]:
 def convolutions(program: str) -> Iterator[tuple[str, ...]]:
     """The dtypes of the operands of each convolution: XLA's own, or cuDNN's."""
     for part in _computations(program)[0].values():
-        here = _operations(part)
+        here = operations(part)
         for operation in here.values():
             if operation.opcode == "convolution" or '"__cudnn$conv' in operation.attributes:
                 shapes = (here[name].shape for name in operation.operands if name in here)
-                yield tuple(found[1] for found in map(_ARRAY.search, shapes) if found)
+                yield tuple(found[1] for found in map(ARRAY.search, shapes) if found)
 
 
 def _computations(program: str) -> tuple[dict[str, str], str]:
@@ -125,7 +125,8 @@ def _computations(program: str) -> tuple[dict[str, str], str]:
     return parts, entry
 
 
-def _operations(computation: str) -> dict[str, _Operation]:
+def operations(computation: str) -> dict[str, _Operation]:
+    """Those of a computation, or of all in a text, by name."""
     found = {}
     for name, rest in re.findall(r"^\s+(?:ROOT )?(%[\w.-]+) = (.*)$", computation, re.MULTILINE):
         end = _closing(rest, 0) + 1 if rest[0] == "(" else rest.index(" ")
@@ -150,7 +151,7 @@ def _arrays(shape: str) -> list[Array]:
     """Those of a result that lie in main memory."""
     return [
         Array(dtype, math.prod(int(n) for n in lengths.split(",") if n))
-        for dtype, lengths, layout in _ARRAY.findall(shape)
+        for dtype, lengths, layout in ARRAY.findall(shape)
         if _FAST not in layout
     ]
 
@@ -158,7 +159,7 @@ def _arrays(shape: str) -> list[Array]:
 def _destination(operation: _Operation) -> str | None:
     """Of a transfer that a TPU has started: (to, from, context) of a copy, ((from), to, context) of a slice."""
     place = {"copy-start": 0, "slice-start": 1}.get(operation.opcode)
-    return None if place is None else list(_ARRAY.finditer(operation.shape))[place][0]
+    return None if place is None else list(ARRAY.finditer(operation.shape))[place][0]
 
 
 def _writes(operation: _Operation) -> list[Array]:

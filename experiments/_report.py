@@ -1,7 +1,7 @@
 """What every experiment leaves: its numbers, and what is made of them alone: pictures, tables and an HTML page.
 
-A script `run`s: it measures, `keep`s the numbers in a JSON file with all that a page says about the run, and `show`s
-that file. With --redraw it only shows.
+A script's main is `run`: it measures, `keep`s the numbers in a JSON file with all that a page says about the run, and
+`show`s that file. With --redraw it only shows.
 """
 
 import base64
@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import jax
 import matplotlib
+import numpy as np
 
 from experiments import _command, _options
 
@@ -78,66 +79,54 @@ Part = Picture | Table | Text
 
 
 class Report(NamedTuple):
-    """What is made of the numbers.
-
-    Attributes:
-      title: of the page.
-      summary: what came out, in a sentence or two.
-      parts: what is shown, in this order, no two under one name.
-      facts: further lines about the run.
-      file: the page's name.
-      tables: the name of a file of the texts and tables in Markdown, if there is to be one.
-      said: what is printed; the summary where that is empty.
-    """
+    """What is made of the numbers."""
 
     title: str
-    summary: str
-    parts: Sequence[Part]
-    facts: Mapping[str, Any] = {}
+    summary: str  # what came out, in a sentence or two
+    parts: Sequence[Part]  # in the order of the page, no two under one title
+    facts: Mapping[str, Any] = {}  # further lines about the run
     file: str = "report.html"
-    tables: str = ""
-    said: str = ""
+    tables: str = ""  # a file of the texts and tables in Markdown, if there is to be one
+    said: str = ""  # what is printed; the summary where that is empty
 
 
 def run(
-    file: Path,
-    options: _options.Measured,
+    kind: type[_options.Measured],
+    arguments: list[str] | None,
+    name: str,
     measure: Callable[[Any], Mapping[str, Any]],
     present: Callable[[dict[str, Any]], Report],
     *more: str,
-) -> None:
-    """A whole experiment: measures, unless it is to be drawn again, keeps the numbers and shows them.
+) -> dict[str, Any]:
+    """A whole experiment: measures, unless it is to be drawn again, keeps the numbers, shows and returns them.
 
     Args:
-      file: the JSON file, in the folder of the results.
-      options: of the run.
+      kind, arguments: as `_options.parse` takes them.
+      name: of the JSON file.
       measure: of the options; the numbers.
       present: of what the file holds; the report.
       more: packages whose versions matter here.
     """
+    options = _options.parse(kind, arguments)
+    file = options.folder() / name
     if not options.redraw:
         _command.make(file.parent)
         keep(file, measure(options), options, *more)
-    show(file, present)
+    return show(file, present)
 
 
 def keep(file: Path, content: Mapping[str, Any], options: _options.Options, *more: str) -> None:
-    """Writes the numbers of a run, and what a page says about it: when, where, by which versions, command and options.
-
-    Args:
-      file: the JSON file.
-      content: the numbers.
-      options: of the run.
-      more: packages whose versions matter here.
-    """
+    """Writes the numbers of a run as JSON proper, which has no NaN, and what a page says about it: when, where, by
+    which command, options and versions, of `more` packages as well."""
     shown = options.anonymous()
     command = _command.line(type(options).__module__, *shown.arguments())
-    about = {"command": command, "configuration": shown.shown()}
-    write(file, as_json(about | dict(content), *more))
+    content = {"command": command, "configuration": shown.shown(), **content}
+    content |= {"date": today(), "machine": machine(), "versions": versions(*more)}
+    write(file, (_lines(content) + "\n").encode())
 
 
-def show(file: Path, present: Callable[[dict[str, Any]], Report]) -> None:
-    """Makes pictures, tables and page of the numbers in a file, beside it, and prints what came out."""
+def show(file: Path, present: Callable[[dict[str, Any]], Report]) -> dict[str, Any]:
+    """Makes pictures, tables and page of the numbers in a file, beside it, prints what came out, and returns them."""
     content = numbers(file)
     _command.say("drawing …")
     report = present(content)
@@ -147,16 +136,12 @@ def show(file: Path, present: Callable[[dict[str, Any]], Report]) -> None:
     if report.tables:
         files[report.tables] = markdown(report.parts).encode()
     leave(file.parent, files | {report.file: page(report, content)})
+    return content
 
 
 def page(report: Report, content: Mapping[str, Any]) -> bytes:
-    """The report as HTML in UTF-8: no other file, no script, no font and nothing from the network.
-
-    Args:
-      report: what it shows.
-      content: the numbers, of which it repeats the lines that run it again (`command`), `configuration`, `date`,
-        `machine` and `versions`.
-    """
+    """The report as HTML in UTF-8: no other file, no script, no font and nothing from the network. Of the numbers in
+    `content` it repeats what `keep` has put there, command and options among them."""
     titles = [part.title for part in report.parts if part.title]
     if twice := {title for title in titles if titles.count(title) > 1}:
         raise ValueError(f"two parts of one name: {', '.join(sorted(twice))}")
@@ -238,33 +223,31 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def as_json(content: Mapping[str, Any], *more: str) -> bytes:
-    """JSON proper, which has no NaN, with date, machine and versions (of `more` packages as well)."""
-    content = dict(content) | {"date": today(), "machine": machine(), "versions": versions(*more)}
-    return (_lines(content) + "\n").encode()
-
-
 def _lines(value: Any, indent: int = 0) -> str:
     """JSON in lines: what is short, and what has nothing within it, is one."""
     text = json.dumps(value, allow_nan=False, ensure_ascii=False)
-    inner = list(value.values() if isinstance(value, dict) else value) if isinstance(value, dict | list | tuple) else []
-    if len(text) < 400 or not any(isinstance(each, dict | list | tuple) for each in inner):
+    inner: list[tuple[str, Any]] = []
+    if isinstance(value, dict):
+        inner = [(f"{json.dumps(name, ensure_ascii=False)}: ", each) for name, each in value.items()]
+    elif isinstance(value, list | tuple):
+        inner = [("", each) for each in value]
+    if len(text) < 400 or not any(isinstance(each, dict | list | tuple) for _, each in inner):
         return text
-    names = (
-        [f"{json.dumps(name, ensure_ascii=False)}: " for name in value]
-        if isinstance(value, dict)
-        else [""] * len(inner)
-    )
-    lines = (" " * (indent + 1) + name + _lines(each, indent + 1) for name, each in zip(names, inner, strict=True))
+    lines = (" " * (indent + 1) + name + _lines(each, indent + 1) for name, each in inner)
     return text[0] + "\n" + ",\n".join(lines) + "\n" + " " * indent + text[-1]
 
 
-def write(path: Path, content: bytes) -> None:
-    """The whole file or none of it, however the run ends: written under another name, then renamed.
+def rounded(values: Any, digits: int = 4) -> Any:
+    """Numbers in mappings and sequences for JSON, which has no NaN: what is no number any more becomes null."""
+    if isinstance(values, Mapping):
+        return {name: rounded(each, digits) for name, each in values.items()}
+    if isinstance(values, Sequence | np.ndarray):
+        return [rounded(each, digits) for each in values]
+    return round(float(values), digits) if np.isfinite(values) else None
 
-    Raises:
-      Refused: the system does not let it be written.
-    """
+
+def write(path: Path, content: bytes) -> None:
+    """The whole file or none of it, however the run ends: written under another name, then renamed."""
     unfinished = path.with_name(path.name + ".unfinished")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -288,11 +271,7 @@ def leave(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def numbers(path: Path) -> dict[str, Any]:
-    """What an earlier run left in a file of numbers.
-
-    Raises:
-      Refused: there are none.
-    """
+    """What an earlier run left in a file of numbers."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:

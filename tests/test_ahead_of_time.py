@@ -165,7 +165,7 @@ def test_the_block_is_flax_s():
         params[name], running[name] = (kernel, gamma, beta), bnderiv.init_running_stats(outputs)
         theirs |= {f"Conv_{i}": {"kernel": kernel}, f"BatchNorm_{i}": {"scale": gamma, "bias": beta}}
     with jax.numpy_rank_promotion("allow"):
-        blocks = flax_peer.Bottleneck(narrow), flax_peer.BottleneckOfOurs(narrow)
+        blocks = flax_peer.Bottleneck(narrow), flax_peer.Bottleneck(narrow, conv=flax_peer.linen.Conv, ours=True)
         applied: Any = [jax.jit(partial(b.apply, mutable=["batch_stats"]))({"params": theirs}, x) for b in blocks]
     (peer, state), (in_flax, its_state) = applied
     chex.assert_trees_all_close((in_flax, its_state), (peer, state), rtol=1e-5, atol=1e-5)

@@ -36,10 +36,6 @@ def with_outlier(rng, shape):
     return x
 
 
-def constant(rng, shape):
-    return np.full(shape, 1234.567)
-
-
 def with_nan(places, rng, shape):
     x = rng.standard_normal(shape)
     x[places] = np.nan
@@ -61,7 +57,7 @@ def all_cases(quick: bool = False) -> list[Case]:
         Case("float64, mean 1e4", "dtypes", first, partial(normal, 1e4, 1.0), "float64"),
         Case(f"1e{many} rows, mean 1", "many", (10**many, 1), partial(normal, 1.0, 1.0)),
         Case(f"1e{many} pixels, mean 1", "many", (10 ** (many - 6), 1000, 1000, 1), partial(normal, 1.0, 1.0)),
-        Case("constant 1234.567", "degenerate", first, constant),
+        Case("constant 1234.567", "degenerate", first, lambda _, shape: np.full(shape, 1234.567)),
         Case("one element per channel", "degenerate", (1, 84), partial(normal, 0.0, 1.0)),
         Case("mask all False", "degenerate", first, partial(normal, 0.0, 1.0), mask="all False"),
         Case("NaN in one channel", "degenerate", first, partial(with_nan, (3, ..., 2))),

@@ -62,6 +62,4 @@ def measure(options: Settings) -> dict[str, Any]:
 
 @_command.command
 def main(arguments: list[str] | None = None) -> None:
-    options = _options.parse(Settings, arguments, __doc__)
-    file = options.folder(__file__) / "accuracy.json"
-    _report.run(file, options, measure, present, "bnderiv", *PEERS)
+    _report.run(Settings, arguments, "accuracy.json", measure, present, "bnderiv", *PEERS)

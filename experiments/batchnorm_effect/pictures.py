@@ -17,14 +17,8 @@ STYLES: dict[str, dict[str, Any]] = {
 def first_figure(
     steps: np.ndarray, accuracy: dict[str, np.ndarray], percentiles: dict[str, np.ndarray], units: dict[str, int]
 ) -> bytes:
-    """Laid out as Figure 1 of Ioffe & Szegedy 2015.
-
-    Args:
-      steps: (T,) the steps at which was noted.
-      accuracy: with and without batch norm, (seeds, T).
-      percentiles: of one unit's input to its sigmoid, (T, 3).
-      units: which unit that is.
-    """
+    """Laid out as Figure 1 of Ioffe & Szegedy 2015: of the `steps` (T,), with and without batch norm, the accuracy
+    (seeds, T) and the percentiles (T, 3) of what the sigmoid of one unit of `units` is given."""
     figure = plt.figure(figsize=(_report.WIDTH, 6.6))
     a, b, c = figure.subplot_mosaic("aa;bc").values()
     for name, style in STYLES.items():

@@ -104,14 +104,6 @@ def first_reached(steps: np.ndarray, accuracy: np.ndarray, least: float) -> int 
     return int(steps[there.argmax()]) if there.any() else None
 
 
-def rounded(array: np.ndarray, digits: int = 4) -> list[Any]:
-    """For JSON, which has no NaN: what is no number any more becomes null."""
-    return [
-        rounded(a, digits) if np.ndim(a) else round(float(a), digits) if np.isfinite(a) else None
-        for a in np.asarray(array)
-    ]
-
-
 def measure(settings: Settings) -> dict[str, Any]:
     """Trains everything; what came out, as JSON takes it."""
     task = load_task(settings.data, settings.memory)
@@ -136,25 +128,27 @@ def measure(settings: Settings) -> dict[str, Any]:
         "first_figure": {
             "seconds": seconds,
             "steps": steps.tolist(),
-            "test_accuracy": {kind: rounded(curves[kind].accuracy) for kind in KINDS},
+            "test_accuracy": {kind: _report.rounded(curves[kind].accuracy) for kind in KINDS},
             "first_step_of_mean_accuracy": {
                 kind: {f"{level:.0%}": first_reached(steps, curves[kind].accuracy, level) for level in levels}
                 for kind in KINDS
             },
             "typical_unit": units,
-            "its_percentiles": {kind: rounded(curves[kind].percentiles[0, ..., units[kind]], 3) for kind in KINDS},
+            "its_percentiles": {
+                kind: _report.rounded(curves[kind].percentiles[0, ..., units[kind]], 3) for kind in KINDS
+            },
             "median_unit": {kind: median_unit(curves[kind].percentiles) for kind in KINDS},
         },
         "rates_figure": {
             "seconds": sweep_seconds,
             "rates": rates,
-            "test_accuracy": {kind: rounded(swept[kind].accuracy[..., -1]) for kind in KINDS},
+            "test_accuracy": {kind: _report.rounded(swept[kind].accuracy[..., -1]) for kind in KINDS},
         },
     }
 
 
 def arrays(by_name: dict[str, Any]) -> dict[str, np.ndarray]:
-    """What `rounded` wrote, read again."""
+    """What `_report.rounded` wrote, read again."""
     return {kind: np.array(by_name[kind], float) for kind in KINDS}
 
 
@@ -208,5 +202,4 @@ def present(content: dict[str, Any]) -> _report.Report:
 
 @_command.command
 def main(arguments: list[str] | None = None) -> None:
-    settings = _options.parse(Settings, arguments, __doc__)
-    _report.run(settings.folder(__file__) / "results.json", settings, measure, present)
+    _report.run(Settings, arguments, "results.json", measure, present)

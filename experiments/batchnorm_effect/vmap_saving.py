@@ -103,5 +103,4 @@ def measure(settings: Settings) -> dict[str, Any]:
 
 @_command.command
 def main(arguments: list[str] | None = None) -> None:
-    settings = _options.parse(Settings, arguments, __doc__)
-    _report.run(settings.folder(__file__) / "vmap_saving.json", settings, measure, present)
+    _report.run(Settings, arguments, "vmap_saving.json", measure, present)

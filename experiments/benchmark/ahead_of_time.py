@@ -150,12 +150,13 @@ def layers(name: str, x: jax.ShapeDtypeStruct, **options: Any) -> dict[str, Prog
     with_state = name.startswith("batch_norm")
     state = jax.eval_shape(partial(bnderiv.init_running_stats, x.shape[-1])) if with_state else ()
     arguments = (x, *[spec(x.shape[-1:])] * (0 if name.endswith("pool") else 2))
-    programs = {}
-    for who, f in peers.layers(name, **options).items():
-        of_state = (lambda state, *args, f=f: f(*args, running=state)) if with_state else None
-        programs[who] = in_training(of_state or (lambda state, *args, f=f: (f(*args), state)))
-    dy = jax.eval_shape(peers.layers(name, **options)["bnderiv"], *arguments)
-    return {who: Program(f, (state, arguments, dy[0] if with_state else dy)) for who, f in programs.items()}
+
+    def of_state(f: Callable[..., Any], state: Any, *arguments: Any) -> Any:
+        return f(*arguments, running=state) if with_state else (f(*arguments), state)
+
+    found = {who: partial(of_state, f) for who, f in peers.layers(name, **options).items()}
+    dy, _ = jax.eval_shape(found["bnderiv"], state, *arguments)
+    return {who: Program(in_training(f), (state, arguments, dy)) for who, f in found.items()}
 
 
 def forward_alone(name: str, x: jax.ShapeDtypeStruct, **options: Any) -> dict[str, Program]:
@@ -166,19 +167,11 @@ def forward_alone(name: str, x: jax.ShapeDtypeStruct, **options: Any) -> dict[st
 
 def lenets(size: int, dtype: str) -> dict[str, Program]:
     """A whole step: loss, gradients, SGD, running statistics."""
-    functions: dict[str, Any] = {}
-
-    def arguments() -> dict[str, Any]:
-        networks = steps.networks(size, "max", "relu", dtype)
-        functions.update({who: step for who, (step, _) in networks.items()})
-        return {who: of_step for who, (_, of_step) in networks.items()}
-
-    shapes = jax.eval_shape(arguments)
     found = {}
-    for who, function in functions.items():
-        params, state, x, labels = shapes[who]
+    for who, (step, arguments) in steps.networks(size, "max", "relu", dtype).items():
+        params, state, x, labels = jax.eval_shape(arguments)
         params, x = jax.tree.map(lambda a: spec(a.shape, dtype), (params, x))
-        found[who] = Program(function, (params, state, x, labels))
+        found[who] = Program(step, (params, state, x, labels))
     return found
 
 
@@ -203,7 +196,7 @@ def flax_blocks(x: jax.ShapeDtypeStruct, convolutions_too: bool = True) -> dict[
     """Both as Flax modules: of `bnderiv.linen`'s batch norms, and of its convolutions if they are wanted; of Flax's."""
     found = {}
     if flax := peers.flax():
-        ours = flax.BottleneckOfOurs() if convolutions_too else flax.BottleneckOfOurs(conv=flax.nn.Conv)
+        ours = flax.Bottleneck(conv=flax.linen.Conv if convolutions_too else flax.nn.Conv, ours=True)
         for who, block in (("bnderiv", ours), ("Flax", flax.Bottleneck())):
             apply, state, params = flax.bottleneck(x, block)
             found[who] = Program(in_training(apply), (state, (params, x), x))
@@ -271,8 +264,6 @@ def compile_all(options: Options, numbers: Path) -> None:
                 start = time.perf_counter()
                 try:
                     found[who] = count(target, program, case.x)
-                except targets.Absent as error:
-                    raise _command.Refused(str(error)) from None
                 except jax.errors.JaxRuntimeError as error:  # as where it needs more memory than there is
                     found[who] = {"absent": str(error).splitlines()[0][:200]}
                 found[who] |= {"seconds": round(time.perf_counter() - start, 1), "by": compiler(target)}
@@ -284,8 +275,8 @@ def compile_all(options: Options, numbers: Path) -> None:
 
 @_command.command
 def main(arguments: list[str] | None = None) -> None:
-    options = _options.parse(Options, arguments, __doc__)
-    file = options.folder(__file__) / "ahead_of_time.json"
+    options = _options.parse(Options, arguments)
+    file = options.folder() / "ahead_of_time.json"
     if not options.redraw:
         _command.make(file.parent)
         compile_all(options, file)

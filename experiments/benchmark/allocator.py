@@ -1,7 +1,7 @@
 """Whether large arrays get memory that the process has had before, or pages that the system has to clear first.
 
 By default the C library gives the memory of a large array back as soon as it is freed, and faults its pages in anew for
-the next one: of a copy of 51 MB that is two thirds of the time, whoever copies. A program can keep what it frees. The
+the next one: of a copy of 51 MB that is four fifths of the time, whoever copies. A program can keep what it frees. The
 benchmark does, for everybody alike, so that times are those of the computations; and tells the others too.
 """
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bnderiv.linen import BatchNorm, Conv
+from bnderiv import linen
 
 
 class LeNet5(nn.Module):
@@ -34,27 +34,31 @@ class LeNet5(nn.Module):
         return nn.Dense(10)(x)
 
 
-def lenet5(pool: str, activation: str, x: jax.Array) -> tuple[Callable[..., Any], Any, Any]:
-    """apply(params, state, x) -> logits, state; params; state."""
+def lenet5(pool: str, activation: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """apply(params, state, x) -> logits, state; init(x) -> params, state."""
     network = LeNet5(pool, activation)
-    variables = jax.jit(network.init)(jax.random.key(0), x)
+
+    def init(x: jax.Array) -> Any:
+        variables = jax.jit(network.init)(jax.random.key(0), x)
+        return variables["params"], variables["batch_stats"]
 
     def apply(params: Any, state: Any, x: jax.Array) -> Any:
         variables = {"params": params, "batch_stats": state}
         logits, new = network.apply(variables, x, mutable=["batch_stats"])
         return logits, new["batch_stats"]
 
-    return apply, variables["params"], variables["batch_stats"]
+    return apply, init
 
 
 def layer(name: str, x: jax.Array, *parameters: jax.Array, **options: Any) -> Any:
     """A layer by bnderiv's name for it and with bnderiv's options; y has the dtype of x."""
     if name.startswith("batch_norm"):
-        return batch_norm(x, *parameters, relu=name.endswith("relu"))
+        y, new = batch_norm(x, *parameters)
+        return (nn.relu(y) if name.endswith("relu") else y), new
     if name.endswith("_pool"):
         return pool(name, x, **options)
     if name.startswith("softmax_cross_entropy"):
-        return getattr(optax.losses, name)(x, *parameters)
+        return getattr(optax.losses, name)(x, **options)
     if name in ("relu", "sigmoid", "tanh", "softmax", "log_softmax"):
         return getattr(nn, name)(x)
     if name in ("dense", "conv"):
@@ -73,13 +77,12 @@ def layer(name: str, x: jax.Array, *parameters: jax.Array, **options: Any) -> An
     return norm.apply({"params": dict(zip(names, parameters, strict=False))}, x)
 
 
-def batch_norm(x: jax.Array, gamma: jax.Array, beta: jax.Array, relu: bool) -> tuple[jax.Array, Any]:
+def batch_norm(x: jax.Array, gamma: jax.Array, beta: jax.Array, mask: Any = None, **options: Any) -> tuple[Any, Any]:
     """y and the new running statistics: what a step of training computes. In the dtype of x, parameters in theirs."""
-    norm = nn.BatchNorm(use_running_average=False, dtype=x.dtype, param_dtype=gamma.dtype)
+    norm = nn.BatchNorm(use_running_average=False, dtype=x.dtype, param_dtype=gamma.dtype, **options)
     running = {"mean": jnp.zeros(gamma.shape), "var": jnp.ones(gamma.shape)}
     variables = {"params": {"scale": gamma, "bias": beta}, "batch_stats": running}
-    y, new = norm.apply(variables, x, mutable=["batch_stats"])
-    return (nn.relu(y) if relu else y), new
+    return norm.apply(variables, x, mask=mask, mutable=["batch_stats"])
 
 
 def pool(name: str, x: jax.Array, window: Any, strides: Any, padding: Any = "VALID") -> jax.Array:
@@ -91,32 +94,25 @@ def pool(name: str, x: jax.Array, window: Any, strides: Any, padding: Any = "VAL
 
 
 class Bottleneck(nn.Module):
-    """ResNet-50's block without a change of width: 1×1, 3×3 and 1×1 convolutions, and the way around them."""
+    """ResNet-50's block without a change of width: 1×1, 3×3 and 1×1 convolutions, and the way around them.
+
+    With `ours` its batch norm is that of `bnderiv.linen`, ReLU and residual in the rule.
+    """
 
     channels: int = 64
+    conv: type[nn.Module] = nn.Conv
+    ours: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        def normalized(a: jax.Array, channels: int, window: int) -> jax.Array:
-            z = nn.Conv(channels, (window, window), use_bias=False, dtype=x.dtype)(a)
-            return nn.BatchNorm(use_running_average=False, dtype=x.dtype)(z)
+        options: Any = {"use_running_average": False, "dtype": x.dtype}
 
-        a = nn.relu(normalized(x, self.channels, 1))
-        a = nn.relu(normalized(a, self.channels, 3))
-        return nn.relu(normalized(a, x.shape[-1], 1) + x)
-
-
-class BottleneckOfOurs(nn.Module):
-    """The same in `bnderiv.linen`'s convolutions and batch norm, with ReLU and residual in the rule."""
-
-    channels: int = 64
-    conv: type[nn.Module] = Conv
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
         def normalized(a: jax.Array, channels: int, window: int, residual: Any = None) -> jax.Array:
             z = self.conv(channels, (window, window), use_bias=False, dtype=x.dtype)(a)
-            return BatchNorm(use_running_average=False, dtype=x.dtype, activation="relu")(z, residual=residual)
+            if self.ours:
+                return linen.BatchNorm(activation="relu", **options)(z, residual=residual)
+            y = nn.BatchNorm(**options)(z)
+            return nn.relu(y if residual is None else y + residual)
 
         a = normalized(normalized(x, self.channels, 1), self.channels, 3)
         return normalized(a, x.shape[-1], 1, residual=x)

@@ -42,8 +42,8 @@ def _sizes(effort: Effort) -> list[dict[str, Any]]:
         for name, (f, arguments) in programs.items():
             dy = jax.random.normal(jax.random.key(1), jax.eval_shape(f, *arguments).shape)
             program = both_ways(f)
-            analysis = program.lower(arguments, dy).compile().memory_analysis()
-            case[f"{name}: temporary bytes"] = None if analysis is None else analysis.temp_size_in_bytes
+            needed = program.lower(arguments, dy).compile().memory_analysis()
+            case[f"{name}: temporary bytes"] = needed.temp_size_in_bytes
             case[f"{name}: saved bytes"] = saved(f, *arguments)
             contestants[name] = of_jax(program, arguments, dy)
         few = effort._replace(rounds=3, burst=3) if size > 10**7 else effort
@@ -64,10 +64,11 @@ def _compile(effort: Effort) -> dict[str, Any]:
     seconds: dict[str, list[list[float]]] = {who: [] for who in steps.GRADIENTS}
     for _ in range(2 if effort.quick else 7):
         for who, taken in seconds.items():
-            f, arguments = steps.ours(steps.GRADIENTS[who], 32, "max", "relu")
+            step, arguments = steps.networks(32, "max", "relu")[who]
+            given = jax.eval_shape(arguments)
             jax.clear_caches()
             marks = [time.perf_counter()]
-            traced = f.trace(*arguments)
+            traced = step.trace(*given)
             marks.append(time.perf_counter())
             lowered = traced.lower()
             marks.append(time.perf_counter())

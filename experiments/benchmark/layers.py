@@ -1,16 +1,18 @@
 """Layers and losses by themselves, forward and backward."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from experiments.benchmark import peers
 from experiments.benchmark.clock import FEWER, Contestant, Effort, interleaved, of_jax
 from experiments.benchmark.torch_peer import Torch
 
 IMAGES = (64, 56, 56, 64)
+FEW_IMAGES = (8, 28, 28, 64)
 SHAPES = (IMAGES, (256, 8, 8, 512), (32, 28, 28, 6), (128, 1024), (64, 84))
 WINDOWS = ((2, 2, 0), (3, 2, 0), (3, 2, 1))  # and strides, and paddings; the last as before ResNet's first block
 LOGITS = ((128, 10), (512, 1000), (256, 32_000))  # digits, ImageNet, words
@@ -36,25 +38,48 @@ RESNET50 = tuple((256, side, side, c) for side, c in ((112, 64), (56, 64), (56, 
 
 
 def pools(kind: str, effort: Effort, torch: Torch) -> dict[str, Any]:
-    x = jax.random.normal(jax.random.key(0), (8, *IMAGES[1:]) if effort.quick else IMAGES)
+    x = normal(0, (8, *IMAGES[1:]) if effort.quick else IMAGES)
     cases = []
     for window, stride, padding in WINDOWS[1:2] if effort.quick else WINDOWS:
-        layers = peers.layers(f"{kind}_pool", window=window, strides=stride, padding=padding)
-        dy = jax.random.normal(jax.random.key(1), jax.eval_shape(layers["bnderiv"], x).shape)
-        contestants = {who: of_jax(both_ways(f), (x,), dy) for who, f in layers.items()}
-        contestants |= torch.contestants(
-            "pool", not effort.quick, shape=x.shape, kind=kind, window=window, stride=stride, padding=padding
-        )
-        contestants["a copy of x"] = of_jax(jax.jit(lambda x: 2 * x), x)
-        times = interleaved(contestants, effort if effort.quick else FEWER)
+        options = {"window": window, "padding": padding}
+        beside = torch.contestants("pool", not effort.quick, shape=x.shape, kind=kind, stride=stride, **options)
+        beside["a copy of x"] = of_jax(jax.jit(lambda x: 2 * x), x)
         name = f"{kind} pool {window}×{window}, stride {stride}{', padding 1' if padding else ''}, {by(x.shape)}"
-        cases.append({"case": name, "times": times})
+        layers = contestants(f"{kind}_pool", x, strides=stride, **options)
+        cases.append(case(name, layers | beside, x, effort))
     return {"cases": cases}
+
+
+def random_pools(effort: Effort) -> dict[str, Any]:
+    """Pools of random windows, strides and padding, and the first call of each, beside Flax's."""
+    x = normal(0, FEW_IMAGES)
+    cases = []
+    for window, strides, padding in _geometries(2 if effort.quick else 50):
+        for kind in ("max", "avg"):
+            found = contestants(f"{kind}_pool", x, window=window, strides=strides, padding=padding)
+            del found["plain autodiff"]
+            first = {who: round(1e3 * run(1)[0], 1) for who, run in found.items()}
+            times = interleaved(found, effort._replace(rounds=3, burst=3, warming=0.01))
+            name = f"{kind} pool {by(window)}, strides {by(strides)}, {padding}"
+            cases.append({"case": name, "times": times, "first call ms": first})
+    return {"shape": by(FEW_IMAGES), "cases": cases}
+
+
+def _geometries(count: int) -> list[tuple[tuple[int, int], tuple[int, int], str]]:
+    """Small windows and windows up to the image, half with stride 1; the first two are the whole image."""
+    rng = np.random.default_rng(0)
+    found = [((28, 28), (1, 1), "VALID"), ((14, 14), (1, 1), "VALID")]
+    while len(found) < count:
+        high = int(rng.choice([6, 29]))
+        m, n = (int(k) for k in rng.integers(1, high, 2))
+        strides = (1, 1) if rng.random() < 0.5 else (int(rng.integers(1, m + 1)), int(rng.integers(1, n + 1)))
+        found.append(((m, n), strides, "SAME" if rng.random() < 0.4 else "VALID"))
+    return found[:count]
 
 
 def batch_norms(relu: bool, effort: Effort, torch: Torch) -> dict[str, Any]:
     shapes = SHAPES[2:] if effort.quick else SHAPES
-    return {"cases": [batch_norm(effort, torch, shape, jnp.float32, relu) for shape in shapes]}
+    return {"cases": [batch_norm(effort, torch, shape, "float32", relu) for shape in shapes]}
 
 
 def batch_norms_of_resnet(effort: Effort, torch: Torch) -> dict[str, Any]:
@@ -62,61 +87,61 @@ def batch_norms_of_resnet(effort: Effort, torch: Torch) -> dict[str, Any]:
     if jax.default_backend() != "gpu":
         return {"cases": [], "absent": "no GPU measured"}
     shapes = RESNET50[-1:] if effort.quick else RESNET50
-    return {"cases": [batch_norm(effort, torch, s, d, False) for s in shapes for d in (jnp.float32, jnp.bfloat16)]}
+    return {"cases": [batch_norm(effort, torch, s, d, False) for s in shapes for d in ("float32", "bfloat16")]}
 
 
-def batch_norm(effort: Effort, torch: Torch, shape: Sequence[int], dtype: Any, relu: bool) -> dict[str, Any]:
+def batch_norm(effort: Effort, torch: Torch, shape: Sequence[int], dtype: str, relu: bool) -> dict[str, Any]:
     """Everybody, with the running statistics renewed; and what four copies of x take."""
-    x = jax.random.normal(jax.random.key(0), shape, dtype)
-    parameters = jnp.ones(shape[-1]), jnp.zeros(shape[-1])
-    dy = jax.random.normal(jax.random.key(1), shape, dtype)
-    layers = peers.layers("batch_norm_relu" if relu else "batch_norm")
-    contestants: dict[str, Contestant] = {
-        who: of_jax(both_ways(f, has_aux=True), (x, *parameters), dy) for who, f in layers.items()
-    }
-    contestants |= torch.contestants(
-        "batch_norm", not effort.quick, shape=shape, relu=relu, dtype=jnp.dtype(dtype).name
-    )
-    contestants["4 copies"] = _copies(jax.jit(lambda x: 2 * x), x)
+    x = normal(0, shape, dtype)
+    beside = torch.contestants("batch_norm", not effort.quick, shape=shape, relu=relu, dtype=dtype)
+    beside["4 copies"] = _copies(jax.jit(lambda x: 2 * x), x)
     in_place = jax.jit(lambda x: 2 * x, donate_argnums=0)
-    contestants["4 copies in place"] = _copies(in_place, jnp.zeros_like(x), again=True)
-    name = f"batch norm{' + relu' if relu else ''}, {by(shape)}, {jnp.dtype(dtype).name}"
-    return {"case": name, "times": interleaved(contestants, FEWER if x.size > 10**6 else effort)}
+    beside["4 copies in place"] = _copies(in_place, jnp.zeros_like(x), again=True)
+    layer = "batch_norm_relu" if relu else "batch_norm"
+    layers = contestants(layer, x, jnp.ones(shape[-1]), jnp.zeros(shape[-1]))
+    return case(f"batch norm{' + relu' * relu}, {by(shape)}, {dtype}", layers | beside, x, effort)
 
 
 def losses(effort: Effort) -> dict[str, Any]:
     """Cross entropies of integer labels and of distributions. Those of Flax's users are optax's."""
     cases = []
     for shape in LOGITS[:1] if effort.quick else LOGITS:
-        labels = jax.random.randint(jax.random.key(0), shape[:1], 0, shape[-1])
-        distributions = jax.nn.softmax(jax.random.normal(jax.random.key(1), shape))
-        cases.append(loss(effort, shape, "softmax_cross_entropy_with_integer_labels", labels))
-        cases.append(loss(effort, shape, "softmax_cross_entropy", distributions))
+        logits = normal(2, shape)
+        integers = jax.random.randint(jax.random.key(0), shape[:1], 0, shape[-1])
+        for kind, layer, labels in (
+            ("integer labels", "softmax_cross_entropy_with_integer_labels", integers),
+            ("distributions", "softmax_cross_entropy", jax.nn.softmax(normal(1, shape))),
+        ):
+            found = contestants(layer, logits, labels=labels)
+            cases.append(case(f"cross entropy, {kind}, {by(shape)}", found, logits, effort))
     return {"cases": cases}
-
-
-def loss(effort: Effort, shape: Sequence[int], name: str, labels: jax.Array) -> dict[str, Any]:
-    """Everybody, differentiated by the logits."""
-    logits, delta = (jax.random.normal(jax.random.key(i), s) for i, s in ((2, shape), (3, shape[:1])))
-    contestants = {
-        who: of_jax(both_ways(lambda z, f=f: f(z, labels)), (logits,), delta) for who, f in peers.layers(name).items()
-    }
-    kind = "integer labels" if labels.ndim == 1 else "distributions"
-    times = interleaved(contestants, FEWER if logits.size > 10**6 else effort)
-    return {"case": f"cross entropy, {kind}, {by(shape)}", "times": times}
 
 
 def others(effort: Effort) -> dict[str, Any]:
     """What is in no other section, as people use it."""
     cases = []
     for title, (name, options, shapes) in list(OTHERS.items())[: 2 if effort.quick else None]:
-        arguments = [jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(shapes)]
-        found = peers.layers(name, **options)
-        delta = jax.random.normal(jax.random.key(9), jax.eval_shape(found["bnderiv"], *arguments).shape)
-        contestants = {who: of_jax(both_ways(f), arguments, delta) for who, f in found.items()}
-        times = interleaved(contestants, FEWER if arguments[0].size > 10**6 else effort)
-        cases.append({"case": title, "times": times})
+        arguments = [normal(i, shape) for i, shape in enumerate(shapes)]
+        cases.append(case(title, contestants(name, *arguments, **options), arguments[0], effort))
     return {"cases": cases}
+
+
+def contestants(name: str, *arguments: jax.Array, **options: Any) -> dict[str, Contestant]:
+    """A layer of each library, forward and backward; see `peers.layers`."""
+    layers, has_aux = peers.layers(name, **options), name.startswith("batch_norm")
+    y = jax.eval_shape(layers["bnderiv"], *arguments)
+    y = y[0] if has_aux else y
+    dy = normal(9, y.shape, y.dtype)
+    return {who: of_jax(both_ways(f, has_aux), arguments, dy) for who, f in layers.items()}
+
+
+def case(name: str, contestants: Mapping[str, Contestant], x: jax.Array, effort: Effort) -> dict[str, Any]:
+    few = x.size > 10**6 and not effort.quick
+    return {"case": name, "times": interleaved(contestants, FEWER if few else effort)}
+
+
+def normal(seed: int, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+    return jax.random.normal(jax.random.key(seed), shape, dtype)
 
 
 def both_ways(layer: Callable[..., Any], has_aux: bool = False) -> Callable[..., Any]:

@@ -7,12 +7,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-import bnderiv
 from experiments.benchmark import peers
 from experiments.benchmark.clock import Effort, interleaved, of_jax
-from experiments.benchmark.layers import IMAGES, by
+from experiments.benchmark.layers import IMAGES, by, normal
 
 DEPTH = 4
 TIMED_BATCH = 4
@@ -78,19 +76,12 @@ def _stack(effort: Effort) -> list[dict[str, Any]]:
     """Value and gradient of four times conv 3×3 → batch norm → ReLU: temporary memory of the program, and its time."""
     found = []
     for dtype in (jnp.float32, jnp.bfloat16):
-        blocks = _of_y(peers.layers("batch_norm_relu"))
-        blocks = {
-            "bnderiv": blocks.pop("bnderiv"),
-            "bnderiv, its residuals behind a barrier": _behind_barrier,
-            **blocks,
-        }
         temporary, contestants = {}, {}
-        for who, block in blocks.items():
-            program = jax.jit(jax.value_and_grad(partial(_loss, block), argnums=(0, 1)))
-            x, parameters = _arguments(IMAGES[0], dtype)
-            temporary[who] = _temporary(program, parameters, x)
-            x, parameters = _arguments(TIMED_BATCH, dtype)
-            drawn = jax.tree.map(lambda a: jax.random.normal(jax.random.key(a.size), a.shape, a.dtype), (parameters, x))
+        for who, layer in peers.layers("batch_norm_relu").items():
+            program = jax.jit(jax.value_and_grad(partial(_loss, layer), argnums=(0, 1)))
+            needed: Any = program.lower(*_arguments(IMAGES[0], dtype)).compile().memory_analysis()
+            temporary[who] = round(needed.temp_size_in_bytes / 2**20, 1)
+            drawn = jax.tree.map(lambda a: normal(a.size, a.shape, a.dtype), _arguments(TIMED_BATCH, dtype))
             contestants[who] = of_jax(program, *drawn)
         case: dict[str, Any] = {"case": jnp.dtype(dtype).name, "shape": by(IMAGES), "temporary MiB": temporary}
         if not effort.quick:
@@ -104,35 +95,8 @@ def _arguments(batch: int, dtype: Any) -> tuple[Any, Any]:
     c = IMAGES[-1]
     vector = jax.ShapeDtypeStruct((c,), jnp.float32)
     block = jax.ShapeDtypeStruct((3, 3, c, c), dtype), vector, vector
-    return jax.ShapeDtypeStruct((batch, *IMAGES[1:]), dtype), [block] * DEPTH
+    return [block] * DEPTH, jax.ShapeDtypeStruct((batch, *IMAGES[1:]), dtype)
 
 
-def _loss(block: Callable[..., Any], parameters: Any, x: jax.Array) -> jax.Array:
-    for kernel, gamma, beta in parameters:
-        z = lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-        x = block(z, gamma, beta)
-    return x.astype(jnp.float32).mean()
-
-
-def _temporary(program: Any, *args: Any) -> float | None:
-    analysis = program.lower(*args).compile().memory_analysis()
-    return None if analysis is None else round(analysis.temp_size_in_bytes / 2**20, 1)
-
-
-def _normalized_relu(*args: Any) -> jax.Array:
-    return bnderiv.batch_norm_relu(*args)[0]
-
-
-@jax.custom_vjp
-def _behind_barrier(*args: Any) -> jax.Array:
-    """`batch_norm_relu` whose backward takes its residuals through a barrier, so that nothing made of them forward and
-    wanted again is kept instead: such as a float32 copy of a bfloat16 x."""
-    return _normalized_relu(*args)
-
-
-def _behind_barrier_bwd(pull_back: Any, delta: jax.Array) -> Any:
-    kept, tree = jax.tree.flatten(pull_back)
-    return jax.tree.unflatten(tree, lax.optimization_barrier(kept))(delta)
-
-
-_behind_barrier.defvjp(lambda *args: jax.vjp(_normalized_relu, *args), _behind_barrier_bwd)
+def _loss(layer: Callable[..., Any], parameters: Any, x: jax.Array) -> jax.Array:
+    return peers.stack(layer, parameters, x).astype(jnp.float32).mean()

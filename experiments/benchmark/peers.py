@@ -1,7 +1,7 @@
 """The same layers by each library: bnderiv, its plain forward differentiated by JAX, and Flax where it is installed."""
 
-import importlib
-from collections.abc import Callable
+import importlib.util
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -36,11 +36,17 @@ def ours(package: Any, name: str, x: jax.Array, *parameters: jax.Array, running:
     return layer(x, *parameters[:1] if name == "rms_norm" else parameters)
 
 
+def stack(layer: Callable[..., Any], parameters: Sequence[Any], x: jax.Array) -> jax.Array:
+    """conv 3×3 of JAX → layer, with the kernel, γ and β of each of `parameters`."""
+    for kernel, gamma, beta in parameters:
+        z = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        y = layer(z, gamma, beta)
+        x = y[0] if isinstance(y, tuple) else y
+    return x
+
+
 def flax() -> ModuleType | None:
     """`flax_peer`, where flax is installed."""
-    try:
+    if importlib.util.find_spec("flax"):
         return importlib.import_module("experiments.benchmark.flax_peer")
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] != "flax":
-            raise
-        return None
+    return None

@@ -15,14 +15,7 @@ LIMIT = {"color": "black", "marker": "|", "markersize": 11, "markeredgewidth": 2
 
 
 def draw(groups: Mapping[str, Mapping[str, Sequence[Ratios]]], panels: Sequence[str], xlabel: str, title: str) -> bytes:
-    """Rows in groups, each with a mark for each peer.
-
-    Args:
-      groups: by heading and by label, the ratios in each panel.
-      panels: their titles.
-      xlabel: what the ratio is.
-      title: of the figure.
-    """
+    """Rows in groups, each with a mark for each peer: by heading and by label, the ratios in each of the panels."""
     rows = sum(1 + len(group) for group in groups.values())
     figure, (row,) = plt.subplots(
         1, len(panels), figsize=(_report.WIDTH, 1.4 + 0.25 * rows), sharex=True, sharey=True, squeeze=False

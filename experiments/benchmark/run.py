@@ -32,23 +32,22 @@ from experiments import _options, _report
 from experiments.benchmark import (
     allocator,
     convolutions,
-    geometries,
     growth,
     layers,
-    lenet_step,
     memory,
     overhead,
+    steps,
     tables,
 )
 from experiments.benchmark.clock import FULL, QUICK, Effort
 from experiments.benchmark.torch_peer import Torch
 
 SECTIONS: dict[str, Callable[[Effort, Torch], dict[str, Any]]] = {
-    "lenet": lenet_step.measure,
-    "epoch": lenet_step.epochs,
+    "lenet": steps.measure,
+    "epoch": steps.epochs,
     "max_pool": partial(layers.pools, "max"),
     "avg_pool": partial(layers.pools, "avg"),
-    "geometries": lambda effort, _: geometries.measure(effort),
+    "geometries": lambda effort, _: layers.random_pools(effort),
     "batch_norm": partial(layers.batch_norms, False),
     "batch_norm_relu": partial(layers.batch_norms, True),
     "loss": lambda effort, _: layers.losses(effort),
@@ -67,7 +66,7 @@ LAYERS = ["max_pool", "avg_pool", "batch_norm", "batch_norm_relu"]
 class Settings(_options.Measured):
     """What is measured."""
 
-    OTHERWISE_THE_SAME = (*_options.Measured.OTHERWISE_THE_SAME, "only", "fresh_memory")
+    OTHERWISE_THE_SAME = (*_options.Measured.OTHERWISE_THE_SAME, "only")
 
     quick: bool = False
     """There are fewer cases and runs, and PyTorch is not compiled."""
@@ -100,15 +99,8 @@ def stem(fresh_memory: bool) -> str:
 
 def run(names: list[str], effort: Effort, numbers: Path, options: Settings) -> None:
     """Measures the sections, each written as soon as it is done."""
-    content = _report.numbers(numbers) if numbers.exists() else {}
-    content |= {
-        "backend": jax.default_backend(),
-        "memory": allocator.state(),
-        "quick": effort.quick,
-    }
-    content.setdefault("sections", {})
-    words = ["--quick"] * effort.quick + ["--fresh-memory"] * options.fresh_memory
-    again = {"command": _command.line("experiments.benchmark.run", *words)}
+    sections = _report.numbers(numbers)["sections"] if numbers.exists() else {}
+    content = {"backend": jax.default_backend(), "memory": allocator.state(), "sections": sections}
     for name in names:
         _command.say(f"{name} …")
         start = time.perf_counter()
@@ -116,17 +108,17 @@ def run(names: list[str], effort: Effort, numbers: Path, options: Settings) -> N
             section = SECTIONS[name](effort, torch)
         section["seconds"], section["processor"] = round(time.perf_counter() - start), processor()
         section["date"], section["versions"] = _report.today(), PEERS | _report.versions(*PEERS)
-        content["sections"][name] = section
-        _report.keep(numbers, content | again, options)
+        sections[name] = section
+        _report.keep(numbers, content, options)
 
 
 @_command.command
 def main(arguments: list[str] | None = None) -> None:
-    options = _options.parse(Settings, arguments, __doc__)
+    options = _options.parse(Settings, arguments)
     allocator.start_again(keeping=not options.fresh_memory)
     names = list(options.only) or (LAYERS if options.fresh_memory else list(SECTIONS))
 
-    file = options.folder(__file__) / f"{stem(options.fresh_memory)}.json"
+    file = options.folder() / f"{stem(options.fresh_memory)}.json"
     if not options.redraw:
         _command.make(file.parent)
         run(names, QUICK if options.quick else FULL, file, options)

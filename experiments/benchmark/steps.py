@@ -1,75 +1,86 @@
-"""A step of training LeNet-5, of anybody's network: value, gradient, SGD and running statistics."""
+"""A step of training LeNet-5, of every library's network: value, gradient, SGD and running statistics."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-import bnderiv
 from bnderiv.models import lenet5
 from experiments.benchmark import peers
+from experiments.benchmark.clock import Effort, interleaved, of_jax
+from experiments.benchmark.torch_peer import Torch
 
-Step = tuple[
-    Callable[..., Any], tuple[Any, ...]
-]  # jitted (params, state, x, labels) -> (params, state, loss); arguments
+# Jitted (params, state, x, labels) -> (params, state, loss); and its arguments, made when they are asked for.
+Step = tuple[Callable[..., Any], Callable[[], tuple[Any, ...]]]
+VARIANTS = (("max", "relu"), ("avg", "tanh"))
+EPOCH = 30
+MATRIX = 1024
 RATE = 0.01
 GRADIENTS = {"bnderiv": "closed_form", "plain autodiff": "autodiff"}
+
+
+def measure(effort: Effort, torch: Torch) -> dict[str, Any]:
+    """One step in one call; and a matrix product, for the rate that the machine has."""
+    cases = []
+    for pool, activation in VARIANTS[:1] if effort.quick else VARIANTS:
+        for size in (32,) if effort.quick else (32, 128):
+            steps = networks(size, pool, activation)
+            contestants = {who: of_jax(step, *arguments()) for who, (step, arguments) in steps.items()}
+            options = {"batch": size, "pool": pool, "activation": activation}
+            contestants |= torch.contestants("lenet", not effort.quick, **options)
+            name = f"batch {size}, {pool} pool, {activation}"
+            cases.append({"case": name, "flops": flops(size), "times": interleaved(contestants, effort)})
+    a = jax.random.normal(jax.random.key(0), (MATRIX, MATRIX))
+    product = interleaved({"matrix product": of_jax(jax.jit(jnp.matmul), a, a)}, effort)
+    return {"cases": cases, **product}
+
+
+def epochs(effort: Effort, _: Torch) -> dict[str, Any]:
+    """Many steps in one `lax.scan`, on batches of their own; the time of one. (PyTorch has nothing like it.)"""
+    cases = []
+    many = EPOCH // 3 if effort.quick else EPOCH
+    for size in (32,) if effort.quick else (32, 128):
+        contestants = {}
+        for who, (step, arguments) in networks(size, "max", "relu").items():
+            params, state, *batch = arguments()
+            contestants[who] = of_jax(_scanned(step), params, state, *(jnp.stack([a] * many) for a in batch))
+        times = interleaved(contestants, effort._replace(rounds=min(effort.rounds, 3), burst=1), per=many)
+        cases.append({"case": f"batch {size}, max pool, relu, {many} in a scan", "times": times})
+    return {"cases": cases}
+
+
+def rates(section: dict[str, Any]) -> tuple[float, list[tuple[str, float]]]:
+    """GFLOP/s of a matrix product, and of each case of ours."""
+    of_ours = [(c["case"], c["flops"] / c["times"]["bnderiv"]["ms"][1] / 1e6) for c in section["cases"]]
+    return 2 * MATRIX**3 / section["matrix product"]["ms"][1] / 1e6, of_ours
+
+
+def networks(size: int, pool: str, activation: str, dtype: str = "float32") -> dict[str, Step]:
+    """By library, for a batch of this size: bnderiv's network, its gradients in closed form or by autodiff; Flax's,
+    always float32, with optax's loss."""
+    found = {}
+    for who, gradients in GRADIENTS.items():
+        options: dict[str, Any] = {"pool": pool, "activation": activation, "gradients": gradients, "dtype": dtype}
+        config = lenet5.Config(**options)
+        init = partial(jax.jit(lenet5.init, static_argnums=1), jax.random.key(0), config)
+        cross_entropy = peers.PACKAGES[who].softmax_cross_entropy_with_integer_labels
+        step = _step(partial(lenet5.apply, config=config, train=True), cross_entropy)
+        found[who] = step, lambda init=init: (*init(), *batch(size))
+    if peer := peers.flax():
+        import optax  # flax needs it
+
+        apply, flax_init = peer.lenet5(pool, activation)
+        step = _step(apply, optax.softmax_cross_entropy_with_integer_labels)
+        found["Flax"] = step, lambda: (*flax_init(batch(size)[0]), *batch(size))
+    return found
 
 
 def batch(size: int) -> tuple[jax.Array, jax.Array]:
     x = jax.random.normal(jax.random.key(1), (size, 28, 28, 1), jnp.float32)
     return x, jax.random.randint(jax.random.key(2), (size,), 0, 10)
-
-
-def ours(gradients: str, size: int, pool: str, activation: str, dtype: str = "float32") -> Step:
-    """bnderiv's network, its gradients in closed form or by autodiff."""
-    step, arguments = network(gradients, pool, activation, dtype)
-    return step, arguments(size)
-
-
-def network(
-    gradients: str, pool: str, activation: str, dtype: str = "float32"
-) -> tuple[Callable[..., Any], Callable[[int], tuple[Any, ...]]]:
-    """The step, and its arguments for a batch of some size."""
-    options: dict[str, Any] = {"pool": pool, "activation": activation, "gradients": gradients, "dtype": dtype}
-    config = lenet5.Config(**options)
-    layers = {"closed_form": bnderiv, "autodiff": bnderiv.reference}[gradients]
-
-    def apply(params: Any, state: Any, x: jax.Array) -> Any:
-        return lenet5.apply(params, state, x, config, train=True)
-
-    def arguments(size: int) -> tuple[Any, ...]:
-        params, state = jax.jit(lenet5.init, static_argnums=1)(jax.random.key(0), config)
-        return params, state, *batch(size)
-
-    return _step(apply, layers.softmax_cross_entropy_with_integer_labels), arguments
-
-
-def networks(size: int, pool: str, activation: str, dtype: str = "float32") -> dict[str, Step]:
-    """By library; Flax's network, always float32, with optax's loss."""
-    found = {who: ours(gradients, size, pool, activation, dtype) for who, gradients in GRADIENTS.items()}
-    if peer := peers.flax():
-        import optax  # flax needs it
-
-        x, labels = batch(size)
-        apply, params, state = peer.lenet5(pool, activation, x)
-        step = _step(apply, optax.softmax_cross_entropy_with_integer_labels)
-        found["Flax"] = step, (params, state, x, labels)
-    return found
-
-
-def epoch(step: Step, steps: int) -> Step:
-    """So many steps in one `lax.scan`, on batches of their own."""
-    one, (params, state, x, labels) = step
-    many = jnp.stack([x] * steps), jnp.stack([labels] * steps)
-
-    def body(carry: Any, now: Any) -> Any:
-        params, state, loss = one(*carry, *now)
-        return (params, state), loss
-
-    return jax.jit(lambda params, state, *many: lax.scan(body, (params, state), many)), (params, state, *many)
 
 
 def flops(size: int) -> int:
@@ -94,3 +105,11 @@ def _step(apply: Callable[..., Any], cross_entropy: Callable[..., Any]) -> Calla
         return jax.tree.map(lambda p, g: p - RATE * g, params, gradient), new, value
 
     return step
+
+
+def _scanned(step: Callable[..., Any]) -> Callable[..., Any]:
+    def body(network: Any, batch: Any) -> Any:
+        params, state, loss = step(*network, *batch)
+        return (params, state), loss
+
+    return jax.jit(lambda params, state, *batches: lax.scan(body, (params, state), batches))

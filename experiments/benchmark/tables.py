@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from experiments._report import Part, Picture, Report, Table, Text
-from experiments.benchmark import lenet_step, picture
+from experiments.benchmark import picture, steps
 
 OURS = "bnderiv"
 # Timed against peers.
@@ -51,26 +51,29 @@ def where_slower(content: dict[str, Any]) -> list[Part]:
 
 
 def comparisons(content: dict[str, Any]) -> Iterator[tuple[str, str, float]]:
-    """(case, peer, its median time / ours) of what is timed against peers; PyTorch at its best."""
+    """(case, peer, its median time / ours) of what is timed against peers."""
+    for _, case, medians in timed_medians(content):
+        for who, median in medians.items():
+            if who not in (OURS, *LIMITS):
+                yield case, who, median / medians[OURS]
+
+
+def timed_medians(content: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, float]]]:
+    """(section, case, median time of each) of what is timed against peers; PyTorch at its best."""
     for name in TIMED:
         for case in content["sections"].get(name, {"cases": []})["cases"]:
-            times = best_of_torch(case["times"])
-            for who in times:
-                if who not in (OURS, *LIMITS) and "ms" in times[who]:
-                    yield case["case"], who.split(" (")[0], times[who]["ms"][1] / times[OURS]["ms"][1]
+            times = best_of_torch(case["times"]).items()
+            yield name, case["case"], {who.split(" (")[0]: entry["ms"][1] for who, entry in times if "ms" in entry}
 
 
 def draw(content: dict[str, Any]) -> bytes | None:
     """A row for each case, a mark for each peer; nothing where nothing was timed."""
     groups: dict[str, dict[str, list[picture.Ratios]]] = {}
-    for name in TIMED:
-        for case in content["sections"].get(name, {"cases": []})["cases"]:
-            times = {who.split(" (")[0]: entry for who, entry in best_of_torch(case["times"]).items() if "ms" in entry}
-            ours = times.pop(OURS)["ms"][1]
-            times.pop(LIMITS[2], None)
-            ratios = {LIMIT if who in LIMITS else who: entry["ms"][1] / ours for who, entry in times.items()}
-            label = f"{picture.KIND.sub('', case['case'])}   {ours:.2g} ms"
-            groups.setdefault(SECTIONS[name][0], {})[label] = [ratios]
+    for name, case, medians in timed_medians(content):
+        ours = medians.pop(OURS)
+        medians.pop(LIMITS[2], None)
+        ratios = {LIMIT if who in LIMITS else who: median / ours for who, median in medians.items()}
+        groups.setdefault(SECTIONS[name][0], {})[f"{picture.KIND.sub('', case)}   {ours:.2g} ms"] = [ratios]
     if not groups:
         return None
     title = f"{content['machine']}; in the red area the others are faster than bnderiv"
@@ -162,9 +165,9 @@ def _geometries(section: dict[str, Any]) -> list[Part]:
 
 
 def _lenet(section: dict[str, Any]) -> list[Part]:
-    product, ours = lenet_step.rates(section)
+    product, ours = steps.rates(section)
     rows = [(case, f"{rate:.0f}", f"{100 * rate / product:.0f} %") for case, rate in ours]
-    head = ("", "GFLOP/s", f"of a {lenet_step.MATRIX}³ matrix product's {product:.0f}")
+    head = ("", "GFLOP/s", f"of a {steps.MATRIX}³ matrix product's {product:.0f}")
     caption = "Nominal work of the convolutions and dense layers per time:"
     return [*_timed(section), Table("", head, rows, caption)]
 
@@ -221,7 +224,7 @@ def _growth(section: dict[str, Any]) -> list[Part]:
                 continue
             taken = (case[f"{name}: {what} bytes"] for what in kinds)
             cells.append(f"{case['times'][name]['ms'][1] * 1e6 / size:.2f}")
-            cells += ["" if amount is None else f"{amount / size:.2f}" for amount in taken]
+            cells += [f"{amount / size:.2f}" for amount in taken]
         rows.append(cells)
     head = (
         "elements",

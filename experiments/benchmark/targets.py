@@ -10,6 +10,8 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
+from experiments import _command
+
 TARGETS = ("v5e", "v6e", "v5p", "h100")
 INSTALL = 'pip install -e ".[accelerators]"'
 # The TPU's library is not to look for one, nor to complain that there is none, and several processes may load it.
@@ -22,17 +24,13 @@ ENVIRONMENT = {
 H100 = Path(__file__).with_name("h100.txtpb")
 
 
-class Absent(Exception):
+class Absent(_command.Refused):
     """There is no compiler for the target here; the message says why."""
 
 
 @functools.cache
 def devices(target: str) -> list[Any]:
-    """The target's devices, to compile for.
-
-    Raises:
-      Absent: the target's compiler is not installed.
-    """
+    """The target's devices, to compile for."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
@@ -46,11 +44,7 @@ def devices(target: str) -> list[Any]:
 
 
 def compile_for(target: str, f: Callable[..., Any], *arguments: Any) -> Any:
-    """The program of `f` for one device of the target; `arguments` are arrays or their shapes and dtypes.
-
-    Raises:
-      Absent: the target's compiler is not installed.
-    """
+    """The program of `f` for one device of the target; `arguments` are arrays or their shapes and dtypes."""
     sharding = SingleDeviceSharding(devices(target)[0])
     placed = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), arguments)
     return jax.jit(f).lower(*placed).compile()

@@ -27,7 +27,7 @@ from bnderiv import steps
 from bnderiv.check.jaxprs import equations
 from bnderiv.models import lenet5
 from experiments import _options, _report
-from experiments._data import Data, load
+from experiments._data import load
 from experiments._options import AtLeastOne, Seed
 
 DEFAULT = lenet5.Config(image_shape=(32, 32, 1))
@@ -145,13 +145,17 @@ def difference_in_float64(params, state, images, labels, config: lenet5.Config, 
         return max(relative_differences(*(step.gradients for step in taken)).values())
 
 
-def train(config: lenet5.Config, loss: str, epochs: int, seed: int, data: Data) -> dict[str, Any]:
+def measure(options: Settings) -> dict[str, Any]:
     """Trains both networks, in an order drawn anew for every epoch (the last images that fill no batch sit it out)."""
+    config, loss = dataclasses.replace(DEFAULT, pool=options.pool, activation=options.activation), options.loss
+    own = {"batch_size": BATCH_SIZE, "learning_rate": LEARNING_RATE}
+    network = dataclasses.asdict(config) | {"dtype": str(config.dtype)}
+    data = load()
     start = time.perf_counter()
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(options.seed)
     count = len(data.train_labels)
     batches = count // BATCH_SIZE
-    hand = grad = lenet5.init(jax.random.key(seed), config)
+    hand = grad = lenet5.init(jax.random.key(options.seed), config)
     first = data.standardized(data.train_images[:BATCH_SIZE]), data.train_labels[:BATCH_SIZE]
     checked = check_paths((*hand, *first, config, loss))
     print(checked)
@@ -160,8 +164,8 @@ def train(config: lenet5.Config, loss: str, epochs: int, seed: int, data: Data) 
     differences: dict[str, list[float]] = {}
     in_float64: dict[str, float] = {}
     most = 0.0
-    with _command.bar(total=epochs * batches, desc="LeNet-5 by hand", unit="step") as bar:
-        for _ in range(epochs):
+    with _command.bar(total=options.epochs * batches, desc="LeNet-5 by hand", unit="step") as bar:
+        for _ in range(options.epochs):
             for rows in rng.permutation(count)[: batches * BATCH_SIZE].reshape(batches, BATCH_SIZE):
                 batch = (data.standardized(data.train_images[rows]), data.train_labels[rows], config, loss)
                 by_hand, by_grad = step_by_hand(*hand, *batch), step_by_grad(*grad, *batch)
@@ -192,6 +196,7 @@ def train(config: lenet5.Config, loss: str, epochs: int, seed: int, data: Data) 
         "largest_difference_by_array": {name: max(values) for name, values in differences.items()},
         "largest_difference_by_step": [float(f"{value:.3g}") for value in largest],
         "losses": {name: [round(value, 7) for value in values] for name, values in losses.items()},
+        "configuration": options.shown() | own | network,
     }
 
 
@@ -267,20 +272,8 @@ def present(content: dict[str, Any]) -> _report.Report:
     )
 
 
-def measure(options: Settings) -> dict[str, Any]:
-    """What came out, and every choice that made it."""
-    config = dataclasses.replace(DEFAULT, pool=options.pool, activation=options.activation)
-    own = {"batch_size": BATCH_SIZE, "learning_rate": LEARNING_RATE}
-    network = dataclasses.asdict(config) | {"dtype": str(config.dtype)}
-    content = train(config, options.loss, options.epochs, options.seed, load())
-    return content | {"configuration": options.shown() | own | network}
-
-
 @_command.command
 def main(arguments: list[str] | None = None) -> None:
-    options = _options.parse(Settings, arguments, __doc__)
-    file = options.folder(__file__) / "by_hand.json"
-    _report.run(file, options, measure, present)
-    again = _report.numbers(file)["suspicious_steps_in_float64"]
+    again = _report.run(Settings, arguments, "by_hand.json", measure, present)["suspicious_steps_in_float64"]
     if again and not max(again.values()) < 1e-9:
         raise _command.Refused("the gradients differ in float64 too: a formula is wrong")

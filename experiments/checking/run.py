@@ -1,12 +1,12 @@
 """What checkers of gradients catch and miss on the rules of `tests/check`: ours, JAX's check_grads, torch's gradcheck.
 
     python -m experiments.checking.run             every rule: numbers, tables, picture and report
-    python -m experiments.checking.run --only log  rules whose name holds this, printed
+    python -m experiments.checking.run --only log  rules whose name holds this
     python -m experiments.checking.run --redraw    tables, picture and report again, from checking.json
 
 All run in float64 (gradcheck asks for it), each with its default tolerances; ours with a reference and without.
 check_grads runs to second order in reverse mode. For torch, a JAX rule is wrapped in an autograd.Function whose
-backward is `jax.vjp` of the rule, and so on to second order (gradgradcheck).
+backward is `jax.vjp` of the rule, and so on to second order (gradgradcheck). Without torch gradcheck is left out.
 """
 
 from experiments import _command
@@ -15,6 +15,7 @@ if __name__ == "__main__":
     _command.start("experiments.checking.run", extras="test,peers")
 
 import dataclasses
+import importlib.util
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -39,7 +40,12 @@ RULES = [
     # What is no gradient on purpose has no place in a comparison with checkers that cannot be told so.
     if "expected" not in case.keywords
 ]
-CHECKERS = ("compare", "compare alone", "check_grads", "gradcheck")
+CHECKERS = {  # and what they are called in the picture
+    "compare": "bnderiv.check",
+    "compare alone": "bnderiv.check\nwithout a reference",
+    "check_grads": "jax check_grads",
+    "gradcheck": "torch gradcheck",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,21 +53,30 @@ class Settings(_options.Measured):
     """Which rules are checked."""
 
     only: str = ""
-    """Only the rules whose names hold this are checked; they are printed, not written."""
+    """Only the rules whose names hold this are checked."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.rules():
+            names = ", ".join(case.name for _, case in RULES)
+            raise _command.Refused(f"only: no rule has {self.only!r} in its name; there are {names}")
+
+    def rules(self) -> list[tuple[str, Case]]:
+        return [(table, case) for table, case in RULES if self.only in case.name]
 
 
 def draw(rows: list[dict[str, str]]) -> bytes:
     """Bars: wrong rules missed and right rules failed, for each checker."""
     kinds = (("wrong", "wrong rules that pass", "#c62828"), ("right", "right rules that fail", "#9e9e9e"))
+    checkers = list(slips(rows[0]))
     figure, axes = plt.subplots(figsize=(_report.WIDTH, 3.2))
     for place, (table, label, color) in enumerate(kinds):
-        some = [row for row in rows if row["table"] == table]
-        counts = [sum((row[c] == "passed") == (table == "wrong") for row in some) for c in CHECKERS]
-        bars = axes.barh(np.arange(len(CHECKERS)) + 0.38 * place, counts, 0.36, color=color)
+        some = [slips(row) for row in rows if row["table"] == table]
+        counts = [sum(each[c] for each in some) for c in checkers]
+        bars = axes.barh(np.arange(len(checkers)) + 0.38 * place, counts, 0.36, color=color)
         axes.bar_label(bars, padding=3)
         bars.set_label(f"{label}, of {len(some)}")
-    names = ("bnderiv.check", "bnderiv.check\nwithout a reference", "jax check_grads", "torch gradcheck")
-    axes.set_yticks(np.arange(len(CHECKERS)) + 0.19, names)
+    axes.set_yticks(np.arange(len(checkers)) + 0.19, [CHECKERS[c] for c in checkers])
     axes.invert_yaxis()
     axes.set_xlabel("rules (fewer is better)")
     axes.spines[["top", "right"]].set_visible(False)
@@ -70,9 +85,15 @@ def draw(rows: list[dict[str, str]]) -> bytes:
     return _report.png(figure)
 
 
+def slips(row: dict[str, str]) -> dict[str, bool]:
+    """Whether a checker passes a wrong rule or fails a right one, for those that were installed."""
+    return {c: (row[c] == "passed") == (row["table"] == "wrong") for c in CHECKERS if c in row}
+
+
 def row(table: str, case: Case) -> dict[str, str]:
-    """What each checker says of one rule."""
-    return {"table": table, "name": case.name, "how": case.how, **{c: _verdict(c, case, table) for c in CHECKERS}}
+    """What each checker that is installed says of one rule."""
+    installed = [c for c in CHECKERS if c != "gradcheck" or importlib.util.find_spec("torch")]
+    return {"table": table, "name": case.name, "how": case.how, **{c: _verdict(c, case, table) for c in installed}}
 
 
 def _verdict(checker: str, case: Case, table: str) -> str:
@@ -153,18 +174,17 @@ def _gradcheck(f: Callable, floats: list[Any]) -> None:
 def tables(rows: list[dict[str, str]]) -> list[_report.Part]:
     """How many rules each checker misses or fails, and which."""
     mark = {"passed": "·", "failed": "FAIL", "raised": "raises"}
-    counts, details = [], []
-    for kind, good, count, title in (
-        ("wrong", "failed", "wrong rules missed", "Wrong rules that one of them misses"),
-        ("right", "passed", "right rules failed", "Right rules that one of them fails"),
+    checkers, counts, details = list(slips(rows[0])), [], []
+    for kind, count, title in (
+        ("wrong", "wrong rules missed", "Wrong rules that one of them misses"),
+        ("right", "right rules failed", "Right rules that one of them fails"),
     ):
         some = [row for row in rows if row["table"] == kind]
-        slips = [{c: (row[c] == "passed") != (good == "passed") for c in CHECKERS} for row in some]
-        counts.append([f"{count}, of {len(some)}", *(sum(each[c] for each in slips) for c in CHECKERS)])
-        shown = [row for row, each in zip(some, slips, strict=True) if any(each.values())]
-        cells = [[row["name"], row["how"], *(mark[row[c]] for c in CHECKERS)] for row in shown]
-        details.append(_report.Table(title, ("rule", "what it is", *CHECKERS), cells, "· is a pass."))
-    return [_report.Table("How many", ("", *CHECKERS), counts), *details]
+        counts.append([f"{count}, of {len(some)}", *(sum(slips(row)[c] for row in some) for c in checkers)])
+        shown = [row for row in some if any(slips(row).values())]
+        cells = [[row["name"], row["how"], *(mark[row[c]] for c in checkers)] for row in shown]
+        details.append(_report.Table(title, ("rule", "what it is", *checkers), cells, "· is a pass."))
+    return [_report.Table("How many", ("", *checkers), counts), *details]
 
 
 def present(content: dict[str, Any]) -> _report.Report:
@@ -181,22 +201,13 @@ def present(content: dict[str, Any]) -> _report.Report:
     )
 
 
+def measure(options: Settings) -> dict[str, Any]:
+    """What each checker says of each rule."""
+    jax.config.update("jax_enable_x64", True)
+    warnings.simplefilter("ignore")
+    return {"rows": [row(*rule) for rule in _command.bar(iterable=options.rules(), unit="rule")]}
+
+
 @_command.command
 def main(arguments: list[str] | None = None) -> None:
-    options = _options.parse(Settings, arguments, __doc__)
-    file = options.folder(__file__) / "checking.json"
-    if not options.redraw:
-        chosen = [(table, case) for table, case in RULES if options.only in case.name]
-        if not chosen:
-            names = ", ".join(case.name for _, case in RULES)
-            raise _command.Refused(f"only: no rule has {options.only!r} in its name; there are {names}")
-        if not options.only:
-            _command.make(file.parent)
-        jax.config.update("jax_enable_x64", True)
-        warnings.simplefilter("ignore")
-        rows = [row(*rule) for rule in _command.bar(iterable=chosen, unit="rule")]
-        if options.only:
-            print(_report.markdown(tables(rows)))
-            return
-        _report.keep(file, {"rows": rows}, options, "torch")
-    _report.show(file, present)
+    _report.run(Settings, arguments, "checking.json", measure, present, "torch")

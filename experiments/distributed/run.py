@@ -214,8 +214,8 @@ def numbers(settings: Settings, result: dict[str, Any], data: _data.Data) -> dic
 
 @_command.command
 def main(arguments: list[str] | None = None) -> None:
-    settings = _options.parse(Settings, arguments, __doc__)
-    file = settings.folder(__file__) / "run.json"
+    settings = _options.parse(Settings, arguments)
+    file = settings.folder() / "run.json"
     if not settings.redraw:
         jax.config.update("jax_enable_x64", settings.dtype == "float64")
         join(settings)

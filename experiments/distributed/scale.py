@@ -16,7 +16,7 @@ import importlib.util
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -50,10 +50,7 @@ class Message(NamedTuple):
     members: int  # devices that take part in each of its groups
 
 
-_COLLECTIVE = re.compile(
-    r" = (?P<arrays>.*?) (?P<kind>all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all)(?:-start)?\("
-)
-_ARRAY = re.compile(r"\b(pred|[subf]+\d+)\[([\d,]*)\]")
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
 
 
 def messages(program: str, devices: int) -> list[Message]:
@@ -62,46 +59,34 @@ def messages(program: str, devices: int) -> list[Message]:
     Those within groups of one device, which send nothing, are left out.
     """
     found = []
-    for line in program.splitlines():
-        if not (match := _COLLECTIVE.search(line)):
-            continue
-        arrays = [
-            (tuple(int(n) for n in shape.split(",") if n), int(re.sub(r"\D", "", dtype) or 8) // 8)
-            for dtype, shape in _ARRAY.findall(match["arrays"])
-        ]
-        members = group_size(line, devices)
-        if members > 1:
-            size = sum(math.prod(shape) * width for shape, width in arrays)
-            found.append(Message(match["kind"], tuple(shape for shape, _ in arrays), size, members))
+    for operation in _programs.operations(program).values():
+        kind = operation.opcode.removesuffix("-start")
+        if kind in COLLECTIVES and (members := group_size(operation.attributes, devices)) > 1:
+            arrays = [
+                (dtype, tuple(map(int, re.findall(r"\d+", n))))
+                for dtype, n, _ in _programs.ARRAY.findall(operation.shape)
+            ]
+            size = sum(_programs.Array(dtype, math.prod(shape)).bytes for dtype, shape in arrays)
+            found.append(Message(kind, tuple(shape for _, shape in arrays), size, members))
     return found
 
 
-def group_size(line: str, devices: int) -> int:
+def group_size(attributes: str, devices: int) -> int:
     """Devices in each group of a collective, in any of the ways XLA writes groups."""
-    if match := re.search(r"replica_groups=mesh\[([^\]]*)\] {([^}]*)}", line):  # axes of a mesh
+    if match := re.search(r"replica_groups=mesh\[([^\]]*)\] {([^}]*)}", attributes):  # axes of a mesh
         sizes = dict(axis.split("=") for axis in match[1].split(","))
         return math.prod(int(sizes[axis.strip()]) for axis in match[2].split(","))
-    if match := re.search(r"replica_groups=\[\d+,(\d+)\]<=", line):  # [groups, members] of an iota
+    if match := re.search(r"replica_groups=\[\d+,(\d+)\]<=", attributes):  # [groups, members] of an iota
         return int(match[1])
-    if match := re.search(r"replica_groups={{([\d,]*)}", line):
+    if match := re.search(r"replica_groups={{([\d,]*)}", attributes):
         return len(match[1].split(","))
-    if "replica_groups={}" in line:
+    if "replica_groups={}" in attributes:
         return devices
-    raise ValueError(f"cannot tell the groups of: {line.strip()[:200]}")
+    raise ValueError(f"cannot tell the groups of: {attributes.strip()[:200]}")
 
 
-def compiled_step(devices: Sequence[Any], group: int) -> tuple[str, lenet5.Config]:
-    """The program of one step of LeNet-5."""
-    config = lenet5.Config()
-    params, state = jax.eval_shape(lambda: lenet5.init(jax.random.key(0), config))
-    images = len(devices) * PER_DEVICE
-    batch = (jax.ShapeDtypeStruct((images, *config.image_shape), jnp.float32), jax.ShapeDtypeStruct((images,), "int32"))
-    step = training.make_step(config, training.mesh_of(list(devices), group), 0.1)
-    return text(step.lower((params, state, params), *batch)), config
-
-
-def compiled_batch_norm(devices: Sequence[Any], channels: int, *, named: bool, backward: bool) -> str:
-    """The program of one batch norm over all devices: in `shard_map` with `axis_name`, or by sharding alone."""
+def of_batch_norm(devices: Sequence[Any], channels: int, *, named: bool, backward: bool) -> list[Message]:
+    """Those of one batch norm over all devices: in `shard_map` with `axis_name`, or by sharding alone."""
     mesh = Mesh(np.array(devices), ("batch",))
 
     def forward(x, gamma, beta):
@@ -117,22 +102,25 @@ def compiled_batch_norm(devices: Sequence[Any], channels: int, *, named: bool, b
     vector = jax.ShapeDtypeStruct((channels,), jnp.float32)
     shardings = tuple(NamedSharding(mesh, spec) for spec in given)
     jitted = jax.jit(f, in_shardings=shardings, out_shardings=NamedSharding(mesh, P("batch")))
-    return text(jitted.lower(*(x, vector, vector, x)[: len(given)]))
+    return sent(jitted.lower(*(x, vector, vector, x)[: len(given)]), len(devices))
 
 
-def text(lowered: jax.stages.Lowered) -> str:
-    """The compiled program, without what a batch norm sends only where it has to measure again."""
+def sent(lowered: jax.stages.Lowered, devices: int) -> list[Message]:
+    """Those of the program, without what a batch norm sends only where it has to measure again."""
     program = lowered.compile().as_text()
     assert program is not None
-    return _programs.usual_path(program)
+    return messages(_programs.usual_path(program), devices)
 
 
 def step_counts(devices: Sequence[Any], group: int) -> dict[str, Any]:
     """Messages and bytes of the statistics, and of the gradients with all that travels in the same message."""
-    program, config = compiled_step(devices, group)
-    params, _ = jax.eval_shape(lambda: lenet5.init(jax.random.key(0), config))
+    config = lenet5.Config()
+    params, state = jax.eval_shape(lambda: lenet5.init(jax.random.key(0), config))
+    images = len(devices) * PER_DEVICE
+    batch = (jax.ShapeDtypeStruct((images, *config.image_shape), jnp.float32), jax.ShapeDtypeStruct((images,), "int32"))
+    step = training.make_step(config, training.mesh_of(list(devices), group), 0.1)
+    found = sent(step.lower((params, state, params), *batch), len(devices))
     of_parameters = {a.shape for name, layer in params.items() if "bn" not in name for a in layer.values()}
-    found = messages(program, len(devices))
     gradients = [m for m in found if of_parameters & set(m.shapes)]
     statistics = [m for m in found if m not in gradients]
     return {
@@ -145,10 +133,7 @@ def step_counts(devices: Sequence[Any], group: int) -> dict[str, Any]:
 
 def layer_counts(devices: Sequence[Any], channels: int, named: bool) -> dict[str, Any]:
     """Messages and bytes of one batch norm, forward and backward."""
-    forward, both = (
-        messages(compiled_batch_norm(devices, channels, named=named, backward=backward), len(devices))
-        for backward in (False, True)
-    )
+    forward, both = (of_batch_norm(devices, channels, named=named, backward=backward) for backward in (False, True))
     sizes = [[m.bytes for m in part] for part in (forward, both)]
     return {
         "forward": {"messages": len(forward), "bytes": sum(sizes[0])},
@@ -278,12 +263,10 @@ def measure(settings: Settings) -> dict[str, Any]:
     """The counts in programs for each number of devices, and the costs that follow."""
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", max(settings.devices, default=1))
-    machines: dict[str, Callable[[], list[Any]]] = {
-        f"{p} CPU devices": lambda p=p: jax.devices()[:p] for p in settings.devices
-    } | {f"TPU {topology}": lambda topology=topology: tpu_devices(topology) for topology in settings.tpu}
+    machines = {f"{p} CPU devices": jax.devices()[:p] for p in settings.devices}
+    machines |= {f"TPU {topology}": tpu_devices(topology) for topology in settings.tpu}
     counted = {}
-    for name, devices in machines.items():
-        there = devices()
+    for name, there in machines.items():
         print(f"compiling for {name} …", flush=True)
         counted[name] = {
             "devices": len(there),
@@ -334,5 +317,4 @@ def present(content: dict[str, Any]) -> _report.Report:
 
 @_command.command
 def main(arguments: list[str] | None = None) -> None:
-    settings = _options.parse(Settings, arguments, __doc__)
-    _report.run(settings.folder(__file__) / "scale.json", settings, measure, present)
+    _report.run(Settings, arguments, "scale.json", measure, present)

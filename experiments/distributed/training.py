@@ -26,11 +26,7 @@ CHUNK = 1000  # images evaluated at once
 
 
 def mesh_of(devices: list[Any], group: int = 0) -> Mesh:
-    """The devices in groups of so many; 0 for one group of all.
-
-    Raises:
-      Refused: they cannot be shared out.
-    """
+    """The devices in groups of so many; 0 for one group of all."""
     members = group or len(devices)
     if len(devices) % members:
         raise _command.Refused(f"group must divide the number of devices, {len(devices)}, got {group}")

@@ -19,7 +19,7 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import flax.linen as nn
 import jax
@@ -32,7 +32,7 @@ from experiments import _options, _report
 from experiments._data import load
 from experiments._options import AtLeastOne
 
-PARTS = ("time-float32", "time-bfloat16", "loss-float32", "loss-bfloat16")
+Part = Literal["time-float32", "time-bfloat16", "loss-float32", "loss-bfloat16"]
 SHIFTS = (0.0, 1e3, 1e4)
 
 
@@ -40,7 +40,7 @@ SHIFTS = (0.0, 1e3, 1e4)
 class Settings(_options.Measured):
     """What is measured, of which network."""
 
-    parts: tuple[Literal["time-float32", "time-bfloat16", "loss-float32", "loss-bfloat16"], ...] = PARTS
+    parts: tuple[Part, ...] = get_args(Part)
     """The parts that are measured."""
     width: AtLeastOne = 16
     """The channels of the first stage; ResNet-18 has 64."""
@@ -218,17 +218,15 @@ def draw(numbers: dict[str, Any]) -> bytes:
 
 def time_table(numbers: dict[str, Any]) -> _report.Table:
     """Rows of variants; step time and memory for each dtype."""
-    rows = []
-    for name in VARIANTS:
-        cells = [_code(name)]
-        for dtype in ("float32", "bfloat16"):
-            result = numbers.get(f"time-{dtype}", {}).get(name)
-            if result is None:
-                cells += ["", ""]
-                continue
-            low, middle, high = (1e3 * q for q in statistics.quantiles(result["seconds"], n=4))
-            cells += [f"{middle:.0f} ({low:.0f}–{high:.0f})", f"{result['temporary_bytes'] / 2**20:.1f}"]
-        rows.append(cells)
+
+    def cells(result: dict[str, Any] | None) -> list[str]:
+        if result is None:
+            return ["", ""]
+        low, middle, high = (1e3 * q for q in statistics.quantiles(result["seconds"], n=4))
+        return [f"{middle:.0f} ({low:.0f}–{high:.0f})", f"{result['temporary_bytes'] / 2**20:.1f}"]
+
+    parts = [numbers.get(f"time-{dtype}", {}) for dtype in ("float32", "bfloat16")]
+    rows = [[_code(name), *(cell for part in parts for cell in cells(part.get(name)))] for name in VARIANTS]
     columns = ("batch norm", "float32 step, ms", "temporary, MiB", "bfloat16 step, ms", "temporary, MiB")
     return _report.Table("Time and memory", columns, rows, "Median of a step (quartiles).")
 
@@ -278,5 +276,4 @@ def measure(options: Settings) -> dict[str, Any]:
 
 @_command.command
 def main(arguments: list[str] | None = None) -> None:
-    options = _options.parse(Settings, arguments, __doc__)
-    _report.run(options.folder(__file__) / "dropin.json", options, measure, present, "flax")
+    _report.run(Settings, arguments, "dropin.json", measure, present, "flax")

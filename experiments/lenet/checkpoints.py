@@ -75,27 +75,15 @@ class Checkpoints:
             self._remove_unfinished()
             kept = self.steps()
             last = f"that of step {kept[-1]} is complete" if kept else "there is none before it"
-            then = (
-                f"{_command.again('experiments.lenet.run', 'resume', self.folder.parent)}"
-                if kept
-                else "start the run again"
-            )
+            resume = _command.again("experiments.lenet.run", "resume", self.folder.parent)
             raise CheckpointError(
                 f"{self.folder}: the checkpoint of step {step} cannot be written ({_short(error)}); {last}. "
-                f"Make room on the disk, then {then}"
+                f"Make room on the disk, then {resume if kept else 'start the run again'}"
             ) from error
 
     def restore(self, template: State, configuration: Configuration, fingerprint: str | None) -> tuple[State, Progress]:
-        """The last state and its progress.
-
-        Args:
-          template: a state with the shapes and dtypes expected.
-          configuration: the run's.
-          fingerprint: of its images; None where they may be others.
-
-        Raises:
-          CheckpointError: there is none, it is damaged, or it is another run's.
-        """
+        """The last state, of shapes and dtypes as in `template`, and its progress; `fingerprint` is None where the
+        images may be others."""
         about = self._about(configuration, fingerprint)
         step, tree = about["step"], _tree(template)
         try:

@@ -20,12 +20,12 @@ import numpy as np
 from tyro.conf import Positional
 
 from experiments import _options, _report
-from experiments.lenet import configuration, plots, results, run
+from experiments.lenet import configuration, plots, run
 from experiments.lenet.configuration import Configuration
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Compare(_options.Options):
+class Compare(_options.Measured):
     """Trains every setting of a file with every seed."""
 
     settings: Positional[Path]
@@ -34,39 +34,34 @@ class Compare(_options.Options):
     """A folder of IDX files; None takes the digits."""
     seeds: Annotated[int, ">= 2"] = 5
     """The number of seeds, 0, 1 and so on; every setting is trained with each."""
-    out: Path | None = None
-    """The folder of the results; None takes one in runs/, of the file's name."""
-    redraw: bool = False
-    """Nothing is trained: all else is made again from the numbers that are there."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.redraw:
+            read(self.settings, self.data)  # to be refused before anything is written
+
+    def folder(self) -> Path:
+        return self.out or run.RUNS / self.settings.stem
 
 
-@_command.command
-def main(arguments: list[str] | None = None) -> None:
-    command = _options.parse(Compare, arguments, __doc__)
-    out = command.out or run.RUNS / command.settings.stem
-    file = out / "comparison.json"
-    if command.redraw:
-        _report.show(file, present)
-        return
+def measure(command: Compare) -> dict[str, Any]:
+    """Trains, or goes on; what came of it."""
     settings, beside = read(command.settings, command.data)
     histories = {}
     for name, chosen in settings.items():
         histories[name] = []
         for seed in range(command.seeds):
-            folder = out / "runs" / f"{_slug(name)}-{seed}"
+            folder = command.folder() / "runs" / f"{_slug(name)}-{seed}"
             chosen = dataclasses.replace(chosen, seed=seed)
             histories[name].append(run.train(chosen, folder, title=f"{name}, seed {seed}", to_the_end=True))
     words = ["--data", "FOLDER"] * bool(command.data) + ["--seeds", command.seeds] * (command.seeds != Compare.seeds)
-    content = {
+    return {
         "command": _command.line(__name__, f"experiments/lenet/settings/{command.settings.name}", *words),
         "configuration": next(iter(settings.values())).anonymous().shown(),
         "title": command.settings.stem.replace("_", " "),
         "seeds": command.seeds,
         "settings": numbers(settings, histories, beside),
     }
-    _report.keep(file, content, command)
-    print()
-    _report.show(file, present)
 
 
 def read(file: Path, data: str | None) -> tuple[dict[str, Configuration], dict[str, str]]:
@@ -105,7 +100,7 @@ def numbers(
             "seconds_an_epoch": float(np.median([history["seconds"] for history in runs]).round(3)),
             "beside": beside[name],
             "configuration": settings[name].anonymous().shown(),
-            "histories": [results.rounded(history) for history in runs],
+            "histories": _report.rounded(runs, 6),
         }
     return found
 
@@ -154,3 +149,8 @@ def present(content: dict[str, Any]) -> _report.Report:
 
 def _slug(name: str) -> str:
     return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
+
+
+@_command.command
+def main(arguments: list[str] | None = None) -> None:
+    _report.run(Compare, arguments, "comparison.json", measure, present)

@@ -11,13 +11,8 @@ from bnderiv.models import lenet5, mlp
 from experiments import _command, _data, _options
 from experiments._options import AtLeastOne, Positive, Seed
 
-PAIRINGS = {
-    ("cross_entropy", "softmax"): "(S9)–(S10)",
-    ("mse", "tanh"): "(S1)–(S3)",
-    ("mse", "sigmoid"): "(S1)–(S2), (A6)",
-}
-
-
+# With derivations: (S9) and (S10); (S1) to (S3); (S1), (S2) and (A6).
+PAIRINGS = (("cross_entropy", "softmax"), ("mse", "tanh"), ("mse", "sigmoid"))
 ELSEWHERE = ("data", "memory")  # options that do not change what a run computes
 
 
@@ -48,15 +43,9 @@ class Configuration(_options.Options):
     output: Literal["softmax", "tanh", "sigmoid"] = "softmax"
     """The function after the last layer. With the loss it must be a pair that has a derivation."""
     initializer: Literal[
-        "model",
-        "lecun_normal",
-        "lecun_uniform",
-        "xavier_normal",
-        "xavier_uniform",
-        "kaiming_normal",
-        "kaiming_uniform",
-        "pytorch",
-    ] = "model"
+        "model", "lecun_normal", "lecun_uniform", "xavier_normal", "xavier_uniform", "kaiming_normal",
+        "kaiming_uniform", "pytorch",
+    ] = "model"  # fmt: skip
     """The initializer of every kernel. "model" takes kaiming_normal before relu, xavier_uniform before others and
     lecun_normal last; "pytorch" is uniform up to 1/√fan_in, PyTorch's default."""
 

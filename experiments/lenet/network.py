@@ -1,7 +1,6 @@
 """The network of a configuration: how its parameters are drawn, and what it makes of images."""
 
 import dataclasses
-import math
 from typing import Any
 
 import jax
@@ -16,15 +15,6 @@ Tree = Any
 
 MODELS: dict[str, Any] = {"lenet5": lenet5, "mlp": mlp}
 LAYERS = {"closed_form": bnderiv, "forward_mode": bnderiv.forward_mode, "autodiff": bnderiv.reference}
-_INITIALIZERS = {
-    "lecun_normal": initializers.lecun_normal(),
-    "lecun_uniform": initializers.lecun_uniform(),
-    "xavier_normal": initializers.xavier_normal(),
-    "xavier_uniform": initializers.xavier_uniform(),
-    "kaiming_normal": initializers.kaiming_normal(),
-    "kaiming_uniform": initializers.kaiming_uniform(),
-    "pytorch": initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
-}
 
 
 def init(key: jax.Array, image_shape: tuple[int, int, int], configuration: Configuration) -> tuple[Tree, Tree]:
@@ -33,7 +23,10 @@ def init(key: jax.Array, image_shape: tuple[int, int, int], configuration: Confi
     params, running = MODELS[configuration.model].init(key, model)
     if configuration.initializer == "model":
         return params, running
-    draw = _INITIALIZERS[configuration.initializer]
+    if configuration.initializer == "pytorch":
+        draw = initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+    else:
+        draw = getattr(initializers, configuration.initializer)()
     layers = [layer for layer in params if "kernel" in params[layer]]
     for layer, layer_key in zip(layers, jax.random.split(key, len(layers)), strict=True):
         params[layer]["kernel"] = draw(layer_key, params[layer]["kernel"].shape, jnp.float32)
@@ -67,8 +60,3 @@ def losses(z: jax.Array, labels: jax.Array, configuration: Configuration) -> jax
 def output(z: jax.Array, configuration: Configuration) -> jax.Array:
     """The network's answer, (N, classes): the class is where it is largest."""
     return getattr(LAYERS[configuration.attachment], configuration.output)(z)
-
-
-def count(params: Tree) -> int:
-    """How many numbers are learned."""
-    return sum(math.prod(a.shape) for a in jax.tree.leaves(params))

@@ -3,14 +3,13 @@
 import dataclasses
 import io
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
 from experiments import _command, _report
 from experiments._data import Data
-from experiments.lenet import network, plots
+from experiments.lenet import plots
 from experiments.lenet import training as trainings
 from experiments.lenet.configuration import Configuration
 from experiments.lenet.training import Progress, State
@@ -29,11 +28,11 @@ def save(folder: Path, state: State, progress: Progress, data: Data, configurati
         "test_accuracy": answers.accuracy(labels),
         "test_images": images,
         "wrong": wrong,
-        "parameters": network.count(state.params),
+        "parameters": sum(a.size for a in jax.tree.leaves(state.params)),
         "seconds_per_epoch": float(np.median(history["seconds"])),
         "network": dataclasses.asdict(model) | {"dtype": str(model.dtype)},
         "images": data.fingerprint(),
-        "history": rounded(history),
+        "history": _report.rounded(history, 6),
     }
     accuracy = f"{metrics['test_accuracy']:.2%}"
     summary = f"{MODELS[configuration.model]} on held-out images: {accuracy} recognized, {wrong} of {images} wrong"
@@ -95,10 +94,3 @@ def parameters_file(state: State) -> bytes:
     arrays = {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(a) for path, a in leaves}
     np.savez(buffer, allow_pickle=False, **arrays)
     return buffer.getvalue()
-
-
-def rounded(history: Any) -> Any:
-    """Six digits after the point; a loss that is no number any more becomes null."""
-    if isinstance(history, dict):
-        return {name: rounded(values) for name, values in history.items()}
-    return [round(value, 6) if np.isfinite(value) else None for value in history]

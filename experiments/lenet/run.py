@@ -15,6 +15,7 @@ from experiments import _command
 if __name__ == "__main__":
     _command.start("experiments.lenet.run")
 
+import argparse
 import contextlib
 import dataclasses
 import datetime
@@ -153,17 +154,14 @@ def plot(run: Path, data_source: str | None) -> None:
 
 def _parse(words: list[str]) -> Train | Resume | Test | Plot:
     """The command. What a file says is the default of what the command line says."""
-    files = [
-        word.partition("=")[2] or ("" if "=" in word else following)
-        for word, following in zip(words, [*words[1:], ""], strict=True)
-        if word == "--config" or word.startswith("--config=")
-    ]
-    if files and not files[-1]:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", nargs="?", const="")
+    file = parser.parse_known_args(words)[0].config
+    if file == "":
         raise _command.Refused("--config must name a file, .toml or .json")
+    default = Train(configuration.read(Path(file)) if file else Configuration())
     return tyro.cli(  # type: ignore[call-overload]
-        Annotated[
-            Train, subcommand("train", default=Train(configuration.read(Path(files[-1])) if files else Configuration()))
-        ]
+        Annotated[Train, subcommand("train", default=default)]
         | Annotated[Resume, subcommand("resume")]
         | Annotated[Test, subcommand("test")]
         | Annotated[Plot, subcommand("plot")],

@@ -90,14 +90,10 @@ def train(
     title: str = "",
     to_the_end: bool = False,
 ) -> tuple[State, Progress]:
-    """Takes the steps that are left.
+    """Takes the steps that are left from a state and progress, of a new run or as they were saved.
 
     Args:
-      state, progress: of a new run, or as they were saved.
-      data: the images.
-      configuration: the run's.
-      save: called after every epoch with all that is needed to go on.
-      every: call it after every so many steps as well.
+      save: called after every epoch, and after `every` steps, with all that is needed to go on.
       title: of the progress bar.
       to_the_end: go on where the loss has diverged, as a comparison does.
 

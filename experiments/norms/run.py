@@ -109,18 +109,14 @@ def compiling(name: str, options: Settings) -> dict[str, Any]:
     layers = peers.layers(name, eps=EPS, groups=GROUPS // 4)
     seconds: dict[str, list[float]] = {who: [] for who in layers}
 
-    def network(layer: Any, parameters: list[Any], x: jax.Array) -> jax.Array:
-        for kernel, gamma, beta in parameters:
-            x = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-            x = layer(x, gamma, beta)
-            x = x[0] if isinstance(x, tuple) else x
-        return (x**2).sum()
+    def loss(layer: Any, parameters: list[Any], x: jax.Array) -> jax.Array:
+        return (peers.stack(layer, parameters, x) ** 2).sum()
 
     for _ in range(1 if options.quick else 5):
         for who, layer in layers.items():
             jax.clear_caches()
             start = time.process_time()
-            jax.jit(jax.grad(partial(network, layer))).lower([(kernel, vector, vector)] * depth, x).compile()
+            jax.jit(jax.grad(partial(loss, layer))).lower([(kernel, vector, vector)] * depth, x).compile()
             seconds[who].append(round(time.process_time() - start, 3))
     return {"norm": name, "layers": depth, "seconds": seconds}
 
@@ -212,5 +208,4 @@ def measure(options: Settings) -> dict[str, Any]:
 
 @_command.command
 def main(arguments: list[str] | None = None) -> None:
-    options = _options.parse(Settings, arguments, __doc__)
-    _report.run(options.folder(__file__) / "norms.json", options, measure, present, "flax")
+    _report.run(Settings, arguments, "norms.json", measure, present, "flax")

@@ -29,10 +29,7 @@ from experiments import _options, _report
 
 FOLDER = Path(__file__).parent
 Name = Literal[
-    "batch_norm_gradient",
-    "lenet5_backpropagation",
-    "check_your_own_rule",
-    "naive_variance",
+    "batch_norm_gradient", "lenet5_backpropagation", "check_your_own_rule", "naive_variance"
 ]
 NAMES: tuple[Name, ...] = get_args(Name)
 METADATA = {
@@ -110,8 +107,8 @@ def with_a_palette(png: str) -> str:
 
 @_command.command
 def main(arguments: list[str] | None = None) -> None:
-    options = _options.parse(Settings, arguments, __doc__)
-    out = _command.make(options.folder(__file__))
+    options = _options.parse(Settings, arguments)
+    out = _command.make(options.folder())
     for name in options.names:
         _command.say(f"{name} …")
         notebook = nbformat.writes(execute(FOLDER / f"{name}.ipynb")) + "\n"

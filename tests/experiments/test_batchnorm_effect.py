@@ -185,10 +185,6 @@ def test_where_a_curve_first_is_so_high():
     assert run.first_reached(np.array([0, 5, 10, 15]), accuracy, 0.95) is None
 
 
-def test_json_has_no_nan():
-    assert run.rounded(np.array([[0.12345, np.nan], [np.inf, 1]])) == [[0.1235, None], [None, 1.0]]
-
-
 @pytest.mark.slow
 def test_the_command(tmp_path, capsys):
     """On the digits, few steps: batch norm is ahead, and the files are there and say so."""

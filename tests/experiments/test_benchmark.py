@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import pytest
 
 from experiments import _report
-from experiments.benchmark import allocator, clock, lenet_step, memory, steps, tables, torch_peer
+from experiments.benchmark import allocator, clock, memory, run, steps, tables, torch_peer
 
-FOLDER = Path(lenet_step.__file__).parent
+FOLDER = Path(steps.__file__).parent
 RESULTS = sorted((FOLDER / "results").glob("*.json"))
 
 
@@ -84,6 +84,19 @@ def test_flops_are_those_of_the_products():
     forward = 235_200 + 480_000 + 96_000 + 20_160 + 1_680
     assert steps.flops(1) == 3 * forward - 235_200
     assert steps.flops(32) == 32 * steps.flops(1)
+
+
+def test_the_numbers_say_how_they_were_last_measured(tmp_path, monkeypatch):
+    """A part again by other options: the other part keeps its numbers, and the page says these options."""
+    monkeypatch.setattr(run, "SECTIONS", {name: lambda *_: {"cases": []} for name in "ab"})
+    monkeypatch.setattr(run, "Torch", lambda: contextlib.ExitStack())
+    file = tmp_path / "numbers.json"
+    run.run(["a"], clock.QUICK, file, run.Settings(quick=True))
+    run.run(["b"], clock.FULL, file, run.Settings(fresh_memory=True))
+    content = _report.numbers(file)
+    assert list(content["sections"]) == ["a", "b"]
+    assert content["configuration"] == {"quick": False, "fresh_memory": True}
+    assert content["command"] == "python -m experiments.benchmark.run --fresh-memory"
 
 
 def ms(median):

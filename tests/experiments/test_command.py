@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import importlib.util
 import io
 import os
 import re
@@ -191,7 +192,7 @@ def test_without_a_folder_results_go_where_git_ignores_them(name):
         assert place.parent == script.parent / "runs"
         assert subprocess.run(["git", "check-ignore", "-q", place / "a.json"], cwd=ROOT).returncode == 0
     text = script.read_text()
-    assert ".folder(__file__)" in text or "RUNS" in text
+    assert re.search(r"_report\.run\(|\.folder\(\)|RUNS", text)
     assert '/ "results"' not in text
 
 
@@ -261,6 +262,16 @@ def test_why_says_more_than_the_system(tmp_path):
 def test_rules_that_there_are_not():
     with pytest.raises(SystemExit, match=r"only: no rule has 'nowhere' in its name; there are sign, "):
         importlib.import_module("experiments.checking.run").main(["--only", "nowhere"])
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_a_checker_that_is_not_installed_is_left_out(installed, monkeypatch):
+    """Not held to have raised an error at every rule."""
+    run = importlib.import_module("experiments.checking.run")
+    monkeypatch.setattr(run, "_verdict", lambda checker, *_: "passed")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: installed or None)
+    columns = run.tables([run.row(*rule) for rule in run.RULES[:2]])[0].columns
+    assert columns == ("", "compare", "compare alone", "check_grads", *["gradcheck"] * installed)
 
 
 def test_every_script_has_a_main_that_ends_in_a_line():

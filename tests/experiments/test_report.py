@@ -12,6 +12,7 @@ import shutil
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tyro
 from PIL import Image
@@ -85,7 +86,12 @@ def test_numbers_are_kept_with_what_made_them(tmp_path):
     assert {"jax", "pytest"} < written["versions"].keys()
     assert str(tmp_path) not in (tmp_path / "a.json").read_text()
     with pytest.raises(ValueError, match="not JSON compliant"):
-        _report.as_json({"loss": float("nan")})
+        _report.keep(tmp_path / "a.json", {"loss": float("nan")}, Settings())
+
+
+def test_json_has_no_nan():
+    assert _report.rounded(np.array([[0.12345, np.nan], [np.inf, 1]])) == [[0.1235, None], [None, 1.0]]
+    assert _report.rounded({"loss": [0.12345, float("nan")], "norms": {}}, 3) == {"loss": [0.123, None], "norms": {}}
 
 
 def test_a_file_is_whole_or_as_it_was(tmp_path):
