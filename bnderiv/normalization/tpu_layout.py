@@ -45,13 +45,13 @@ def tpu_layout(body: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def compact_order(shape: tuple[int, ...]) -> tuple[int, ...]:
+def compact_order(shape: tuple[Any, ...]) -> tuple[int, ...]:
     """The axes from the outermost to the innermost, as XLA chooses them for the least padding on a TPU.
 
     Of orders with equal padding it takes the one with later axes inside.
     """
     axes = tuple(range(len(shape)))
-    if len(axes) < 2 or not all(isinstance(n, int) for n in shape):  # the shape of an export may be symbolic
+    if len(axes) < 2 or not all(isinstance(n, int) for n in shape):  # an export may have a symbolic one
         return axes
 
     def padded(pair: tuple[int, int]) -> float:

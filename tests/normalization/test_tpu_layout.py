@@ -1,6 +1,8 @@
 """The norms measured in the order of a TPU's memory, computed on the CPU: the same contract, usual path and other."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -74,7 +76,9 @@ def test_each_norm_is_moved(moves):
         assert set(moves) == {tuple(order.index(i) for i in range(len(order)))}, case
 
 
-FAR = {  # measured again: from a guess that is far off, and where the sum of squares overflows
+FAR: dict[
+    str, tuple[Callable[..., Any], Any, Any, Any]
+] = {  # measured again: from a guess that is far off, and where the sum of squares overflows
     "batch_norm": (
         lambda *a: bnderiv.batch_norm(*a, assumed_mean=jnp.full(6, -3e38))[0],
         (32, 9, 9, 6),
