@@ -9,6 +9,7 @@ import bnderiv
 from tests.case import random_like
 from tests.compiling import fast_jit
 from tests.contract import near
+from tests.devices import traced_for
 
 LAYERS = [bnderiv.batch_norm, bnderiv.batch_norm_relu]
 
@@ -280,4 +281,12 @@ def test_one_row_of_few_channels():
     """A CPU puts few channels in rows, but not if there would be one: it would look like what a channel shares."""
     x, vector = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, 8, 3), (3,)))
     gradient = jax.eval_shape(jax.grad(lambda *a: bnderiv.batch_norm(*a)[0].sum()), x, vector, vector)
+    assert gradient.shape == x.shape
+
+
+def test_few_channels_on_one_device():
+    """The forms for a CPU and for a TPU are both traced, and each is of x as it is, not of the other's."""
+    x, vector = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((64, 3, 3, 2), (2,)))
+    with traced_for(1):
+        gradient = jax.eval_shape(jax.grad(lambda *a: bnderiv.batch_norm(*a)[0].sum()), x, vector, vector)
     assert gradient.shape == x.shape
