@@ -373,7 +373,7 @@ def test_on_a_tpu_no_copy_of_x_is_reserved(norm, shape, options):
         assert counted("v5e", case)["temporary MB"] < 2
     if norm == "batch_norm":
         with traced_for(4):
-            assert counted("v5e", case)["temporary MB"] > x.size * 4 / 1e6
+            assert counted("v5e", case)["temporary MB"] > 1.9 * x.size * 4 / 1e6  # as the README says
 
 
 @pytest.mark.parametrize("kind", ["max", "avg"])
