@@ -11,12 +11,13 @@ import operator
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from bnderiv import _checks
 from bnderiv._cpu import quotient
 from bnderiv._numbers import accumulator
 from bnderiv._rule import closed_form
-from bnderiv._target import by_target
+from bnderiv._target import apart, by_target
 from bnderiv._types import Padding, PerAxis
 from bnderiv.pooling import _xla
 from bnderiv.pooling._moves import collect, dilate, pad, place, take, upsample, with_margins
@@ -98,6 +99,7 @@ def _avg_pool(sides, count_include_pad, divisor_override, x):
 
 def _sums(sides, x):
     if cells := _few_overlapping(sides):
+        x = apart(x)  # XLA:CPU would recompute its producers for each cell: 1×3/1 of a tanh 5.5 ms, in place of 0.4
         return _sum([collect(x, sides, cell) for cell in cells])
     if not all(_summed_by_xla(w) for w in sides):
         x, sides = pad(x, sides, 0), tuple(w._replace(size=w.padded, before=0, after=0) for w in sides)
@@ -123,8 +125,7 @@ def _avg_pool_bwd(sides, count_include_pad, divisor_override, _, delta):
 
 def _hand_to_cells(sides, n, delta):
     if cells := _few_overlapping(sides):  # (P4): the sum over the windows that cover a cell
-        share = quotient(delta, n)
-        return _sum([place(share, sides, cell) for cell in cells])
+        return _placed(sides, n, delta, cells)
     share = delta / n
     for w in sides:  # the same, one axis at a time
         if w.count == 1 or (w.stride > 1 and len(w.cells_of) <= UPSAMPLED):  # (P6)
@@ -135,6 +136,24 @@ def _hand_to_cells(sides, n, delta):
         else:
             share = _sums_along(dilate(share, w), Windows(w.axis, w.size + w.reach - 1, w.window, 1, 1, 0, 0))
     return share
+
+
+def _placed(sides, n, delta, cells):
+    """The sum of what the windows hand to each of these cells."""
+    moving = [i for i, w in enumerate(sides) if (w.window, w.stride) != (1, 1)]
+    w = sides[moving[0]]
+    if len(moving) > 1 or w.stride > 1:
+        share = quotient(delta, n)
+        return _sum([place(share, sides, cell) for cell in cells])
+    # The axis and those within it are one line: 1×3/1 at 8×28×28×64 on a CPU 0.07 ms, otherwise 0.29.
+    share = apart(delta) / n
+    inside = math.prod(share.shape[w.axis + 1 :])
+    line = w._replace(
+        size=w.size * inside, dilation=w.dilation * inside, before=w.before * inside, after=w.after * inside
+    )
+    lines = lax.collapse(share, w.axis)
+    dx = _sum([place(lines, (line,), (cell[moving[0]],)) for cell in cells])
+    return dx.reshape(*share.shape[: w.axis], w.size, *share.shape[w.axis + 1 :])
 
 
 def _few_overlapping(sides: Sides) -> list[tuple[int, ...]]:

@@ -1,6 +1,7 @@
 """Average pooling: hand-worked numbers, loops as the oracle, half precision, what is saved and compiled."""
 
 import functools
+import math
 from typing import Any
 
 import chex
@@ -52,6 +53,41 @@ def test_overlapping_windows_add():
     np.testing.assert_array_equal(y, image([[3, 4], [6, 7]]))
     (dx,) = pull_back(image([[4, 8], [12, 16]]))
     np.testing.assert_array_equal(dx, image([[1, 3, 2], [4, 10, 6], [3, 7, 4]]))
+
+
+VALID = ((0, 0), (0, 0))
+ALONG_ONE_AXIS = [  # window, strides, padding
+    ((1, 3), (1, 1), VALID),
+    ((3, 1), (1, 1), ((1, 0), (0, 0))),
+    ((2, 1), (1, 1), ((0, 1), (0, 0))),
+    ((1, 4), (1, 1), ((0, 0), (1, 2))),
+    ((1, 3), (1, 1), ((0, 0), (2, 1))),
+    ((1, 3), (2, 1), VALID),  # not along one axis alone
+    ((3, 1), (2, 1), VALID),
+    ((2, 3), (1, 1), ((1, 0), (0, 0))),
+]
+
+
+@pytest.mark.parametrize("channel_axis", [-1, 1])
+@pytest.mark.parametrize(("window", "strides", "padding"), ALONG_ONE_AXIS, ids=str)
+def test_overlapping_windows_along_one_axis(window, strides, padding, channel_axis):
+    """A CPU takes the axes within that one along with it. The oracle: a matrix of ones for each axis."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 5, 6, 3))
+    covers = [
+        np.array([[0 <= p + b - i * s < w for i in range((n + b + a - w) // s + 1)] for p in range(n)])
+        for n, w, s, (b, a) in zip(x.shape[1:3], window, strides, padding, strict=True)
+    ]
+    average = np.einsum("npqc,pi,qj->nijc", x, *covers) / math.prod(window)
+    delta = rng.standard_normal(average.shape)
+    handed = np.einsum("nijc,pi,qj->npqc", delta, *covers) / math.prod(window)
+
+    to, back = functools.partial(np.moveaxis, source=-1), functools.partial(np.moveaxis, destination=-1)
+    options = {"window": window, "strides": strides, "padding": padding, "channel_axis": channel_axis}
+    pool = contract.compiled(functools.partial(bnderiv.avg_pool, **options))
+    y, (dx,) = pool(to(delta, destination=channel_axis), to(x, destination=channel_axis))
+    np.testing.assert_allclose(back(y, source=channel_axis), average, rtol=1e-12, atol=1e-13)
+    np.testing.assert_allclose(back(dx, source=channel_axis), handed, rtol=1e-12, atol=1e-13)
 
 
 def test_a_second_derivative_divides_twice():

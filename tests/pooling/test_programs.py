@@ -110,3 +110,20 @@ def test_forward_and_backward_in_one_program_are_no_more_work_than_in_two(window
     z, pull_back = jax.eval_shape(forward, x)
     apart = flops(forward, x) + flops(lambda pull_back, dz: pull_back(dz), pull_back, z)
     assert flops(both, x, z) <= 1.001 * apart
+
+
+@pytest.mark.few(1)
+@pytest.mark.as_users_compile
+@pytest.mark.skipif(jax.__version_info__ < (0, 12), reason="XLA:CPU drops the barrier before it fuses")
+@pytest.mark.parametrize("window", [(1, 3), (2, 1), (2, 2)], ids=str)
+def test_what_is_averaged_is_computed_once(window):
+    """And not for each cell of a window; a kernel that does is not vectorized either."""
+
+    def average(x):
+        return bnderiv.avg_pool(jnp.tanh(x), window, strides=1)
+
+    program = jax.jit(average).lower(jax.ShapeDtypeStruct((2, 12, 12, 3), jnp.float32)).compile().as_text()
+    assert program is not None
+    kernels = program.split("\n\n")
+    assert any(" tanh(" in kernel for kernel in kernels)
+    assert not any(" tanh(" in kernel and " slice(" in kernel for kernel in kernels)
