@@ -47,6 +47,8 @@ def apart(a: Any, on: tuple[str, ...] | None = None) -> Any:
     return by_target(a, **dict.fromkeys(on, lax.optimization_barrier), default=lambda a: a)
 
 
-def on_one_device() -> bool:
-    """Whether there is just one device in all, so that no axis can be sharded over several."""
-    return jax.device_count() == 1
+def in_one_part() -> bool:
+    """Whether an array here is whole for XLA, which may otherwise shard it: there is one device, or `shard_map` (`pmap`
+    too) has cut the arrays over all axes of the mesh.
+    """
+    return jax.device_count() == 1 or jax.sharding.get_abstract_mesh().are_all_axes_manual

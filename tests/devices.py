@@ -13,7 +13,7 @@ from bnderiv import _target
 def traced_for(devices: int) -> Iterator[None]:
     """Within it, layers are traced as where there are so many; what was traced before and within is forgotten."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_target, "on_one_device", lambda: devices == 1)
+        patch.setattr(_target, "in_one_part", lambda: devices == 1)
         jax.clear_caches()
         try:
             yield

@@ -406,3 +406,36 @@ def test_on_a_tpu_a_sharded_max_pool_sends_nothing():
 
     assert gathers(4) == 0
     assert gathers(1) > 0  # of what the layer takes where nothing can be sharded
+
+
+@pytest.mark.parametrize(("layer", "dtype"), [("batch_norm", jnp.float32), ("max_pool", HALF)], ids=["norm", "pool"])
+def test_on_a_tpu_within_shard_map_as_on_one_chip(layer, dtype):
+    """There XLA partitions nothing: the norm's axes may be moved, and the pool may select as it likes."""
+    try:
+        chips = targets.devices("v5e")
+    except targets.Absent as error:
+        pytest.skip(str(error))
+    mesh = Mesh(np.array(chips), ("batch",))
+    calls: dict[str, Any] = {
+        "batch_norm": lambda x: bnderiv.batch_norm(x, jnp.ones(64), jnp.zeros(64))[0],
+        "max_pool": partial(bnderiv.max_pool, window=3, strides=2, padding=1),
+    }
+
+    def both_ways(x, dy):
+        y, pull_back = jax.vjp(calls[layer], x)
+        return y, *pull_back(dy)
+
+    x = jax.ShapeDtypeStruct((1024, 56, 56, 64), dtype, sharding=NamedSharding(mesh, P("batch")))
+    y = jax.eval_shape(calls[layer], x)
+    dy = jax.ShapeDtypeStruct(y.shape, y.dtype, sharding=x.sharding)
+
+    def temporary(f):
+        with jax.enable_x64(False):
+            return jax.jit(f).lower(x, dy).compile().memory_analysis().temp_size_in_bytes
+
+    of_a_chip = x.size * x.dtype.itemsize / len(chips)
+    spec = P("batch")
+    assert (
+        temporary(jax.shard_map(both_ways, mesh=mesh, in_specs=(spec, spec), out_specs=(spec, spec))) < 0.1 * of_a_chip
+    )
+    assert temporary(both_ways) > 0.9 * of_a_chip  # where XLA cuts the arrays

@@ -123,9 +123,9 @@ def _product(of_a, a, of_b, b, of_result):
 
 
 def _matrix(letters, a, of_result):
-    """`a`, as a matrix if there is one device only, and its summed axes."""
+    """`a`, as a matrix unless it may be sharded, and its summed axes."""
     summed = [i for i, c in enumerate(letters) if c not in of_result]
-    if not _target.on_one_device():
+    if not _target.in_one_part():
         return a, summed
     cut = len(summed) if summed[0] == 0 else summed[0]
     return a.reshape(math.prod(a.shape[:cut]), -1), [0 if summed[0] == 0 else 1]

@@ -22,7 +22,7 @@ def tpu_layout(body: Callable[..., Any]) -> Callable[..., Any]:
     follows that everywhere but in the branch of a conditional. There it wants the last axis innermost: it reserves a
     padded copy of x, twice its size, even if the branch is never taken. With the axes moved before, it copies nothing.
 
-    Only on one device: a part of a sharded array may be laid out in another order than the whole.
+    Not where x may be sharded: its part on a device may be laid out in another order than the whole.
     """
 
     @wraps(body)
@@ -30,7 +30,7 @@ def tpu_layout(body: Callable[..., Any]) -> Callable[..., Any]:
         order = compact_order(arrays[0].shape)
         axes = tuple(range(len(order)))
         # A CPU's rows (`_cpu.py`) are no `Groups`.
-        if order == axes or not isinstance(groups, Groups) or not _target.on_one_device():
+        if order == axes or not isinstance(groups, Groups) or not _target.in_one_part():
             return body(groups, *arrays)
         places = tuple(order.index(i) for i in axes)
 

@@ -34,10 +34,10 @@ def hand_to_first_maxima(sides: Sides, x: jax.Array, delta: jax.Array) -> jax.Ar
     """Hands δ of each window to its first maximum in row-major order. NaN is the largest, padding takes none (P10)."""
     wide = accumulator(delta.dtype)  # of x too: the conversions fuse
     x, delta, zero = _checks.same_varying(x.astype(wide), delta.astype(wide), jnp.zeros((), wide))
-    if _target.on_one_device():
+    if _target.in_one_part():
         return _select_and_scatter(_is_first_maximum, sides, x, delta, zero)
     # XLA's partitioner shards what selects by one comparison; for anything else it gathers the whole batch. So NaN is
-    # made infinite, and infinity the largest number. That costs another array, so it is not done for one device.
+    # made infinite, and infinity the largest number. That costs another array, so it is done only where it has to be.
     x = jnp.where(x != x, jnp.inf, jnp.minimum(x, jnp.finfo(wide).max))
     return _select_and_scatter(lax.ge, sides, x, delta, zero)
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import bnderiv
 from tests import contract
+from tests.devices import traced_for
 from tests.forms import platform  # noqa: F401
 from tests.pooling import loops
 
@@ -69,9 +70,16 @@ ALONG_ONE_AXIS = [  # window, strides, padding
 
 
 @pytest.mark.parametrize("channel_axis", [-1, 1])
-@pytest.mark.parametrize(("window", "strides", "padding"), ALONG_ONE_AXIS, ids=str)
-def test_overlapping_windows_along_one_axis(window, strides, padding, channel_axis):
-    """A CPU takes the axes within that one along with it. The oracle: a matrix of ones for each axis."""
+@pytest.mark.parametrize("devices", [1, 8])
+def test_overlapping_windows_along_one_axis(devices, channel_axis):
+    """A CPU takes the axes within that one along with it, if they are not sharded."""
+    with traced_for(devices):
+        for window, strides, padding in ALONG_ONE_AXIS:
+            equals_matrices(window, strides, padding, channel_axis)
+
+
+def equals_matrices(window, strides, padding, channel_axis):
+    """Of ones, one for each axis."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2, 5, 6, 3))
     covers = [

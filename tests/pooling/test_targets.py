@@ -189,7 +189,7 @@ def test_windows_of_one_cell_under_shard_map():
 
 @pytest.mark.parametrize("devices", [1, 8])
 def test_a_tpu_hands_to_the_first_maximum_and_to_the_first_nan(devices, monkeypatch):
-    monkeypatch.setattr(_target, "on_one_device", lambda: devices == 1)
+    monkeypatch.setattr(_target, "in_one_part", lambda: devices == 1)
     x = jnp.array([2, 2, np.nan, 1, np.inf, np.nan, np.nan, np.nan, 1, 2], jnp.float32).reshape(1, 10, 1)
     sides = windows(x, 2, None, "VALID", 1, False, -1, 0)
     delta = jnp.arange(1.0, 6).reshape(1, 5, 1)
