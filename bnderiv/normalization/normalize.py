@@ -36,13 +36,14 @@ class Affine(NamedTuple):
 @platform_layout
 def statistics(groups, x, where, n, eps, assumed_mean):
     """The `Moments` of x: in one read if the assumed mean is near (`measure.py`). By default it is that of a sample."""
-
     shift = sample_mean(groups, x, where) if assumed_mean is None else assumed_mean
     return _about(groups, x, where, n, eps, shift)
 
 
 @tpu_layout
 def _about(groups, x, where, n, eps, shift):
+    """The moments by sums about `shift`, or about the mean if that is far."""
+
     def mean_of(unit):
         return groups.total(masked(where, groups.repeated(unit).of(x))) / n  # (N1)
 
