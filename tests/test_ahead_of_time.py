@@ -431,7 +431,8 @@ def test_on_a_tpu_within_shard_map_as_on_one_chip(layer, dtype):
 
     def temporary(f):
         with jax.enable_x64(False):
-            return jax.jit(f).lower(x, dy).compile().memory_analysis().temp_size_in_bytes
+            compiled: Any = jax.jit(f).lower(x, dy).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
 
     of_a_chip = x.size * x.dtype.itemsize / len(chips)
     spec = P("batch")
