@@ -1,6 +1,6 @@
 """What only a CPU's program has.
 
-Values that XLA would recompute are computed once (`quotient`, `once`), sums with γ are matrix products
+Values that XLA would recompute are computed once (`quotient`, `once`, `integers_once`), sums with γ are matrix products
 (`weighted_sum`), and few channels are put in rows (`platform_layout`).
 """
 
@@ -48,6 +48,16 @@ def once(a: jax.Array) -> jax.Array:
     then has two more arrays of the size of x, and takes 1.2 to 3 times the time.
     """
     return by_target(a, cpu=quotient, default=lambda a: a)
+
+
+FLOAT32_INTEGERS = 2**24  # a float32 holds those up to this
+
+
+def integers_once(a: jax.Array, most: int) -> jax.Array:
+    """`once` for integers up to `most`, which go through float32 if it holds them; otherwise they stay as they are."""
+    if most > FLOAT32_INTEGERS:
+        return a
+    return by_target(a, cpu=lambda a: quotient(a.astype(jnp.float32)).astype(a.dtype), default=lambda a: a)
 
 
 def weighted_sum(groups: Any, gamma: jax.Array, r: jax.Array | None, a: jax.Array) -> jax.Array:

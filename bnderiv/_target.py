@@ -48,7 +48,8 @@ def apart(a: Any, on: tuple[str, ...] | None = None) -> Any:
 
 
 def in_one_part() -> bool:
-    """Whether an array here is whole for XLA, which may otherwise shard it: there is one device, or `shard_map` (`pmap`
-    too) has cut the arrays over all axes of the mesh.
+    """Whether XLA shards no array here.
+
+    There is only one device, or the code runs within `shard_map` (or `pmap`) over all axes of the mesh.
     """
     return jax.device_count() == 1 or jax.sharding.get_abstract_mesh().are_all_axes_manual

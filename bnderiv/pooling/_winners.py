@@ -12,12 +12,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from bnderiv import _checks
-from bnderiv._cpu import once
+from bnderiv._cpu import integers_once
 from bnderiv.pooling._first_maxima import number_in_window
 from bnderiv.pooling._moves import upsample, with_margins
 from bnderiv.pooling._windows import TOGETHER, UNROLLED, Windows
-
-INTEGERS = 2**24  # a float32 holds those up to this
 
 
 def hand_to_winners(sides, winner, share):
@@ -25,10 +23,9 @@ def hand_to_winners(sides, winner, share):
     if math.prod(len(w.cells_of) for w in sides) <= TOGETHER:
         return _hand_at_once(sides, winner, share)
     total = math.prod(w.window for w in sides)
-    if total <= INTEGERS:
-        # XLA:CPU would otherwise find the winners again for each use, in a program that has the forward too: for 23×4/1
-        # at 8×28×28×64 in 170 ms, instead of 2 for forward and backward.
-        winner = once(winner.astype(jnp.float32)).astype(winner.dtype)
+    # If a program has the forward too, XLA:CPU would find the winners again for each use: 23×4/1 at 8×28×28×64 takes
+    # 170 ms then, otherwise 2.
+    winner = integers_once(winner, total)
     # To the row that won, and there to the column. In all the windows over the same columns that a row won, it won with
     # the same cell (P11).
     for i, w in enumerate(sides[:-1]):

@@ -26,7 +26,7 @@ CHUNK = 1000  # images evaluated at once
 
 
 def mesh_of(devices: list[Any], group: int = 0) -> Mesh:
-    """The devices in groups of so many; 0 for one group of all."""
+    """A mesh of groups with `group` devices each; 0 makes one group of all."""
     members = group or len(devices)
     if len(devices) % members:
         raise _command.Refused(f"group must divide the number of devices, {len(devices)}, got {group}")
