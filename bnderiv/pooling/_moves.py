@@ -66,7 +66,7 @@ def upsample(delta: jax.Array, w: Windows, back: int | jax.Array) -> jax.Array:
     """
     if w.one_by_one:
         shape = *delta.shape[: w.axis], w.size, *delta.shape[w.axis + 1 :]
-        return jnp.broadcast_to(lax.dynamic_slice_in_dim(delta, back, 1, w.axis), shape)
+        return lax.broadcast_in_dim(lax.dynamic_slice_in_dim(delta, back, 1, w.axis), shape, range(delta.ndim))
     starts = _starts(w)
     delta = lax.dynamic_slice_in_dim(delta, len(w.cells_of) - 1 - back, starts, w.axis)
     shape = (*delta.shape[: w.axis], starts, w.stride, *delta.shape[w.axis + 1 :])

@@ -6,14 +6,13 @@ axis after the other (P11).
 
 import functools
 import math
-import operator
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from bnderiv import _checks
 from bnderiv._cpu import integers_once
-from bnderiv.pooling._first_maxima import number_in_window
 from bnderiv.pooling._moves import upsample, with_margins
 from bnderiv.pooling._windows import TOGETHER, UNROLLED, Windows
 
@@ -44,20 +43,21 @@ def hand_to_winners(sides, winner, share):
 def _hand_at_once(sides, winner, share):
     for w in sides:
         winner, share = with_margins(winner, w), with_margins(share, w)
+    total_cells = math.prod(w.window for w in sides)
 
-    def add(total, winner, share, cell):
-        """Adds what these windows hand to x's cells; `cell`: which of their cells these are, along the first axes."""
-        if len(cell) < len(sides):
-            w = sides[len(cell)]
-            for back, k in enumerate(w.cells_of):
-                total = add(total, upsample(winner, w, back), upsample(share, w, back), (*cell, k))
-            return total
-        cell = [_checks.along(jnp.asarray(k), w.axis, share.ndim) for k, w in zip(cell, sides, strict=True)]
-        nowhere = functools.reduce(operator.or_, (k < 0 for k in cell))
-        number = jnp.where(nowhere, -1, number_in_window(sides, cell))
-        return _added(total, winner.astype(number.dtype) == number, share)
+    def add(total, winner, share, number, axis):
+        """Adds what these windows hand to x's cells; `number`: which of their cells these are, along the axes before."""
+        if axis == len(sides):
+            return _added(total, winner.astype(number.dtype) == number, share)
+        w, step = sides[axis], math.prod(later.window for later in sides[axis + 1 :])
+        for back, cells in enumerate(w.cells_of):
+            # Where a window does not cover a cell the sum is negative, and so no winner's number.
+            along_axis = np.where(cells < 0, -total_cells, cells * step).astype(np.int32)
+            so_far = number + _checks.along(jnp.asarray(along_axis), w.axis, share.ndim)
+            total = add(total, upsample(winner, w, back), upsample(share, w, back), so_far, axis + 1)
+        return total
 
-    return add(None, winner, share, ())
+    return add(None, winner, share, 0, 0)
 
 
 def _hand_along(w: Windows, winner, value, combined):
@@ -65,10 +65,10 @@ def _hand_along(w: Windows, winner, value, combined):
     winner, value = with_margins(winner, w), with_margins(value, w)
 
     def term(before, back, cells):
-        cells = _checks.along(cells, w.axis, value.ndim)
+        cells = _checks.along(jnp.asarray(cells), w.axis, value.ndim)
         return combined(before, upsample(winner, w, back).astype(cells.dtype) == cells, upsample(value, w, back))
 
-    cells = jnp.asarray(w.cells_of)
+    cells = w.cells_of.astype(np.int32)
     total = term(None, 0, cells[0])
     if len(cells) <= UNROLLED:
         for back in range(1, len(cells)):
@@ -79,7 +79,7 @@ def _hand_along(w: Windows, winner, value, combined):
 
 
 def _added(total, wins, share):
-    share = jnp.where(wins, share, 0)
+    share = lax.select(wins, share, lax.full_like(share, 0))
     return share if total is None else total + share
 
 

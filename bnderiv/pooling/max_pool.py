@@ -94,6 +94,7 @@ _max_pool.defvjp(_max_pool_fwd, _max_pool_bwd)
 # Which form computes it is the target's choice; the derivative is that of one form, wherever it runs.
 
 
+@functools.partial(jax.jit, static_argnums=0)  # traced once, for the core and for its `_fwd`
 def _maxima_and_winners(sides, x):
     """The maxima z and the winners κ. On a TPU κ is 0: the backward there does not read it."""
 
