@@ -52,4 +52,10 @@ def in_one_part() -> bool:
 
     There is only one device, or the code runs within `shard_map` (or `pmap`) over all axes of the mesh.
     """
-    return jax.device_count() == 1 or jax.sharding.get_abstract_mesh().are_all_axes_manual
+    return numbers_of_devices() == [1]
+
+
+def numbers_of_devices() -> list[int]:
+    """Over how many devices XLA may shard an axis evenly here: the divisors of their number, or 1 alone."""
+    number = 1 if jax.sharding.get_abstract_mesh().are_all_axes_manual else jax.device_count()
+    return [n for n in range(1, number + 1) if number % n == 0]

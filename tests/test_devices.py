@@ -7,6 +7,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from bnderiv import _target
+from tests.devices import traced_for
 
 
 @pytest.fixture
@@ -51,6 +52,11 @@ def test_within_shard_map_over_some_axes(found):
     assert found(lambda f: jax.jit(jax.shard_map(f, **options)), jnp.arange(8.0)) == {False}
 
 
-def test_one_device(found, monkeypatch):
-    monkeypatch.setattr(jax, "device_count", lambda: 1)
-    assert found(lambda f: f, jnp.arange(8.0)) == {True}
+def test_one_device(found):
+    with traced_for(1):
+        assert found(lambda f: f, jnp.arange(8.0)) == {True}
+
+
+def test_an_axis_may_be_sharded_over_some_of_the_devices():
+    with traced_for(12):
+        assert _target.numbers_of_devices() == [1, 2, 3, 4, 6, 12]

@@ -21,16 +21,14 @@ def tpu_layout(body: Callable[..., Any]) -> Callable[..., Any]:
     A TPU's memory has (256, 112, 112, 64) with the batch innermost, since 64 channels fill only half of the lanes. XLA
     follows that everywhere but in the branch of a conditional. There it wants the last axis innermost: it reserves a
     padded copy of x, twice its size, even if the branch is never taken. With the axes moved before, it copies nothing.
-
-    Not where x may be sharded: its part on a device may be laid out in another order than the whole.
     """
 
     @wraps(body)
     def call(groups: Any, *arrays: Any) -> Any:
-        order = compact_order(arrays[0].shape)
+        order = common_order(arrays[0].shape)
         axes = tuple(range(len(order)))
         # A CPU's rows (`_cpu.py`) are no `Groups`.
-        if order == axes or not isinstance(groups, Groups) or not _target.in_one_part():
+        if order == axes or not isinstance(groups, Groups):
             return body(groups, *arrays)
         places = tuple(order.index(i) for i in axes)
 
@@ -43,6 +41,17 @@ def tpu_layout(body: Callable[..., Any]) -> Callable[..., Any]:
         return _target.by_target(*arrays, tpu=in_order, default=partial(body, groups))
 
     return call
+
+
+def common_order(shape: tuple[Any, ...]) -> tuple[int, ...]:
+    """The axes of x in the order of a TPU's memory, if it is the same for any number of devices that share the batch.
+
+    Otherwise they stay: in a wrong order x would be copied at every step.
+    """
+    batch, *others = shape
+    numbers = _target.numbers_of_devices() if isinstance(batch, int) else [1]
+    orders = {compact_order((batch // n, *others)) for n in numbers if n == 1 or batch % n == 0}
+    return orders.pop() if len(orders) == 1 else tuple(range(len(shape)))
 
 
 def compact_order(shape: tuple[Any, ...]) -> tuple[int, ...]:

@@ -4,7 +4,6 @@ One spatial axis at a time, on whatever axis it is: nothing is transposed.
 """
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
 from bnderiv import _checks

@@ -46,7 +46,7 @@ def _hand_at_once(sides, winner, share):
     total_cells = math.prod(w.window for w in sides)
 
     def add(total, winner, share, number, axis):
-        """Adds what these windows hand to x's cells; `number`: which of their cells these are, along the axes before."""
+        """Adds what these windows hand to x's cells; `number` is that of the cell, as far as the axes before say."""
         if axis == len(sides):
             return _added(total, winner.astype(number.dtype) == number, share)
         w, step = sides[axis], math.prod(later.window for later in sides[axis + 1 :])

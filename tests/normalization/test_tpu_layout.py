@@ -11,7 +11,7 @@ import pytest
 
 import bnderiv
 from bnderiv.normalization.groups import ChannelGroups, Groups
-from bnderiv.normalization.tpu_layout import compact_order, tpu_layout
+from bnderiv.normalization.tpu_layout import common_order, compact_order, tpu_layout
 from tests import contract, forms
 from tests.case import Case, random_like
 from tests.devices import traced_for
@@ -125,11 +125,20 @@ def test_moved_groups_share_the_same_elements():
             np.testing.assert_allclose(jnp.transpose(actual, to), expected, rtol=1e-12)
 
 
-def test_where_arrays_may_be_sharded_the_axes_stay(moves):
-    """The part on one device may be laid out in another order."""
+@pytest.mark.parametrize("batch", [1024, 512])
+def test_where_the_batch_may_be_sharded_the_axes_move_if_the_order_stays(batch, moves):
+    """With 128 examples a device the batch is innermost, as with all 1024; with 64 it is not."""
+    x = jax.ShapeDtypeStruct((batch, 3, 3, 64), jnp.float32)
+    orders = {n: compact_order((batch // n, *x.shape[1:])) for n in (1, 2, 4, 8)}
     with traced_for(8):
-        jax.jit(lambda x: bnderiv.instance_norm(x, None, None)).trace(jnp.ones((32, 3, 3, 2)))
-    assert not moves
+        jax.jit(lambda x: bnderiv.instance_norm(x, None, None)).trace(x)
+    assert len(set(orders.values())) == (1 if batch == 1024 else 2)
+    assert bool(moves) == (batch == 1024)
+
+
+def test_a_batch_that_devices_cannot_share_evenly_counts_as_whole():
+    with traced_for(8):
+        assert common_order((1023, 5, 5, 64)) == compact_order((1023, 5, 5, 64)) != (0, 1, 2, 3)
 
 
 def test_a_symbolic_shape_has_no_order():

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from jax.sharding import SingleDeviceSharding
 
 import bnderiv
-from bnderiv import _target, forward_mode
+from bnderiv import forward_mode
 from bnderiv.pooling import _xla
 from bnderiv.pooling._windows import windows
 from tests import contract, forms
@@ -188,12 +188,12 @@ def test_windows_of_one_cell_under_shard_map():
 
 
 @pytest.mark.parametrize("devices", [1, 8])
-def test_a_tpu_hands_to_the_first_maximum_and_to_the_first_nan(devices, monkeypatch):
-    monkeypatch.setattr(_target, "in_one_part", lambda: devices == 1)
+def test_a_tpu_hands_to_the_first_maximum_and_to_the_first_nan(devices):
     x = jnp.array([2, 2, np.nan, 1, np.inf, np.nan, np.nan, np.nan, 1, 2], jnp.float32).reshape(1, 10, 1)
     sides = windows(x, 2, None, "VALID", 1, False, -1, 0)
     delta = jnp.arange(1.0, 6).reshape(1, 5, 1)
-    dx = _xla.hand_to_first_maxima(sides, x, delta)
+    with traced_for(devices):
+        dx = _xla.hand_to_first_maxima(sides, x, delta)
     np.testing.assert_array_equal(dx.ravel(), [1, 0, 2, 0, 0, 3, 4, 0, 0, 5])
 
 
