@@ -49,8 +49,7 @@ def common_order(shape: tuple[Any, ...]) -> tuple[int, ...]:
     Otherwise they stay: in a wrong order x would be copied at every step.
     """
     batch, *others = shape
-    numbers = _target.numbers_of_devices() if isinstance(batch, int) else [1]
-    orders = {compact_order((batch // n, *others)) for n in numbers if n == 1 or batch % n == 0}
+    orders = {compact_order((batch // n, *others)) for n in _target.numbers_of_devices() if batch % n == 0}
     return orders.pop() if len(orders) == 1 else tuple(range(len(shape)))
 
 
