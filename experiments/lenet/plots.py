@@ -9,13 +9,13 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from experiments._report import WIDTH, png
+from experiments._report import WIDTH, Picture, png
 
 LOSSES = {"cross_entropy": "cross entropy", "mse": "½ ‖y − a‖²"}
 KERNELS_SHOWN, MISTAKES_SHOWN = 32, 18
 
 
-def curves(history: Mapping[str, Any], loss: str, title: str) -> bytes:
+def curves(history: Mapping[str, Any], loss: str, title: str) -> Picture:
     """Loss and accuracy against the epoch, training and test images."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 4))
     epochs = range(1, len(history["test_loss"]) + 1)
@@ -25,10 +25,11 @@ def curves(history: Mapping[str, Any], loss: str, title: str) -> bytes:
     left.set(title="Loss", xlabel="epoch", ylabel=LOSSES[loss], yscale="log")
     right.set(title="Accuracy", xlabel="epoch", ylabel="images recognized, %")
     figure.suptitle(title, fontsize=12)
-    return _with_legend(figure, left, right, columns=2)
+    caption = "Loss and accuracy after each epoch, by the running statistics, of images as they are (not moved)."
+    return Picture("How it learned", "curves.png", _with_legend(figure, left, right, columns=2), caption)
 
 
-def comparison(histories: Mapping[str, Sequence[Mapping[str, Any]]], loss: str, images: str = "test") -> bytes:
+def comparison(histories: Mapping[str, Sequence[Mapping[str, Any]]], loss: str, images: str, seeds: int) -> Picture:
     """Loss and error against the epoch, of test or validation images: the mean of the seeds, the best and the worst."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.8 + 0.22 * len(histories)))
     for name, runs in histories.items():
@@ -44,30 +45,33 @@ def comparison(histories: Mapping[str, Sequence[Mapping[str, Any]]], loss: str, 
     right.yaxis.set_major_formatter("{x:g}")
     right.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
     right.yaxis.set_minor_formatter("{x:g}")
-    return _with_legend(figure, left, right, columns=1, legend="mean of the seeds, and the band from best to worst")
+    png = _with_legend(figure, left, right, columns=1, legend="mean of the seeds, and the band from best to worst")
+    caption = f"Lines: mean over {seeds} seeds. Bands: from the best to the worst."
+    return Picture("How they learned", "comparison.png", png, caption)
 
 
-def gradient_norms(history: Mapping[str, Any], title: str) -> bytes:
+def gradient_norms(history: Mapping[str, Any]) -> Picture:
     """The norm of each layer's gradient against the epoch."""
     figure, axes = plt.subplots()
     layers = history["gradient_norms"]
     colors = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(layers)))
     for (layer, values), color in zip(layers.items(), colors, strict=True):
         axes.plot(range(1, len(values) + 1), values, "o-" if len(values) < 6 else "-", ms=4, color=color, label=layer)
-    axes.set(xlabel="epoch", ylabel="norm of ∂J/∂W, mean over the epoch's batches", yscale="log", title=title)
+    axes.set(xlabel="epoch", ylabel="norm of ∂J/∂W, mean over the epoch's batches", yscale="log")
+    axes.set_title("How much gradient reaches each layer")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(title="layer, first to last")
-    return png(figure)
+    caption = "The norm of the gradient of each layer's kernel, mean over the batches of the epoch."
+    return Picture("Gradients, layer by layer", "gradients.png", png(figure), caption)
 
 
-def first_kernels(params: Mapping[str, Any], image_shape: tuple[int, int, int], title: str) -> bytes:
+def first_kernels(params: Mapping[str, Any], image_shape: tuple[int, int, int]) -> Picture:
     """What each map of the first convolution looks for; of a first dense layer, the strongest units."""
     if "conv1" in params:
         kernels = np.asarray(params["conv1"]["kernel"])[:, :, 0].transpose(2, 0, 1)
     else:
         kernels = np.asarray(params["dense1"]["kernel"]).T.reshape(-1, *image_shape[:2])
-        strongest = np.argsort(-np.linalg.norm(kernels.reshape(len(kernels), -1), axis=1))[:KERNELS_SHOWN]
-        kernels = kernels[strongest]
+        kernels = kernels[np.argsort(-np.linalg.norm(kernels, axis=(1, 2)))[:KERNELS_SHOWN]]
     columns = min(len(kernels), 8)
     rows = -(-len(kernels) // columns)
     figure, grid = plt.subplots(rows, columns, figsize=(WIDTH, 0.9 * rows + 0.9), squeeze=False)
@@ -78,11 +82,12 @@ def first_kernels(params: Mapping[str, Any], image_shape: tuple[int, int, int], 
     for axes in grid.flat:
         axes.set(xticks=[], yticks=[])
     figure.colorbar(colors, ax=grid, label="weight", shrink=0.9)
-    figure.suptitle(title)
-    return png(figure)
+    figure.suptitle("The first layer's kernels after training")
+    caption = "Red weighs ink in favor, blue against."
+    return Picture("What the first layer looks for", "kernels.png", png(figure), caption)
 
 
-def confusion(labels: np.ndarray, answers: np.ndarray, classes: int, title: str) -> bytes:
+def confusion(labels: np.ndarray, answers: np.ndarray, classes: int) -> Picture:
     """How often each class was taken for each: the right ones written in gray, the mistakes in color."""
     counts = np.zeros((classes, classes), int)
     np.add.at(counts, (labels, answers), 1)
@@ -94,12 +99,15 @@ def confusion(labels: np.ndarray, answers: np.ndarray, classes: int, title: str)
         if counts[i, j]:
             color = "gray" if i == j else "white" if 2 * counts[i, j] > mistakes.max() else "black"
             axes.text(j, i, str(counts[i, j]), ha="center", va="center", fontsize=9, color=color)
-    axes.set(xticks=range(classes), yticks=range(classes), xlabel="taken for", ylabel="is", title=title)
+    axes.set(xticks=range(classes), yticks=range(classes), xlabel="taken for", ylabel="is")
+    wrong = mistakes.sum()
+    axes.set_title(f"{wrong} mistake{'s' * (wrong != 1)} among {len(labels)} images")
     figure.colorbar(image, label="mistakes", ticks=MaxNLocator(integer=True), shrink=0.9)
-    return png(figure)
+    caption = "A row for what an image is, a column for what it was taken for; in gray, those recognized."
+    return Picture("What was taken for what", "confusion.png", png(figure), caption)
 
 
-def mistakes(images: np.ndarray, labels: np.ndarray, outputs: np.ndarray, output: str) -> bytes:
+def mistakes(images: np.ndarray, labels: np.ndarray, outputs: np.ndarray, output: str) -> Picture:
     """The wrong answers given with the most confidence, each over its image."""
     answers = outputs.argmax(-1)
     wrong = np.flatnonzero(answers != labels)
@@ -115,7 +123,8 @@ def mistakes(images: np.ndarray, labels: np.ndarray, outputs: np.ndarray, output
         axes.set(xticks=[], yticks=[])
         axes.set_title(f"{labels[i]} taken for {answers[i]}\n{shown}", fontsize=10)
     figure.suptitle(f"The most confident mistakes, with the {output} of the answer", fontsize=12)
-    return png(figure)
+    caption = f"Test images taken for something else, the most confident first, with the {output} of the answer."
+    return Picture("The most confident mistakes", "mistakes.png", png(figure), caption)
 
 
 def _with_legend(figure, left, right, columns: int, legend: str = "") -> bytes:

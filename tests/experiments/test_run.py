@@ -296,8 +296,8 @@ def test_pictures_of_no_mistake_and_of_a_loss_that_is_no_number():
     labels = np.arange(10)
     for outputs in (np.eye(10), np.roll(np.eye(10), 1, axis=1)):
         for picture in (
-            plots.confusion(labels, outputs.argmax(-1), 10, "title"),
+            plots.confusion(labels, outputs.argmax(-1), 10),
             plots.mistakes(np.zeros((10, 8, 8, 1)), labels, outputs, "softmax"),
         ):
-            assert picture.startswith(b"\x89PNG")
-    assert plots.curves(fake_history(float("nan"), 0.1), "mse", "title").startswith(b"\x89PNG")
+            assert picture.png.startswith(b"\x89PNG")
+    assert plots.curves(fake_history(float("nan"), 0.1), "mse", "title").png.startswith(b"\x89PNG")
