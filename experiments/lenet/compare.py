@@ -21,7 +21,7 @@ import numpy as np
 from tyro.conf import Positional
 
 from experiments import _options, _report
-from experiments.lenet import configuration, plots, run
+from experiments.lenet import configuration, results, run
 from experiments.lenet.configuration import Configuration
 
 
@@ -116,14 +116,14 @@ def present(content: dict[str, Any]) -> _report.Report:
         f"Mean ± standard deviation over the seeds 0 to {seeds - 1}, after the last epoch (not the best).",
     )
     losses = {each["configuration"]["loss"] for each in settings}
-    loss = plots.LOSSES[losses.pop()] if len(losses) == 1 else "loss of its own kind"
+    loss = results.LOSSES[losses.pop()] if len(losses) == 1 else "loss of its own kind"
     histories = {name: each["histories"] for name, each in zip(names, settings, strict=True)}
     best = min(range(len(names)), key=lambda i: settings[i]["mean_test_error_percent"])
     summary = f"{names[best]}: {columns[f'{of} error, %'][best]} % wrong"
     return _report.Report(
         content["title"],
         summary + bool(names[1:]) * f", the least of {len(names)} settings" + ".",
-        [table, plots.comparison(histories, loss, of, seeds)],
+        [table, results.comparison(histories, loss, of, seeds)],
         facts={"seeds": f"0 to {seeds - 1}", "configuration below": f"that of {names[0]!r}"},
         tables="comparison.md",
         said=_report.table(table.columns, table.rows),

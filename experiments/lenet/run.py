@@ -137,10 +137,9 @@ def test(command: Test) -> None:
     theirs = data.fingerprint() if command.data is None else None
     state, _ = checkpoints.Checkpoints(command.run).restore(_first_state(chosen, data), chosen, theirs)
     found = training.answers(state, data.test_images, data.test_labels, data.levels, chosen)
-    accuracy, images = found.accuracy(data.test_labels), len(data.test_labels)
-    wrong = round((1 - accuracy) * images)
-    print(f"step {int(state.step)}: test accuracy {accuracy:.2%} ({wrong} of {images} images wrong)")
-    print(f"loss {found.loss():.4f}")
+    wrong, images = (found.classes != data.test_labels).sum(), len(data.test_labels)
+    print(f"step {int(state.step)}: test accuracy {found.accuracy:.2%} ({wrong} of {images} images wrong)")
+    print(f"loss {found.loss:.4f}")
 
 
 def plot(command: Plot) -> None:

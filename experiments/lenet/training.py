@@ -49,15 +49,9 @@ class Answers(NamedTuple):
 
     losses: np.ndarray  # (N,)
     outputs: np.ndarray  # (N, classes)
-
-    def classes(self) -> np.ndarray:
-        return self.outputs.argmax(-1)
-
-    def loss(self) -> float:
-        return float(self.losses.mean(dtype=np.float64))
-
-    def accuracy(self, labels: np.ndarray) -> float:
-        return float((self.classes() == labels).mean())
+    classes: np.ndarray  # (N,)
+    loss: float
+    accuracy: float
 
 
 def steps_per_epoch(images: int, configuration: Configuration) -> int:
@@ -162,7 +156,9 @@ def answers(
         rows = np.minimum(np.arange(first, first + CHUNK), len(labels) - 1)  # the last chunk repeats the last image
         chunk = jax.device_get(_answer(params, running, images[rows], labels[rows], levels, configuration))
         found.append([a[: len(labels) - first] for a in chunk])
-    return Answers(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+    losses, outputs = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    classes = outputs.argmax(-1)
+    return Answers(losses, outputs, classes, float(losses.mean(dtype=np.float64)), float((classes == labels).mean()))
 
 
 def _step(state: State, data: Any, rows: jax.Array, configuration: Configuration, steps: int) -> State:
@@ -211,8 +207,8 @@ def _note(history: dict, state: State, steps: int, seconds: float, data: _data.D
     sets = {"training": (data.train_images, data.train_labels), "test": (data.test_images, data.test_labels)}
     for name, (images, labels) in sets.items():
         found = answers(state, images, labels, data.levels, configuration)
-        history[f"{name}_loss"].append(found.loss())
-        history[f"{name}_accuracy"].append(found.accuracy(labels))
+        history[f"{name}_loss"].append(found.loss)
+        history[f"{name}_accuracy"].append(found.accuracy)
     history["seconds"].append(seconds)
     for layer, norm in state.norms.items():
         history["gradient_norms"][layer].append(float(norm) / steps)

@@ -15,7 +15,7 @@ import pytest
 
 from bnderiv.models import lenet5
 from experiments import _command, _data
-from experiments.lenet import compare, configuration, plots, run
+from experiments.lenet import compare, configuration, results, run
 from experiments.lenet.configuration import Configuration
 from tests.compiling import of_a_user
 
@@ -296,8 +296,8 @@ def test_pictures_of_no_mistake_and_of_a_loss_that_is_no_number():
     labels = np.arange(10)
     for outputs in (np.eye(10), np.roll(np.eye(10), 1, axis=1)):
         for picture in (
-            plots.confusion(labels, outputs.argmax(-1), 10),
-            plots.mistakes(np.zeros((10, 8, 8, 1)), labels, outputs, "softmax"),
+            results.confusion(labels, outputs.argmax(-1), 10),
+            results.mistakes(np.zeros((10, 8, 8, 1)), labels, outputs, "softmax"),
         ):
             assert picture.png.startswith(b"\x89PNG")
-    assert plots.curves(fake_history(float("nan"), 0.1), "mse", "title").png.startswith(b"\x89PNG")
+    assert results.curves(fake_history(float("nan"), 0.1), "mse", "title").png.startswith(b"\x89PNG")

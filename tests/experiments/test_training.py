@@ -296,8 +296,8 @@ def test_answers_are_those_of_the_images_whatever_the_chunk(monkeypatch):
     np.testing.assert_allclose(found.outputs, jax.nn.softmax(z), rtol=1e-4, atol=1e-6)
     wanted = optax.softmax_cross_entropy_with_integer_labels(z, data.test_labels)
     np.testing.assert_allclose(found.losses, wanted, rtol=1e-4)
-    assert found.loss() == pytest.approx(float(wanted.mean()), rel=1e-5)
-    assert found.accuracy(data.test_labels) == np.mean(np.asarray(z).argmax(1) == data.test_labels)
+    assert found.loss == pytest.approx(float(wanted.mean()), rel=1e-5)
+    assert found.accuracy == np.mean(np.asarray(z).argmax(1) == data.test_labels)
 
 
 @pytest.mark.slow
