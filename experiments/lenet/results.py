@@ -90,21 +90,21 @@ def comparison(histories: Mapping[str, Sequence[Mapping[str, Any]]], loss: str, 
     """Loss and error against the epoch, of test or validation images: the mean of the seeds, the best and the worst."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.8 + 0.22 * len(histories)))
     for name, runs in histories.items():
-        for axes, values in (
-            (left, np.array([run["test_loss"] for run in runs])),
-            (right, 100 * (1 - np.array([run["test_accuracy"] for run in runs]))),
-        ):
-            epochs = range(1, values.shape[1] + 1)
-            (line,) = axes.plot(epochs, values.mean(0), "o-" if values.shape[1] < 6 else "-", lw=2, ms=4, label=name)
-            axes.fill_between(epochs, values.min(0), values.max(0), color=line.get_color(), alpha=0.2, lw=0)
+        # A loss that was no number is null.
+        losses, accuracies = (np.array([run[what] for run in runs], float) for what in ("test_loss", "test_accuracy"))
+        for axes, values in ((left, losses), (right, 100 * (1 - accuracies))):
+            epochs, mean = range(1, values.shape[1] + 1), values.mean(0)
+            (line,) = axes.plot(epochs, mean, "o-" if len(mean) < 6 else "-", lw=2, ms=4, label=name)
+            if np.isfinite(mean).any():  # matplotlib has no scale of logarithms for a band without a number
+                axes.fill_between(epochs, values.min(0), values.max(0), color=line.get_color(), alpha=0.2, lw=0)
     left.set(title=f"Loss on the {images} images", xlabel="epoch", ylabel=loss, yscale="log")
     right.set(title=f"{images.capitalize()} error", xlabel="epoch", ylabel="images not recognized, %", yscale="log")
     right.yaxis.set_major_formatter("{x:g}")
     right.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
     right.yaxis.set_minor_formatter("{x:g}")
-    png = _with_legend(figure, left, right, columns=1, legend="mean of the seeds, and the band from best to worst")
+    drawn = _with_legend(figure, left, right, columns=1, legend="mean of the seeds, and the band from best to worst")
     caption = f"Lines: mean over {seeds} seeds. Bands: from the best to the worst."
-    return Picture("How they learned", "comparison.png", png, caption)
+    return Picture("How they learned", "comparison.png", drawn, caption)
 
 
 def gradient_norms(history: Mapping[str, Any]) -> Picture:

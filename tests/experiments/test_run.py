@@ -267,6 +267,17 @@ def test_the_comparison(tmp_path, monkeypatch, capsys):
     assert "58.00 ± 1.58" in (tmp_path / "report.html").read_text()
 
 
+def test_a_comparison_of_a_loss_that_is_no_number(tmp_path, monkeypatch):
+    """JSON has null for it: that setting has no curve, and the others are shown."""
+    histories = iter([fake_history(float("nan"), 0.1), fake_history(0.5, 0.9)] * 2)
+    monkeypatch.setattr(run, "train", lambda *_, **__: next(histories))
+    (tmp_path / "mine.toml").write_text("[one]\n")
+    compare.main([str(tmp_path / "mine.toml"), "--seeds", "2", "--out", str(tmp_path)])
+    written = json.loads((tmp_path / "comparison.json").read_text())["settings"]["one"]
+    assert [history["test_loss"] for history in written["histories"]] == [[None, None], [1.0, 0.5]]
+    assert "| one | 50.00 ± 56.57 | 10.00 | 90.00 | 1.00 |" in (tmp_path / "comparison.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
