@@ -12,13 +12,11 @@ import bnderiv
 from bnderiv.models import lenet5, mlp
 from experiments.lenet.configuration import Configuration
 
-Tree = Any
-
 MODELS: dict[str, Any] = {"lenet5": lenet5, "mlp": mlp}
 LAYERS = {"closed_form": bnderiv, "forward_mode": bnderiv.forward_mode, "autodiff": bnderiv.reference}
 
 
-def init(key: jax.Array, image_shape: tuple[int, int, int], configuration: Configuration) -> tuple[Tree, Tree]:
+def init(key: jax.Array, image_shape: tuple[int, int, int], configuration: Configuration) -> tuple[Any, Any]:
     """Parameters and running statistics, float32."""
     model = dataclasses.replace(configuration, dtype="float32").network(image_shape)
     params, running = MODELS[configuration.model].init(key, model)
@@ -35,8 +33,8 @@ def init(key: jax.Array, image_shape: tuple[int, int, int], configuration: Confi
 
 
 def apply(
-    params: Tree, running: Tree, images: jax.Array, configuration: Configuration, *, train: bool
-) -> tuple[jax.Array, Tree]:
+    params: Any, running: Any, images: jax.Array, configuration: Configuration, *, train: bool
+) -> tuple[jax.Array, Any]:
     """What the last layer gives, float32 (N, classes), before the output's function; the running statistics."""
 
     def cast(path: Any, a: jax.Array) -> jax.Array:

@@ -19,6 +19,7 @@ import argparse
 import contextlib
 import dataclasses
 import datetime
+import functools
 import os
 import sys
 from pathlib import Path
@@ -31,6 +32,7 @@ from tyro.conf import Positional, arg, subcommand
 from experiments import _data, _report
 from experiments.lenet import checkpoints, configuration, results, training
 from experiments.lenet.configuration import Configuration
+from experiments.lenet.training import Progress, State
 
 RUNS = Path(__file__).parent / "runs"
 CONFIGURATION = "configuration.json"
@@ -107,7 +109,7 @@ def train(
     with _command.alone(kept.folder):
         _report.write(out / CONFIGURATION, configuration.as_json(chosen))
         fingerprint, state = data.fingerprint(), _first_state(chosen, data)
-        progress = training.Progress(training.new_history(state), 0.0)
+        progress = Progress(training.new_history(state), 0.0)
         if kept.steps():
             state, progress = kept.restore(state, chosen, fingerprint)
         if len(progress.history["seconds"]) == chosen.epochs and (out / "report.html").exists():
@@ -115,10 +117,7 @@ def train(
             return progress.history
         resume = f"to go on: {_command.again(__name__, 'resume', out)}"
         _command.say(f"goes on from step {int(state.step)} in {out}" if kept.steps() else f"run {out}; {resume}")
-
-        def save(state: training.State, progress: training.Progress) -> None:
-            kept.save(state, progress, chosen, fingerprint)
-
+        save = functools.partial(kept.save, configuration=chosen, fingerprint=fingerprint)
         _command.if_interrupted(lambda: resume if kept.steps() else "There is no checkpoint yet to go on from")
         title = title or results.MODELS[chosen.model]
         state, progress = training.train(
@@ -185,10 +184,9 @@ def _check_devices(chosen: Configuration) -> None:
     if chosen.devices > 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         with contextlib.suppress(RuntimeError):  # too late, JAX has begun
             jax.config.update("jax_num_cpu_devices", chosen.devices)  # a CPU stands in for several devices
-    if chosen.devices > (there := len(jax.devices())):
-        raise _command.Refused(
-            f"devices is {chosen.devices}, but JAX sees {there} of kind {jax.devices()[0].device_kind}"
-        )
+    if chosen.devices > len(there := jax.devices()):
+        kind = there[0].device_kind
+        raise _command.Refused(f"devices is {chosen.devices}, but JAX sees {len(there)} of kind {kind}")
 
 
 def _check_claim(out: Path, chosen: Configuration) -> None:
@@ -211,16 +209,14 @@ def _configuration_of(command: OfRun) -> Configuration:
     return found if command.data is None else dataclasses.replace(found, data=command.data)
 
 
-def _first_state(chosen: Configuration, data: _data.Data) -> training.State:
+def _first_state(chosen: Configuration, data: _data.Data) -> State:
     """The state before the first step, and the template of a restored one."""
     _command.say("making the first state …")
     steps = training.steps_per_epoch(len(data.train_labels), chosen) * chosen.epochs
     return training.start(data.image_shape, steps, chosen)
 
 
-def _finish(
-    out: Path, state: training.State, progress: training.Progress, data: _data.Data, chosen: Configuration
-) -> None:
+def _finish(out: Path, state: State, progress: Progress, data: _data.Data, chosen: Configuration) -> None:
     """Writes the results and prints what came of it."""
     try:
         results.save(out, state, progress, data, chosen)
