@@ -130,21 +130,18 @@ def measure(settings: Settings) -> dict[str, Any]:
         "first_figure": {
             "seconds": seconds,
             "steps": steps.tolist(),
-            "test_accuracy": {kind: _report.rounded(curves[kind].accuracy) for kind in KINDS},
+            "test_accuracy": _report.rounded({k: curves[k].accuracy for k in KINDS}),
             "first_step_of_mean_accuracy": {
-                kind: {f"{level:.0%}": first_reached(steps, curves[kind].accuracy, level) for level in levels}
-                for kind in KINDS
+                k: {f"{level:.0%}": first_reached(steps, curves[k].accuracy, level) for level in levels} for k in KINDS
             },
             "typical_unit": units,
-            "its_percentiles": {
-                kind: _report.rounded(curves[kind].percentiles[0, ..., units[kind]], 3) for kind in KINDS
-            },
-            "median_unit": {kind: median_unit(curves[kind].percentiles) for kind in KINDS},
+            "its_percentiles": _report.rounded({k: curves[k].percentiles[0, ..., units[k]] for k in KINDS}, 3),
+            "median_unit": {k: median_unit(curves[k].percentiles) for k in KINDS},
         },
         "rates_figure": {
             "seconds": sweep_seconds,
             "rates": rates,
-            "test_accuracy": {kind: _report.rounded(swept[kind].accuracy[..., -1]) for kind in KINDS},
+            "test_accuracy": _report.rounded({k: swept[k].accuracy[..., -1] for k in KINDS}),
         },
     }
 

@@ -67,9 +67,7 @@ def present(content: dict[str, Any]) -> _report.Report:
     """The page with the table."""
     ways, rows = ("together", "one after another"), []
     for row in content["measured"]:
-        times, compiling = (
-            [row[name][way] for way in ways] for name in ("ms_for_a_step_of_a_run", "seconds_compiling")
-        )
+        times, compiling = ([row[key][way] for way in ways] for key in ("ms_for_a_step_of_a_run", "seconds_compiling"))
         rows.append([row["runs"], *times, f"{row['times_faster']:g}×", *compiling])
     columns = ("runs", *(f"ms a step, {way}" for way in ways), "faster", *(f"s compiling, {way}" for way in ways))
     table = _report.Table("Time of a step of a run", columns, rows)
