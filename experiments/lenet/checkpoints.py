@@ -24,8 +24,7 @@ import jax
 import numpy as np
 
 from experiments import _command
-from experiments.lenet import configuration as configurations
-from experiments.lenet.configuration import Configuration
+from experiments.lenet.configuration import Configuration, from_options
 from experiments.lenet.training import Progress, State
 
 with warnings.catch_warnings():  # of its own dependencies
@@ -100,7 +99,7 @@ class Checkpoints:
         try:
             with _silent(), self._manager() as manager:
                 about = manager.restore(steps[-1], args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
-            found = configurations.from_options(about["configuration"], "checkpoint")
+            found = from_options(about["configuration"], "checkpoint")
             if missing := {"fingerprint", "history", "seconds", "checksum"} - about.keys():
                 raise ValueError(f"without {', '.join(sorted(missing))}")
             if about["step"] != steps[-1]:

@@ -16,9 +16,8 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 from experiments import _command, _report
 from experiments._data import Data
 from experiments._report import WIDTH, Picture, png
-from experiments.lenet import training as trainings
 from experiments.lenet.configuration import Configuration
-from experiments.lenet.training import Progress, State
+from experiments.lenet.training import Progress, State, answers
 
 MODELS = {"lenet5": "LeNet-5", "mlp": "Perceptron"}
 LOSSES = {"cross_entropy": "cross entropy", "mse": "½ ‖y − a‖²"}
@@ -28,9 +27,9 @@ KERNELS_SHOWN, MISTAKES_SHOWN = 32, 18
 def save(folder: Path, state: State, progress: Progress, data: Data, configuration: Configuration) -> None:
     """Writes all files, and prints what came out and where they are."""
     history, labels, name = progress.history, data.test_labels, MODELS[configuration.model]
-    answers = trainings.answers(state, data.test_images, labels, data.levels, configuration)
-    found, images, parameters = answers.classes, len(labels), sum(a.size for a in jax.tree.leaves(state.params))
-    wrong, accuracy = int((found != labels).sum()), answers.accuracy
+    found = answers(state, data.test_images, labels, data.levels, configuration)
+    images, parameters = len(labels), sum(a.size for a in jax.tree.leaves(state.params))
+    wrong, accuracy = int((found.classes != labels).sum()), found.accuracy
     seconds = float(np.median(history["seconds"]))
     model = configuration.network(data.image_shape)
     metrics = {
@@ -51,8 +50,8 @@ def save(folder: Path, state: State, progress: Progress, data: Data, configurati
         [
             curves(history, configuration.loss, summary),
             first_kernels(state.params, data.image_shape),
-            confusion(labels, found, configuration.classes),
-            mistakes(data.test_images, labels, answers.outputs, configuration.output),
+            confusion(labels, found.classes, configuration.classes),
+            mistakes(data.test_images, labels, found.outputs, configuration.output),
             gradient_norms(history),
         ],
         facts={
@@ -144,10 +143,10 @@ def first_kernels(params: Mapping[str, Any], image_shape: tuple[int, int, int]) 
     return Picture("What the first layer looks for", "kernels.png", png(figure), caption)
 
 
-def confusion(labels: np.ndarray, answers: np.ndarray, classes: int) -> Picture:
+def confusion(labels: np.ndarray, found: np.ndarray, classes: int) -> Picture:
     """How often each class was taken for each: the right ones written in gray, the mistakes in color."""
     counts = np.zeros((classes, classes), int)
-    np.add.at(counts, (labels, answers), 1)
+    np.add.at(counts, (labels, found), 1)
     mistakes = np.where(np.eye(classes, dtype=bool), 0, counts)
     figure, axes = plt.subplots(figsize=(max(6.4, 0.42 * classes), max(5.6, 0.38 * classes)))
     axes.grid(visible=False)
@@ -166,19 +165,19 @@ def confusion(labels: np.ndarray, answers: np.ndarray, classes: int) -> Picture:
 
 def mistakes(images: np.ndarray, labels: np.ndarray, outputs: np.ndarray, output: str) -> Picture:
     """The wrong answers given with the most confidence, each over its image."""
-    answers = outputs.argmax(-1)
-    wrong = np.flatnonzero(answers != labels)
-    wrong = wrong[np.argsort(-outputs[wrong, answers[wrong]], kind="stable")][:MISTAKES_SHOWN]
+    found = outputs.argmax(-1)
+    wrong = np.flatnonzero(found != labels)
+    wrong = wrong[np.argsort(-outputs[wrong, found[wrong]], kind="stable")][:MISTAKES_SHOWN]
     columns, rows = 6, max(1, -(-len(wrong) // 6))
     figure, grid = plt.subplots(rows, columns, figsize=(WIDTH, 1.75 * rows + 0.4), squeeze=False)
     for axes in grid.flat[len(wrong) :]:
         axes.axis("off")
     for axes, i in zip(grid.flat, wrong, strict=False):
         axes.imshow(images[i, ..., 0], cmap="gray_r", vmin=images.min(), vmax=images.max())
-        confidence = outputs[i, answers[i]]
+        confidence = outputs[i, found[i]]
         shown = f"{100 * confidence:.3g} %" if output == "softmax" else f"{confidence:.2f}"
         axes.set(xticks=[], yticks=[])
-        axes.set_title(f"{labels[i]} taken for {answers[i]}\n{shown}", fontsize=10)
+        axes.set_title(f"{labels[i]} taken for {found[i]}\n{shown}", fontsize=10)
     figure.suptitle(f"The most confident mistakes, with the {output} of the answer", fontsize=12)
     caption = f"Test images taken for something else, the most confident first, with the {output} of the answer."
     return Picture("The most confident mistakes", "mistakes.png", png(figure), caption)
