@@ -15,11 +15,10 @@ import shlex
 import shutil
 import signal
 import sys
-import threading
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn
 
 INTERRUPTED = 130  # the exit status that shells give to what Ctrl-C ends
 
@@ -116,19 +115,16 @@ def _stop_at_once(*_: Any) -> None:
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
     """Ctrl-C waits until the block is done; a second one ends the process at once."""
-    before = signal.getsignal(signal.SIGINT)
-    if before is signal.SIG_IGN or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    asked = False
+    asked: list[int] = []
 
-    def wait(*_: Any) -> None:
-        nonlocal asked
+    def wait(number: int, _: Any) -> None:
         if asked:
             _stop_at_once()
-        asked = True
+        asked.append(number)
 
-    signal.signal(signal.SIGINT, wait)
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, wait)
     try:
         yield
     finally:
@@ -151,41 +147,37 @@ def bar(**options: Any) -> Any:
 
     if sys.stderr.isatty():
         return tqdm(dynamic_ncols=True, **options)
-    return tqdm(file=_Lines(sys.stderr), mininterval=10, miniters=1, ncols=100, **options)
+    return tqdm(file=_Lines(), mininterval=10, miniters=1, ncols=100, **options)
 
 
 class _Lines:
-    """A stream for tqdm on which what it would write over stands in a line of its own."""
+    """stderr for tqdm: what it would write over stands in a line of its own."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream, self.encoding, self._last = stream, stream.encoding, ""
+    _last = ""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr, name)
 
     def write(self, text: str) -> None:
         text = text.replace("\r", "").strip()
-        if text and text != self._last:
-            self._stream.write(text + "\n")
+        if text not in ("", self._last):
+            say(text)
             self._last = text
-
-    def flush(self) -> None:
-        self._stream.flush()
 
 
 _SPELLED = {"…": "...", "–": "-", "−": "-", "—": "-", "×": "x", "·": "*", "→": "->", "±": "+-", "½": "1/2", "√": "sqrt"}
 _SPELLED |= {"∂": "d", "‖": "|", "≥": ">=", "≤": "<=", "“": '"', "”": '"', "’": "'", "█": "#", "²": "^2"}
-
-
-def _named(character: str) -> str:
-    """γ is gamma, é is e; what has no such name is ?."""
-    name = unicodedata.name(character, "").split()
-    if name[:2] == ["GREEK", "SMALL"]:
-        return name[-1].lower()
-    return unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode() or "?"
+_SPELLED |= {letter: unicodedata.name(letter).split()[-1].lower() for letter in "αβγδεζηθικλμνξοπρςστυφχψω"}
 
 
 def _spell(error: UnicodeError) -> tuple[str, int]:
-    """In ASCII what cannot be encoded, and where to go on."""
+    """In ASCII what cannot be encoded, and where to go on: é is e, and what is not spelled above is ?."""
     assert isinstance(error, UnicodeEncodeError)
-    return "".join(_SPELLED.get(c) or _named(c) for c in error.object[error.start : error.end]), error.end
+    words = ""
+    for letter in error.object[error.start : error.end]:
+        plain = unicodedata.normalize("NFKD", letter).encode("ascii", "ignore").decode()
+        words += _SPELLED.get(letter) or plain or "?"
+    return words, error.end
 
 
 def _make_printable(*streams: Any) -> None:
@@ -212,14 +204,10 @@ def folder(script: str, chosen: Mapping[str, Any] | None = None) -> Path:
 
 def make(folder: Path) -> Path:
     """Makes the folder of the results, before the work that they come from; refused where it cannot be."""
-    try:
+    with refusing(f"{folder} cannot be a folder of results", folder, "; choose another with --out"):
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    except OSError as error:
-        raise Refused(
-            f"{folder} cannot be a folder of results ({why(error, folder)}); choose another with --out"
-        ) from error
     return folder
 
 
@@ -234,6 +222,15 @@ def why(error: OSError, path: Path | None = None) -> str:
 
 
 @contextlib.contextmanager
+def refusing(what: str, path: Path, advice: str = "") -> Iterator[None]:
+    """An error of the system in the block is refused: what cannot be, why, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise Refused(f"{what} ({why(error, path)}){advice}") from error
+
+
+@contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """Holds a folder for this process, unless another does; the system lets go of it however the process ends."""
     try:
@@ -242,10 +239,8 @@ def alone(folder: Path) -> Iterator[None]:
         yield
         return
     make(folder)
-    try:
+    with refusing(f"{folder} cannot be written", folder):
         file = (folder / "lock").open("a+")
-    except OSError as error:
-        raise Refused(f"{folder} cannot be written ({why(error, folder)})") from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

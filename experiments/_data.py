@@ -86,8 +86,8 @@ def load(
             )
         train, train_labels, test, test_labels = _fifth_held_out(train, train_labels)
     levels = np.arange(256.0)
-    chunks = (train[i : i + 1000].ravel() for i in range(0, len(train), 1000))
-    weights = sum(np.bincount(chunk, minlength=256) for chunk in chunks) / train.size
+    parts = np.array_split(train, len(train) // 1000 + 1)
+    weights = sum(np.bincount(part.ravel(), minlength=256) for part in parts) / train.size
     mean = weights @ levels
     deviation = np.sqrt(weights @ (levels - mean) ** 2)
     if deviation == 0:
@@ -127,20 +127,18 @@ def _digits() -> tuple[np.ndarray, ...]:
 
 def _idx_folder(source: Path, classes: int, memory: float) -> tuple[np.ndarray, ...]:
     """Training images and labels, test images and labels, of the set that `source` names."""
-    files = _four_files(source)
-    train, test = (
-        (read_images(files[f"{part} images"], memory), read_labels(files[f"{part} labels"], classes))
-        for part in ("train", "test")
-    )
-    for part, (images, labels) in (("train", train), ("test", test)):
+    files, found = _four_files(source), []
+    for part in ("train", "test"):
+        there, beside = files[f"{part} images"], files[f"{part} labels"]
+        images, labels = read_images(there, memory), read_labels(beside, classes)
         if len(images) != len(labels):
-            there, beside = files[f"{part} images"], files[f"{part} labels"].name
-            raise _command.Refused(f"{there}: {len(images)} images, but {len(labels)} labels in {beside}")
-    (_, *size), (_, *other) = train[0].shape, test[0].shape
+            raise _command.Refused(f"{there}: {len(images)} images, but {len(labels)} labels in {beside.name}")
+        found += [images, labels]
+    (_, *size), (_, *other) = found[0].shape, found[2].shape
     if size != other:
         sizes = "training images of {}×{}, test images of {}×{}".format(*size, *other)
         raise _command.Refused(f"{source}: {sizes}; they must have the same size")
-    return *train, *test
+    return tuple(found)
 
 
 def _four_files(source: Path) -> dict[str, Path]:
@@ -158,12 +156,12 @@ def _four_files(source: Path) -> dict[str, Path]:
         raise _command.Refused(f"{source}: no such folder ({_command.why(error, source)}); {_WHERE}") from error
     except OSError as error:
         raise _command.Refused(f"{source}: cannot be read ({_command.why(error, source)})") from error
+    names = ", ".join(map(repr, sorted(sets)))
     if wanted and not any(name.startswith(wanted) for name in sets):
-        there = f"; the sets beside it are {', '.join(map(repr, sorted(sets)))}" if sets else ""
         missing = _command.why(FileNotFoundError(0, "no such folder"), source)
+        there = f"; the sets beside it are {names}" if sets else ""
         raise _command.Refused(f"{source}: {missing}{there}; {_WHERE}")
     if not wanted and len(sets) > 1:
-        names = ", ".join(map(repr, sorted(sets)))
         raise _command.Refused(f"{folder} holds several sets, add one to the path: {names}")
     files = sets.get(wanted, {}) if wanted else next(iter(sets.values()), {})
     for missing in sorted({"train images", "train labels", "test images", "test labels"} - files.keys()):
@@ -204,12 +202,11 @@ def _read(path: Path, dimensions: tuple[str, ...], memory: float) -> np.ndarray:
         if len(header) < length:
             raise _command.Refused(f"{path}: {len(header)} bytes, shorter than the header of {length}")
         shape = struct.unpack(f">{rank}I", header[4:])
-        for name, size in zip(dimensions, shape, strict=True):
-            if size < 1:
-                raise _command.Refused(f"{path}: the header says {size} {name}, must be at least 1")
+        sizes = [f"{n} {name}" for name, n in zip(dimensions, shape, strict=True)]
+        if 0 in shape:
+            raise _command.Refused(f"{path}: the header says {sizes[shape.index(0)]}, must be at least 1")
         size = math.prod(shape)
-        says = " × ".join(f"{n} {name}" for name, n in zip(dimensions, shape, strict=True))
-        says = f"the header says {says}, {size} bytes"
+        says = f"the header says {' × '.join(sizes)}, {size} bytes"
         if path.suffix != ".gz" and (there := path.stat().st_size - length) < size:
             raise _command.Refused(f"{path}: {says}; there are only {there}")
         if size > memory * 1e9:
@@ -230,9 +227,8 @@ def _read(path: Path, dimensions: tuple[str, ...], memory: float) -> np.ndarray:
 def _not_this(path: Path, header: bytes, rank: int) -> str:
     """What a file is that does not begin as one of unsigned bytes in so many dimensions."""
     if header.startswith(_PACKED):
-        return (
-            "packed by gzip, so its name must end in .gz" if path.suffix != ".gz" else "packed twice by gzip; unpack it"
-        )
+        twice = path.suffix == ".gz"
+        return "packed twice by gzip; unpack it" if twice else "packed by gzip, so its name must end in .gz"
     number, *words = (int(word) for word in np.frombuffer(header[: len(header) // 4 * 4], ">u4"))
     kinds = {(BYTES, 3): "images, ", (BYTES, 1): "labels, "}
     code, count = number >> 8, number & 255

@@ -20,18 +20,18 @@ from experiments import _data
 HIDDEN = (100, 100, 100)
 BATCH = 60
 CLASSES = 10
+PROBES = 1000  # test images of which the last sigmoid's input is noted
 PERCENTILES = (15, 50, 85)
 KINDS = {"with batch norm": True, "without batch norm": False}
 
 
 class Task(NamedTuple):
-    """Images as rows, (N, D) uint8, and labels, (N,) int32; of the probes the last sigmoid's input is noted."""
+    """Images as rows, (N, D) uint8, and labels, (N,) int32."""
 
     train_images: jax.Array
     train_labels: jax.Array
     test_images: jax.Array
     test_labels: jax.Array
-    probes: jax.Array
     levels: jax.Array  # what the network is given for each of the 256 values of a pixel
 
 
@@ -100,10 +100,9 @@ def train(
         return (jax.tree.map(lambda p, g: p - rate * g, params, gradient), state), None
 
     def note(params, state):
-        logits, _, _ = apply(params, state, task.levels[task.test_images], train=False)
+        logits, _, inputs = apply(params, state, task.levels[task.test_images], train=False)
         losses = bnderiv.softmax_cross_entropy_with_integer_labels(logits, task.test_labels)
-        _, _, inputs = apply(params, state, task.levels[task.probes], train=False)
-        percentiles = jnp.percentile(inputs, jnp.array(PERCENTILES, jnp.float32), axis=0)
+        percentiles = jnp.percentile(inputs[:PROBES], jnp.array(PERCENTILES, jnp.float32), axis=0)
         right = lax.argmax(logits, 1, task.test_labels.dtype) == task.test_labels
         return Curves(right.mean(dtype=jnp.float32), losses.mean(), percentiles)
 
@@ -124,8 +123,6 @@ def sweep(keys: jax.Array, rates: jax.Array, task: Task, *, deviation: float, st
     Returns:
       Curves for each of `KINDS`, every array led by (keys, rates).
     """
-    curves = {}
-    for name, batch_norm in KINDS.items():
-        one = partial(train, task=task, batch_norm=batch_norm, deviation=deviation, steps=steps, every=every)
-        curves[name] = jax.vmap(jax.vmap(one, (None, 0)), (0, None))(keys, rates)
-    return curves
+    one = partial(train, task=task, deviation=deviation, steps=steps, every=every)
+    ways = {name: partial(one, batch_norm=batch_norm) for name, batch_norm in KINDS.items()}
+    return {name: jax.vmap(jax.vmap(way, (None, 0)), (0, None))(keys, rates) for name, way in ways.items()}

@@ -14,19 +14,23 @@ if __name__ == "__main__":
 
 import dataclasses
 import time
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 
 from experiments import _data, _options, _report
 from experiments._options import AtLeastOne, Positive, Seed
-from experiments.batchnorm_effect import network, pictures
-from experiments.batchnorm_effect.network import KINDS
+from experiments.batchnorm_effect import network
+from experiments.batchnorm_effect.network import KINDS, PERCENTILES
 
-PROBES = 1000
+STYLES: dict[str, dict[str, Any]] = {
+    "with batch norm": {"color": "C0", "ls": "-"},
+    "without batch norm": {"color": "C1", "ls": "--"},
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,21 +63,21 @@ class Settings(_options.WithData):
                 raise _command.Refused(f"{name} must be a multiple of every = {self.every}, got {getattr(self, name)}")
 
 
-def load_task(source: Path | None, memory: float = _data.MEMORY) -> network.Task:
-    data = _data.load(source, memory=memory)
-    if len(data.train_labels) < network.BATCH:
-        raise _command.Refused(f"{source}: {len(data.train_labels)} training images, must be at least {network.BATCH}")
+def load_task(settings: _options.WithData) -> network.Task:
+    data = _data.load(settings.data, memory=settings.memory)
+    if (images := len(data.train_labels)) < network.BATCH:
+        raise _command.Refused(f"{settings.data}: {images} training images, must be at least {network.BATCH}")
     train, test = (jnp.asarray(a.reshape(len(a), -1)) for a in (data.train_images, data.test_images))
     labels = jnp.asarray(data.train_labels), jnp.asarray(data.test_labels)
-    return network.Task(train, labels[0], test, labels[1], test[:PROBES], jnp.asarray(data.levels))
+    return network.Task(train, labels[0], test, labels[1], jnp.asarray(data.levels))
 
 
-def timed_sweep(keys: jax.Array, rates: list[float], task: network.Task, **options: Any):
+def timed_sweep(keys: jax.Array, rates: Sequence[float], task: network.Task, **options: Any):
     """The curves as NumPy arrays, and the seconds that compiling and running took."""
-    start = time.perf_counter()
-    program = network.sweep.lower(keys, jnp.array(rates, jnp.float32), task, **options).compile()
+    arguments, start = (keys, jnp.array(rates, jnp.float32), task), time.perf_counter()
+    program = network.sweep.lower(*arguments, **options).compile()
     compiled = time.perf_counter()
-    curves = jax.tree.map(np.asarray, program(keys, jnp.array(rates, jnp.float32), task))
+    curves = jax.tree.map(np.asarray, program(*arguments))
     return curves, {"compiling": round(compiled - start, 1), "running": round(time.perf_counter() - compiled, 1)}
 
 
@@ -106,18 +110,16 @@ def first_reached(steps: np.ndarray, accuracy: np.ndarray, least: float) -> int 
 
 def measure(settings: Settings) -> dict[str, Any]:
     """Trains everything; what came out, as JSON takes it."""
-    task = load_task(settings.data, settings.memory)
+    task = load_task(settings)
     images = f"{len(task.train_labels):,} training images, {len(task.test_labels):,} test images"
     options = {"deviation": settings.deviation, "every": settings.every}
     keys = jax.random.split(jax.random.key(settings.seed), max(settings.seeds, settings.sweep_seeds))
-    rates = list(settings.sweep_rates)
+    rates, words = settings.sweep_rates, "seeds with and without"
 
-    _command.say(
-        f"{images}\nrate {settings.rate:g}: {settings.seeds} seeds with and without, {settings.steps:,} steps …"
-    )
+    _command.say(f"{images}\nrate {settings.rate:g}: {settings.seeds} {words}, {settings.steps:,} steps …")
     curves, seconds = timed_sweep(keys[: settings.seeds], [settings.rate], task, steps=settings.steps, **options)
     curves = {kind: jax.tree.map(lambda a: a[:, 0], of_kind) for kind, of_kind in curves.items()}  # one rate
-    _command.say(f"{len(rates)} rates: {settings.sweep_seeds} seeds with and without, {settings.sweep_steps:,} steps …")
+    _command.say(f"{len(rates)} rates: {settings.sweep_seeds} {words}, {settings.sweep_steps:,} steps …")
     swept, sweep_seconds = timed_sweep(keys[: settings.sweep_seeds], rates, task, steps=settings.sweep_steps, **options)
 
     steps = np.arange(settings.steps // settings.every + 1) * settings.every
@@ -128,21 +130,18 @@ def measure(settings: Settings) -> dict[str, Any]:
         "first_figure": {
             "seconds": seconds,
             "steps": steps.tolist(),
-            "test_accuracy": {kind: _report.rounded(curves[kind].accuracy) for kind in KINDS},
+            "test_accuracy": _report.rounded({k: curves[k].accuracy for k in KINDS}),
             "first_step_of_mean_accuracy": {
-                kind: {f"{level:.0%}": first_reached(steps, curves[kind].accuracy, level) for level in levels}
-                for kind in KINDS
+                k: {f"{level:.0%}": first_reached(steps, curves[k].accuracy, level) for level in levels} for k in KINDS
             },
             "typical_unit": units,
-            "its_percentiles": {
-                kind: _report.rounded(curves[kind].percentiles[0, ..., units[kind]], 3) for kind in KINDS
-            },
-            "median_unit": {kind: median_unit(curves[kind].percentiles) for kind in KINDS},
+            "its_percentiles": _report.rounded({k: curves[k].percentiles[0, ..., units[k]] for k in KINDS}, 3),
+            "median_unit": {k: median_unit(curves[k].percentiles) for k in KINDS},
         },
         "rates_figure": {
             "seconds": sweep_seconds,
             "rates": rates,
-            "test_accuracy": {kind: _report.rounded(swept[kind].accuracy[..., -1]) for kind in KINDS},
+            "test_accuracy": _report.rounded({k: swept[k].accuracy[..., -1] for k in KINDS}),
         },
     }
 
@@ -152,19 +151,62 @@ def arrays(by_name: dict[str, Any]) -> dict[str, np.ndarray]:
     return {kind: np.array(by_name[kind], float) for kind in KINDS}
 
 
+def first_figure(content: dict[str, Any]) -> bytes:
+    """Laid out as Figure 1 of Ioffe & Szegedy 2015: of the steps (T,), with and without batch norm, the accuracy
+    (seeds, T) and the percentiles (T, 3) of what the sigmoid of one unit is given."""
+    steps, accuracy, units = np.array(content["steps"]), arrays(content["test_accuracy"]), content["typical_unit"]
+    figure = plt.figure(figsize=(_report.WIDTH, 6.6))
+    a, b, c = figure.subplot_mosaic("aa;bc").values()
+    for name, style in STYLES.items():
+        curves = 100 * accuracy[name]
+        a.plot(steps, curves.mean(0), label=name, **style)
+        a.fill_between(steps, curves.min(0), curves.max(0), color=style["color"], alpha=0.25, lw=0)
+    a.set(title="(a) Test images recognized", ylabel="%", ylim=(70, 100))
+    a.legend(loc="lower right", title=f"mean and range of {len(curves)} seeds")
+    # Batch norm has no statistics before the first step, so from the second measurement on.
+    shown = {name: values[1:] for name, values in arrays(content["its_percentiles"]).items()}
+    low, high = min(p.min() for p in shown.values()), max(p.max() for p in shown.values())
+    for axes, letter, name in ((b, "b", "without batch norm"), (c, "c", "with batch norm")):
+        for values, percentile in zip(shown[name].T, PERCENTILES, strict=True):
+            axes.plot(steps[1:], values, color=STYLES[name]["color"], lw=2 if percentile == 50 else 1)
+            at_its_end = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "fontsize": 10}
+            axes.annotate(f"{percentile} %", (steps[-1], values[-1]), **at_its_end)
+        axes.set(title=f"({letter}) {name.capitalize()}", ylim=(low - 0.3, high + 0.3))
+        axes.set_xlabel(f"training step\n(unit {units[name]} of the last hidden layer)")
+        axes.set_xlim(0, 1.22 * steps[-1])
+        axes.locator_params(axis="x", nbins=4)
+    b.set_ylabel("what one sigmoid is given,\npercentiles over test images")
+    a.set_xlabel("training step")
+    for axes in (a, b, c):
+        axes.xaxis.set_major_formatter(lambda step, _: f"{step / 1000:g}k" if step else "0")
+    return _report.png(figure)
+
+
+def rates_figure(content: dict[str, Any], steps: int) -> bytes:
+    """Test accuracy, (seeds, rates), after so many steps, against the learning rate."""
+    rates, accuracy = content["rates"], arrays(content["test_accuracy"])
+    figure, axes = plt.subplots()
+    for name, style in STYLES.items():
+        curves = 100 * accuracy[name]
+        axes.plot(rates, curves.mean(0), label=name, **style)
+        axes.plot(rates, curves.T, "o", color=style["color"], ms=4, alpha=0.6)
+    axes.axhline(10, color="gray", lw=1, ls=":")
+    axes.annotate("guessing", (rates[0], 10), (0, 4), textcoords="offset points", color="gray")
+    axes.set(xscale="log", xlabel="learning rate", ylabel="test images recognized, %", ylim=(0, 102))
+    axes.xaxis.set_major_formatter(lambda rate, _: f"{rate:g}")
+    axes.set_title(f"After {steps:,} steps: each dot is one seed, lines are their mean")
+    axes.legend(loc="center left", bbox_to_anchor=(0.28, 0.3))
+    return _report.png(figure)
+
+
 def seconds(figure: dict[str, Any]) -> str:
     return ", ".join(f"{what} {value:g} s" for what, value in figure["seconds"].items())
 
 
 def present(content: dict[str, Any]) -> _report.Report:
     """The page with pictures and table."""
-    first, rates = content["first_figure"], content["rates_figure"]
-    configuration = content["configuration"]
-    accuracy, finals = arrays(first["test_accuracy"]), arrays(rates["test_accuracy"])
-    figure = pictures.first_figure(
-        np.array(first["steps"]), accuracy, arrays(first["its_percentiles"]), first["typical_unit"]
-    )
-    rates_figure = pictures.rates_figure(np.array(rates["rates"]), finals, configuration["sweep_steps"])
+    first, rates, configuration = (content[name] for name in ("first_figure", "rates_figure", "configuration"))
+    steps, finals = configuration["sweep_steps"], arrays(rates["test_accuracy"])
 
     def mean_and_worst(values: np.ndarray) -> str:
         return f"{100 * values.mean():.1f} ({100 * values.min():.1f})"
@@ -172,27 +214,25 @@ def present(content: dict[str, Any]) -> _report.Report:
     table = _report.Table(
         "Accuracy at each rate",
         ("rate", *KINDS),
-        [
-            [f"{rate:g}", *(mean_and_worst(finals[kind][:, i]) for kind in KINDS)]
-            for i, rate in enumerate(rates["rates"])
-        ],
-        f"Test accuracy in % after {configuration['sweep_steps']:,} steps: mean of the seeds (worst).",
+        [[f"{rate:g}", *(mean_and_worst(finals[k][:, i]) for k in KINDS)] for i, rate in enumerate(rates["rates"])],
+        f"Test accuracy in % after {steps:,} steps: mean of the seeds (worst).",
     )
     with_it, without = (
         f"{100 * a[:, -1].mean():.2f} % (range {100 * a[:, -1].min():.2f}–{100 * a[:, -1].max():.2f})"
-        for a in accuracy.values()
+        for a in arrays(first["test_accuracy"]).values()
     )
     summary = (
         f"After {configuration['steps']:,} steps at the rate {configuration['rate']:g}, {with_it} of the test images "
         f"are recognized with batch norm, {without} without."
     )
+    against = "Test accuracy against the learning rate."
     said = "(a) accuracy; (b), (c) the 15th, 50th and 85th percentile of what one unit's sigmoid is given."
     return _report.Report(
         "What batch norm does to a network of sigmoids",
         summary,
         [
-            _report.Picture("The paper's first figure", "figure1.png", figure, said),
-            _report.Picture("Learning rates", "rates.png", rates_figure, "Test accuracy against the learning rate."),
+            _report.Picture("The paper's first figure", "figure1.png", first_figure(first), said),
+            _report.Picture("Learning rates", "rates.png", rates_figure(rates, steps), against),
             table,
         ],
         facts={"images": content["images"], "first figure": seconds(first), "learning rates": seconds(rates)},

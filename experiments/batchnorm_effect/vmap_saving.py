@@ -32,9 +32,9 @@ class Settings(_options.WithData):
     """The steps of each run."""
 
 
-def saving(task: network.Task, seeds: int, rates: tuple[float, ...], settings: Settings) -> dict[str, Any]:
+def saving(task: network.Task, seeds: int, rates: tuple[float, ...], steps: int) -> dict[str, Any]:
     """Milliseconds of one step of one run, both ways; and the seconds of compiling."""
-    options = {"deviation": 0.1, "steps": settings.steps, "every": settings.steps}
+    options = {"deviation": 0.1, "steps": steps, "every": steps}
     keys, each_rate = jax.random.split(jax.random.key(0), seeds), jnp.array(rates, jnp.float32)
     _command.say(f"{seeds} seeds, {len(rates)} rates …")
     start = time.perf_counter()
@@ -45,38 +45,30 @@ def saving(task: network.Task, seeds: int, rates: tuple[float, ...], settings: S
         for kind in (True, False)
     ]
     compiling = {"together": compiled - start, "one after another": time.perf_counter() - compiled}
-    runs = 2 * seeds * len(rates)
+
+    def one_after_another():
+        return [single(key, rate, task) for single in singles for key in keys for rate in each_rate]
+
     times = interleaved(
-        {
-            "together": of_jax(together, keys, each_rate, task),
-            "one after another": of_jax(
-                lambda: [single(key, rate, task) for single in singles for key in keys for rate in each_rate]
-            ),
-        },
+        {"together": of_jax(together, keys, each_rate, task), "one after another": of_jax(one_after_another)},
         FEWER._replace(rounds=3, burst=1, warming=0),
-        per=runs * settings.steps,
+        per=2 * seeds * len(rates) * steps,
     )
     milliseconds = {name: each["ms"][1] for name, each in times.items()}
     return {
         "runs": f"{seeds} seeds × {len(rates)} rates × with and without",
-        "ms_for_a_step_of_a_run": {name: round(value, 3) for name, value in milliseconds.items()},
+        "ms_for_a_step_of_a_run": _report.rounded(milliseconds, 3),
         "times_faster": round(milliseconds["one after another"] / milliseconds["together"], 2),
-        "seconds_compiling": {name: round(value, 1) for name, value in compiling.items()},
+        "seconds_compiling": _report.rounded(compiling, 1),
     }
 
 
 def present(content: dict[str, Any]) -> _report.Report:
     """The page with the table."""
-    ways = ("together", "one after another")
-    rows = [
-        [
-            row["runs"],
-            *(row["ms_for_a_step_of_a_run"][way] for way in ways),
-            f"{row['times_faster']:g}×",
-            *(row["seconds_compiling"][way] for way in ways),
-        ]
-        for row in content["measured"]
-    ]
+    ways, rows = ("together", "one after another"), []
+    for row in content["measured"]:
+        times, compiling = ([row[key][way] for way in ways] for key in ("ms_for_a_step_of_a_run", "seconds_compiling"))
+        rows.append([row["runs"], *times, f"{row['times_faster']:g}×", *compiling])
     columns = ("runs", *(f"ms a step, {way}" for way in ways), "faster", *(f"s compiling, {way}" for way in ways))
     table = _report.Table("Time of a step of a run", columns, rows)
     low, high = (of(row["times_faster"] for row in content["measured"]) for of in (min, max))
@@ -91,13 +83,12 @@ def present(content: dict[str, Any]) -> _report.Report:
 
 def measure(settings: Settings) -> dict[str, Any]:
     """One network of each kind, several seeds, several rates, and both."""
-    task = run.load_task(settings.data, settings.memory)
+    task = run.load_task(settings)
     # Few images to measure by, so that steps are what is timed.
-    few = task.probes[:100]
-    task = task._replace(test_images=few, test_labels=task.test_labels[:100], probes=few)
+    task = task._replace(test_images=task.test_images[:100], test_labels=task.test_labels[:100])
     rates = run.Settings.sweep_rates
     shapes = ((1, (0.1,)), (5, (0.1,)), (1, rates), (3, rates))
-    measured = [saving(task, seeds, some, settings) for seeds, some in shapes]
+    measured = [saving(task, seeds, some, settings.steps) for seeds, some in shapes]
     return {"features": task.train_images.shape[1], "steps": settings.steps, "measured": measured}
 
 

@@ -111,13 +111,13 @@ def traces_of_autodiff(jaxpr: Any) -> list[str]:
 def check_paths(arguments: tuple[Any, ...]) -> str:
     """Looks through the very functions that train. That `jax.grad` is found in the other shows that it would be."""
     by_hand, by_grad = (step.trace(*arguments).jaxpr for step in (step_by_hand, step_by_grad))
-    found, control = traces_of_autodiff(by_hand), traces_of_autodiff(by_grad)
+    operations, found, control = list(equations(by_hand)), traces_of_autodiff(by_hand), traces_of_autodiff(by_grad)
     if found:
         raise AssertionError(f"automatic differentiation in the path by hand: {sorted(set(found))}")
     if not control:
         raise AssertionError("the search for automatic differentiation does not see jax.grad")
     return (
-        f"no jax.grad, jax.vjp or custom_vjp among the {len(list(equations(by_hand)))} operations of the step by hand"
+        f"no jax.grad, jax.vjp or custom_vjp among the {len(operations)} operations of the step by hand"
         f" (the other step shows {len(control)} traces of them)"
     )
 
@@ -127,9 +127,8 @@ def relative_differences(a: Any, b: Any) -> dict[str, float]:
     found = {}
     for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
         x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-        found[jax.tree_util.keystr(path, simple=True, separator="/")] = float(
-            np.linalg.norm(x - y) / (np.linalg.norm(y) or 1)
-        )
+        relative = np.linalg.norm(x - y) / (np.linalg.norm(y) or 1)
+        found[jax.tree_util.keystr(path, simple=True, separator="/")] = float(relative)
     return found
 
 
@@ -148,55 +147,54 @@ def difference_in_float64(params, state, images, labels, config: lenet5.Config, 
 def measure(options: Settings) -> dict[str, Any]:
     """Trains both networks, in an order drawn anew for every epoch (the last images that fill no batch sit it out)."""
     config, loss = dataclasses.replace(DEFAULT, pool=options.pool, activation=options.activation), options.loss
-    own = {"batch_size": BATCH_SIZE, "learning_rate": LEARNING_RATE}
-    network = dataclasses.asdict(config) | {"dtype": str(config.dtype)}
     data = load()
     start = time.perf_counter()
     rng = np.random.default_rng(options.seed)
     count = len(data.train_labels)
     batches = count // BATCH_SIZE
     hand = grad = lenet5.init(jax.random.key(options.seed), config)
-    first = data.standardized(data.train_images[:BATCH_SIZE]), data.train_labels[:BATCH_SIZE]
-    checked = check_paths((*hand, *first, config, loss))
+
+    def batch_of(rows: Any) -> tuple[Any, ...]:
+        return data.standardized(data.train_images[rows]), data.train_labels[rows], config, loss
+
+    checked = check_paths((*hand, *batch_of(slice(BATCH_SIZE))))
     print(checked)
     _command.say("compiling both steps …")
     losses: dict[str, list[float]] = {"by_hand": [], "jax_grad": []}
-    differences: dict[str, list[float]] = {}
+    differences: list[dict[str, float]] = []
     in_float64: dict[str, float] = {}
-    most = 0.0
+    largest: list[float] = []
     with _command.bar(total=options.epochs * batches, desc="LeNet-5 by hand", unit="step") as bar:
         for _ in range(options.epochs):
             for rows in rng.permutation(count)[: batches * BATCH_SIZE].reshape(batches, BATCH_SIZE):
-                batch = (data.standardized(data.train_images[rows]), data.train_labels[rows], config, loss)
+                batch = batch_of(rows)
                 by_hand, by_grad = step_by_hand(*hand, *batch), step_by_grad(*grad, *batch)
-                found = relative_differences(by_hand.gradients, step_by_grad(*hand, *batch).gradients)
-                for name, difference in found.items():
-                    differences.setdefault(name, []).append(difference)
-                most = max(most, *found.values())
-                if not max(found.values()) <= SUSPICIOUS:
-                    in_float64[str(len(losses["by_hand"]) + 1)] = difference_in_float64(*hand, *batch)
+                differences.append(relative_differences(by_hand.gradients, step_by_grad(*hand, *batch).gradients))
+                largest.append(float(np.max(list(differences[-1].values()))))
+                if not largest[-1] <= SUSPICIOUS:
+                    in_float64[str(len(largest))] = difference_in_float64(*hand, *batch)
                 hand, grad = (by_hand.params, by_hand.state), (by_grad.params, by_grad.state)
                 losses["by_hand"].append(float(by_hand.loss))
                 losses["jax_grad"].append(float(by_grad.loss))
-                bar.set_postfix_str(f"loss {by_hand.loss:.4f}, largest difference {most:.1e}", refresh=False)
+                bar.set_postfix_str(f"loss {by_hand.loss:.4f}, largest difference {np.max(largest):.1e}", refresh=False)
                 bar.update()
     accuracies = {
         name: float(accuracy(*network, data.standardized(data.test_images), data.test_labels, config))
         for name, network in (("by_hand", hand), ("jax_grad", grad))
     }
-    largest = np.max(list(differences.values()), axis=0)
+    settings = {"batch_size": BATCH_SIZE, "learning_rate": LEARNING_RATE}
     return {
-        "largest_difference": largest.max(),
+        "largest_difference": np.max(largest),
         "median_over_steps": np.median(largest),
         "largest_difference_of_the_losses": max(abs(a - b) for a, b in zip(*losses.values(), strict=True)),
         "suspicious_steps_in_float64": in_float64,
         "test_accuracy": accuracies,
         "path": checked,
         "seconds": round(time.perf_counter() - start, 1),
-        "largest_difference_by_array": {name: max(values) for name, values in differences.items()},
+        "largest_difference_by_array": {name: max(each[name] for each in differences) for name in differences[0]},
         "largest_difference_by_step": [float(f"{value:.3g}") for value in largest],
-        "losses": {name: [round(value, 7) for value in values] for name, values in losses.items()},
-        "configuration": options.shown() | own | network,
+        "losses": _report.rounded(losses, 7),
+        "configuration": options.shown() | settings | dataclasses.asdict(config) | {"dtype": str(config.dtype)},
     }
 
 
@@ -233,26 +231,25 @@ def present(content: dict[str, Any]) -> _report.Report:
     by_hand, by_grad = (f"{value:.2%}" for value in content["test_accuracy"].values())
     by_array, by_step = content["largest_difference_by_array"], content["largest_difference_by_step"]
     again, largest = content["suspicious_steps_in_float64"], content["largest_difference"]
+    above = f"steps above {SUSPICIOUS:.0e}"
     where = f"{max(by_array, key=by_array.__getitem__)}, step {1 + np.argmax(by_step)}"
     said = {
         "largest difference of any gradient": f"{largest:.2e} of its norm ({where})",
         "the largest of a step, median": f"{content['median_over_steps']:.2e}",
-        f"steps above {SUSPICIOUS:.0e}": f"{len(again)}; in float64 {max(again.values(), default=0):.2e} at most",
+        above: f"{len(again)}; in float64 {max(again.values(), default=0):.2e} at most",
         "largest difference of the losses": f"{content['largest_difference_of_the_losses']:.2e}",
         "test accuracy": f"{by_hand} by hand, {by_grad} by jax.grad",
     }
+    caption = (
+        "Two networks from the same parameters: one learns by formulas, one by jax.grad. Above, their losses; "
+        "below, how far the two gradients are apart at each step."
+    )
     return _report.Report(
         "LeNet-5 by formulas alone",
         f"No gradient by hand differs from that of jax.grad by more than {largest:.1e} of its norm; {by_hand} of the "
         f"test images are recognized by hand, {by_grad} by jax.grad.",
         [
-            _report.Picture(
-                "Losses and gradients",
-                "by_hand.png",
-                draw(content),
-                "Two networks from the same parameters: one learns by formulas, one by jax.grad. Above, their losses; "
-                "below, how far the two gradients are apart at each step.",
-            ),
+            _report.Picture("Losses and gradients", "by_hand.png", draw(content), caption),
             _report.Table(
                 "Array by array",
                 ("array", "largest difference of a step"),
@@ -263,10 +260,7 @@ def present(content: dict[str, Any]) -> _report.Report:
         ],
         facts={
             "seconds": content["seconds"],
-            f"steps above {SUSPICIOUS:.0e}, in float64": ", ".join(
-                f"step {step}: {value:.0e}" for step, value in again.items()
-            )
-            or "none",
+            f"{above}, in float64": ", ".join(f"step {step}: {value:.0e}" for step, value in again.items()) or "none",
         },
         said="\n".join(f"{name:<35} {value}" for name, value in said.items()),
     )

@@ -123,11 +123,9 @@ def _of_floats(case: Case) -> tuple[Callable, list[Any]]:
     f, args = case.make(), case.args(np.dtype("float64"))
     wanted = case.keywords.get("argnums", range(len(args)))
     wanted = {wanted} if isinstance(wanted, int) else set(wanted)
-    inexact = (
-        [i for i, a in enumerate(args) if i in wanted and jnp.issubdtype(jnp.result_type(a), jnp.inexact)]
-        if all(hasattr(a, "dtype") or isinstance(a, float) for a in args)
-        else list(range(len(args)))
-    )
+    inexact = list(range(len(args)))
+    if all(hasattr(a, "dtype") or isinstance(a, float) for a in args):
+        inexact = [i for i in inexact if i in wanted and jnp.issubdtype(jnp.result_type(args[i]), jnp.inexact)]
 
     def of_floats(*floats: Any) -> Any:
         filled = dict(zip(inexact, floats, strict=True))
@@ -144,7 +142,8 @@ def _gradcheck(f: Callable, floats: list[Any]) -> None:
             @staticmethod
             def forward(ctx: Any, *tensors: Any) -> Any:
                 ctx.save_for_backward(*tensors)
-                out = jax.tree.map(lambda a: torch.from_numpy(np.array(a)), f(*map(to_jax, tensors)))
+                out = f(*(jnp.asarray(tensor.detach().numpy()) for tensor in tensors))
+                out = jax.tree.map(lambda a: torch.from_numpy(np.array(a)), out)
                 return tuple(jax.tree.leaves(out)) if isinstance(out, (list, tuple)) else out
 
             @staticmethod
@@ -160,9 +159,6 @@ def _gradcheck(f: Callable, floats: list[Any]) -> None:
                 return apply(pulled, *ctx.saved_tensors, *cotangents)
 
         return Bridge.apply(*tensors)
-
-    def to_jax(tensor: Any) -> Any:
-        return jnp.asarray(tensor.detach().numpy())
 
     tensors = [torch.from_numpy(np.array(a)).requires_grad_() for a in floats]
     if not tensors:

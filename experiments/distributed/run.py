@@ -89,15 +89,14 @@ def join(settings: Settings) -> None:
 
 def train(settings: Settings, data: _data.Data, devices: list[Any]) -> dict[str, Any]:
     """The loss of every step and the test accuracy; the same in every process."""
-    if settings.batch_size % len(devices):
-        raise _command.Refused(
-            f"batch_size must be a multiple of the number of devices, {len(devices)}, got {settings.batch_size}"
-        )
-    images = len(data.train_labels)
-    if images < settings.batch_size:
-        raise _command.Refused(f"batch_size must be at most the number of images, {images}, got {settings.batch_size}")
-    if settings.compare and jax.process_index() == 0:
-        _as_many(other_run(settings.compare)["losses"], images // settings.batch_size * settings.epochs)
+    images, size, first = len(data.train_labels), settings.batch_size, jax.process_index() == 0
+    if size % len(devices):
+        raise _command.Refused(f"batch_size must be a multiple of the number of devices, {len(devices)}, got {size}")
+    if images < size:
+        raise _command.Refused(f"batch_size must be at most the number of images, {images}, got {size}")
+    in_epoch = images // size
+    if settings.compare and first:
+        _as_many(other_run(settings.compare)["losses"], in_epoch * settings.epochs)
     mesh = training.mesh_of(devices, settings.group)
     try:
         config = lenet5.Config(image_shape=data.image_shape, dtype=settings.dtype)
@@ -107,20 +106,17 @@ def train(settings: Settings, data: _data.Data, devices: list[Any]) -> dict[str,
     network = training.init(init_key, config, mesh)
     step = training.make_step(config, mesh, settings.rate)
     losses, start = [], time.perf_counter()
-    if jax.process_index() == 0:
+    if first:
         _command.say("compiling a step of training …")
     for epoch in range(settings.epochs):
         order = np.asarray(_data.epoch_order(order_key, epoch, images))  # drawn by every process, the same in all
-        batches = order[: images // settings.batch_size * settings.batch_size].reshape(-1, settings.batch_size)
-        for rows in batches:
+        for rows in order[: in_epoch * size].reshape(in_epoch, size):
             # Each process takes from its own copy of the images the rows of its own devices.
-            batch = (
-                training.spread(a, mesh) for a in (data.standardized(data.train_images[rows]), data.train_labels[rows])
-            )
-            network, loss = step(network, *batch)
+            batch = data.standardized(data.train_images[rows]), data.train_labels[rows]
+            network, loss = step(network, *(training.spread(a, mesh) for a in batch))
             # Waited for, so that processes on CPUs never have messages of more than one step under way.
             losses.append(float(loss))
-        if jax.process_index() == 0:
+        if first:
             print(f"epoch {epoch + 1}: loss {losses[-1]:.4f}", flush=True)
     seconds = time.perf_counter() - start
     accuracy = training.evaluate(network, config, data)
@@ -141,12 +137,11 @@ def _as_many(others: list[float], steps: int) -> None:
 
 def draw(curves: dict[str, list[float]]) -> bytes:
     """The loss of each step; with two runs also how far they are apart."""
-    figure, axes = plt.subplots(
-        len(curves), 1, figsize=(_report.WIDTH, 2.8 * len(curves) + 0.6), squeeze=False, sharex=True
-    )
-    (names, losses), axes = zip(*curves.items(), strict=True), axes[:, 0]
+    size = (_report.WIDTH, 2.8 * len(curves) + 0.6)
+    figure, axes = plt.subplots(len(curves), figsize=size, squeeze=False, sharex=True)
+    losses, axes = list(curves.values()), axes[:, 0]
     steps = np.arange(1, len(losses[0]) + 1)
-    for name, values, (style, width) in zip(names, losses, (("-", 1.2), ("--", 2.5)), strict=False):
+    for (name, values), (style, width) in zip(curves.items(), (("-", 1.2), ("--", 2.5)), strict=False):
         axes[0].plot(steps, values, style, lw=width, label=name, alpha=0.8)
     axes[0].set(ylabel="loss of the batch", yscale="log", title="Training LeNet-5 with batch norm")
     axes[0].legend()
@@ -162,10 +157,9 @@ def draw(curves: dict[str, list[float]]) -> bytes:
 
 def name_of(processes: int, devices: int, group: int) -> str:
     """Such as "2 processes, 4 devices each"."""
-    each = devices // processes
-    words = f"{processes} process{'es' if processes > 1 else ''}, {each} device{'s' if each > 1 else ''}"
-    words += " each" if processes > 1 else ""
-    return words + (f", statistics of {group}" if group and group != devices else "")
+    each, many = devices // processes, processes > 1
+    words = f"{processes} process{'es' * many}, {each} device{'s' * (each > 1)}{' each' * many}"
+    return words + (f", statistics of {group}" if group not in (0, devices) else "")
 
 
 def present(content: dict[str, Any]) -> _report.Report:
@@ -191,20 +185,19 @@ def present(content: dict[str, Any]) -> _report.Report:
 def numbers(settings: Settings, result: dict[str, Any], data: _data.Data) -> dict[str, Any]:
     """What the first process writes."""
     devices, processes = jax.device_count(), jax.process_count()
-    comparison = None
-    if settings.compare:
-        other = other_run(settings.compare)
-        apart = differences(result["losses"], other["losses"])
-        found = {"first_step": apart[0], "median": np.median(apart), "largest": apart.max()}
-        comparison = {"with": other["name"], **found, "losses": other["losses"]}
     content = {
         "name": name_of(processes, devices, settings.group),
         "images": f"{len(data.train_labels)} training images, {len(data.test_labels)} test images",
         "processes": processes,
         "devices": devices,
-        "comparison": comparison,
+        "comparison": None,
         **result,
     }
+    if settings.compare:
+        other = other_run(settings.compare)
+        apart = differences(result["losses"], other["losses"])
+        found = {"first_step": apart[0], "median": np.median(apart), "largest": apart.max()}
+        content["comparison"] = {"with": other["name"], **found, "losses": other["losses"]}
     if settings.coordinator_address:  # a line for each process
         words = [*settings.anonymous().arguments(), "--coordinator-address", "HOST:PORT", "--process-id"]
         lines = (_command.line(type(settings).__module__, *words, i) for i in range(processes))

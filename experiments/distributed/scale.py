@@ -16,7 +16,7 @@ import importlib.util
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -85,31 +85,16 @@ def group_size(attributes: str, devices: int) -> int:
     raise ValueError(f"cannot tell the groups of: {attributes.strip()[:200]}")
 
 
-def of_batch_norm(devices: Sequence[Any], channels: int, *, named: bool, backward: bool) -> list[Message]:
-    """Those of one batch norm over all devices: in `shard_map` with `axis_name`, or by sharding alone."""
-    mesh = Mesh(np.array(devices), ("batch",))
-
-    def forward(x, gamma, beta):
-        return bnderiv.batch_norm(x, gamma, beta, axis_name="batch" if named else None)[0]
-
-    def and_backward(x, gamma, beta, dy):
-        return jax.vjp(lambda x: forward(x, gamma, beta), x)[1](dy)[0]
-
-    f, given = (and_backward, (P("batch"), P(), P(), P("batch"))) if backward else (forward, (P("batch"), P(), P()))
-    if named:
-        f = jax.shard_map(f, mesh=mesh, in_specs=given, out_specs=P("batch"))
-    x = jax.ShapeDtypeStruct((len(devices) * PER_DEVICE, 4, 4, channels), jnp.float32)
-    vector = jax.ShapeDtypeStruct((channels,), jnp.float32)
-    shardings = tuple(NamedSharding(mesh, spec) for spec in given)
-    jitted = jax.jit(f, in_shardings=shardings, out_shardings=NamedSharding(mesh, P("batch")))
-    return sent(jitted.lower(*(x, vector, vector, x)[: len(given)]), len(devices))
-
-
 def sent(lowered: jax.stages.Lowered, devices: int) -> list[Message]:
     """Those of the program, without what a batch norm sends only where it has to measure again."""
     program = lowered.compile().as_text()
     assert program is not None
     return messages(_programs.usual_path(program), devices)
+
+
+def total(found: list[Message]) -> dict[str, int]:
+    """How many they are, and their bytes."""
+    return {"messages": len(found), "bytes": sum(m.bytes for m in found)}
 
 
 def step_counts(devices: Sequence[Any], group: int) -> dict[str, Any]:
@@ -124,21 +109,35 @@ def step_counts(devices: Sequence[Any], group: int) -> dict[str, Any]:
     gradients = [m for m in found if of_parameters & set(m.shapes)]
     statistics = [m for m in found if m not in gradients]
     return {
-        "statistics": {"messages": len(statistics), "bytes": sum(m.bytes for m in statistics)},
-        "gradients": {"messages": len(gradients), "bytes": sum(m.bytes for m in gradients)},
+        "statistics": total(statistics),
+        "gradients": total(gradients),
         "kinds": sorted({m.kind for m in found}),
         "each": [[m.bytes, m.members] for m in found],
     }
 
 
 def layer_counts(devices: Sequence[Any], channels: int, named: bool) -> dict[str, Any]:
-    """Messages and bytes of one batch norm, forward and backward."""
-    forward, both = (of_batch_norm(devices, channels, named=named, backward=backward) for backward in (False, True))
-    sizes = [[m.bytes for m in part] for part in (forward, both)]
-    return {
-        "forward": {"messages": len(forward), "bytes": sum(sizes[0])},
-        "backward": {"messages": len(both) - len(forward), "bytes": sum(sizes[1]) - sum(sizes[0])},
-    }
+    """Messages and bytes of one batch norm over all devices: in `shard_map` with `axis_name`, or by sharding alone."""
+    mesh, specs = Mesh(np.array(devices), ("batch",)), (P("batch"), P(), P(), P("batch"))
+    x = jax.ShapeDtypeStruct((len(devices) * PER_DEVICE, 4, 4, channels), jnp.float32)
+    vector = jax.ShapeDtypeStruct((channels,), jnp.float32)
+
+    def forward(x, gamma, beta):
+        return bnderiv.batch_norm(x, gamma, beta, axis_name="batch" if named else None)[0]
+
+    def and_backward(x, gamma, beta, dy):
+        return jax.vjp(lambda x: forward(x, gamma, beta), x)[1](dy)[0]
+
+    def counted(f: Callable[..., jax.Array], arguments: int) -> dict[str, int]:
+        given = specs[:arguments]
+        if named:
+            f = jax.shard_map(f, mesh=mesh, in_specs=given, out_specs=specs[0])
+        shardings = tuple(NamedSharding(mesh, spec) for spec in given)
+        jitted = jax.jit(f, in_shardings=shardings, out_shardings=shardings[0])
+        return total(sent(jitted.lower(*(x, vector, vector, x)[:arguments]), len(devices)))
+
+    alone, both = counted(forward, 3), counted(and_backward, 4)
+    return {"forward": alone, "backward": {name: both[name] - alone[name] for name in both}}
 
 
 # Costs. All in microseconds and bytes; α is a latency, B bytes in a microsecond (a GB/s is 1,000 of them).

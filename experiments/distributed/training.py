@@ -5,7 +5,6 @@ would, and XLA puts the messages in. Groups need `shard_map`, in which a device 
 takes the statistics of these (ghost batches), or of the devices along the mesh axis that it is given.
 """
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -50,47 +49,33 @@ def make_step(config: lenet5.Config, mesh: Mesh, rate: float) -> Any:
 
     Images and labels are spread over all axes of `mesh`, network and loss are the same on every device.
     """
-    gradient = whole_batch if mesh.shape["group"] == 1 else partial(in_groups, mesh=mesh)
+
+    def whole_batch(params, state, images, labels, axis_name=None):
+        logits, state = lenet5.apply(params, state, images, config, train=True, axis_name=axis_name)
+        return bnderiv.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), state
+
+    def in_groups(params, state, images, labels):
+        """Each group normalizes by its own images; loss and running statistics are the mean of the groups'."""
+        loss, new = whole_batch(params, state, images, labels, axis_name="member")
+        for name, (mean, var, _) in new.items():  # each group has counted this batch; that needs no message
+            agreed = lax.pmean(mean, "group"), lax.pmean(var, "group"), state[name].count + 1
+            new[name] = bnderiv.RunningStats(*agreed)
+        return lax.pmean(loss, AXES), new
+
+    loss = whole_batch
+    if mesh.shape["group"] > 1:
+        specs = (EVERYWHERE, EVERYWHERE, BY_BATCH, BY_BATCH)
+        loss = jax.shard_map(in_groups, mesh=mesh, in_specs=specs, out_specs=EVERYWHERE)
 
     def step(network, images, labels):
         params, state, velocity = network
-        (loss, state), gradients = gradient(config, params, state, images, labels)
+        (value, state), gradients = jax.value_and_grad(loss, has_aux=True)(params, state, images, labels)
         velocity = jax.tree.map(lambda v, g: MOMENTUM * v + g, velocity, gradients)
         params = jax.tree.map(lambda p, v: p - rate * v, params, velocity)
-        return (params, state, velocity), loss
+        return (params, state, velocity), value
 
     by_batch, everywhere = (NamedSharding(mesh, spec) for spec in (BY_BATCH, EVERYWHERE))
     return jax.jit(step, in_shardings=(everywhere, by_batch, by_batch), out_shardings=everywhere)
-
-
-def loss_and_state(params, config, state, images, labels, axis_name=None):
-    logits, state = lenet5.apply(params, state, images, config, train=True, axis_name=axis_name)
-    return bnderiv.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), state
-
-
-def whole_batch(config, params, state, images, labels):
-    return jax.value_and_grad(loss_and_state, has_aux=True)(params, config, state, images, labels)
-
-
-def in_groups(config, params, state, images, labels, *, mesh):
-    """Each group normalizes by its own images; loss, gradients and running statistics are the mean of the groups'."""
-
-    def own(params, state, images, labels):
-        def loss(params):
-            value, new = loss_and_state(params, config, state, images, labels, axis_name="member")
-            # Averaged inside what is differentiated, so that the gradient is the mean's.
-            return lax.pmean(value, AXES), new
-
-        (value, new), gradients = jax.value_and_grad(loss, has_aux=True)(params)
-        return (value, {name: agreed(state[name], new[name]) for name in new}), gradients
-
-    specs = (EVERYWHERE, EVERYWHERE, BY_BATCH, BY_BATCH)
-    return jax.shard_map(own, mesh=mesh, in_specs=specs, out_specs=EVERYWHERE)(params, state, images, labels)
-
-
-def agreed(old: bnderiv.RunningStats, new: bnderiv.RunningStats) -> bnderiv.RunningStats:
-    """The mean of all groups' running statistics. Each group has counted this batch; that needs no message."""
-    return bnderiv.RunningStats(lax.pmean(new.mean, "group"), lax.pmean(new.var, "group"), old.count + 1)
 
 
 def evaluate(network: Any, config: lenet5.Config, data: _data.Data) -> float:

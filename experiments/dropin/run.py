@@ -234,10 +234,9 @@ def time_table(numbers: dict[str, Any]) -> _report.Table:
 def loss_table(numbers: dict[str, Any]) -> _report.Table:
     """The mean loss of the last ten steps."""
     heads = [f"{dtype}, + {float(shift):g}" if float(shift) else dtype for dtype, shift in PANELS]
-    found = [
-        (name, [numbers.get(f"loss-{d}", {}).get(shift, {}).get(name) for d, shift in PANELS]) for name in VARIANTS
-    ]
-    rows = [[_code(name), *(f"{np.mean(a[-10:]):.3f}" if a else "" for a in losses)] for name, losses in found]
+    found = (numbers.get(f"loss-{dtype}", {}).get(shift, {}) for dtype, shift in PANELS)
+    panels = [{name: f"{np.mean(losses[-10:]):.3f}" for name, losses in panel.items()} for panel in found]
+    rows = [[_code(name), *(panel.get(name, "") for panel in panels)] for name in VARIANTS]
     return _report.Table("Loss at the end", ("batch norm", *heads), rows, "Mean of the last ten steps.")
 
 
@@ -248,9 +247,7 @@ def _code(name: str) -> str:
 def present(numbers: dict[str, Any]) -> _report.Report:
     """The page with picture and tables."""
     steps, tables = numbers.get("time-float32", {}), (time_table(numbers), loss_table(numbers))
-    memory = (
-        f"{steps[name]['temporary_bytes'] / 2**20:.1f} MiB with {name}'s" for name in ("bnderiv", "Flax") if steps
-    )
+    memory = (f"{steps[who]['temporary_bytes'] / 2**20:.1f} MiB with {who}'s" for who in ("bnderiv", "Flax") if steps)
     caption = "Training loss against the step; in two panels with a constant added to the images."
     return _report.Report(
         "One changed import: what a Flax model gains",

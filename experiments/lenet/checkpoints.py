@@ -5,8 +5,9 @@ of the images, the history and a checksum of the arrays. What does not fit is re
 """
 
 import contextlib
+import dataclasses
 import errno
-import json
+import functools
 import logging
 import os
 import shutil
@@ -23,8 +24,7 @@ import jax
 import numpy as np
 
 from experiments import _command
-from experiments.lenet import configuration as configurations
-from experiments.lenet.configuration import Configuration
+from experiments.lenet.configuration import Configuration, from_options
 from experiments.lenet.training import Progress, State
 
 with warnings.catch_warnings():  # of its own dependencies
@@ -32,10 +32,6 @@ with warnings.catch_warnings():  # of its own dependencies
     import orbax.checkpoint as ocp
 
 KEPT = 2  # the last, and the one before in case the last is damaged
-
-
-class CheckpointError(_command.Refused):
-    """A checkpoint cannot be written, read, or belongs to something else."""
 
 
 class Checkpoints:
@@ -46,19 +42,16 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Of the complete checkpoints, in order."""
-        try:
+        with _command.refusing(f"{self.folder} cannot be read", self.folder), contextlib.suppress(FileNotFoundError):
             return sorted(int(path.name) for path in self.folder.iterdir() if path.is_dir() and path.name.isdecimal())
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise CheckpointError(f"{self.folder} cannot be read ({_command.why(error, self.folder)})") from error
+        return []
 
     def save(self, state: State, progress: Progress, configuration: Configuration, fingerprint: str) -> None:
         """Writes a checkpoint beside the last one, then removes all but the last two; `fingerprint` is the images'."""
         tree = _tree(state)
         step = int(state.step)
         about = {
-            "configuration": json.loads(configurations.as_json(configuration)),
+            "configuration": dataclasses.asdict(configuration),
             "fingerprint": fingerprint,
             "step": step,
             "epoch": len(progress.history["seconds"]),
@@ -72,13 +65,15 @@ class Checkpoints:
                 manager.save(step, args=items, force=True)
                 manager.wait_until_finished()
         except Exception as error:  # of Orbax, TensorStore or the system: all mean that it is not written
-            self._remove_unfinished()
-            kept = self.steps()
-            last = f"that of step {kept[-1]} is complete" if kept else "there is none before it"
-            resume = _command.again("experiments.lenet.run", "resume", self.folder.parent)
-            raise CheckpointError(
+            for unfinished in self.folder.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(unfinished, ignore_errors=True)
+            last, then = "there is none before it", "start the run again"
+            if kept := self.steps():
+                last = f"that of step {kept[-1]} is complete"
+                then = _command.again("experiments.lenet.run", "resume", self.folder.parent)
+            raise _command.Refused(
                 f"{self.folder}: the checkpoint of step {step} cannot be written ({_short(error)}); {last}. "
-                f"Make room on the disk, then {resume if kept else 'start the run again'}"
+                f"Make room on the disk, then {then}"
             ) from error
 
     def restore(self, template: State, configuration: Configuration, fingerprint: str | None) -> tuple[State, Progress]:
@@ -93,19 +88,18 @@ class Checkpoints:
             raise self._unreadable(step, error) from error
         if _checksum(restored) != about["checksum"]:
             raise self._unreadable(step, ValueError("its checksum is another"))
-        leaves = jax.tree.leaves(restored)
-        state = jax.tree.unflatten(jax.tree.structure(template), leaves)
+        state = jax.tree.unflatten(jax.tree.structure(template), jax.tree.leaves(restored))
         return state, Progress(about["history"], about["seconds"])
 
     def _about(self, configuration: Configuration, fingerprint: str | None) -> dict[str, Any]:
         """What is written beside the last state, which must be of this configuration and of these images."""
         steps = self.steps()
         if not steps:
-            raise CheckpointError(f"{self.folder}: no checkpoint")
+            raise _command.Refused(f"{self.folder}: no checkpoint")
         try:
             with _silent(), self._manager() as manager:
                 about = manager.restore(steps[-1], args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
-            found = configurations.from_options(about["configuration"], "checkpoint")
+            found = from_options(about["configuration"], "checkpoint")
             if missing := {"fingerprint", "history", "seconds", "checksum"} - about.keys():
                 raise ValueError(f"without {', '.join(sorted(missing))}")
             if about["step"] != steps[-1]:
@@ -113,11 +107,9 @@ class Checkpoints:
         except Exception as error:  # damage shows in many ways
             raise self._unreadable(steps[-1], error) from error
         if different := found.differences(configuration):
-            raise CheckpointError(f"{self.folder}: of another configuration: {'; '.join(different)}")
-        if fingerprint not in (None, about["fingerprint"]):
-            raise CheckpointError(
-                f"{self.folder}: of other images (their fingerprint is {about['fingerprint']}, not {fingerprint})"
-            )
+            raise _command.Refused(f"{self.folder}: of another configuration: {'; '.join(different)}")
+        if fingerprint not in (None, theirs := about["fingerprint"]):
+            raise _command.Refused(f"{self.folder}: of other images (their fingerprint is {theirs}, not {fingerprint})")
         return about
 
     def _manager(self, *, writing: bool = False) -> ocp.CheckpointManager:
@@ -130,23 +122,18 @@ class Checkpoints:
         )
         return ocp.CheckpointManager(self.folder, options=options)
 
-    def _remove_unfinished(self) -> None:
-        for path in self.folder.glob("*.orbax-checkpoint-tmp*"):
-            shutil.rmtree(path, ignore_errors=True)
-
-    def _unreadable(self, step: int, error: Exception) -> CheckpointError:
+    def _unreadable(self, step: int, error: Exception) -> _command.Refused:
         steps = self.steps()
         before = f"; delete that folder to go on from step {steps[-2]}" if len(steps) > 1 else ""
-        return CheckpointError(
-            f"{self.folder / str(step)}: damaged, or not a checkpoint of this experiment{before} ({_short(error)})"
-        )
+        what = f"damaged, or not a checkpoint of this experiment{before} ({_short(error)})"
+        return _command.Refused(f"{self.folder / str(step)}: {what}")
 
 
 def _tree(state: State) -> dict[str, Any]:
     """The leaves by number and path: a plain tree, whatever containers the optimizer uses."""
-    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(state))
-    names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
-    return {f"{i:04d}.{name}": np.asarray(a) for i, (name, (_, a)) in enumerate(zip(names, leaves, strict=True))}
+    leaves = enumerate(jax.tree_util.tree_leaves_with_path(jax.device_get(state)))
+    name = functools.partial(jax.tree_util.keystr, simple=True, separator=".")
+    return {f"{i:04d}.{name(path)}": np.asarray(a) for i, (path, a) in leaves}
 
 
 def _checksum(tree: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ if __name__ == "__main__":
     _command.start("experiments.lenet.compare")
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +21,7 @@ import numpy as np
 from tyro.conf import Positional
 
 from experiments import _options, _report
-from experiments.lenet import configuration, plots, run
+from experiments.lenet import configuration, results, run
 from experiments.lenet.configuration import Configuration
 
 
@@ -47,20 +48,30 @@ class Compare(_options.Measured):
 def measure(command: Compare) -> dict[str, Any]:
     """Trains, or goes on; what came of it."""
     settings, beside = read(command.settings, command.data)
-    histories = {}
+    found = {}
     for name, chosen in settings.items():
-        histories[name] = []
+        runs = []
         for seed in range(command.seeds):
-            folder = command.folder() / "runs" / f"{_slug(name)}-{seed}"
-            chosen = dataclasses.replace(chosen, seed=seed)
-            histories[name].append(run.train(chosen, folder, title=f"{name}, seed {seed}", to_the_end=True))
+            folder = "-".join([*re.findall(r"[^\W_]+", name.lower()), str(seed)])
+            title, seeded = f"{name}, seed {seed}", dataclasses.replace(chosen, seed=seed)
+            runs.append(run.train(seeded, command.folder() / "runs" / folder, title=title, to_the_end=True))
+        errors = np.array([100 * (1 - history["test_accuracy"][-1]) for history in runs])
+        found[name] = {
+            "mean_test_error_percent": round(float(errors.mean()), 4),
+            "deviation": round(float(errors.std(ddof=1)), 4),
+            "test_error_percent": _report.rounded(errors),
+            "seconds_an_epoch": float(np.median([history["seconds"] for history in runs]).round(3)),
+            "beside": beside[name],
+            "configuration": chosen.anonymous().shown(),
+            "histories": _report.rounded(runs, 6),
+        }
     words = ["--data", "FOLDER"] * bool(command.data) + ["--seeds", command.seeds] * (command.seeds != Compare.seeds)
     return {
         "command": _command.line(__name__, f"experiments/lenet/settings/{command.settings.name}", *words),
         "configuration": next(iter(settings.values())).anonymous().shown(),
         "title": command.settings.stem.replace("_", " "),
         "seeds": command.seeds,
-        "settings": numbers(settings, histories, beside),
+        "settings": found,
     }
 
 
@@ -84,71 +95,39 @@ def read(file: Path, data: str | None) -> tuple[dict[str, Configuration], dict[s
     return chosen, beside
 
 
-def numbers(
-    settings: dict[str, Configuration],
-    histories: dict[str, list[dict[str, Any]]],
-    beside: dict[str, str],
-) -> dict[str, Any]:
-    """What came of each setting."""
-    found = {}
-    for name, runs in histories.items():
-        errors = np.array([100 * (1 - history["test_accuracy"][-1]) for history in runs])
-        found[name] = {
-            "mean_test_error_percent": round(float(errors.mean()), 4),
-            "deviation": round(float(errors.std(ddof=1)), 4),
-            "test_error_percent": [round(float(error), 4) for error in errors],
-            "seconds_an_epoch": float(np.median([history["seconds"] for history in runs]).round(3)),
-            "beside": beside[name],
-            "configuration": settings[name].anonymous().shown(),
-            "histories": _report.rounded(runs, 6),
-        }
-    return found
-
-
 def present(content: dict[str, Any]) -> _report.Report:
     """The page with table and picture."""
-    settings = content["settings"]
-    of = "validation" if all(each["configuration"]["validation"] for each in settings.values()) else "test"
-    columns = ["setting", f"{of} error, %", "best", "worst", "seconds an epoch", "SimpleNN"]
-    rows = [
-        [
-            name,
-            f"{each['mean_test_error_percent']:.2f} ± {each['deviation']:.2f}",
-            f"{min(each['test_error_percent']):.2f}",
-            f"{max(each['test_error_percent']):.2f}",
-            "" if each["seconds_an_epoch"] is None else f"{each['seconds_an_epoch']:.2f}",
-            each["beside"],
-        ]
-        for name, each in settings.items()
-    ]
-    filled = [i for i in range(len(columns)) if any(row[i] for row in rows)]
-    losses = {each["configuration"]["loss"] for each in settings.values()}
-    picture = plots.comparison(
-        {name: each["histories"] for name, each in settings.items()},
-        plots.LOSSES[losses.pop()] if len(losses) == 1 else "loss of its own kind",
-        of,
-    )
+    names, settings, seeds = list(content["settings"]), list(content["settings"].values()), content["seeds"]
+    of = "validation" if all(each["configuration"]["validation"] for each in settings) else "test"
+    seconds = [each["seconds_an_epoch"] for each in settings]
+    columns = {
+        "setting": names,
+        f"{of} error, %": [f"{each['mean_test_error_percent']:.2f} ± {each['deviation']:.2f}" for each in settings],
+        "best": [f"{min(each['test_error_percent']):.2f}" for each in settings],
+        "worst": [f"{max(each['test_error_percent']):.2f}" for each in settings],
+        "seconds an epoch": ["" if each is None else f"{each:.2f}" for each in seconds],
+        "SimpleNN": [each["beside"] for each in settings],
+    }
+    filled = {title: cells for title, cells in columns.items() if any(cells)}
     table = _report.Table(
         f"{of.capitalize()} error",
-        [columns[i] for i in filled],
-        [[row[i] for i in filled] for row in rows],
-        f"Mean ± standard deviation over the seeds 0 to {content['seeds'] - 1}, after the last epoch (not the best).",
+        list(filled),
+        list(zip(*filled.values(), strict=True)),
+        f"Mean ± standard deviation over the seeds 0 to {seeds - 1}, after the last epoch (not the best).",
     )
-    best = min(rows, key=lambda row: settings[row[0]]["mean_test_error_percent"])
-    summary = f"{best[0]}: {best[1]} % wrong" + bool(rows[1:]) * f", the least of {len(rows)} settings"
-    caption = f"Lines: mean over {content['seeds']} seeds. Bands: from the best to the worst."
+    losses = {each["configuration"]["loss"] for each in settings}
+    loss = results.LOSSES[losses.pop()] if len(losses) == 1 else "loss of its own kind"
+    histories = {name: each["histories"] for name, each in zip(names, settings, strict=True)}
+    best = min(range(len(names)), key=lambda i: settings[i]["mean_test_error_percent"])
+    summary = f"{names[best]}: {columns[f'{of} error, %'][best]} % wrong"
     return _report.Report(
         content["title"],
-        f"{summary}.",
-        [table, _report.Picture("How they learned", "comparison.png", picture, caption)],
-        facts={"seeds": f"0 to {content['seeds'] - 1}", "configuration below": f"that of {next(iter(settings))!r}"},
+        summary + bool(names[1:]) * f", the least of {len(names)} settings" + ".",
+        [table, results.comparison(histories, loss, of, seeds)],
+        facts={"seeds": f"0 to {seeds - 1}", "configuration below": f"that of {names[0]!r}"},
         tables="comparison.md",
         said=_report.table(table.columns, table.rows),
     )
-
-
-def _slug(name: str) -> str:
-    return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
 
 
 @_command.command

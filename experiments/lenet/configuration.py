@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import math
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -97,13 +98,11 @@ class Configuration(_options.Options):
 
     def network(self, image_shape: tuple[int, int, int]) -> lenet5.Config | mlp.Config:
         """The model's own configuration."""
-        common: dict[str, Any] = {
-            name: getattr(self, name) for name in ("activation", "batch_norm", "classes", "dtype")
-        } | {"gradients": self.attachment}
-        if self.model == "lenet5":
-            return lenet5.Config(image_shape=image_shape, pool=self.pool, **common)
-        rows, columns, channels = image_shape
-        return mlp.Config(features=rows * columns * channels, **common)
+        names = ("activation", "batch_norm", "classes", "dtype")
+        common: dict[str, Any] = {name: getattr(self, name) for name in names} | {"gradients": self.attachment}
+        if self.model == "mlp":
+            return mlp.Config(features=math.prod(image_shape), **common)
+        return lenet5.Config(image_shape=image_shape, pool=self.pool, **common)
 
     def differences(self, other: "Configuration") -> list[str]:
         """The options that make another run of `other`, both values; where the data lie does not."""
@@ -124,11 +123,11 @@ def read_options(path: Path) -> dict[str, Any]:
     """What the file holds, unchecked."""
     if path.suffix not in (".toml", ".json"):
         raise _command.Refused(f"{path}: a configuration's name must end in .toml or .json")
+    with _command.refusing(f"{path}: cannot be read", path):
+        content = path.read_bytes()
     try:
-        options = (tomllib.loads if path.suffix == ".toml" else json.loads)(path.read_text())
-    except OSError as error:
-        raise _command.Refused(f"{path}: cannot be read ({_command.why(error, path)})") from error
-    except ValueError as error:  # of either parser
+        options = (tomllib.loads if path.suffix == ".toml" else json.loads)(content.decode())
+    except ValueError as error:  # of the encoding, or of either parser
         raise _command.Refused(f"{path}: {error}") from error
     if not isinstance(options, dict):
         raise _command.Refused(f"{path}: must hold options by name, holds a {type(options).__name__}")

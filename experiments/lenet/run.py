@@ -19,6 +19,7 @@ import argparse
 import contextlib
 import dataclasses
 import datetime
+import functools
 import os
 import sys
 from pathlib import Path
@@ -31,6 +32,7 @@ from tyro.conf import Positional, arg, subcommand
 from experiments import _data, _report
 from experiments.lenet import checkpoints, configuration, results, training
 from experiments.lenet.configuration import Configuration
+from experiments.lenet.training import Progress, State
 
 RUNS = Path(__file__).parent / "runs"
 CONFIGURATION = "configuration.json"
@@ -83,15 +85,15 @@ def main(arguments: list[str] | None = None) -> None:
             out = command.out or RUNS / f"{datetime.datetime.now():%Y-%m-%d_%H%M%S}"
             train(command.configuration, out, every=command.checkpoint_every)
         case Resume():
-            chosen = _configuration_of(command.run, command.data)
+            chosen = _configuration_of(command)
             if not checkpoints.Checkpoints(command.run).steps():
                 train_again = _command.again(__name__, "train", *chosen.arguments(), "--out", command.run)
                 raise _command.Refused(f"{command.run}: no checkpoint to go on from; train again: {train_again}")
             train(chosen, command.run, every=command.checkpoint_every)
         case Test():
-            test(command.run, command.data)
+            test(command)
         case Plot():
-            plot(command.run, command.data)
+            plot(command)
 
 
 def train(
@@ -106,18 +108,16 @@ def train(
     kept = checkpoints.Checkpoints(out)
     with _command.alone(kept.folder):
         _report.write(out / CONFIGURATION, configuration.as_json(chosen))
-        state, progress = _state(chosen, data, kept)
-        steps = training.steps_per_epoch(len(data.train_labels), chosen) * chosen.epochs
-        if int(state.step) == steps and (out / "report.html").exists():
+        fingerprint, state = data.fingerprint(), _first_state(chosen, data)
+        progress = Progress(training.new_history(state), 0.0)
+        if kept.steps():
+            state, progress = kept.restore(state, chosen, fingerprint)
+        if len(progress.history["seconds"]) == chosen.epochs and (out / "report.html").exists():
             _command.say(f"{out} is finished; to draw it again: {_command.again(__name__, 'plot', out)}")
             return progress.history
         resume = f"to go on: {_command.again(__name__, 'resume', out)}"
         _command.say(f"goes on from step {int(state.step)} in {out}" if kept.steps() else f"run {out}; {resume}")
-        fingerprint = data.fingerprint()
-
-        def save(state: training.State, progress: training.Progress) -> None:
-            kept.save(state, progress, chosen, fingerprint)
-
+        save = functools.partial(kept.save, configuration=chosen, fingerprint=fingerprint)
         _command.if_interrupted(lambda: resume if kept.steps() else "There is no checkpoint yet to go on from")
         title = title or results.MODELS[chosen.model]
         state, progress = training.train(
@@ -129,27 +129,27 @@ def train(
         return progress.history
 
 
-def test(run: Path, data_source: str | None) -> None:
+def test(command: Test) -> None:
     """Prints loss and accuracy over the test images."""
-    chosen = _configuration_of(run, data_source)
+    chosen = _configuration_of(command)
     data = load(chosen)
-    kept = checkpoints.Checkpoints(run)
-    state, _ = _state(chosen, data, kept, must_exist=True, any_images=data_source is not None)
+    theirs = data.fingerprint() if command.data is None else None
+    state, _ = checkpoints.Checkpoints(command.run).restore(_first_state(chosen, data), chosen, theirs)
     found = training.answers(state, data.test_images, data.test_labels, data.levels, chosen)
-    accuracy, images = found.accuracy(data.test_labels), len(data.test_labels)
-    wrong = round((1 - accuracy) * images)
-    print(f"step {int(state.step)}: test accuracy {accuracy:.2%} ({wrong} of {images} images wrong)")
-    print(f"loss {found.loss():.4f}")
+    wrong, images = (found.classes != data.test_labels).sum(), len(data.test_labels)
+    print(f"step {int(state.step)}: test accuracy {found.accuracy:.2%} ({wrong} of {images} images wrong)")
+    print(f"loss {found.loss:.4f}")
 
 
-def plot(run: Path, data_source: str | None) -> None:
+def plot(command: Plot) -> None:
     """Writes a run's files again."""
-    chosen = _configuration_of(run, data_source)
+    chosen = _configuration_of(command)
     data = load(chosen)
-    state, progress = _state(chosen, data, checkpoints.Checkpoints(run), must_exist=True)
+    kept = checkpoints.Checkpoints(command.run)
+    state, progress = kept.restore(_first_state(chosen, data), chosen, data.fingerprint())
     if not progress.history["test_loss"]:
-        raise _command.Refused(f"{run}: no epoch is finished yet, there is nothing to draw")
-    _finish(run, state, progress, data, chosen)
+        raise _command.Refused(f"{command.run}: no epoch is finished yet, there is nothing to draw")
+    _finish(command.run, state, progress, data, chosen)
 
 
 def _parse(words: list[str]) -> Train | Resume | Test | Plot:
@@ -181,64 +181,42 @@ def load(chosen: Configuration) -> _data.Data:
 
 
 def _check_devices(chosen: Configuration) -> None:
-    if chosen.devices == 1:
-        return
-    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    if chosen.devices > 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         with contextlib.suppress(RuntimeError):  # too late, JAX has begun
             jax.config.update("jax_num_cpu_devices", chosen.devices)  # a CPU stands in for several devices
-    if chosen.devices > (there := len(jax.devices())):
-        raise _command.Refused(
-            f"devices is {chosen.devices}, but JAX sees {there} of kind {jax.devices()[0].device_kind}"
-        )
+    if chosen.devices > len(there := jax.devices()):
+        kind = there[0].device_kind
+        raise _command.Refused(f"devices is {chosen.devices}, but JAX sees {len(there)} of kind {kind}")
 
 
 def _check_claim(out: Path, chosen: Configuration) -> None:
     """Whether `out` can be the folder of this run. One that holds another run, or anything else, is left as it is."""
-    file = out / CONFIGURATION
-    try:
+    file, advice = out / CONFIGURATION, "Choose another --out"
+    with _command.refusing(f"{out} cannot be read", out, f". {advice}"):
         if file.exists():
             if different := configuration.read(file).differences(chosen):
-                raise _command.Refused(
-                    f"{out} holds a run of another configuration: {'; '.join(different)}. Choose another --out"
-                )
+                raise _command.Refused(f"{out} holds a run of another configuration: {'; '.join(different)}. {advice}")
         elif out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - {"checkpoints"}):
-            raise _command.Refused(
-                f"{out} exists and is no run's folder ({CONFIGURATION} is not in it). Choose another --out"
-            )
-    except OSError as error:
-        raise _command.Refused(f"{out} cannot be read ({_command.why(error, out)}). Choose another --out") from error
+            raise _command.Refused(f"{out} exists and is no run's folder ({CONFIGURATION} is not in it). {advice}")
 
 
-def _configuration_of(run: Path, data_source: str | None) -> Configuration:
-    try:
+def _configuration_of(command: OfRun) -> Configuration:
+    run = command.run
+    with _command.refusing(f"{run} cannot be read", run):
         if not (run / CONFIGURATION).exists():
             raise _command.Refused(f"{run}: no run's folder ({CONFIGURATION} is not in it)")
-    except OSError as error:
-        raise _command.Refused(f"{run} cannot be read ({_command.why(error, run)})") from error
     found = configuration.read(run / CONFIGURATION)
-    return found if data_source is None else dataclasses.replace(found, data=data_source)
+    return found if command.data is None else dataclasses.replace(found, data=command.data)
 
 
-def _state(
-    chosen: Configuration,
-    data: _data.Data,
-    kept: checkpoints.Checkpoints,
-    *,
-    must_exist: bool = False,
-    any_images: bool = False,
-) -> tuple[training.State, training.Progress]:
-    """The last checkpoint's state, or a new one."""
+def _first_state(chosen: Configuration, data: _data.Data) -> State:
+    """The state before the first step, and the template of a restored one."""
     _command.say("making the first state …")
     steps = training.steps_per_epoch(len(data.train_labels), chosen) * chosen.epochs
-    state = training.start(data.image_shape, steps, chosen)
-    if kept.steps() or must_exist:
-        return kept.restore(state, chosen, None if any_images else data.fingerprint())
-    return state, training.Progress(training.new_history(state), 0.0)
+    return training.start(data.image_shape, steps, chosen)
 
 
-def _finish(
-    out: Path, state: training.State, progress: training.Progress, data: _data.Data, chosen: Configuration
-) -> None:
+def _finish(out: Path, state: State, progress: Progress, data: _data.Data, chosen: Configuration) -> None:
     """Writes the results and prints what came of it."""
     try:
         results.save(out, state, progress, data, chosen)

@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, Sharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from experiments import _command, _data
-from experiments.lenet import network, optimizers
+from experiments.lenet import network
 from experiments.lenet.configuration import Configuration
 
 CHUNK = 512  # images evaluated at once
@@ -37,10 +37,6 @@ class State(NamedTuple):
     diverged: jax.Array  # the first step at which the loss was absurd or no number, int32 (); 0 for none
 
 
-class Diverged(_command.Refused):
-    """The loss is lost, and with it the parameters."""
-
-
 class Progress(NamedTuple):
     """What a run has shown so far."""
 
@@ -53,15 +49,9 @@ class Answers(NamedTuple):
 
     losses: np.ndarray  # (N,)
     outputs: np.ndarray  # (N, classes)
-
-    def classes(self) -> np.ndarray:
-        return self.outputs.argmax(-1)
-
-    def loss(self) -> float:
-        return float(self.losses.mean(dtype=np.float64))
-
-    def accuracy(self, labels: np.ndarray) -> float:
-        return float((self.classes() == labels).mean())
+    classes: np.ndarray  # (N,)
+    loss: float
+    accuracy: float
 
 
 def steps_per_epoch(images: int, configuration: Configuration) -> int:
@@ -74,7 +64,7 @@ def start(image_shape: tuple[int, int, int], steps: int, configuration: Configur
     drawn, later = jax.random.split(jax.random.key(configuration.seed))
     params, running = network.init(drawn, image_shape, configuration)
     norms = {layer: jnp.zeros((), jnp.float32) for layer in params if "kernel" in params[layer]}
-    optimizer = optimizers.optimizer(configuration, steps).init(params)
+    optimizer = network.optimizer(configuration, steps).init(params)
     step, diverged = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)  # both, as a step is given their memory
     return State(params, running, optimizer, jax.random.key_data(later), norms, step, diverged)
 
@@ -98,7 +88,7 @@ def train(
       to_the_end: go on where the loss has diverged, as a comparison does.
 
     Raises:
-      Diverged: the loss has; what was saved before is as it was.
+      Refused: the loss has diverged; what was saved before is as it was.
     """
     history, earlier = progress
     count, size = len(data.train_labels), configuration.batch_size
@@ -113,7 +103,7 @@ def train(
 
     def check(state: State) -> None:
         if (at := int(state.diverged)) and not to_the_end:
-            raise Diverged(
+            raise _command.Refused(
                 f"diverged: from step {at} on, in epoch {1 + (at - 1) // in_epoch}, the loss is above {ABSURD:g} or no "
                 f"number. Take a lower --learning-rate than {configuration.learning_rate:g}, or --warmup"
             )
@@ -166,7 +156,9 @@ def answers(
         rows = np.minimum(np.arange(first, first + CHUNK), len(labels) - 1)  # the last chunk repeats the last image
         chunk = jax.device_get(_answer(params, running, images[rows], labels[rows], levels, configuration))
         found.append([a[: len(labels) - first] for a in chunk])
-    return Answers(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+    losses, outputs = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    classes = outputs.argmax(-1)
+    return Answers(losses, outputs, classes, float(losses.mean(dtype=np.float64)), float((classes == labels).mean()))
 
 
 def _step(state: State, data: Any, rows: jax.Array, configuration: Configuration, steps: int) -> State:
@@ -182,7 +174,7 @@ def _step(state: State, data: Any, rows: jax.Array, configuration: Configuration
 
     (loss, running), gradient = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
     norms = {layer: norm + jnp.linalg.norm(gradient[layer]["kernel"]) for layer, norm in state.norms.items()}
-    changes, optimizer = optimizers.optimizer(configuration, steps).update(gradient, state.optimizer, state.params)
+    changes, optimizer = network.optimizer(configuration, steps).update(gradient, state.optimizer, state.params)
     params, step = optax.apply_updates(state.params, changes), state.step + 1
     lost = (state.diverged == 0) & ~(loss < ABSURD)
     return State(params, running, optimizer, state.key, norms, step, jnp.where(lost, step, state.diverged))
@@ -215,8 +207,8 @@ def _note(history: dict, state: State, steps: int, seconds: float, data: _data.D
     sets = {"training": (data.train_images, data.train_labels), "test": (data.test_images, data.test_labels)}
     for name, (images, labels) in sets.items():
         found = answers(state, images, labels, data.levels, configuration)
-        history[f"{name}_loss"].append(found.loss())
-        history[f"{name}_accuracy"].append(found.accuracy(labels))
+        history[f"{name}_loss"].append(found.loss)
+        history[f"{name}_accuracy"].append(found.accuracy)
     history["seconds"].append(seconds)
     for layer, norm in state.norms.items():
         history["gradient_norms"][layer].append(float(norm) / steps)

@@ -80,9 +80,8 @@ def kernel_environment() -> dict[str, str]:
 def stripped(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """Without timings, ids of the session, paths, and the text behind pictures and tables."""
     notebook.metadata = nbformat.from_dict(METADATA)
-    for number, cell in enumerate(
-        (c for c in notebook.cells if c.cell_type == "code"), start=1
-    ):
+    cells = (cell for cell in notebook.cells if cell.cell_type == "code")
+    for number, cell in enumerate(cells, start=1):
         cell.metadata.clear()
         cell.execution_count = number
         for output in cell.outputs:

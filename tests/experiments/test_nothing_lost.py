@@ -19,8 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments._command import Refused
 from experiments.lenet import checkpoints, training
-from experiments.lenet.checkpoints import CheckpointError, Checkpoints
+from experiments.lenet.checkpoints import Checkpoints
 from experiments.lenet.configuration import Configuration
 from tests.compiling import of_a_user
 
@@ -195,17 +196,15 @@ def test_what_is_saved_comes_back(saved):
 
 def test_another_run_s(saved, tmp_path):
     kept, state, _ = saved
-    with pytest.raises(CheckpointError, match="of another configuration: epochs 3, not 4; seed 0, not 1"):
+    with pytest.raises(Refused, match="of another configuration: epochs 3, not 4; seed 0, not 1"):
         kept.restore(state, dataclasses.replace(CHOSEN, epochs=4, seed=1), "abc")
-    with pytest.raises(CheckpointError, match="of other images"):
+    with pytest.raises(Refused, match="of other images"):
         kept.restore(state, CHOSEN, "other")
     kept.restore(state, CHOSEN, None)
     other = state._replace(params={"dense1": {"kernel": jnp.zeros((20, 31))}})
-    with pytest.raises(
-        CheckpointError, match="2: damaged, or not a checkpoint of this experiment; delete that folder to"
-    ):
+    with pytest.raises(Refused, match="2: damaged, or not a checkpoint of this experiment; delete that folder to"):
         kept.restore(other, CHOSEN, "abc")
-    with pytest.raises(CheckpointError, match="checkpoints: no checkpoint"):
+    with pytest.raises(Refused, match="checkpoints: no checkpoint"):
         Checkpoints(tmp_path / "nothing").restore(state, CHOSEN, "abc")
 
 
@@ -231,7 +230,7 @@ def test_damage_is_refused_or_harmless(damage, saved, tmp_path):
                 file.write_bytes(content[:middle] + bytes([content[middle] ^ 16]) + content[middle + 1 :])
         try:
             found, _ = kept.restore(zeros(state), CHOSEN, "abc")
-        except CheckpointError as error:
+        except Refused as error:
             refused.append((file, str(error)))
         else:
             for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(state), strict=True):
@@ -250,7 +249,7 @@ def test_damage_is_refused_or_harmless(damage, saved, tmp_path):
 def test_a_wrong_array_is_seen_even_where_orbax_reads_it(saved, monkeypatch):
     kept, state, _ = saved
     monkeypatch.setattr(checkpoints, "_checksum", lambda tree: "another")
-    with pytest.raises(CheckpointError, match=r"2: damaged, .* its checksum is another"):
+    with pytest.raises(Refused, match=r"2: damaged, .* its checksum is another"):
         kept.restore(zeros(state), CHOSEN, "abc")
 
 
@@ -263,7 +262,7 @@ def test_a_failed_save_removes_what_it_left(saved, monkeypatch):
 
     monkeypatch.setattr(checkpoints.ocp.CheckpointManager, "save", fails)
     with pytest.raises(
-        CheckpointError, match=r"step 9 cannot be written \(No space left on device\); that of step 2 is complete"
+        Refused, match=r"step 9 cannot be written \(No space left on device\); that of step 2 is complete"
     ):
         kept.save(state._replace(step=jnp.int32(9)), progress, CHOSEN, "abc")
     assert sorted(path.name for path in kept.folder.iterdir()) == ["1", "2"]
@@ -277,7 +276,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(saved):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
-        with pytest.raises(CheckpointError, match=r"\(File too large\); that of step 2 is complete"):
+        with pytest.raises(Refused, match=r"\(File too large\); that of step 2 is complete"):
             kept.save(large, progress, CHOSEN, "abc")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -308,11 +307,11 @@ def test_ctrl_c_while_a_checkpoint_is_written(saved, monkeypatch, capfd):
 
 def test_a_folder_of_checkpoints_that_is_none(tmp_path, another_user):
     (tmp_path / "checkpoints").write_text("")
-    with pytest.raises(CheckpointError, match=r"checkpoints cannot be read \(.*checkpoints is a file\)"):
+    with pytest.raises(Refused, match=r"checkpoints cannot be read \(.*checkpoints is a file\)"):
         Checkpoints(tmp_path).steps()
     (tmp_path / "checkpoints").unlink()
     (tmp_path / "checkpoints").mkdir()
-    with another_user(tmp_path), pytest.raises(CheckpointError, match=r"cannot be read \(Permission denied\)"):
+    with another_user(tmp_path), pytest.raises(Refused, match=r"cannot be read \(Permission denied\)"):
         Checkpoints(tmp_path).steps()
     assert Checkpoints(tmp_path).steps() == []
 

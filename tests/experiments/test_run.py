@@ -15,7 +15,7 @@ import pytest
 
 from bnderiv.models import lenet5
 from experiments import _command, _data
-from experiments.lenet import compare, configuration, plots, run
+from experiments.lenet import compare, configuration, results, run
 from experiments.lenet.configuration import Configuration
 from tests.compiling import of_a_user
 
@@ -267,6 +267,17 @@ def test_the_comparison(tmp_path, monkeypatch, capsys):
     assert "58.00 ± 1.58" in (tmp_path / "report.html").read_text()
 
 
+def test_a_comparison_of_a_loss_that_is_no_number(tmp_path, monkeypatch):
+    """JSON has null for it: that setting has no curve, and the others are shown."""
+    histories = iter([fake_history(float("nan"), 0.1), fake_history(0.5, 0.9)] * 2)
+    monkeypatch.setattr(run, "train", lambda *_, **__: next(histories))
+    (tmp_path / "mine.toml").write_text("[one]\n")
+    compare.main([str(tmp_path / "mine.toml"), "--seeds", "2", "--out", str(tmp_path)])
+    written = json.loads((tmp_path / "comparison.json").read_text())["settings"]["one"]
+    assert [history["test_loss"] for history in written["histories"]] == [[None, None], [1.0, 0.5]]
+    assert "| one | 50.00 ± 56.57 | 10.00 | 90.00 | 1.00 |" in (tmp_path / "comparison.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -296,8 +307,8 @@ def test_pictures_of_no_mistake_and_of_a_loss_that_is_no_number():
     labels = np.arange(10)
     for outputs in (np.eye(10), np.roll(np.eye(10), 1, axis=1)):
         for picture in (
-            plots.confusion(labels, outputs.argmax(-1), 10, "title"),
-            plots.mistakes(np.zeros((10, 8, 8, 1)), labels, outputs, "softmax"),
+            results.confusion(labels, outputs.argmax(-1), 10),
+            results.mistakes(np.zeros((10, 8, 8, 1)), labels, outputs, "softmax"),
         ):
-            assert picture.startswith(b"\x89PNG")
-    assert plots.curves(fake_history(float("nan"), 0.1), "mse", "title").startswith(b"\x89PNG")
+            assert picture.png.startswith(b"\x89PNG")
+    assert results.curves(fake_history(float("nan"), 0.1), "mse", "title").png.startswith(b"\x89PNG")

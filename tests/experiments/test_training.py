@@ -10,8 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import _data
-from experiments.lenet import network, optimizers, training
+from experiments import _command, _data
+from experiments.lenet import network, training
 from experiments.lenet.configuration import Configuration
 from tests.compiling import fast_jit
 
@@ -251,13 +251,13 @@ def test_optimizers(name):
         theirs = optax.lion(rate, weight_decay=0.0)
     params = {"dense": {"kernel": jnp.ones(3), "bias": jnp.ones(2)}, "bn": {"gamma": jnp.ones(2), "beta": jnp.ones(2)}}
     gradient = jax.tree.map(lambda a: 0.1 * jnp.arange(1.0, 1 + len(a)), params)
-    ours = optimizers.optimizer(chosen, 10)
+    ours = network.optimizer(chosen, 10)
     states = [o.init(params) for o in (ours, theirs)]
     for _ in range(3):
         (a, first), (b, second) = (o.update(gradient, s, params) for o, s in zip((ours, theirs), states, strict=True))
         states = [first, second]
         jax.tree.map(np.testing.assert_array_equal, a, b)
-    decayed = optimizers.optimizer(dataclasses.replace(chosen, decay=0.5), 10)
+    decayed = network.optimizer(dataclasses.replace(chosen, decay=0.5), 10)
     zero = jax.tree.map(jnp.zeros_like, params)
     change, _ = jax.tree.map(np.asarray, decayed.update(zero, decayed.init(params), params))
     assert (change["dense"]["kernel"] < 0).all()
@@ -268,7 +268,7 @@ def test_optimizers(name):
 def test_schedules():
     def rates(name, warmup=0, epochs=10):
         chosen = dataclasses.replace(PLAIN, schedule=name, warmup=warmup, epochs=epochs, learning_rate=0.4)
-        rate = optimizers.schedule(chosen, 100)
+        rate = network.schedule(chosen, 100)
         return np.asarray(jax.jit(jax.vmap(rate))(jnp.arange(101)))
 
     np.testing.assert_allclose(rates("constant"), 0.4, rtol=1e-6)
@@ -296,8 +296,8 @@ def test_answers_are_those_of_the_images_whatever_the_chunk(monkeypatch):
     np.testing.assert_allclose(found.outputs, jax.nn.softmax(z), rtol=1e-4, atol=1e-6)
     wanted = optax.softmax_cross_entropy_with_integer_labels(z, data.test_labels)
     np.testing.assert_allclose(found.losses, wanted, rtol=1e-4)
-    assert found.loss() == pytest.approx(float(wanted.mean()), rel=1e-5)
-    assert found.accuracy(data.test_labels) == np.mean(np.asarray(z).argmax(1) == data.test_labels)
+    assert found.loss == pytest.approx(float(wanted.mean()), rel=1e-5)
+    assert found.accuracy == np.mean(np.asarray(z).argmax(1) == data.test_labels)
 
 
 @pytest.mark.slow
@@ -317,7 +317,7 @@ def test_a_run_that_diverges_says_at_which_step_and_saves_nothing_of_it(monkeypa
 
     for first, images in ((2, data), (1, make_data(train=8))):
         message = rf"diverged: from step {first} on, in epoch 1, .* --learning-rate than 1e\+30"
-        with pytest.raises(training.Diverged, match=message):
+        with pytest.raises(_command.Refused, match=message):
             train(images, every=2)
         assert saved == []
     state, progress = train(data, to_the_end=True)
