@@ -197,6 +197,10 @@ class BatchNorm(Follower, _HaikuBatchNorm):
 
         gamma, beta = vector(scale), vector(offset)
         if by_batch:
+            assumed_mean = None
+            if is_training and not hk.running_init():  # an average that is read in `init` would start at zero
+                self.mean_ema.initialize(shape, stored)  # the state may be empty, where parameters alone were loaded
+                assumed_mean = self.mean_ema.average
             y, batch = normalize_by_batch(
                 inputs,
                 gamma,
@@ -207,7 +211,7 @@ class BatchNorm(Follower, _HaikuBatchNorm):
                 **fused,
                 axis_name=self.cross_replica_axis or None,
                 axis_index_groups=self.cross_replica_axis_index_groups,
-                assumed_mean=None if hk.running_init() else self.mean_ema.average,
+                assumed_mean=assumed_mean,
                 forward_mode=self.forward_mode,
             )
             if is_training:
