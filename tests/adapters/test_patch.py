@@ -94,6 +94,40 @@ def test_modules_that_have_bound_the_class_themselves(adapter, monkeypatch):
     assert framework.BatchNorm is theirs
 
 
+@each
+def test_a_module_is_ours_until_its_last_patch_is_undone(adapter):
+    ours, framework = both(adapter)
+    user: Any = types.ModuleType("user")
+    user.BatchNorm = theirs = framework.BatchNorm
+    user.LayerNorm = ours.LayerNorm  # migrated by its author
+    with ours.patch(user):
+        with ours.patch(user), ours.patch(user, user):
+            pass
+        assert user.BatchNorm is ours.BatchNorm
+        user.GroupNorm = framework.GroupNorm
+        assert user.GroupNorm is ours.GroupNorm
+    assert user.BatchNorm is theirs
+    assert user.GroupNorm is framework.GroupNorm
+    assert user.LayerNorm is ours.LayerNorm
+    with ours.patch():
+        with ours.patch(user):
+            pass
+        assert user.BatchNorm is theirs
+        assert framework.BatchNorm is ours.BatchNorm
+    assert framework.BatchNorm is theirs
+
+
+@each
+def test_a_patch_that_is_undone_is_not_entered(adapter):
+    ours, framework = both(adapter)
+    theirs = framework.BatchNorm
+    with ours.patch() as patch:
+        pass
+    with pytest.raises(RuntimeError, match=r"this patch is undone: call patch\(\) again"), patch:
+        pass
+    assert framework.BatchNorm is theirs
+
+
 @pytest.mark.slow
 @pytest.mark.exhaustive
 def test_haikus_networks():
