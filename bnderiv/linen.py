@@ -14,7 +14,6 @@ from bnderiv._types import Activation
 from bnderiv.adapters import missing
 from bnderiv.adapters.batch_norm import (
     Renorm,
-    check_momentum,
     feature_axes,
     normalize_by_batch,
     normalize_by_given,
@@ -26,6 +25,7 @@ from bnderiv.adapters.flax_convolution import conv_general_dilated
 from bnderiv.adapters.flax_pooling import avg_pool, max_pool
 from bnderiv.adapters.patching import Patch, with_parts
 from bnderiv.normalization.arguments import limit
+from bnderiv.normalization.running_stats import check_momentum
 
 try:
     import flax.linen as nn
