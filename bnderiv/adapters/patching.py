@@ -18,7 +18,7 @@ class _Held:
 
 
 _held: dict[tuple[str, ModuleType | None], _Held] = {}  # by the package, and a module that was given
-_lock = threading.Lock()  # one thread must not take names back while another replaces them
+_lock = threading.RLock()  # one thread must not take names back while another replaces them
 
 
 class Patch:
