@@ -313,7 +313,7 @@ def convert(model: Model) -> Model:
       A copy; modules without anything to replace are shared.
 
     Raises:
-      ValueError: nothing in the fields is a layer of Flax that there is here.
+      ValueError: `model` is bound, or nothing in its fields is a layer of Flax that there is here.
 
     Example:
       >>> import bnderiv.linen, flax.linen
@@ -321,6 +321,11 @@ def convert(model: Model) -> Model:
       >>> type(model.layers[1]).__module__
       'bnderiv.linen'
     """
+    if isinstance(model, nn.Module) and model.scope is not None:
+        raise ValueError(
+            f"model must not be bound, as by `bind` or within a compact method, got a bound {type(model).__name__}: "
+            "convert it before"
+        )
     converted = _converted(model, {})
     if converted is model:
         raise ValueError(

@@ -128,6 +128,22 @@ def test_a_patch_that_is_undone_is_not_entered(adapter):
     assert framework.BatchNorm is theirs
 
 
+def test_convert_linen_refuses_a_bound_model():
+    bnderiv_linen, nn = both("linen")
+    x = jnp.ones((2, 3))
+
+    class Network(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return bnderiv_linen.convert(nn.Sequential([nn.LayerNorm()]))(x)
+
+    model = nn.Sequential([nn.LayerNorm()])
+    with pytest.raises(ValueError, match=r"^model must not be bound, .* got a bound Sequential"):
+        bnderiv_linen.convert(model.bind(model.init(jax.random.key(0), x)))
+    with pytest.raises(ValueError, match=r"^model must not be bound"):
+        Network().init(jax.random.key(0), x)
+
+
 @pytest.mark.slow
 @pytest.mark.exhaustive
 def test_haikus_networks():
