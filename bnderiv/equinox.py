@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
+from bnderiv import _checks
 from bnderiv._types import Activation, AxisName
 from bnderiv.adapters import missing
 from bnderiv.adapters.batch_norm import (
     Batch,
     check_activation,
-    check_momentum,
     normalize_by_batch,
     normalize_by_given,
     promote,
@@ -24,6 +24,7 @@ from bnderiv.adapters.batch_norm import (
     weight_so_far,
 )
 from bnderiv.adapters.patching import Patch
+from bnderiv.normalization.running_stats import check_momentum
 
 try:
     import equinox as eqx
@@ -178,10 +179,11 @@ class BatchNorm(_EquinoxBatchNorm):
 
         Raises:
           TypeError: `x` is complex, or has a dtype that JAX does not have.
-          ValueError: a residual of another shape, or without the ReLU.
+          ValueError: `x` has other channels, or a residual has another shape or comes without the ReLU.
           NameError: no map around the call has `axis_name`.
         """
         x = real_array("x", x)
+        _checks.rank_at_least("x", x, 1, "channels")
         inference = self.inference if inference is None else inference
         with jax.named_scope("bnderiv.equinox.BatchNorm"):
             if self.mode == "ema":

@@ -14,7 +14,6 @@ from bnderiv.activation.relu import relu
 from bnderiv.adapters import missing
 from bnderiv.adapters.batch_norm import (
     check_activation,
-    check_momentum,
     checked_residual,
     feature_axes,
     normalize_by_batch,
@@ -25,6 +24,7 @@ from bnderiv.adapters.batch_norm import (
     weight_so_far,
 )
 from bnderiv.adapters.patching import Patch
+from bnderiv.normalization.running_stats import check_momentum
 
 try:
     import haiku as hk
@@ -177,7 +177,7 @@ class BatchNorm(Follower, _HaikuBatchNorm):
         stored = inputs.dtype if jnp.issubdtype(inputs.dtype, jnp.floating) else promote(inputs.dtype, jnp.float32)
 
         by_batch = is_training or test_local_stats
-        averages = () if by_batch else (self.mean_ema.average, self.var_ema.average)
+        averages: Any = () if by_batch else (self.mean_ema.average, self.var_ema.average)
         if self.create_scale:
             scale = hk.get_parameter("scale", of_parameters, inputs.dtype, self.scale_init)
         if self.create_offset:
@@ -197,6 +197,10 @@ class BatchNorm(Follower, _HaikuBatchNorm):
 
         gamma, beta = vector(scale), vector(offset)
         if by_batch:
+            assumed_mean = None
+            if is_training and not hk.running_init():  # an average that is read in `init` would start at zero
+                self.mean_ema.initialize(shape, stored)  # the state may be empty, where parameters alone were loaded
+                assumed_mean = self.mean_ema.average
             y, batch = normalize_by_batch(
                 inputs,
                 gamma,
@@ -207,14 +211,14 @@ class BatchNorm(Follower, _HaikuBatchNorm):
                 **fused,
                 axis_name=self.cross_replica_axis or None,
                 axis_index_groups=self.cross_replica_axis_index_groups,
-                assumed_mean=None if hk.running_init() else self.mean_ema.average,
+                assumed_mean=assumed_mean,
                 forward_mode=self.forward_mode,
             )
             if is_training:
                 for average, new in ((self.mean_ema, batch.mean), (self.var_ema, batch.var)):
                     average.update(new.reshape(shape), batch.counted.reshape(shape), stored)
         else:
-            mean, var = (jnp.reshape(a, features) for a in averages)
+            mean, var = averages
             y = normalize_by_given(inputs, gamma, beta, mean, var, axes, eps=self.eps, dtype=dtype, **fused)
         if within:
             return y

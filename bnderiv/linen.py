@@ -14,7 +14,6 @@ from bnderiv._types import Activation
 from bnderiv.adapters import missing
 from bnderiv.adapters.batch_norm import (
     Renorm,
-    check_momentum,
     feature_axes,
     normalize_by_batch,
     normalize_by_given,
@@ -26,6 +25,7 @@ from bnderiv.adapters.flax_convolution import conv_general_dilated
 from bnderiv.adapters.flax_pooling import avg_pool, max_pool
 from bnderiv.adapters.patching import Patch, with_parts
 from bnderiv.normalization.arguments import limit
+from bnderiv.normalization.running_stats import check_momentum
 
 try:
     import flax.linen as nn
@@ -313,7 +313,7 @@ def convert(model: Model) -> Model:
       A copy; modules without anything to replace are shared.
 
     Raises:
-      ValueError: nothing in the fields is a layer of Flax that there is here.
+      ValueError: `model` is bound, or nothing in its fields is a layer of Flax that there is here.
 
     Example:
       >>> import bnderiv.linen, flax.linen
@@ -321,6 +321,11 @@ def convert(model: Model) -> Model:
       >>> type(model.layers[1]).__module__
       'bnderiv.linen'
     """
+    if isinstance(model, nn.Module) and model.scope is not None:
+        raise ValueError(
+            f"model must not be bound, as by `bind` or within a compact method, got a bound {type(model).__name__}: "
+            "convert it before"
+        )
     converted = _converted(model, {})
     if converted is model:
         raise ValueError(

@@ -12,7 +12,6 @@ from bnderiv.adapters import missing
 from bnderiv.adapters.batch_norm import (
     Renorm,
     check_activation,
-    check_momentum,
     feature_axes,
     normalize_by_batch,
     normalize_by_given,
@@ -23,6 +22,7 @@ from bnderiv.adapters.flax_convolution import conv_general_dilated
 from bnderiv.adapters.flax_pooling import avg_pool, max_pool
 from bnderiv.adapters.patching import Patch, with_parts
 from bnderiv.normalization.arguments import limit
+from bnderiv.normalization.running_stats import check_momentum
 
 try:
     from flax import nnx
@@ -113,8 +113,8 @@ class BatchNorm(nnx.BatchNorm):
 
         Raises:
           TypeError: `x` is complex, or has a dtype that JAX does not have.
-          ValueError: an axis out of range, a mask that does not broadcast, a residual of another shape or without the
-            ReLU, or `use_running_average` not set anywhere.
+          ValueError: an axis out of range, other features than the layer's, a mask that does not broadcast, a residual
+            of another shape or without the ReLU, or `use_running_average` not set anywhere.
         """
         if use_running_average is None:
             use_running_average = self.use_running_average

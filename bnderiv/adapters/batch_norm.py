@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 
 from bnderiv import _checks
 from bnderiv._numbers import accumulator
@@ -67,12 +66,6 @@ def check_activation(activation: Any) -> None:
         raise ValueError(f'activation must be None or "relu", got {activation!r}')
 
 
-def check_momentum(name: str, momentum: Any) -> None:
-    """Raises ValueError unless it lies in [0, 1]; a traced one is taken at its word."""
-    if not isinstance(momentum, Tracer) and not 0 <= momentum <= 1:
-        raise ValueError(f"{name} must lie in [0, 1], it weighs the old value; got {momentum}")
-
-
 def checked_residual(residual: Any, activation: str | None, x: jax.Array) -> jax.Array | None:
     """`residual`, which is added before the ReLU, as a JAX array of floating dtype.
 
@@ -100,6 +93,17 @@ def feature_axes(axis: Any, ndim: int, name: str = "axis") -> tuple[int, ...]:
     """
     several = axis if isinstance(axis, Sequence) else (axis,)
     return tuple(sorted({_checks.axis(name, a, ndim) for a in several}))
+
+
+def _check_features(x: jax.Array, axes: tuple[int, ...], *stored: jax.Array | None) -> None:
+    """Raises ValueError unless each array of the layer has one number for each feature of `x`."""
+    features = math.prod(x.shape[a] for a in axes)
+    for a in stored:
+        if a is not None and a.size != features:
+            raise ValueError(
+                f"the input must have the features of the layer, of shape {a.shape}, along its axes {axes}, "
+                f"got shape {x.shape}"
+            )
 
 
 def promote(*dtypes: Any) -> Any:
@@ -133,6 +137,7 @@ def normalize_by_batch(
     """
     check_activation(activation)
     residual = checked_residual(residual, activation, x)
+    _check_features(x, axes, scale, bias, assumed_mean, *() if renorm is None else renorm[:2])
     layout = _Layout(x.shape, axes)
     if not x.size:
         nothing = jnp.zeros(layout.features, promote(x.dtype, jnp.float32))
@@ -183,6 +188,7 @@ def normalize_by_given(
     """
     check_activation(activation)
     residual = checked_residual(residual, activation, x)
+    _check_features(x, axes, scale, bias, mean, var)
     if not x.size:
         return x.astype(dtype)
     layout = _Layout(x.shape, axes)

@@ -30,7 +30,7 @@ def conv_general_dilated(
     """
     asked = any(option is not None for option in others.values())  # a precision, a dtype of the result, a sharding
     ours = not asked and set(lhs_dilation) == {1} and lhs.dtype == rhs.dtype and lhs.dtype.name in _DTYPES
-    if ours and 0 not in (*lhs.shape, *rhs.shape):
+    if ours and lhs.ndim == rhs.ndim and 0 not in (*lhs.shape, *rhs.shape):
         sizes = lhs.shape[1:-1]
         reach = [(k - 1) * d + 1 for k, d in zip(rhs.shape[:-2], rhs_dilation, strict=True)]
         pads = lax.padtype_to_pads(sizes, reach, window_strides, padding) if isinstance(padding, str) else padding

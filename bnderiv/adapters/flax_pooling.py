@@ -84,6 +84,7 @@ def _pool(pool: Any, inputs: Any, window_shape: Any, strides: Any, padding: Any)
 
 
 def _integers(name: str, value: Any) -> Ints:
+    value = _checks.listed(value)
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise TypeError(f"{name} must be a sequence of integers, one for each spatial axis, got {value!r}")
     return tuple(_checks.integer(f"{name}[{i}]", v, at_least=1) for i, v in enumerate(value))
@@ -94,9 +95,10 @@ def _checked(padding: Any, rank: int) -> Any:
         if padding.upper() not in ("SAME", "VALID", "SAME_LOWER"):
             raise ValueError(f'padding must be "SAME", "VALID", "SAME_LOWER" or pairs of integers, got {padding!r}')
         return padding
-    if not isinstance(padding, Sequence) or not all(isinstance(p, Sequence) for p in padding):
-        raise TypeError(f"padding must be a string or a sequence of (low, high) pairs, got {padding!r}")
-    if len(padding) != rank or any(len(p) != 2 for p in padding):
-        pads = tuple(map(tuple, padding))
+    try:
+        pads = tuple(map(tuple, padding))  # as Flax: of anything that can be iterated, such as arrays of NumPy
+    except TypeError:
+        raise TypeError(f"padding must be a string or a sequence of (low, high) pairs, got {padding!r}") from None
+    if len(pads) != rank or any(len(p) != 2 for p in pads):
         raise ValueError(f"padding must be a (low, high) pair for each of the {rank} spatial axes, got {pads}")
-    return padding
+    return pads

@@ -136,6 +136,7 @@ def _pool(pool: Any, value: Any, window_shape: Any, strides: Any, padding: Any, 
 
 
 def _for_each_axis(name: str, size: Any, channel_axis: Any, rank: int) -> Ints:
+    size = _checks.listed(size)
     if isinstance(size, Sequence) and not isinstance(size, str):
         if len(size) > rank:
             raise ValueError(f"{name} must have at most {rank} entries, the rank of value, got {size!r}")

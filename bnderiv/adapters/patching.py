@@ -1,12 +1,24 @@
 """Ours in the place of a framework's layers, for models that cannot be edited."""
 
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from types import ModuleType
 from typing import Any, Self
 
-_active: dict[str, int] = {}  # of each framework: how many patches have not been undone
+
+@dataclass
+class _Held:
+    """A framework or a given module that is patched: by how many patches, and which names were ours before."""
+
+    patches: int = 0
+    ours_before: set[tuple[int, str]] = field(default_factory=set)  # of each: the identity of its place, and the name
+
+
+_held: dict[tuple[str, ModuleType | None], _Held] = {}  # by the package, and a module that was given
+_lock = threading.RLock()  # one thread must not take names back while another replaces them
 
 
 class Patch:
@@ -14,7 +26,7 @@ class Patch:
 
     A name is replaced wherever it stands for the framework's object: in the modules of the framework, in the classes
     these define (Haiku's networks take their names from such a class), and in the modules given. A later patch of the
-    same framework adds its modules; the last `undo` takes everything back.
+    same framework adds its modules. The last `undo` of the framework, or of a module, puts its names back.
 
     Attributes:
       places: (module or class, name) of each replaced name.
@@ -24,48 +36,66 @@ class Patch:
         for module in modules:
             if not isinstance(module, ModuleType):
                 raise TypeError(f"patch takes modules in which names are replaced too, got {module!r}")
-        self._package, self._modules = package, modules
-        self._table = {id(theirs): (theirs, ours) for theirs, ours in table.items()}
+        self._keys = [(package, module) for module in (None, *dict.fromkeys(modules))]
+        self._back = {id(ours): (ours, theirs) for theirs, ours in table.items()}
         self._undone = False
-        _active[package] = _active.get(package, 0) + 1
-        self.places = _replace(package, modules, self._table)
+        self.places: list[tuple[Any, str]] = []
+        with _lock:
+            for key in self._keys:
+                if key not in _held:
+                    _held[key] = _Held()
+                    if key[1] is not None:  # a module that is migrated in part
+                        _held[key].ours_before = {(id(place), name) for place, name, _ in _names(key, self._back)}
+                _held[key].patches += 1
+                for place, name, ours in _names(key, {id(theirs): (theirs, ours) for theirs, ours in table.items()}):
+                    setattr(place, name, ours)
+                    self.places.append((place, name))
 
     def undo(self) -> None:
         """Put the framework's own back, also where a name was bound meanwhile in its modules."""
-        if self._undone:
-            return
-        self._undone = True
-        _active[self._package] -= 1
-        package = self._package if not _active[self._package] else None
-        _replace(package, self._modules, {id(ours): (ours, theirs) for theirs, ours in self._table.values()})
+        with _lock:
+            if self._undone:
+                return
+            self._undone = True
+            for key in self._keys:
+                held = _held[key]
+                held.patches -= 1
+                if held.patches:
+                    continue
+                del _held[key]
+                for place, name, theirs in _names(key, self._back):
+                    if (id(place), name) not in held.ours_before:
+                        setattr(place, name, theirs)
 
     def __enter__(self) -> Self:
+        if self._undone:
+            raise RuntimeError("this patch is undone: call patch() again")
         return self
 
     def __exit__(self, *_: Any) -> None:
         self.undo()
 
 
-def _replace(package: str | None, modules: tuple[ModuleType, ...], table: Mapping[int, Any]) -> list[tuple[Any, str]]:
+def _names(key: tuple[str, ModuleType | None], table: Mapping[int, tuple[Any, Any]]) -> list[tuple[Any, str, Any]]:
+    """Each place and name that stands for an object of the table, with the other one."""
     found = []
-    for place in _places(package, modules):
+    for place in _places(*key):
         for name, value in list(vars(place).items()):
             old, new = table.get(id(value), (None, None))
             if value is old and new is not None:
-                setattr(place, name, new)
-                found.append((place, name))
+                found.append((place, name, new))
     return found
 
 
-def _places(package: str | None, modules: tuple[ModuleType, ...]) -> Iterator[Any]:
-    """The modules of the package and those given, and the classes that are defined in them."""
-    names = [n for n in list(sys.modules) if package is not None and (n == package or n.startswith(f"{package}."))]
-    for module in (*(sys.modules[name] for name in names), *modules):
-        if not isinstance(module, ModuleType):
+def _places(package: str, module: ModuleType | None) -> Iterator[Any]:
+    """The given module, or those of the package, and the classes that are defined in them."""
+    names = [n for n in list(sys.modules) if n == package or n.startswith(f"{package}.")]
+    for place in (sys.modules[name] for name in names) if module is None else (module,):
+        if not isinstance(place, ModuleType):
             continue
-        yield module
-        for value in list(vars(module).values()):
-            if isinstance(value, type) and value.__module__ == module.__name__:
+        yield place
+        for value in list(vars(place).values()):
+            if isinstance(value, type) and value.__module__ == place.__name__:
                 yield value
 
 

@@ -158,6 +158,21 @@ def average(old_leads: jax.Array, step: jax.Array, old: jax.Array, new: jax.Arra
     return jnp.where(step != 0, moved.astype(dtype), full)
 
 
+def check_momentum(name: str, momentum: Any) -> None:
+    """A traced momentum is taken at its word.
+
+    Raises:
+      TypeError: it is not a number.
+      ValueError: it has a rank, or lies outside [0, 1].
+    """
+    try:
+        inside = np.ndim(momentum) == 0 and (isinstance(momentum, Tracer) or bool(0 <= momentum <= 1))
+    except TypeError:
+        raise TypeError(f"{name} must be a number in [0, 1], got {momentum!r}") from None
+    if not inside:
+        raise ValueError(f"{name} must lie in [0, 1], it weighs the old value; got {momentum}")
+
+
 def weights(momentum: Any, *dtypes: Any) -> tuple[jax.Array, jax.Array]:
     """Whether the old value has the larger weight, and ±2 · the smaller weight; the sign leads to the other value.
 
@@ -165,15 +180,9 @@ def weights(momentum: Any, *dtypes: Any) -> tuple[jax.Array, jax.Array]:
     value leads. The second result has the widest of `dtypes`, at least float32.
 
     Raises:
-      TypeError: `momentum` is not a number.
-      ValueError: `momentum` has a rank, or lies outside [0, 1].
+      As `check_momentum`.
     """
-    try:
-        inside = np.ndim(momentum) == 0 and (isinstance(momentum, Tracer) or bool(0 <= momentum <= 1))
-    except TypeError:
-        raise TypeError(f"momentum must be a number in [0, 1], got {momentum!r}") from None
-    if not inside:
-        raise ValueError(f"momentum must lie in [0, 1], it weighs the old value; got {momentum}")
+    check_momentum("momentum", momentum)
     if isinstance(momentum, jax.Array):
         momentum = momentum.astype(accumulator(momentum.dtype))
         old_leads = momentum >= 0.5

@@ -308,6 +308,8 @@ def test_errors():
     with pytest.raises(ValueError, match='activation must be None or "relu"'):
         OURS(3, "batch", mode="batch", activation="tanh")
     model, state = eqx.nn.make_with_state(OURS)(3, "batch", mode="batch")
+    with pytest.raises(ValueError, match=r"x must have rank 1 or more \(channels\), got float32\[\]"):
+        batched(model)(jnp.ones(4, jnp.float32), state)
     with pytest.raises(TypeError, match="x must be real, got complex64"):
         batched(model)(jnp.ones((4, 3), jnp.complex64), state)
     for dtype in (">f4", "object"):

@@ -135,6 +135,12 @@ def test_dtypes_that_nothing_promotes_raise_as_in_flax():
             jax.eval_shape(model.init, KEY, jnp.ones((2, 5, 4), jnp.bfloat16))
 
 
+def test_an_input_of_too_small_a_rank_raises_as_in_flax():
+    for library in (bnderiv.linen, nn):
+        with pytest.raises(ValueError, match=r"must have the same number of dimensions, but got \(6, 4\)"):
+            jax.eval_shape(library.Conv(8, (3, 3), padding="VALID").init, KEY, jnp.ones((6, 4), jnp.float32))
+
+
 def test_half_precision_with_parameters_in_float32():
     x = normal(0, (2, 7, 8, 4), jnp.bfloat16)
     ours, theirs, variables = pair((3, 2), x, dtype=jnp.bfloat16, **RANDOM)

@@ -54,6 +54,17 @@ def test_values_and_gradients(pool, shape, window, options):
         alike(value_and_gradient(bnderiv.linen), value_and_gradient(nn))
 
 
+@pytest.mark.parametrize("pool", ["avg_pool", "max_pool"])
+def test_padding_is_anything_that_can_be_iterated(pool):
+    """Flax takes arrays of NumPy, too; in ours windows and strides may be such arrays as well."""
+    x = normal(0, (2, 7, 6, 3), jnp.float64)
+    ours, theirs = getattr(bnderiv.linen, pool), getattr(nn, pool)
+    for padding in (np.array([[1, 0], [0, 1]]), list(np.array([[1, 0], [0, 1]])), zip((1, 0), (0, 1), strict=True)):
+        y = ours(x, np.array([2, 3]), np.array([2, 1]), padding)
+        with jax.numpy_dtype_promotion("standard"):  # Flax relies on it
+            alike(y, theirs(x, (2, 3), (2, 1), ((1, 0), (0, 1))))
+
+
 @pytest.mark.parametrize("padding", ["VALID", "SAME"])
 def test_without_strides_windows_are_one_step_apart(padding):
     x = normal(0, (2, 4, 3))

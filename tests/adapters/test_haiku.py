@@ -273,6 +273,27 @@ def test_which_calls_update_the_averages():
             alike(z, y, 1e-5)
 
 
+@pytest.mark.parametrize("activation", [None, "relu"])
+def test_a_state_is_read_only_where_haiku_reads_it(activation):
+    """By the batch's statistics without training there is no state at all; training starts one where there is none."""
+    x = normal(0, (6, 4, 3), jnp.float64)
+
+    def local(batch_norm, **options):  # `hk.transform` refuses a state
+        model = hk.without_apply_rng(hk.transform(lambda x: batch_norm(True, True, 0.9, **options)(x, False, True)))
+        params = model.init(KEY, x)
+        return params, model.apply(params, x)
+
+    def training(batch_norm, **options):  # parameters were loaded, the state was not
+        model = hk.transform_with_state(lambda x: batch_norm(True, True, 0.9, **options)(x, True))
+        params, _ = model.init(KEY, x)
+        return params, *model.apply(params, {}, None, x)
+
+    for run in (local, training):
+        params, y, *state = run(THEIRS)
+        expected = (params, y if activation is None else jax.nn.relu(y), *state)
+        alike(run(OURS, activation=activation), expected, 1e-10)
+
+
 def test_errors():
     def run(x, *, activation=None, create=True, **options):
         model = hk.transform_with_state(lambda x: OURS(create, create, 0.9, activation=activation)(x, True, **options))

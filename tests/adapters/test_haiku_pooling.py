@@ -52,6 +52,14 @@ def test_values_and_gradients(pool, shape, window, strides, padding, options):
     agree(lambda module: lambda x: getattr(module, pool)(x, window, strides, padding, **options), shape)
 
 
+@pytest.mark.parametrize("pool", ["avg_pool", "max_pool"])
+def test_windows_and_strides_in_arrays_of_numpy(pool):
+    agree(
+        lambda module: lambda x: getattr(module, pool)(x, np.array([2, 3, 1]), np.array([2, 1, 1]), "SAME"),
+        (2, 7, 6, 3),
+    )
+
+
 @pytest.mark.parametrize("pool", ["AvgPool", "MaxPool"])
 def test_modules(pool):
     assert issubclass(getattr(ours, pool), getattr(hk, pool))

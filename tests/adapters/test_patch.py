@@ -94,6 +94,56 @@ def test_modules_that_have_bound_the_class_themselves(adapter, monkeypatch):
     assert framework.BatchNorm is theirs
 
 
+@each
+def test_a_module_is_ours_until_its_last_patch_is_undone(adapter):
+    ours, framework = both(adapter)
+    user: Any = types.ModuleType("user")
+    user.BatchNorm = theirs = framework.BatchNorm
+    user.LayerNorm = ours.LayerNorm  # migrated by its author
+    with ours.patch(user):
+        with ours.patch(user), ours.patch(user, user):
+            pass
+        assert user.BatchNorm is ours.BatchNorm
+        user.GroupNorm = framework.GroupNorm
+        assert user.GroupNorm is ours.GroupNorm
+    assert user.BatchNorm is theirs
+    assert user.GroupNorm is framework.GroupNorm
+    assert user.LayerNorm is ours.LayerNorm
+    with ours.patch():
+        with ours.patch(user):
+            pass
+        assert user.BatchNorm is theirs
+        assert framework.BatchNorm is ours.BatchNorm
+    assert framework.BatchNorm is theirs
+
+
+@each
+def test_a_patch_that_is_undone_is_not_entered(adapter):
+    ours, framework = both(adapter)
+    theirs = framework.BatchNorm
+    with ours.patch() as patch:
+        pass
+    with pytest.raises(RuntimeError, match=r"this patch is undone: call patch\(\) again"), patch:
+        pass
+    assert framework.BatchNorm is theirs
+
+
+def test_convert_linen_refuses_a_bound_model():
+    bnderiv_linen, nn = both("linen")
+    x = jnp.ones((2, 3))
+
+    class Network(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return bnderiv_linen.convert(nn.Sequential([nn.LayerNorm()]))(x)
+
+    model = nn.Sequential([nn.LayerNorm()])
+    with pytest.raises(ValueError, match=r"^model must not be bound, .* got a bound Sequential"):
+        bnderiv_linen.convert(model.bind(model.init(jax.random.key(0), x)))
+    with pytest.raises(ValueError, match=r"^model must not be bound"):
+        Network().init(jax.random.key(0), x)
+
+
 @pytest.mark.slow
 @pytest.mark.exhaustive
 def test_haikus_networks():
@@ -381,9 +431,22 @@ def test_convert_equinox(mode):
         assert type(bnderiv_equinox.convert(model).norm) is bnderiv_equinox.BatchNorm
 
 
+LIMITS = r"must lie in \[0, 1\], it weighs the old value; got"
+
+
 @each
-@pytest.mark.parametrize("momentum", [-0.1, 1.5, float("nan")])
-def test_momentum_outside_of_0_and_1(adapter, momentum):
+@pytest.mark.parametrize(
+    ("momentum", "error", "message"),
+    [
+        (-0.1, ValueError, f"{LIMITS} -0.1"),
+        (1.5, ValueError, f"{LIMITS} 1.5"),
+        (float("nan"), ValueError, f"{LIMITS} nan"),
+        (np.array([0.5, 0.9, 0.9]), ValueError, rf"{LIMITS} \[0.5 0.9 0.9\]"),
+        (None, TypeError, r"must be a number in \[0, 1\], got None"),
+    ],
+    ids=str,
+)
+def test_momentum_outside_of_0_and_1(adapter, momentum, error, message):
     ours, framework = both(adapter)
     x = jnp.ones((4, 3))
     make = {
@@ -393,11 +456,22 @@ def test_momentum_outside_of_0_and_1(adapter, momentum):
         "haiku": lambda: framework.testing.transform_and_run(lambda: ours.BatchNorm(True, True, momentum))(),
     }[adapter]
     name = "decay_rate" if adapter == "haiku" else "momentum"
-    with pytest.raises(ValueError, match=rf"{name} must lie in \[0, 1\], it weighs the old value; got {momentum}"):
+    with pytest.raises(error, match=f"^{name} {message}"):
         make()
 
 
-def _forward(adapter, train, **options):
+@each
+@pytest.mark.parametrize("train", [True, False])
+def test_features_that_are_not_the_layer_s(adapter, train):
+    """Haiku and Flax linen find it by the parameters, where there are any."""
+    unaffine = {"linen": {"use_scale": False, "use_bias": False}, "haiku": {"affine": False}}
+    call = _forward(adapter, train, **unaffine.get(adapter, {}))
+    call(jnp.ones((6, 3)))
+    with pytest.raises(ValueError, match=r"^the input must have the features of the layer, of shape .*3.*, got shape"):
+        call(jnp.ones((6, 4)))
+
+
+def _forward(adapter, train, affine=True, **options):
     """A function of x alone: the layer, training or not."""
     ours, framework = both(adapter)
     x = jnp.ones((6, 3))
@@ -417,7 +491,7 @@ def _forward(adapter, train, **options):
 
         return jax.vmap(one, axis_name="batch")
     model = framework.without_apply_rng(
-        framework.transform_with_state(lambda x, train: ours.BatchNorm(True, True, 0.9, **options)(x, train))
+        framework.transform_with_state(lambda x, train: ours.BatchNorm(affine, affine, 0.9, **options)(x, train))
     )
     start = model.init(jax.random.key(0), x, True)
     return lambda x: model.apply(*start, x, train)[0]
