@@ -188,7 +188,7 @@ def integers(name: str, value: Any, count: int) -> tuple[int, ...]:
       TypeError: any other type.
       ValueError: an entry below 1, or another number of them.
     """
-    value = _listed(value)
+    value = listed(value)
     if not isinstance(value, Sequence) or isinstance(value, str):
         return (integer(name, value, at_least=1),) * count
     if len(value) != count:
@@ -209,7 +209,7 @@ def paddings(
         input; with `ceil_mode` it may extend past that by less than a stride.
     """
     reach = tuple((w - 1) * d + 1 for w, d in zip(window, dilation, strict=True))
-    padding = _listed(padding)
+    padding = listed(padding)
     if isinstance(padding, str):
         name = padding.upper()
         if name not in ("SAME", "VALID"):
@@ -220,7 +220,7 @@ def paddings(
         )
         pads = tuple((total // 2, total - total // 2) for total in totals)
     elif isinstance(padding, Sequence):
-        sides = [_listed(p) for p in padding]
+        sides = [listed(p) for p in padding]
         pairs = all(isinstance(p, Sequence) and not isinstance(p, str) and len(p) == 2 for p in sides)
         if len(sides) != len(sizes) or not pairs:
             raise ValueError(
@@ -242,7 +242,7 @@ def paddings(
     return pads
 
 
-def _listed(value: Any) -> Any:
+def listed(value: Any) -> Any:
     """An array of NumPy as a list, as `jax.lax` takes it; anything else as it is."""
     return value.tolist() if isinstance(value, np.ndarray) else value
 

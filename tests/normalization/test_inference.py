@@ -42,7 +42,8 @@ def test_a_variance_that_rounding_left_below_0(layers):
     """As in checkpoints of libraries that take mean x² − μ². Only σ² + ε has to be positive."""
     rng = np.random.default_rng(0)
     x, delta, gamma, beta = (rng.standard_normal(s).astype(np.float32) for s in ((7, 3), (7, 3), 3, 3))
-    mean, var, eps = np.float32([1, 0, -1]), np.float32([-1e-30, -1e-8, -4e-6]), np.float32(1e-5)
+    mean, var = np.array([1, 0, -1], np.float32), np.array([-1e-30, -1e-8, -4e-6], np.float32)
+    eps = np.float32(1e-5)
 
     def plain(x, gamma, beta, mean, var):
         return gamma[None] * (x - mean[None]) * (var[None] + eps.astype(var.dtype)) ** -0.5 + beta[None]
