@@ -129,7 +129,8 @@ def test_the_derivative_by_the_momentum(momentum):
 
 
 def test_an_infinite_value_that_weighs_nothing_has_no_derivative():
-    running, batch = RunningStats(*jnp.ones((2, 2)), jnp.int32(0)), BatchStats(*jnp.ones((3, 2)))
+    ones = jnp.ones(2)
+    running, batch = RunningStats(ones, ones, jnp.int32(0)), BatchStats(ones, ones, ones)
 
     def kept(new):
         moved = bnderiv.update_running_stats(running, batch._replace(mean=new), momentum=1.0)
