@@ -8,6 +8,9 @@ import numpy as np
 PerAxis = int | Sequence[int] | np.ndarray
 """One integer for all spatial axes, or one for each: windows, strides, dilation."""
 
+Axes = int | Sequence[int] | np.ndarray
+"""One axis or several, negative ones counted from the end."""
+
 Padding = Literal["SAME", "VALID"] | int | Sequence[Sequence[int] | np.ndarray] | np.ndarray
 """SAME: ⌈size/stride⌉ windows fit. VALID: no padding. An integer: on all sides. Or a pair (low, high) for each axis."""
 

@@ -135,6 +135,8 @@ def checked(params: Any, state: Any, hidden: Layers, output: Shape, config: Opti
             arrays[f"bn{i}"] = _entries(params, f"bn{i}", {"gamma": units, "beta": units})
             _check_running(state, f"bn{i}", units)
     arrays["output"] = _entries(params, "output", {"kernel": output, "bias": output[-1:]})
+    _no_others("params", params, list(arrays))
+    _no_others("state", state, [name for name in arrays if name.startswith("bn")])
     return arrays
 
 
@@ -167,6 +169,12 @@ def _entry(argument: str, tree: Any, name: str) -> Any:
     if name not in tree:
         raise ValueError(f"{argument} must have the key {name!r}, got the keys {list(tree)}")
     return tree[name]
+
+
+def _no_others(argument: str, tree: Any, names: list[str]) -> None:
+    """Raises ValueError where no layer would take an entry, as if the config were that of a shallower network."""
+    if not set(tree or ()) <= set(names):
+        raise ValueError(f"{argument} must have the keys {names} and no others for this config, got {list(tree)}")
 
 
 def check_config(config: Any, kind: type[Options]) -> None:

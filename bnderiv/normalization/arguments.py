@@ -11,17 +11,20 @@ from jax.core import Tracer
 
 from bnderiv import _checks
 from bnderiv._numbers import accumulator
+from bnderiv._types import Axes
 from bnderiv.normalization.units import Epsilon
 
 
-def normalized_axes(axis: int | Sequence[int], ndim: int) -> tuple[int, ...]:
-    """`axis`, an integer or several, counted from the front, in order.
+def normalized_axes(axis: Axes, ndim: int) -> tuple[int, ...]:
+    """`axis`, an integer, a sequence or an array of NumPy, counted from the front, in order.
 
     Raises:
-      TypeError: neither an integer nor a sequence of integers.
+      TypeError: something else.
       ValueError: out of range, no axis, or one twice.
     """
-    axes = [_checks.axis("axis", a, ndim) for a in (axis if isinstance(axis, (tuple, list)) else (axis,))]
+    given = _checks.listed(axis)
+    several = isinstance(given, Sequence) and not isinstance(given, str)
+    axes = [_checks.axis("axis", a, ndim) for a in (given if several else (given,))]
     if not axes or len(set(axes)) < len(axes):
         raise ValueError(f"axis must name at least one axis, and none twice, got {axis!r}")
     return tuple(sorted(axes))

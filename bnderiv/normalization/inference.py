@@ -26,7 +26,8 @@ def batch_norm_inference(
     Args:
       x: shape (..., C, ...), rank 2 or more, floating dtype. Half precision is computed in float32.
       gamma, beta: γ and β, shape (C,).
-      mean, var: μ and σ², shape (C,), such as those of `RunningStats`. An infinite variance gives NaN, never beta.
+      mean, var: μ and σ², shape (C,), such as those of `RunningStats`. An infinite variance gives NaN, never beta;
+        so does a negative one, unless σ² + ε is positive.
       channel_axis: the axis of x that has C.
       eps: ε, added to the variance; at least 0.
 
@@ -59,7 +60,8 @@ def given(mean: jax.Array, var: jax.Array, root: jax.Array) -> Moments:
     """Given statistics as moments. K is the mean, so m = 0; the gradient of the mean goes through m."""
     shift = lax.stop_gradient(mean)
     finite = jnp.isfinite(shift)
-    size = jnp.maximum(jnp.sqrt(var), root)
+    # |σ²|: where a library takes mean x² − μ², rounding leaves some variances just below 0, and σ² + ε is positive.
+    size = jnp.maximum(jnp.sqrt(jnp.abs(var)), root)
     scale = scale_for(size, jnp.where(finite, shift, 0)) / 4  # so that neither x − K nor σ² + ε overflows
     zero = jnp.where(finite, mean - shift, 0)
     var = jnp.where(jnp.isinf(var), jnp.nan, var)  # r would be 0, and y would be beta for any x

@@ -1,11 +1,10 @@
 """Layer normalization: the sums of batch norm, over the features of each example (derivation.md, N32–N34)."""
 
-from collections.abc import Sequence
-
 import jax
 
 from bnderiv import _checks
 from bnderiv._rule import layer
+from bnderiv._types import Axes
 from bnderiv.normalization.arguments import epsilon, laid, normalized_axes, parameter
 from bnderiv.normalization.batch_norm import moments_of
 from bnderiv.normalization.groups import Groups
@@ -18,7 +17,7 @@ def layer_norm(
     gamma: jax.Array | None,
     beta: jax.Array | None,
     *,
-    axis: int | Sequence[int] = -1,
+    axis: Axes = -1,
     eps: float | jax.Array = 1e-5,
     where: jax.Array | None = None,
 ) -> jax.Array:

@@ -1,7 +1,5 @@
 """Root mean square normalization, layer norm without the centring, and its gradient (derivation.md, N35, N36)."""
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -12,6 +10,7 @@ from bnderiv._cpu import weighted_sum
 from bnderiv._numbers import accumulator
 from bnderiv._rule import both_modes, closed_form, layer
 from bnderiv._target import apart
+from bnderiv._types import Axes
 from bnderiv.normalization.arguments import epsilon, laid, normalized_axes, parameter
 from bnderiv.normalization.groups import Groups
 from bnderiv.normalization.measure import fits, unless
@@ -23,7 +22,7 @@ def rms_norm(
     x: jax.Array,
     gamma: jax.Array | None,
     *,
-    axis: int | Sequence[int] = -1,
+    axis: Axes = -1,
     eps: float | jax.Array = 1e-6,
 ) -> jax.Array:
     """Divides each example by the root mean square of its features: y = γ x/√(q + ε), q = mean x².

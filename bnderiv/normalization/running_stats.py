@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 
 from bnderiv import _checks
 from bnderiv._numbers import accumulator
-from bnderiv._rule import layer
+from bnderiv._rule import CustomJvp, layer
 
 __all__ = ["BatchStats", "RunningStats", "init_running_stats", "update_running_stats"]
 
@@ -153,9 +153,23 @@ def average(old_leads: jax.Array, step: jax.Array, old: jax.Array, new: jax.Arra
     half = new / 2 - old / 2  # new − old can overflow
     finite = jnp.isfinite(half)
     moved = jnp.where(finite, start + step * jnp.where(finite, half, 0), old + new)
-    # A value with weight 0 counts nothing, NaN and infinity included. The other value is not converted to another dtype
-    # and back: XLA may flush its subnormals to 0.
-    return jnp.where(step != 0, moved.astype(dtype), full)
+    return _moved(step, finite, moved.astype(dtype), full)
+
+
+@CustomJvp
+def _moved(step, finite, moved, full):
+    """A value with weight 0 counts nothing, NaN and infinity included.
+
+    The other value, `full`, is not converted to another dtype and back: XLA may flush its subnormals to 0.
+    """
+    return jnp.where(step != 0, moved, full)
+
+
+@_moved.defjvp
+def _(primals, tangents):
+    step, finite, *_ = primals
+    # By the momentum the derivative is old − new, also where it is 0 or 1.
+    return _moved(*primals), jnp.where((step != 0) | finite, *tangents[2:])
 
 
 def check_momentum(name: str, momentum: Any) -> None:

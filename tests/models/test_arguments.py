@@ -88,6 +88,21 @@ def test_the_wrong_entry_is_named(name, train):
     refused(TypeError, rf"config must be a {name}\.Config, got builtins\.dict", config={})
 
 
+@pytest.mark.fast
+@pytest.mark.parametrize("train", [True, False])
+def test_the_entries_of_a_deeper_network(train):
+    """The hidden layers that a shallower config leaves out fit as far as it looks: both outputs have five inputs."""
+    deep, shallow = (mlp.Config(hidden=hidden, features=6, classes=3) for hidden in ((5, 5), (5,)))
+    (params, state), (fitting, running) = start(mlp, deep), start(mlp, shallow)
+    with pytest.raises(
+        ValueError, match=r"params must have the keys \['dense1', 'bn1', 'output'\] and no others.*dense2"
+    ):
+        mlp.apply(params, running, X["mlp"], shallow, train=train)
+    with pytest.raises(ValueError, match=r"state must have the keys \['bn1'\] and no others.*got \['bn1', 'bn2'\]"):
+        mlp.apply(fitting, state, X["mlp"], shallow, train=train)
+    mlp.apply(fitting, running, X["mlp"], shallow, train=train)
+
+
 def test_without_batch_norm_a_bias_is_needed_and_no_state():
     params, state = start(mlp, PLAIN)
     mlp.apply(params, {}, X["mlp"], PLAIN, train=True)

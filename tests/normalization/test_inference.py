@@ -37,6 +37,34 @@ def test_an_infinite_variance_is_not_silently_beta():
 
 
 @pytest.mark.as_users_compile
+@pytest.mark.parametrize("layers", [bnderiv, bnderiv.forward_mode])
+def test_a_variance_that_rounding_left_below_0(layers):
+    """As in checkpoints of libraries that take mean x² − μ². Only σ² + ε has to be positive."""
+    rng = np.random.default_rng(0)
+    x, delta, gamma, beta = (rng.standard_normal(s).astype(np.float32) for s in ((7, 3), (7, 3), 3, 3))
+    mean, var = np.array([1, 0, -1], np.float32), np.array([-1e-30, -1e-8, -4e-6], np.float32)
+    eps = np.float32(1e-5)
+
+    def plain(x, gamma, beta, mean, var):
+        return gamma[None] * (x - mean[None]) * (var[None] + eps.astype(var.dtype)) ** -0.5 + beta[None]
+
+    def ours(*arguments):
+        return layers.batch_norm_inference(*arguments, eps=eps)
+
+    def derivatives(f, *arguments):
+        def gradient(*arguments):
+            return jax.grad(lambda *a: jnp.sum(f(*a) * delta.astype(a[0].dtype)), range(5))(*arguments)
+
+        of_gradient = jax.grad(lambda *a: sum(jnp.sum(jnp.sin(g / 1e9)) for g in gradient(*a)), (0, 1, 3, 4))
+        return f(*arguments), gradient(*arguments), of_gradient(*arguments)
+
+    arguments = x, gamma, beta, mean, var
+    expected = derivatives(plain, *(jnp.asarray(a, jnp.float64) for a in arguments))
+    near(jax.jit(lambda *a: derivatives(ours, *a))(*arguments), expected, 1e-5)
+    assert np.isnan(ours(x, gamma, beta, mean, var - 2e-5)).all()
+
+
+@pytest.mark.as_users_compile
 def test_statistics_at_1e18():
     ones = jnp.ones(1, jnp.float32)
     x = jnp.array([[1e18], [-1e18]], jnp.float32)

@@ -350,6 +350,19 @@ def test_x_alone_is_saved(name):
 
 
 X = np.ones((2, 3, 4), np.float32)
+
+
+@pytest.mark.parametrize("axis", [np.array([-1, 1]), range(1, 3), [np.int64(1), 2]], ids=["array", "range", "list"])
+def test_several_axes_are_any_sequence_or_an_array(axis):
+    """As `jax.numpy` and Flax take them."""
+    x = jnp.asarray(np.random.default_rng(0).standard_normal(X.shape))
+    for norm in (
+        lambda axis: OURS.layer_norm(x, None, None, axis=axis),
+        lambda axis: OURS.rms_norm(x, None, axis=axis),
+    ):
+        np.testing.assert_array_equal(norm(axis), norm((1, 2)))
+
+
 WRONG = {
     "gamma of another shape": (
         lambda: OURS.layer_norm(X, np.ones(3, np.float32), None),
@@ -368,6 +381,7 @@ WRONG = {
     ),
     "no axis": (lambda: OURS.rms_norm(X, None, axis=()), ValueError, r"axis must name at least one axis.*got \(\)"),
     "an axis out of range": (lambda: OURS.rms_norm(X, None, axis=3), ValueError, "axis must lie in"),
+    "an axis as a string": (lambda: OURS.rms_norm(X, None, axis="-1"), TypeError, "axis must be an integer, got '-1'"),
     "a float axis": (lambda: OURS.layer_norm(X, None, None, axis=1.0), TypeError, "axis must be an int"),
     "groups that do not divide": (
         lambda: OURS.group_norm(X, None, None, 3),

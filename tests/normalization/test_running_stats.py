@@ -113,6 +113,32 @@ def test_value_and_gradient_equal_the_reference(unbiased):
 DTYPES = [jnp.float64, jnp.float32, jnp.bfloat16, jnp.float16]
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 1.0])
+def test_the_derivative_by_the_momentum(momentum):
+    """It is old − new also at the ends, where a value with weight 0 is left out."""
+    old, new, rate = jnp.array([1.0, 2.0]), jnp.array([4.0, -3.0]), jnp.array([5.0, 7.0])
+    running, batch = RunningStats(old, old, jnp.int32(0)), BatchStats(new, new, jnp.ones(2))
+
+    def moved(layers, momentum):
+        return layers.update_running_stats(running, batch, momentum=momentum).mean
+
+    reverse = jax.grad(lambda momentum: jnp.sum(rate * moved(bnderiv, momentum)))
+    assert reverse(momentum) == jnp.sum(rate * (old - new))
+    forward = jax.jacfwd(lambda momentum: moved(bnderiv.forward_mode, momentum))
+    np.testing.assert_array_equal(forward(momentum), old - new)
+
+
+def test_an_infinite_value_that_weighs_nothing_has_no_derivative():
+    ones = jnp.ones(2)
+    running, batch = RunningStats(ones, ones, jnp.int32(0)), BatchStats(ones, ones, ones)
+
+    def kept(new):
+        moved = bnderiv.update_running_stats(running, batch._replace(mean=new), momentum=1.0)
+        return jnp.sum(moved.mean * jnp.array([3.0, 5.0]))
+
+    np.testing.assert_array_equal(jax.grad(kept)(jnp.array([jnp.inf, 1.0])), [0, 0])
+
+
 def updated(old, new, momentum, dtype, batch_dtype=None):
     """The mean and the (biased) variance after one update from `old` by `new`, one channel."""
     running = RunningStats(jnp.full(1, old, dtype), jnp.full(1, old, dtype), jnp.int32(0))

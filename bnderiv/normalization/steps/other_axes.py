@@ -1,7 +1,6 @@
 """Layer, group, instance and RMS norm, step by step (derivation.md, N32–N36): batch norm's lines over other axes."""
 
 import math
-from collections.abc import Sequence
 from typing import Annotated, Any, NamedTuple
 
 import jax
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from bnderiv import _checks
+from bnderiv._types import Axes
 from bnderiv.normalization.arguments import normalized_axes
 from bnderiv.normalization.steps.fields import ChannelAxis, Epsilon, FromAbove, Input, Mask, counted, number
 from bnderiv.steps.table import INPUT, arrays, cotangent, derivation, gather
@@ -70,7 +70,7 @@ def layer_norm(
     beta: ArrayLike | None,
     dy: ArrayLike,
     *,
-    axis: int | Sequence[int] = -1,
+    axis: Axes = -1,
     eps: ArrayLike = 1e-5,
     where: ArrayLike | None = None,
 ) -> LayerNorm:
@@ -290,7 +290,7 @@ class RmsNorm(NamedTuple):
 
 
 def rms_norm(
-    x: ArrayLike, gamma: ArrayLike | None, dy: ArrayLike, *, axis: int | Sequence[int] = -1, eps: ArrayLike = 1e-6
+    x: ArrayLike, gamma: ArrayLike | None, dy: ArrayLike, *, axis: Axes = -1, eps: ArrayLike = 1e-6
 ) -> RmsNorm:
     """RMS norm and its gradient. Arguments and errors as in `layer_norm`.
 
