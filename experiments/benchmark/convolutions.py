@@ -1,5 +1,6 @@
 """The ways to a convolution's three correlations beside each other: is the one taken on a CPU the fastest?"""
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -41,30 +42,26 @@ SHIFTED = BANDED._replace(correlation=shifted.correlation)
 WAYS = {"direct": DIRECT, "banded": BANDED, "shifted": SHIFTED}
 
 
-def measure(effort: Effort) -> dict[str, Any]:
+def measure(effort: Effort) -> Iterator[dict[str, Any]]:
     """Forward and both gradients of each shape, in each layout."""
-    cases = []
     for shape in SHAPES[:1] if effort.quick else SHAPES:
+        side, k = shape.side, shape.kernel
         for layout, axes in LAYOUTS.items():
             geometry, x, kernel, delta = _problem(shape, axes)
             chosen = correlations.fastest_on_cpu(geometry, x.shape, kernel.shape)
             ways = dict(WAYS)
-            if layout != "batch last" or shape.kernel**2 * shape.c_in > 64:
+            if layout != "batch last" or k**2 * shape.c_in > 64:
                 del ways["shifted"]  # it is for batch last and few weights
             contestants = {name: of_jax(_all_three(geometry, way), x, kernel, delta) for name, way in ways.items()}
-            cases.append(
-                {
-                    "case": "batch {}, {}×{}, {}→{} channels, kernel {}×{}".format(
-                        *(shape.batch, shape.side, shape.side, shape.c_in, shape.c_out, shape.kernel, shape.kernel)
-                    ),
-                    "layout": layout,
-                    "MFLOP": round(6e-6 * delta.size * shape.kernel**2 * shape.c_in, 1),
-                    "size/k · C_out": round(shape.side / shape.kernel * shape.c_out),
-                    "chosen": next(name for name, way in WAYS.items() if way == chosen),
-                    "times": interleaved(contestants, effort._replace(rounds=min(effort.rounds, 5), burst=4)),
-                }
-            )
-    return {"cases": cases}
+            channels = f"{shape.c_in}→{shape.c_out} channels"
+            yield {
+                "case": f"batch {shape.batch}, {side}×{side}, {channels}, kernel {k}×{k}",
+                "layout": layout,
+                "MFLOP": round(6e-6 * delta.size * k**2 * shape.c_in, 1),
+                "size/k · C_out": round(side / k * shape.c_out),
+                "chosen": next(name for name, way in WAYS.items() if way == chosen),
+                "times": interleaved(contestants, effort._replace(rounds=min(effort.rounds, 5), burst=4)),
+            }
 
 
 def _problem(shape: Shape, axes: tuple[int, int, int, int]) -> tuple[Any, jax.Array, jax.Array, jax.Array]:

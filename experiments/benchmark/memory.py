@@ -12,6 +12,18 @@ from experiments.benchmark import peers
 from experiments.benchmark.clock import Effort, interleaved, of_jax
 from experiments.benchmark.layers import IMAGES, by, normal
 
+DTYPES = ("float32", "bfloat16")
+LAYERS = {  # title: layer, options
+    "batch norm": ("batch_norm", {}),
+    "batch norm + relu": ("batch_norm_relu", {}),
+    **{
+        f"{kind} pool {window}×{window}, stride 2": (f"{kind}_pool", {"window": window, "strides": 2})
+        for kind in ("max", "avg")
+        for window in (2, 3)
+    },
+    "relu": ("relu", {}),
+    "tanh": ("tanh", {}),
+}
 DEPTH = 4
 TIMED_BATCH = 4
 
@@ -43,59 +55,40 @@ def saved(f: Callable[..., Any], *args: Any) -> int:
 def _residuals() -> dict[str, Any]:
     """In units of the bytes of x; what a layer saves is x itself, or y, or something else."""
     cases = []
-    for dtype in (jnp.float32, jnp.bfloat16):
+    for dtype in DTYPES:
         x = jax.ShapeDtypeStruct(IMAGES, dtype)
         vector = jax.ShapeDtypeStruct(IMAGES[-1:], jnp.float32)
-        for name, arguments, layers in _layers():
-            kept = {who: saved(f, x, *[vector] * arguments) / (x.size * x.dtype.itemsize) for who, f in layers.items()}
-            cases.append(
-                {"case": f"{name}, {jnp.dtype(dtype).name}", "of x": {w: round(k, 4) for w, k in kept.items()}}
-            )
+        for title, (name, options) in LAYERS.items():
+            kept = {}
+            for who, f in peers.layers(name, **options).items():
+                if name.startswith("batch_norm"):  # of y alone
+                    kept[who] = saved(lambda *args, f=f: f(*args)[0], x, vector, vector)
+                else:
+                    kept[who] = saved(f, x)
+            of_x = {who: round(size / (x.size * x.dtype.itemsize), 4) for who, size in kept.items()}
+            cases.append({"case": f"{title}, {dtype}", "of x": of_x})
     return {"shape": by(IMAGES), "cases": cases}
-
-
-def _layers() -> list[tuple[str, int, dict[str, Callable[..., Any]]]]:
-    """(name, number of parameters, by library: y of x and the parameters)."""
-    return [
-        ("batch norm", 2, _of_y(peers.layers("batch_norm"))),
-        ("batch norm + relu", 2, _of_y(peers.layers("batch_norm_relu"))),
-        *(
-            (f"{kind} pool {window}×{window}, stride 2", 0, peers.layers(f"{kind}_pool", window=window, strides=2))
-            for kind in ("max", "avg")
-            for window in (2, 3)
-        ),
-        *((name, 0, peers.layers(name)) for name in ("relu", "tanh")),
-    ]
-
-
-def _of_y(layers: dict[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
-    return {who: lambda *args, f=f: f(*args)[0] for who, f in layers.items()}
 
 
 def _stack(effort: Effort) -> list[dict[str, Any]]:
     """Value and gradient of four times conv 3×3 → batch norm → ReLU: temporary memory of the program, and its time."""
     found = []
-    for dtype in (jnp.float32, jnp.bfloat16):
+    c = IMAGES[-1]
+    for dtype in DTYPES:
+        block = normal(0, (3, 3, c, c), dtype), normal(1, (c,)), normal(2, (c,))
+        x, few = jax.ShapeDtypeStruct(IMAGES, dtype), normal(3, (TIMED_BATCH, *IMAGES[1:]), dtype)
         temporary, contestants = {}, {}
         for who, layer in peers.layers("batch_norm_relu").items():
             program = jax.jit(jax.value_and_grad(partial(_loss, layer), argnums=(0, 1)))
-            needed: Any = program.lower(*_arguments(IMAGES[0], dtype)).compile().memory_analysis()
+            needed: Any = program.lower([block] * DEPTH, x).compile().memory_analysis()
             temporary[who] = round(needed.temp_size_in_bytes / 2**20, 1)
-            drawn = jax.tree.map(lambda a: normal(a.size, a.shape, a.dtype), _arguments(TIMED_BATCH, dtype))
-            contestants[who] = of_jax(program, *drawn)
-        case: dict[str, Any] = {"case": jnp.dtype(dtype).name, "shape": by(IMAGES), "temporary MiB": temporary}
+            contestants[who] = of_jax(program, [block] * DEPTH, few)
+        case: dict[str, Any] = {"case": dtype, "shape": by(IMAGES), "temporary MiB": temporary}
         if not effort.quick:
             times = interleaved(contestants, effort._replace(rounds=3, burst=2))
-            case |= {"timed shape": by((TIMED_BATCH, *IMAGES[1:])), "times": times}
+            case |= {"timed shape": by(few.shape), "times": times}
         found.append(case)
     return found
-
-
-def _arguments(batch: int, dtype: Any) -> tuple[Any, Any]:
-    c = IMAGES[-1]
-    vector = jax.ShapeDtypeStruct((c,), jnp.float32)
-    block = jax.ShapeDtypeStruct((3, 3, c, c), dtype), vector, vector
-    return [block] * DEPTH, jax.ShapeDtypeStruct((batch, *IMAGES[1:]), dtype)
 
 
 def _loss(layer: Callable[..., Any], parameters: Any, x: jax.Array) -> jax.Array:
