@@ -36,7 +36,7 @@ from experiments.benchmark.torch_peer import Torch
 # By the name of a section: its numbers, or the cases that they are.
 SECTIONS: dict[str, Callable[[Effort, Torch], dict[str, Any] | Iterator[dict[str, Any]]]] = {
     "lenet": steps.measure,
-    "epoch": steps.epochs,
+    "epoch": lambda effort, _: steps.epochs(effort),
     "max_pool": partial(layers.pools, "max"),
     "avg_pool": partial(layers.pools, "avg"),
     "geometries": lambda effort, _: layers.random_pools(effort),
