@@ -1,12 +1,14 @@
-"""Layers and losses by themselves, forward and backward."""
+"""Layers and losses by themselves, forward and backward; and what a call of them costs outside of `jax.jit`."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+import bnderiv
 from experiments.benchmark import peers
 from experiments.benchmark.clock import FEWER, Contestant, Effort, interleaved, of_jax
 from experiments.benchmark.torch_peer import Torch
@@ -25,14 +27,10 @@ OTHERS = {  # title: layer, options, shapes of its arguments
     "dense, 128×1024 to 1024": ("dense", {}, [(128, 1024), (1024, 1024), (1024,)]),
     "one axis, conv 3, 32×256×64": ("conv", {}, [(32, 256, 64), (3, 64, 64), (64,)]),
     "three axes, conv 3×3×3, 4×16×16×16×16": ("conv", {}, [(4, 16, 16, 16, 16), (3, 3, 3, 16, 16), (16,)]),
-    **{
-        f"{axes}, {kind} pool {by}": (f"{kind}_pool", {"window": 2, "strides": 2}, [shape])
-        for kind in ("max", "avg")
-        for axes, by, shape in (
-            ("one axis", "2, 64×1024×64", (64, 1024, 64)),
-            ("three axes", "2×2×2, 8×16×16×16×32", (8, 16, 16, 16, 32)),
-        )
-    },
+    "one axis, max pool 2, 64×1024×64": ("max_pool", {"window": 2, "strides": 2}, [(64, 1024, 64)]),
+    "three axes, max pool 2×2×2, 8×16×16×16×32": ("max_pool", {"window": 2, "strides": 2}, [(8, 16, 16, 16, 32)]),
+    "one axis, avg pool 2, 64×1024×64": ("avg_pool", {"window": 2, "strides": 2}, [(64, 1024, 64)]),
+    "three axes, avg pool 2×2×2, 8×16×16×16×32": ("avg_pool", {"window": 2, "strides": 2}, [(8, 16, 16, 16, 32)]),
 }
 RESNET50 = tuple((256, side, side, c) for side, c in ((112, 64), (56, 64), (56, 256), (28, 512), (14, 1024), (7, 2048)))
 
@@ -119,6 +117,18 @@ def others(effort: Effort) -> Iterator[dict[str, Any]]:
         yield case(title, contestants(name, *arguments, **options), arguments[0], effort)
 
 
+def calls(effort: Effort) -> Iterator[dict[str, Any]]:
+    """On arrays so small that the arithmetic takes no time."""
+    for name, (arguments, options) in _calls().items():
+        packages = {"bnderiv": bnderiv, "plain jnp": bnderiv.reference}
+        layers = {who: partial(getattr(package, name), **options) for who, package in packages.items()}
+        ways = {"forward": {who: of_jax(f, *arguments) for who, f in layers.items()}}
+        if not effort.quick:
+            ways["forward and backward"] = {who: of_jax(_pulled_back, f, arguments) for who, f in layers.items()}
+        for way, contestants in ways.items():
+            yield {"case": f"{name}, {way}", "times": interleaved(contestants, effort)}
+
+
 def contestants(name: str, *arguments: jax.Array, **options: Any) -> dict[str, Contestant]:
     """A layer of each library, forward and backward; see `peers.layers`."""
     layers, has_aux = peers.layers(name, **options), name.startswith("batch_norm")
@@ -161,3 +171,31 @@ def _copies(copy: Callable[..., Any], x: jax.Array, again: bool = False) -> Cont
             x = y if again else x
 
     return of_jax(run)
+
+
+def _calls() -> dict[str, tuple[tuple[jax.Array, ...], dict[str, Any]]]:
+    """Every layer and loss, the arguments it is differentiated by, and the others."""
+    x, h, kernel, matrix = map(partial(normal, 0), ((8, 8, 8, 4), (8, 16), (3, 3, 4, 4), (16, 16)))
+    ones, zeros = jnp.ones(4), jnp.zeros(4)
+    return {
+        "dense": ((h, matrix, jnp.zeros(16)), {}),
+        "conv2d": ((x, kernel, zeros), {}),
+        "avg_pool": ((x,), {"window": 2}),
+        "max_pool": ((x,), {"window": 2}),
+        "batch_norm": ((x, ones, zeros), {}),
+        "batch_norm_relu": ((x, ones, zeros), {}),
+        "batch_norm_inference": ((x, ones, zeros, zeros, ones), {}),
+        "relu": ((x,), {}),
+        "tanh": ((x,), {}),
+        "sigmoid": ((x,), {}),
+        "softmax": ((h,), {}),
+        "flatten": ((x,), {}),
+        "softmax_cross_entropy": ((h, jax.nn.softmax(h)), {}),
+        "softmax_cross_entropy_with_integer_labels": ((h,), {"labels": jnp.arange(8)}),
+        "squared_error": ((h, h + 1), {}),
+    }
+
+
+def _pulled_back(layer: Callable[..., Any], arguments: tuple[jax.Array, ...]) -> Any:
+    out, pull_back = jax.vjp(layer, *arguments)
+    return pull_back(out)

@@ -29,7 +29,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # on a GPU PyTo
 import jax
 
 from experiments import _options, _report
-from experiments.benchmark import allocator, convolutions, growth, layers, memory, overhead, steps, tables
+from experiments.benchmark import allocator, convolutions, layers, memory, steps, tables
 from experiments.benchmark.clock import FULL, QUICK, Effort
 from experiments.benchmark.torch_peer import Torch
 
@@ -46,8 +46,8 @@ SECTIONS: dict[str, Callable[[Effort, Torch], dict[str, Any] | Iterator[dict[str
     "other": lambda effort, _: layers.others(effort),
     "memory": lambda effort, _: memory.measure(effort),
     "convolution": lambda effort, _: convolutions.measure(effort),
-    "growth": lambda effort, _: growth.measure(effort),
-    "overhead": lambda effort, _: overhead.measure(effort),
+    "growth": lambda effort, _: memory.growth(effort),
+    "overhead": lambda effort, _: layers.calls(effort),
     "gpu": layers.batch_norms_of_resnet,
 }
 PEERS = {"flax": None, "torch": None}  # the versions, where they are absent

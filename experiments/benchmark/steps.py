@@ -50,12 +50,6 @@ def epochs(effort: Effort) -> Iterator[dict[str, Any]]:
         yield {"case": f"batch {size}, max pool, relu, {many} in a scan", "times": times}
 
 
-def rates(section: dict[str, Any]) -> tuple[float, list[tuple[str, float]]]:
-    """GFLOP/s of a matrix product, and of each case of ours."""
-    of_ours = [(c["case"], c["flops"] / c["times"]["bnderiv"]["ms"][1] / 1e6) for c in section["cases"]]
-    return 2 * MATRIX**3 / section["matrix product"]["ms"][1] / 1e6, of_ours
-
-
 def networks(size: int, pool: str, activation: str, dtype: str = "float32") -> dict[str, Step]:
     """By library, for a batch of this size: bnderiv's network, its gradients in closed form or by autodiff; Flax's,
     always float32, with optax's loss."""
