@@ -39,7 +39,7 @@ PLACES = 10_000  # 10×10 pixels of 100 channels, times the batch
 
 
 def measure(effort: Effort) -> dict[str, Any]:
-    return {"residuals": _residuals(), "stack": _stack(effort)}
+    return {"residuals": _residuals(), "stack": list(_stack(effort))}
 
 
 def saved(f: Callable[..., Any], *args: Any) -> int:
@@ -80,9 +80,8 @@ def _residuals() -> dict[str, Any]:
     return {"shape": by(IMAGES), "cases": cases}
 
 
-def _stack(effort: Effort) -> list[dict[str, Any]]:
+def _stack(effort: Effort) -> Iterator[dict[str, Any]]:
     """Value and gradient of four times conv 3×3 → batch norm → ReLU: temporary memory of the program, and its time."""
-    found = []
     c = IMAGES[-1]
     for dtype in DTYPES:
         block = normal(0, (3, 3, c, c), dtype), normal(1, (c,)), normal(2, (c,))
@@ -97,8 +96,7 @@ def _stack(effort: Effort) -> list[dict[str, Any]]:
         if not effort.quick:
             times = interleaved(contestants, effort._replace(rounds=3, burst=2))
             case |= {"timed shape": by(few.shape), "times": times}
-        found.append(case)
-    return found
+        yield case
 
 
 def _loss(layer: Callable[..., Any], parameters: Any, x: jax.Array) -> jax.Array:
