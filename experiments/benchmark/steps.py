@@ -62,10 +62,8 @@ def networks(size: int, pool: str, activation: str, dtype: str = "float32") -> d
         step = _step(partial(lenet5.apply, config=config, train=True), cross_entropy)
         found[who] = step, lambda init=init: (*init(), *batch(size))
     if peer := peers.flax():
-        import optax  # flax needs it
-
         apply, flax_init = peer.functions(peer.LeNet5(pool, activation))
-        step = _step(apply, optax.softmax_cross_entropy_with_integer_labels)
+        step = _step(apply, peer.optax.softmax_cross_entropy_with_integer_labels)
         found["Flax"] = step, lambda: (*flax_init(batch(size)[0]), *batch(size))
     return found
 
