@@ -144,12 +144,11 @@ def layers(name: str, x: jax.ShapeDtypeStruct, **options: Any) -> dict[str, Prog
     def of_state(f: Callable[..., Any], state: Any, *arguments: Any) -> Any:
         return f(*arguments, running=state) if with_state else (f(*arguments), state)
 
-    found = {}
-    for who, (f, arguments) in forward_alone(name, x, **options).items():
-        layer = partial(of_state, f)
-        dy, _ = jax.eval_shape(layer, state, *arguments)
-        found[who] = Program(in_training(layer), (state, arguments, dy))
-    return found
+    programs = forward_alone(name, x, **options)
+    _, arguments = programs["bnderiv"]
+    found = {who: partial(of_state, program.function) for who, program in programs.items()}
+    dy, _ = jax.eval_shape(found["bnderiv"], state, *arguments)
+    return {who: Program(in_training(f), (state, arguments, dy)) for who, f in found.items()}
 
 
 def forward_alone(name: str, x: jax.ShapeDtypeStruct, **options: Any) -> dict[str, Program]:
