@@ -50,13 +50,12 @@ def layer(name: str, x: jax.Array, *parameters: jax.Array, **options: Any) -> An
         window = kernel.shape[:-2]
         layer = nn.Conv(bias.size, window, padding="VALID") if window else nn.Dense(bias.size)
         return layer.apply({"params": {"kernel": kernel, "bias": bias}}, x)
-    eps, groups = options["eps"], options.get("groups")
     norm: Any = {
         "layer_norm": nn.LayerNorm,
-        "group_norm": partial(nn.GroupNorm, groups),
+        "group_norm": partial(nn.GroupNorm, options.get("groups")),
         "instance_norm": nn.InstanceNorm,
         "rms_norm": nn.RMSNorm,
-    }[name](epsilon=eps, dtype=x.dtype)
+    }[name](epsilon=options["eps"], dtype=x.dtype)
     names = ("scale",) if name == "rms_norm" else ("scale", "bias")
     return norm.apply({"params": dict(zip(names, parameters, strict=False))}, x)
 
