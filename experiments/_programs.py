@@ -24,6 +24,12 @@ _BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, 
 _FAST = "S(1)"  # a layout in a TPU's vector memory
 
 
+# A name, the shape of the result, an opcode, what stands between its parentheses, and attributes.
+_OPERATION = re.compile(
+    r"^\s+(?:ROOT )?(%[\w.-]+) = (.*?) ([\w-]+)\(((?:[^()\n]*\([^()\n]*\))*[^()\n]*)\)(.*)$", re.MULTILINE
+)
+
+
 class Array(NamedTuple):
     """What a kernel reads or writes of an array in main memory."""
 
@@ -54,7 +60,7 @@ class _Operation(NamedTuple):
     name: str
     shape: str
     opcode: str
-    inner: str  # what stands between the parentheses
+    inner: str
     attributes: str
 
     @property
@@ -101,7 +107,7 @@ def kernels(program: str) -> Iterator[Kernel]:
                     times,
                     usual,
                     _reads(operation, here, inside),
-                    _writes(operation),
+                    _arrays(_destination(operation) or operation.shape),
                     times * int(cycles[1] if cycles else 0),
                 )
 
@@ -127,24 +133,7 @@ def _computations(program: str) -> tuple[dict[str, str], str]:
 
 def operations(computation: str) -> dict[str, _Operation]:
     """Those of a computation, or of all in a text, by name."""
-    found = {}
-    for name, rest in re.findall(r"^\s+(?:ROOT )?(%[\w.-]+) = (.*)$", computation, re.MULTILINE):
-        end = _closing(rest, 0) + 1 if rest[0] == "(" else rest.index(" ")
-        opening = rest.index("(", end)
-        closing = _closing(rest, opening)
-        found[name] = _Operation(
-            name, rest[:end], rest[end:opening].strip(), rest[opening + 1 : closing], rest[closing + 1 :]
-        )
-    return found
-
-
-def _closing(text: str, opening: int) -> int:
-    depth = 0
-    for i in range(opening, len(text)):
-        depth += (text[i] == "(") - (text[i] == ")")
-        if depth == 0:
-            return i
-    raise ValueError(f"no closing parenthesis in {text[opening : opening + 80]!r}")
+    return {found[1]: _Operation(*found.groups()) for found in _OPERATION.finditer(computation)}
 
 
 def _arrays(shape: str) -> list[Array]:
@@ -160,10 +149,6 @@ def _destination(operation: _Operation) -> str | None:
     """Of a transfer that a TPU has started: (to, from, context) of a copy, ((from), to, context) of a slice."""
     place = {"copy-start": 0, "slice-start": 1}.get(operation.opcode)
     return None if place is None else list(ARRAY.finditer(operation.shape))[place][0]
-
-
-def _writes(operation: _Operation) -> list[Array]:
-    return _arrays(_destination(operation) or operation.shape)
 
 
 def _reads(operation: _Operation, here: dict[str, _Operation], inside: dict[str, _Operation]) -> list[Array]:

@@ -68,6 +68,13 @@ class Table(NamedTuple):
     caption: str = ""
 
 
+def grid(title: str, rows: Mapping[str, Mapping[str, Any]], caption: str = "", first: str = "") -> Table:
+    """A table of rows by name, each of cells by column; in `first` are the names. A row may lack cells."""
+    columns = dict.fromkeys(column for cells in rows.values() for column in cells)
+    lines = [(name, *(cells.get(column, "") for column in columns)) for name, cells in rows.items()]
+    return Table(title, (first, *columns), lines, caption)
+
+
 class Text(NamedTuple):
     """A heading, if there is one, and a paragraph."""
 
@@ -226,15 +233,14 @@ def png(figure: Figure) -> bytes:
 def _lines(value: Any, indent: int = 0) -> str:
     """JSON in lines: what is short, and what has nothing within it, is one."""
     text = json.dumps(value, allow_nan=False, ensure_ascii=False)
-    inner: list[tuple[str, Any]] = []
-    if isinstance(value, dict):
-        inner = [(f"{json.dumps(name, ensure_ascii=False)}: ", each) for name, each in value.items()]
-    elif isinstance(value, list | tuple):
-        inner = [("", each) for each in value]
-    if len(text) < 400 or not any(isinstance(each, dict | list | tuple) for _, each in inner):
+    inner = value.values() if isinstance(value, dict) else value
+    if len(text) < 400 or not any(isinstance(each, dict | list | tuple) for each in inner):
         return text
-    lines = (" " * (indent + 1) + name + _lines(each, indent + 1) for name, each in inner)
-    return text[0] + "\n" + ",\n".join(lines) + "\n" + " " * indent + text[-1]
+    lines = (_lines(each, indent + 1) for each in inner)
+    if isinstance(value, dict):
+        lines = (f"{json.dumps(name, ensure_ascii=False)}: {line}" for name, line in zip(value, lines, strict=True))
+    margin = "\n" + " " * indent
+    return text[0] + ",".join(f"{margin} {line}" for line in lines) + margin + text[-1]
 
 
 def rounded(values: Any, digits: int = 4) -> Any:
@@ -325,10 +331,8 @@ def _inline(text: Any) -> str:
 
 def _right(columns: int, rows: Sequence[Sequence[Any]]) -> list[bool]:
     """The columns after the first in which each cell is empty, or short and begins with a number."""
-    numbers = [
-        [bool(len(str(row[i])) <= LONG and re.match(r"\W*\d|$", str(row[i]))) for row in rows] for i in range(columns)
-    ]
-    return [False, *map(all, numbers[1:])]
+    cells = [[str(row[i]) for row in rows] for i in range(1, columns)]
+    return [False, *(all(len(cell) <= LONG and re.match(r"\W*\d|$", cell) for cell in column) for column in cells)]
 
 
 def _rows(columns: Sequence[str], rows: Any, kind: str) -> str:

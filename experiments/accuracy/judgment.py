@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from experiments.accuracy.cases import Arrays, Case, inputs, truth
+from experiments.accuracy.cases import Arrays
 from experiments.accuracy.libraries import Cannot, Library
 
 QUANTITIES = {"y": "y", "dx": "dx", "dgamma": "dγ", "dbeta": "dβ"}
@@ -10,20 +10,13 @@ QUANTITIES = {"y": "y", "dx": "dx", "dgamma": "dγ", "dbeta": "dβ"}
 Outcome = float | str  # the error, or what happened instead
 
 
-def compare(case: Case, seed: int, libraries: dict[str, Library]) -> dict[str, dict[str, Outcome]]:
-    """What each library makes of one input, quantity by quantity."""
-    arrays = inputs(case, seed)
-    right = truth(arrays)
-    return {name: judged(arrays, right, library) for name, library in libraries.items()}
-
-
 def judged(arrays: Arrays, right: Arrays, library: Library) -> dict[str, Outcome]:
+    """What a library makes of one input, quantity by quantity."""
     try:
         results = library(arrays)
-    except Cannot as reason:
-        return dict.fromkeys([*QUANTITIES, "running"], str(reason))
-    except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
-        return dict.fromkeys([*QUANTITIES, "running"], f"{type(error).__name__}: {str(error)[:100]}")
+    except (Cannot, ValueError, TypeError, RuntimeError) as error:
+        said = str(error) if isinstance(error, Cannot) else f"{type(error).__name__}: {str(error)[:100]}"
+        return dict.fromkeys([*QUANTITIES, "running"], said)
     lost = {"y": np.broadcast_to(arrays["beta"], right["y"].shape)}
     outcomes = {name: outcome(results[name], right[name], lost.get(name)) for name in QUANTITIES}
     mean, var = results["mean"], results["var"]

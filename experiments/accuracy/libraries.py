@@ -82,11 +82,9 @@ def haiku() -> Library:
     def forward(x, gamma, beta, mask):
         if mask is not None:
             raise Cannot("no mask")
-
-        def layer(x):
-            return hk.BatchNorm(True, True, decay_rate=0.9, eps=EPS)(x, is_training=True)
-
-        transformed = hk.transform_with_state(layer)
+        transformed = hk.transform_with_state(
+            lambda x: hk.BatchNorm(True, True, decay_rate=0.9, eps=EPS)(x, is_training=True)
+        )
         params, state = transformed.init(None, x)
         vectors = {"scale": gamma, "offset": beta}
         params = {room: {name: vectors[name].reshape(a.shape) for name, a in p.items()} for room, p in params.items()}

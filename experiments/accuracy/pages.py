@@ -48,35 +48,31 @@ def tables(content: dict[str, Any]) -> list[_report.Part]:
     """Everything that was measured."""
     libraries, rows = content["libraries"], content["rows"]
     seeds = "one seed" if len(content["seeds"]) == 1 else f"{len(content['seeds'])} seeds"
-    first = rows[0]["shape"]
 
     def detail(title: str, quantity: str, chosen: list[dict[str, Any]]) -> _report.Table:
-        cells = (
-            [f"{row['case']}, {size(row)}", *(median_and_worst(row["outcomes"][of][quantity]) for of in libraries)]
-            for row in chosen
-        )
-        return _report.Table(title, ("input", *libraries), list(cells))
+        cells = {}
+        for row in chosen:
+            outcomes = {library: median_and_worst(row["outcomes"][library][quantity]) for library in libraries}
+            cells[f"{row['case']}, {size(row)}"] = outcomes
+        return _report.grid(title, cells, first="input")
 
-    main = [row for row in rows if row["shape"] == first or row["group"] in ("many", "degenerate")]
-    brief = [[row["case"], *(worst_pair(row["outcomes"][of]) for of in libraries)] for row in main]
+    brief = {
+        row["case"]: {library: worst_pair(row["outcomes"][library]) for library in libraries}
+        for row in rows
+        if row["shape"] == rows[0]["shape"] or row["group"] in ("many", "degenerate")
+    }
+    degenerate = [row for row in rows if row["group"] == "degenerate"]
     columns = ("", "lowest error (or tied)", "within 1.5 × the lowest", "within 2 ×", "furthest behind")
+    standings = [[symbol, *standing(rows, name)] for name, symbol in QUANTITIES.items()]
     return [
         *(_report.Text("", f"Not installed, left out: {name}.") for name in content["absent"]),
-        _report.Table(f"y and dx (y / dx), worst of {seeds}, {size(rows[0])}", ("input", *libraries), brief),
-        _report.Table(
-            "Where bnderiv stands among all of them, by the median",
-            columns,
-            [[symbol, *standing(rows, name)] for name, symbol in QUANTITIES.items()],
-        ),
+        _report.grid(f"y and dx (y / dx), worst of {seeds}, {size(rows[0])}", brief, first="input"),
+        _report.Table("Where bnderiv stands among all of them, by the median", columns, standings),
         *(
             detail(f"{symbol}, every shape: median (worst) of {seeds}", name, rows)
             for name, symbol in QUANTITIES.items()
         ),
-        detail(
-            "Running statistics after one step from mean 0, variance 1",
-            "running",
-            [row for row in rows if row["group"] == "degenerate"],
-        ),
+        detail("Running statistics after one step from mean 0, variance 1", "running", degenerate),
     ]
 
 

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from experiments import _options, _report
-from experiments.accuracy.cases import EPS, all_cases
-from experiments.accuracy.judgment import Outcome, compare
+from experiments.accuracy.cases import EPS, all_cases, inputs, truth
+from experiments.accuracy.judgment import Outcome, judged
 from experiments.accuracy.libraries import installed_libraries
 from experiments.accuracy.pages import present
 
@@ -50,8 +50,10 @@ def measure(options: Settings) -> dict[str, Any]:
             bar.set_postfix_str(case.name, refresh=False)
             each: dict[str, dict[str, list[Outcome]]] = {}
             for seed in seeds:
-                for library, outcomes in compare(case, seed, libraries).items():
-                    for name, value in outcomes.items():
+                arrays = inputs(case, seed)
+                right = truth(arrays)
+                for library, compute in libraries.items():
+                    for name, value in judged(arrays, right, compute).items():
                         value = value if isinstance(value, str) else float(f"{value:.3g}")
                         each.setdefault(library, {}).setdefault(name, []).append(value)
                 bar.update()

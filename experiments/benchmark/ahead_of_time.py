@@ -40,10 +40,8 @@ NORMS = ((256, 112, 112, 64), (256, 56, 56, 256), (256, 7, 7, 2048))  # the firs
 SMALL = (64, 56, 56, 256)  # a batch at which XLA may prefer to store the ReLU's mask
 FEW = (1024, 28, 28, 6)  # as in LeNet-5
 TOKENS, FEATURES = (16, 4096, 1024), (64, 56, 56, 64)
-OTHER_NORMS = (
-    ("layer_norm", TOKENS), ("rms_norm", TOKENS), ("group_norm", FEATURES), ("instance_norm", FEATURES)
-)  # fmt: skip
-IMAGES, LAST = (256, 112, 112, 64), (256, 7, 7, 2048)
+OTHER_NORMS = {"layer": TOKENS, "rms": TOKENS, "group": FEATURES, "instance": FEATURES}
+IMAGES, _, LAST = NORMS
 POOLS = (  # kind, window, stride, padding, shape
     ("max", 3, 2, 1, IMAGES),
     ("max", 2, 2, 0, IMAGES),
@@ -54,7 +52,7 @@ POOLS = (  # kind, window, stride, padding, shape
 )
 BLOCK = (256, 56, 56, 256)
 # LeNet-5's step: batches, and the targets for each. At 1024 a TPU's compiler takes half an hour and 24 GB.
-STEPS = ((128, targets.TARGETS), (FEW[0], ("h100",)))
+STEPS = {128: targets.TARGETS, FEW[0]: ("h100",)}
 LARGE = 0.2  # of x: from this part of it, booleans that are written are a stored mask
 PACKAGES = ("flax", "libtpu", "jax-cuda13-plugin")
 
@@ -105,40 +103,33 @@ def in_training(layer: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def cases() -> Iterator[Case]:
-    """As in the tables."""
-    for dtype in ("float32", "bfloat16"):
-        for relu in (False, True):
-            for shape in (*NORMS, *[SMALL, FEW] * relu):
-                name = f"batch norm{' + relu' * relu}, {by(shape)}"
-                x = spec(shape, dtype)
-                yield Case(f"{name}, {dtype}", x, partial(layers, "batch_norm_relu" if relu else "batch_norm", x))
-    for norm, shape in OTHER_NORMS:
+    """As in the tables, each in both dtypes."""
+    for title, shape, programs, *where in _rows():
         for dtype in ("float32", "bfloat16"):
             x = spec(shape, dtype)
-            options = {"eps": 1e-6, "groups": 32}  # Flax's defaults
-            yield Case(f"{norm.replace('_', ' ')}, {by(shape)}, {dtype}", x, partial(layers, norm, x, **options))
-    for norm in ("layer_norm", "rms_norm"):
-        for dtype in ("float32", "bfloat16"):
-            x = spec(TOKENS, dtype)
-            name = f"{norm.replace('_', ' ')} forward alone, {by(TOKENS)}, {dtype}"
-            yield Case(name, x, partial(forward_alone, norm, x, eps=1e-6))
+            yield Case(f"{title}, {dtype}", x, partial(programs, x), *where)
+
+
+def _rows() -> Iterator[tuple[Any, ...]]:
+    """(title, shape of x, programs of x), and the targets where they are not all."""
+    for shape in NORMS:
+        yield f"batch norm, {by(shape)}", shape, partial(layers, "batch_norm")
+    for shape in (*NORMS, SMALL, FEW):
+        yield f"batch norm + relu, {by(shape)}", shape, partial(layers, "batch_norm_relu")
+    for norm, shape in OTHER_NORMS.items():  # by Flax's defaults
+        yield f"{norm} norm, {by(shape)}", shape, partial(layers, f"{norm}_norm", eps=1e-6, groups=32)
+    for norm in ("layer", "rms"):
+        yield f"{norm} norm forward alone, {by(TOKENS)}", TOKENS, partial(forward_alone, f"{norm}_norm", eps=1e-6)
     for kind, window, stride, padding, shape in POOLS:
-        for dtype in ("float32", "bfloat16"):
-            name = f"{kind} pool {window}×{window}/{stride}{', padding 1' if padding else ''}, {by(shape)}"
-            x = spec(shape, dtype)
-            options = {"window": window, "strides": stride, "padding": padding}
-            yield Case(f"{name}, {dtype}", x, partial(layers, f"{kind}_pool", x, **options))
-    for dtype in ("float32", "bfloat16"):
-        x = spec(BLOCK, dtype)
-        yield Case(f"bottleneck block, {by(BLOCK)}, {dtype}", x, partial(blocks, x))
-        yield Case(f"bottleneck block in Flax, {by(BLOCK)}, {dtype}", x, partial(flax_blocks, x))
-        # Where the closed form of the convolutions matters: see `_target.first_on_gpu`.
-        name = f"bottleneck block with Flax's convolutions, {by(BLOCK)}, {dtype}"
-        yield Case(name, x, partial(flax_blocks, x, convolutions_too=False), ("h100",))
-    for size, where in STEPS:
-        for dtype in ("float32", "bfloat16"):
-            x = spec((size, *FEW[1:]), dtype)
-            yield Case(f"LeNet-5's step, batch {size}, {dtype}", x, partial(lenets, size, dtype), where)
+        title = f"{kind} pool {window}×{window}/{stride}{', padding 1' if padding else ''}, {by(shape)}"
+        yield title, shape, partial(layers, f"{kind}_pool", window=window, strides=stride, padding=padding)
+    yield f"bottleneck block, {by(BLOCK)}", BLOCK, blocks
+    yield f"bottleneck block in Flax, {by(BLOCK)}", BLOCK, flax_blocks
+    # Where the closed form of the convolutions matters: see `_target.first_on_gpu`.
+    mixed = partial(flax_blocks, convolutions_too=False)
+    yield f"bottleneck block with Flax's convolutions, {by(BLOCK)}", BLOCK, mixed, ("h100",)
+    for size, where in STEPS.items():
+        yield f"LeNet-5's step, batch {size}", (size, *FEW[1:]), lenets, where
 
 
 def spec(shape: tuple[int, ...], dtype: Any = "float32") -> jax.ShapeDtypeStruct:
@@ -149,47 +140,41 @@ def layers(name: str, x: jax.ShapeDtypeStruct, **options: Any) -> dict[str, Prog
     """The programs of a layer; batch norm's take the running statistics, and return the new ones."""
     with_state = name.startswith("batch_norm")
     state = jax.eval_shape(partial(bnderiv.init_running_stats, x.shape[-1])) if with_state else ()
-    arguments = (x, *[spec(x.shape[-1:])] * (0 if name.endswith("pool") else 2))
 
     def of_state(f: Callable[..., Any], state: Any, *arguments: Any) -> Any:
         return f(*arguments, running=state) if with_state else (f(*arguments), state)
 
-    found = {who: partial(of_state, f) for who, f in peers.layers(name, **options).items()}
+    programs = forward_alone(name, x, **options)
+    _, arguments = programs["bnderiv"]
+    found = {who: partial(of_state, program.function) for who, program in programs.items()}
     dy, _ = jax.eval_shape(found["bnderiv"], state, *arguments)
     return {who: Program(in_training(f), (state, arguments, dy)) for who, f in found.items()}
 
 
 def forward_alone(name: str, x: jax.ShapeDtypeStruct, **options: Any) -> dict[str, Program]:
     """As in inference."""
-    arguments = (x, *[spec(x.shape[-1:])] * 2)
+    arguments = (x, *[spec(x.shape[-1:])] * (0 if name.endswith("pool") else 2))
     return {who: Program(f, arguments) for who, f in peers.layers(name, **options).items()}
 
 
-def lenets(size: int, dtype: str) -> dict[str, Program]:
-    """A whole step: loss, gradients, SGD, running statistics."""
+def lenets(first: jax.ShapeDtypeStruct) -> dict[str, Program]:
+    """A whole step: loss, gradients, SGD, running statistics; `first` is like the output of the first convolution."""
     found = {}
-    for who, (step, arguments) in steps.networks(size, "max", "relu", dtype).items():
+    for who, (step, arguments) in steps.networks(first.shape[0], "max", "relu", first.dtype.name).items():
         params, state, x, labels = jax.eval_shape(arguments)
-        params, x = jax.tree.map(lambda a: spec(a.shape, dtype), (params, x))
+        params, x = jax.tree.map(lambda a: spec(a.shape, first.dtype), (params, x))
         found[who] = Program(step, (params, state, x, labels))
     return found
 
 
 def blocks(x: jax.ShapeDtypeStruct) -> dict[str, Program]:
     wide, narrow = x.shape[-1], 64
-    layers = {"1": ((1, 1), wide, narrow), "2": ((3, 3), narrow, narrow), "3": ((1, 1), narrow, wide)}
-    params = {
-        name: (spec((*window, inputs, outputs), x.dtype), spec((outputs,)), spec((outputs,)))
-        for name, (window, inputs, outputs) in layers.items()
-    }
-    running = {
-        name: jax.eval_shape(partial(bnderiv.init_running_stats, outputs)) for name, (*_, outputs) in layers.items()
-    }
-    found = {
-        who: Program(in_training(partial(bottleneck, package)), (running, (params, x), x))
-        for who, package in peers.PACKAGES.items()
-    }
-    return flax_blocks(x) | found
+    params, running = {}, {}
+    for name, window, inputs, outputs in (("1", 1, wide, narrow), ("2", 3, narrow, narrow), ("3", 1, narrow, wide)):
+        params[name] = spec((window, window, inputs, outputs), x.dtype), spec((outputs,)), spec((outputs,))
+        running[name] = jax.eval_shape(partial(bnderiv.init_running_stats, outputs))
+    layers = {who: in_training(partial(bottleneck, package)) for who, package in peers.PACKAGES.items()}
+    return flax_blocks(x) | {who: Program(f, (running, (params, x), x)) for who, f in layers.items()}
 
 
 def flax_blocks(x: jax.ShapeDtypeStruct, convolutions_too: bool = True) -> dict[str, Program]:
@@ -198,8 +183,10 @@ def flax_blocks(x: jax.ShapeDtypeStruct, convolutions_too: bool = True) -> dict[
     if flax := peers.flax():
         ours = flax.Bottleneck(conv=flax.linen.Conv if convolutions_too else flax.nn.Conv, ours=True)
         for who, block in (("bnderiv", ours), ("Flax", flax.Bottleneck())):
-            apply, state, params = flax.bottleneck(x, block)
-            found[who] = Program(in_training(apply), (state, (params, x), x))
+            apply, init = flax.functions(block)
+            params, state = jax.eval_shape(init, x)
+            layer = in_training(lambda state, params, x, apply=apply: apply(params, state, x))
+            found[who] = Program(layer, (state, (params, x), x))
     return found
 
 

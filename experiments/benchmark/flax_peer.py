@@ -34,22 +34,6 @@ class LeNet5(nn.Module):
         return nn.Dense(10)(x)
 
 
-def lenet5(pool: str, activation: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """apply(params, state, x) -> logits, state; init(x) -> params, state."""
-    network = LeNet5(pool, activation)
-
-    def init(x: jax.Array) -> Any:
-        variables = jax.jit(network.init)(jax.random.key(0), x)
-        return variables["params"], variables["batch_stats"]
-
-    def apply(params: Any, state: Any, x: jax.Array) -> Any:
-        variables = {"params": params, "batch_stats": state}
-        logits, new = network.apply(variables, x, mutable=["batch_stats"])
-        return logits, new["batch_stats"]
-
-    return apply, init
-
-
 def layer(name: str, x: jax.Array, *parameters: jax.Array, **options: Any) -> Any:
     """A layer by bnderiv's name for it and with bnderiv's options; y has the dtype of x."""
     if name.startswith("batch_norm"):
@@ -66,13 +50,12 @@ def layer(name: str, x: jax.Array, *parameters: jax.Array, **options: Any) -> An
         window = kernel.shape[:-2]
         layer = nn.Conv(bias.size, window, padding="VALID") if window else nn.Dense(bias.size)
         return layer.apply({"params": {"kernel": kernel, "bias": bias}}, x)
-    eps, groups = options["eps"], options.get("groups")
     norm: Any = {
         "layer_norm": nn.LayerNorm,
-        "group_norm": partial(nn.GroupNorm, groups),
+        "group_norm": partial(nn.GroupNorm, options.get("groups")),
         "instance_norm": nn.InstanceNorm,
         "rms_norm": nn.RMSNorm,
-    }[name](epsilon=eps, dtype=x.dtype)
+    }[name](epsilon=options["eps"], dtype=x.dtype)
     names = ("scale",) if name == "rms_norm" else ("scale", "bias")
     return norm.apply({"params": dict(zip(names, parameters, strict=False))}, x)
 
@@ -118,11 +101,16 @@ class Bottleneck(nn.Module):
         return normalized(a, x.shape[-1], 1, residual=x)
 
 
-def bottleneck(x: jax.ShapeDtypeStruct, block: nn.Module) -> tuple[Callable[..., Any], Any, Any]:
-    """apply(state, params, x) -> y, state; shapes of state and params."""
-    variables: Any = jax.eval_shape(block.init, jax.random.key(0), x)
+def functions(network: nn.Module) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """apply(params, state, x) -> y, state; init(x) -> params, state."""
 
-    def apply(state: Any, params: Any, x: jax.Array) -> Any:
-        return block.apply({"params": params, "batch_stats": state}, x, mutable=["batch_stats"])
+    def init(x: jax.Array) -> Any:
+        variables = jax.jit(network.init)(jax.random.key(0), x)
+        return variables["params"], variables["batch_stats"]
 
-    return apply, variables["batch_stats"], variables["params"]
+    def apply(params: Any, state: Any, x: jax.Array) -> Any:
+        variables = {"params": params, "batch_stats": state}
+        y, new = network.apply(variables, x, mutable=["batch_stats"])
+        return y, new["batch_stats"]
+
+    return apply, init

@@ -1,12 +1,14 @@
-"""Layers and losses by themselves, forward and backward."""
+"""Layers and losses by themselves, forward and backward; and what a call of them costs outside of `jax.jit`."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+import bnderiv
 from experiments.benchmark import peers
 from experiments.benchmark.clock import FEWER, Contestant, Effort, interleaved, of_jax
 from experiments.benchmark.torch_peer import Torch
@@ -25,29 +27,23 @@ OTHERS = {  # title: layer, options, shapes of its arguments
     "dense, 128×1024 to 1024": ("dense", {}, [(128, 1024), (1024, 1024), (1024,)]),
     "one axis, conv 3, 32×256×64": ("conv", {}, [(32, 256, 64), (3, 64, 64), (64,)]),
     "three axes, conv 3×3×3, 4×16×16×16×16": ("conv", {}, [(4, 16, 16, 16, 16), (3, 3, 3, 16, 16), (16,)]),
-    **{
-        f"{axes}, {kind} pool {by}": (f"{kind}_pool", {"window": 2, "strides": 2}, [shape])
-        for kind in ("max", "avg")
-        for axes, by, shape in (
-            ("one axis", "2, 64×1024×64", (64, 1024, 64)),
-            ("three axes", "2×2×2, 8×16×16×16×32", (8, 16, 16, 16, 32)),
-        )
-    },
+    "one axis, max pool 2, 64×1024×64": ("max_pool", {"window": 2, "strides": 2}, [(64, 1024, 64)]),
+    "three axes, max pool 2×2×2, 8×16×16×16×32": ("max_pool", {"window": 2, "strides": 2}, [(8, 16, 16, 16, 32)]),
+    "one axis, avg pool 2, 64×1024×64": ("avg_pool", {"window": 2, "strides": 2}, [(64, 1024, 64)]),
+    "three axes, avg pool 2×2×2, 8×16×16×16×32": ("avg_pool", {"window": 2, "strides": 2}, [(8, 16, 16, 16, 32)]),
 }
 RESNET50 = tuple((256, side, side, c) for side, c in ((112, 64), (56, 64), (56, 256), (28, 512), (14, 1024), (7, 2048)))
 
 
-def pools(kind: str, effort: Effort, torch: Torch) -> dict[str, Any]:
+def pools(kind: str, effort: Effort, torch: Torch) -> Iterator[dict[str, Any]]:
     x = normal(0, (8, *IMAGES[1:]) if effort.quick else IMAGES)
-    cases = []
     for window, stride, padding in WINDOWS[1:2] if effort.quick else WINDOWS:
         options = {"window": window, "padding": padding}
-        beside = torch.contestants("pool", not effort.quick, shape=x.shape, kind=kind, stride=stride, **options)
-        beside["a copy of x"] = of_jax(jax.jit(lambda x: 2 * x), x)
+        found = contestants(f"{kind}_pool", x, strides=stride, **options)
+        found |= torch.contestants("pool", not effort.quick, shape=x.shape, kind=kind, stride=stride, **options)
+        found["a copy of x"] = of_jax(jax.jit(lambda x: 2 * x), x)
         name = f"{kind} pool {window}×{window}, stride {stride}{', padding 1' if padding else ''}, {by(x.shape)}"
-        layers = contestants(f"{kind}_pool", x, strides=stride, **options)
-        cases.append(case(name, layers | beside, x, effort))
-    return {"cases": cases}
+        yield case(name, found, x, effort)
 
 
 def random_pools(effort: Effort) -> dict[str, Any]:
@@ -77,9 +73,8 @@ def _geometries(count: int) -> list[tuple[tuple[int, int], tuple[int, int], str]
     return found[:count]
 
 
-def batch_norms(relu: bool, effort: Effort, torch: Torch) -> dict[str, Any]:
-    shapes = SHAPES[2:] if effort.quick else SHAPES
-    return {"cases": [batch_norm(effort, torch, shape, "float32", relu) for shape in shapes]}
+def batch_norms(layer: str, effort: Effort, torch: Torch) -> Iterator[dict[str, Any]]:
+    return (batch_norm(effort, torch, shape, "float32", layer) for shape in (SHAPES[2:] if effort.quick else SHAPES))
 
 
 def batch_norms_of_resnet(effort: Effort, torch: Torch) -> dict[str, Any]:
@@ -87,24 +82,23 @@ def batch_norms_of_resnet(effort: Effort, torch: Torch) -> dict[str, Any]:
     if jax.default_backend() != "gpu":
         return {"cases": [], "absent": "no GPU measured"}
     shapes = RESNET50[-1:] if effort.quick else RESNET50
-    return {"cases": [batch_norm(effort, torch, s, d, False) for s in shapes for d in ("float32", "bfloat16")]}
+    return {"cases": [batch_norm(effort, torch, shape, d) for shape in shapes for d in ("float32", "bfloat16")]}
 
 
-def batch_norm(effort: Effort, torch: Torch, shape: Sequence[int], dtype: str, relu: bool) -> dict[str, Any]:
+def batch_norm(
+    effort: Effort, torch: Torch, shape: Sequence[int], dtype: str, layer: str = "batch_norm"
+) -> dict[str, Any]:
     """Everybody, with the running statistics renewed; and what four copies of x take."""
-    x = normal(0, shape, dtype)
-    beside = torch.contestants("batch_norm", not effort.quick, shape=shape, relu=relu, dtype=dtype)
-    beside["4 copies"] = _copies(jax.jit(lambda x: 2 * x), x)
-    in_place = jax.jit(lambda x: 2 * x, donate_argnums=0)
-    beside["4 copies in place"] = _copies(in_place, jnp.zeros_like(x), again=True)
-    layer = "batch_norm_relu" if relu else "batch_norm"
-    layers = contestants(layer, x, jnp.ones(shape[-1]), jnp.zeros(shape[-1]))
-    return case(f"batch norm{' + relu' * relu}, {by(shape)}, {dtype}", layers | beside, x, effort)
+    x, relu = normal(0, shape, dtype), layer.endswith("relu")
+    found = contestants(layer, x, jnp.ones(shape[-1]), jnp.zeros(shape[-1]))
+    found |= torch.contestants("batch_norm", not effort.quick, shape=shape, relu=relu, dtype=dtype)
+    found["4 copies"] = _copies(jax.jit(lambda x: 2 * x), x)
+    found["4 copies in place"] = _copies(jax.jit(lambda x: 2 * x, donate_argnums=0), jnp.zeros_like(x), again=True)
+    return case(f"batch norm{' + relu' * relu}, {by(shape)}, {dtype}", found, x, effort)
 
 
-def losses(effort: Effort) -> dict[str, Any]:
+def losses(effort: Effort) -> Iterator[dict[str, Any]]:
     """Cross entropies of integer labels and of distributions. Those of Flax's users are optax's."""
-    cases = []
     for shape in LOGITS[:1] if effort.quick else LOGITS:
         logits = normal(2, shape)
         integers = jax.random.randint(jax.random.key(0), shape[:1], 0, shape[-1])
@@ -113,24 +107,32 @@ def losses(effort: Effort) -> dict[str, Any]:
             ("distributions", "softmax_cross_entropy", jax.nn.softmax(normal(1, shape))),
         ):
             found = contestants(layer, logits, labels=labels)
-            cases.append(case(f"cross entropy, {kind}, {by(shape)}", found, logits, effort))
-    return {"cases": cases}
+            yield case(f"cross entropy, {kind}, {by(shape)}", found, logits, effort)
 
 
-def others(effort: Effort) -> dict[str, Any]:
+def others(effort: Effort) -> Iterator[dict[str, Any]]:
     """What is in no other section, as people use it."""
-    cases = []
     for title, (name, options, shapes) in list(OTHERS.items())[: 2 if effort.quick else None]:
         arguments = [normal(i, shape) for i, shape in enumerate(shapes)]
-        cases.append(case(title, contestants(name, *arguments, **options), arguments[0], effort))
-    return {"cases": cases}
+        yield case(title, contestants(name, *arguments, **options), arguments[0], effort)
+
+
+def calls(effort: Effort) -> Iterator[dict[str, Any]]:
+    """On arrays so small that the arithmetic takes no time."""
+    for name, (arguments, options) in _calls().items():
+        packages = {"bnderiv": bnderiv, "plain jnp": bnderiv.reference}
+        layers = {who: partial(getattr(package, name), **options) for who, package in packages.items()}
+        ways = {"forward": {who: of_jax(f, *arguments) for who, f in layers.items()}}
+        if not effort.quick:
+            ways["forward and backward"] = {who: of_jax(_pulled_back, f, arguments) for who, f in layers.items()}
+        for way, contestants in ways.items():
+            yield {"case": f"{name}, {way}", "times": interleaved(contestants, effort)}
 
 
 def contestants(name: str, *arguments: jax.Array, **options: Any) -> dict[str, Contestant]:
     """A layer of each library, forward and backward; see `peers.layers`."""
     layers, has_aux = peers.layers(name, **options), name.startswith("batch_norm")
-    y = jax.eval_shape(layers["bnderiv"], *arguments)
-    y = y[0] if has_aux else y
+    y, *_ = jax.tree.leaves(jax.eval_shape(layers["bnderiv"], *arguments))
     dy = normal(9, y.shape, y.dtype)
     return {who: of_jax(both_ways(f, has_aux), arguments, dy) for who, f in layers.items()}
 
@@ -161,12 +163,39 @@ def by(shape: Sequence[int]) -> str:
 
 def _copies(copy: Callable[..., Any], x: jax.Array, again: bool = False) -> Contestant:
     """Four in a row; `again`, each of the last one's result, whose memory it takes."""
-    now = [x]
 
-    def run(*_: Any) -> Any:
-        for _turn in range(4):
-            y = jax.block_until_ready(copy(now[0]))
-            if again:
-                now[0] = y
+    def run() -> None:
+        nonlocal x
+        for _ in range(4):
+            y = jax.block_until_ready(copy(x))
+            x = y if again else x
 
     return of_jax(run)
+
+
+def _calls() -> dict[str, tuple[tuple[jax.Array, ...], dict[str, Any]]]:
+    """Every layer and loss, the arguments it is differentiated by, and the others."""
+    x, h, kernel, matrix = map(partial(normal, 0), ((8, 8, 8, 4), (8, 16), (3, 3, 4, 4), (16, 16)))
+    ones, zeros = jnp.ones(4), jnp.zeros(4)
+    return {
+        "dense": ((h, matrix, jnp.zeros(16)), {}),
+        "conv2d": ((x, kernel, zeros), {}),
+        "avg_pool": ((x,), {"window": 2}),
+        "max_pool": ((x,), {"window": 2}),
+        "batch_norm": ((x, ones, zeros), {}),
+        "batch_norm_relu": ((x, ones, zeros), {}),
+        "batch_norm_inference": ((x, ones, zeros, zeros, ones), {}),
+        "relu": ((x,), {}),
+        "tanh": ((x,), {}),
+        "sigmoid": ((x,), {}),
+        "softmax": ((h,), {}),
+        "flatten": ((x,), {}),
+        "softmax_cross_entropy": ((h, jax.nn.softmax(h)), {}),
+        "softmax_cross_entropy_with_integer_labels": ((h,), {"labels": jnp.arange(8)}),
+        "squared_error": ((h, h + 1), {}),
+    }
+
+
+def _pulled_back(layer: Callable[..., Any], arguments: tuple[jax.Array, ...]) -> Any:
+    out, pull_back = jax.vjp(layer, *arguments)
+    return pull_back(out)

@@ -47,6 +47,4 @@ def stack(layer: Callable[..., Any], parameters: Sequence[Any], x: jax.Array) ->
 
 def flax() -> ModuleType | None:
     """`flax_peer`, where flax is installed."""
-    if importlib.util.find_spec("flax"):
-        return importlib.import_module("experiments.benchmark.flax_peer")
-    return None
+    return importlib.import_module("experiments.benchmark.flax_peer") if importlib.util.find_spec("flax") else None

@@ -1,6 +1,6 @@
 """A step of training LeNet-5, of every library's network: value, gradient, SGD and running statistics."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -38,9 +38,8 @@ def measure(effort: Effort, torch: Torch) -> dict[str, Any]:
     return {"cases": cases, **product}
 
 
-def epochs(effort: Effort, _: Torch) -> dict[str, Any]:
+def epochs(effort: Effort) -> Iterator[dict[str, Any]]:
     """Many steps in one `lax.scan`, on batches of their own; the time of one. (PyTorch has nothing like it.)"""
-    cases = []
     many = EPOCH // 3 if effort.quick else EPOCH
     for size in (32,) if effort.quick else (32, 128):
         contestants = {}
@@ -48,14 +47,7 @@ def epochs(effort: Effort, _: Torch) -> dict[str, Any]:
             params, state, *batch = arguments()
             contestants[who] = of_jax(_scanned(step), params, state, *(jnp.stack([a] * many) for a in batch))
         times = interleaved(contestants, effort._replace(rounds=min(effort.rounds, 3), burst=1), per=many)
-        cases.append({"case": f"batch {size}, max pool, relu, {many} in a scan", "times": times})
-    return {"cases": cases}
-
-
-def rates(section: dict[str, Any]) -> tuple[float, list[tuple[str, float]]]:
-    """GFLOP/s of a matrix product, and of each case of ours."""
-    of_ours = [(c["case"], c["flops"] / c["times"]["bnderiv"]["ms"][1] / 1e6) for c in section["cases"]]
-    return 2 * MATRIX**3 / section["matrix product"]["ms"][1] / 1e6, of_ours
+        yield {"case": f"batch {size}, max pool, relu, {many} in a scan", "times": times}
 
 
 def networks(size: int, pool: str, activation: str, dtype: str = "float32") -> dict[str, Step]:
@@ -70,10 +62,8 @@ def networks(size: int, pool: str, activation: str, dtype: str = "float32") -> d
         step = _step(partial(lenet5.apply, config=config, train=True), cross_entropy)
         found[who] = step, lambda init=init: (*init(), *batch(size))
     if peer := peers.flax():
-        import optax  # flax needs it
-
-        apply, flax_init = peer.lenet5(pool, activation)
-        step = _step(apply, optax.softmax_cross_entropy_with_integer_labels)
+        apply, flax_init = peer.functions(peer.LeNet5(pool, activation))
+        step = _step(apply, peer.optax.softmax_cross_entropy_with_integer_labels)
         found["Flax"] = step, lambda: (*flax_init(batch(size)[0]), *batch(size))
     return found
 

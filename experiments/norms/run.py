@@ -25,8 +25,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from experiments import _options, _report
-from experiments.benchmark import allocator, clock, peers
-from experiments.benchmark.layers import both_ways, by
+from experiments.benchmark import allocator, peers
+from experiments.benchmark.clock import FULL, QUICK, interleaved
+from experiments.benchmark.layers import both_ways, by, contestants
 
 EPS = 1e-6  # Flax's default
 GROUPS = 32
@@ -76,12 +77,11 @@ def errors(name: str, seed: int) -> Iterator[dict[str, Any]]:
     for title, values in inputs.items():
         arguments = (values, gamma, beta), delta
         with jax.enable_x64(True):
-            wide = jax.tree.map(np.float64, arguments)
-            y, (dx, *_), _ = both_ways(layers["plain autodiff"])(*wide)
+            y, (dx, *_), _ = both_ways(layers["plain autodiff"])(*jax.tree.map(np.float64, arguments))
         found = {}
         for who, program in programs.items():
             ours_y, (ours_dx, *_), _ = program(*arguments)
-            found[who] = [_relative(a, b) for a, b in ((ours_y, y), (ours_dx, dx))]
+            found[who] = [_relative(ours_y, y), _relative(ours_dx, dx)]
         yield {"norm": name, "input": title, "errors": found}
 
 
@@ -93,11 +93,9 @@ def _relative(actual: Any, expected: Any) -> float | None:
 
 
 def times(name: str, shape: tuple[int, ...], settings: Settings) -> dict[str, Any]:
-    *arguments, delta = (jnp.asarray(a) for a in drawn(shape, settings.seed))
-    layers = peers.layers(name, eps=EPS, groups=GROUPS)
-    programs = {who: clock.of_jax(both_ways(norm), arguments, delta) for who, norm in layers.items()}
-    effort = clock.QUICK if settings.quick else clock.FULL
-    return {"norm": name, "shape": list(shape), "times": clock.interleaved(programs, effort)}
+    arrays = (jnp.asarray(a) for a in drawn(shape, settings.seed)[:3])
+    found = contestants(name, *arrays, eps=EPS, groups=GROUPS)
+    return {"norm": name, "shape": shape, "times": interleaved(found, QUICK if settings.quick else FULL)}
 
 
 def compiling(name: str, options: Settings) -> dict[str, Any]:
@@ -128,35 +126,25 @@ def tables(content: dict[str, Any]) -> list[_report.Part]:
         return " / ".join("NaN" if e is None else "all wrong" if e > 0.5 else f"{e:.1e}" for e in pair)
 
     errors = [[row["norm"], row["input"], *(shown(row["errors"][who]) for who in WHO)] for row in content["errors"]]
-    measured = []
+    measured, compiled = [], []
     for row in content["times"]:
         ours, *others = (row["times"][who]["ms"][1] for who in WHO)
         ratios = (f"{other / ours:.2f}×" for other in others)
         measured.append([row["norm"], by(row["shape"]), f"{ours:.3g} ms", *ratios])
-    compiled = []
     for row in content["compiled"]:
         ours, *others = (float(np.median(row["seconds"][who])) for who in WHO)
         compiled.append([row["norm"], f"{ours:.2f} s", *(f"{ours / other:.2f}×" for other in others)])
+    of_errors = "Relative error of y / dx in float32. All wrong: more than a half."
+    of_times = "Median of a forward and a backward pass; the others' over bnderiv's, above 1 where bnderiv is faster."
+    of_compiling = (
+        f"CPU time to trace, lower and compile a gradient of {content['compiled'][0]['layers']} layers, each after "
+        "a convolution; below 1 where bnderiv is faster."
+    )
+    columns = ("norm", "input", *(NAMES.get(who, who) for who in WHO))
     return [
-        _report.Table(
-            "Errors",
-            ("norm", "input", *(NAMES.get(who, who) for who in WHO)),
-            errors,
-            "Relative error of y / dx in float32. All wrong: more than a half.",
-        ),
-        _report.Table(
-            "Times",
-            ("norm", "shape", "bnderiv", "Flax", "plain jnp"),
-            measured,
-            "Median of a forward and a backward pass; the others' over bnderiv's, above 1 where bnderiv is faster.",
-        ),
-        _report.Table(
-            "Compiling",
-            ("norm", "bnderiv", "over Flax's", "over plain jnp's"),
-            compiled,
-            f"CPU time to trace, lower and compile a gradient of {content['compiled'][0]['layers']} layers, each after "
-            "a convolution; below 1 where bnderiv is faster.",
-        ),
+        _report.Table("Errors", columns, errors, of_errors),
+        _report.Table("Times", ("norm", "shape", "bnderiv", "Flax", "plain jnp"), measured, of_times),
+        _report.Table("Compiling", ("norm", "bnderiv", "over Flax's", "over plain jnp's"), compiled, of_compiling),
     ]
 
 

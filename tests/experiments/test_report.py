@@ -52,6 +52,11 @@ def test_the_same_parts_become_markdown():
     )
 
 
+def test_rows_by_name_become_a_table_in_which_cells_may_lack():
+    made = _report.grid("Two", {"x": {"a": 1}, "y": {"b": 2, "a": 3}}, "Caption.", "name")
+    assert made == _report.Table("Two", ("name", "a", "b"), [("x", 1, ""), ("y", 3, 2)], "Caption.")
+
+
 def test_short_numbers_are_set_to_the_right():
     rows = [("a", 3, "1.5 (1–2)", "4, which is more than there is room for"), ("b", 10.5, "", "5")]
     text = page(_report.Table("Title", ("name", "errors", "ms", "what"), rows))
