@@ -273,6 +273,7 @@ def test_which_calls_update_the_averages():
             alike(z, y, 1e-5)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("activation", [None, "relu"])
 def test_a_state_is_read_only_where_haiku_reads_it(activation):
     """By the batch's statistics without training there is no state at all; training starts one where there is none."""

@@ -36,6 +36,7 @@ def test_an_infinite_variance_is_not_silently_beta():
     assert np.isnan(y[:, 1]).all()
 
 
+@pytest.mark.few(1)
 @pytest.mark.as_users_compile
 @pytest.mark.parametrize("layers", [bnderiv, bnderiv.forward_mode])
 def test_a_variance_that_rounding_left_below_0(layers):
