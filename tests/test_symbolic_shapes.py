@@ -133,6 +133,15 @@ def test_pools_need_the_size_of_the_image(pool):
         jax.export.export(jax.jit(lambda x: getattr(bnderiv, pool)(x, 2)))(symbolic)
 
 
+@pytest.mark.parametrize("channels", ["c", "2*c"])
+def test_group_norm_needs_the_number_of_channels(channels):
+    symbolic = jax.ShapeDtypeStruct(jax.export.symbolic_shape(f"b, 4, {channels}"), jnp.float32)
+    with pytest.raises(
+        ValueError, match=r"^the channels of x must be known, only its other axes symbolic, got \(b, 4,"
+    ):
+        jax.export.export(jax.jit(lambda x: bnderiv.group_norm(x, None, None, 2)))(symbolic)
+
+
 @pytest.mark.slow
 @pytest.mark.exhaustive
 def test_a_step_of_training():

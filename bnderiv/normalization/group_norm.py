@@ -50,9 +50,12 @@ def group_norm(
       [[-1.0, 1.0, -1.0, 1.0]]
     """
     x, axis = _with_channels(x, channel_axis, 2, "batch and channels")
-    size, rest = divmod(x.shape[axis], _checks.integer("groups", groups, at_least=1))
+    channels = x.shape[axis]
+    if not isinstance(channels, int):
+        raise ValueError(f"the channels of x must be known, only its other axes symbolic, got {x.shape}")
+    size, rest = divmod(channels, _checks.integer("groups", groups, at_least=1))
     if rest:
-        raise ValueError(f"groups must divide the {x.shape[axis]} channels of x, got {groups}")
+        raise ValueError(f"groups must divide the {channels} channels of x, got {groups}")
     return _by_example(size, axis, x, gamma, beta, eps, where)
 
 
