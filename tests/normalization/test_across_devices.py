@@ -383,6 +383,43 @@ def test_constant_data(value):
     near(dx, 1.5 / np.sqrt(1e-5) * (COTANGENT - COTANGENT.mean((0, 1, 2, 3))), 1e-6)
 
 
+def test_equal_means_and_deviations_far_apart():
+    """The unit of all follows the largest deviation, also where no mean is far from the others."""
+    x = np.ones((DEVICES, 4, 2)) * np.array([1, -1, 1, -1])[:, None]
+    x[0] *= 1e25
+    x = jnp.asarray(x, jnp.float32)
+    dy = random_like(x, 3)
+
+    def layer(x, dy):
+        y, pull_back = jax.vjp(lambda x: bnderiv.batch_norm(x, jnp.ones(2), jnp.zeros(2), axis_name=AXIS)[0], x)
+        return y, *pull_back(dy)
+
+    y, dx = fast_jit(_mapped("vmap", layer))(x, dy)
+    wide, delta = (np.asarray(a, np.float64) for a in (x, dy))
+    r = (wide**2).mean((0, 1)) ** -0.5
+    x_hat = wide * r
+    near(y, x_hat, 1e-6)
+    near(dx, r * (delta - delta.mean((0, 1)) - x_hat * (delta * x_hat).mean((0, 1))), 1e-6)
+
+
+def test_a_channel_that_no_device_counts():
+    """Its mean and variance are 0, and the others are not touched."""
+    x = np.random.default_rng(4).standard_normal((DEVICES, 5, 2))
+    where = np.broadcast_to([True, False], x.shape)
+
+    def layer(x, where):
+        return bnderiv.batch_norm(x, jnp.ones(2), jnp.zeros(2), where=where, axis_name=AXIS)
+
+    y, stats = fast_jit(_mapped("vmap", layer))(jnp.asarray(x), jnp.asarray(where))
+    for found, expected in (
+        (stats.count, [5 * DEVICES, 0]),
+        (stats.mean, [x[..., 0].mean(), 0]),
+        (stats.var, [x[..., 0].var(), 0]),
+    ):
+        np.testing.assert_allclose(found, np.broadcast_to(expected, (DEVICES, 2)), 1e-12)
+    near(y[..., 1], x[..., 1] / np.sqrt(1e-5), 1e-12)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_what_is_not_finite_stays_in_its_channel(value):
