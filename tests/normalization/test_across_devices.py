@@ -402,6 +402,22 @@ def test_equal_means_and_deviations_far_apart():
     near(dx, r * (delta - delta.mean((0, 1)) - x_hat * (delta * x_hat).mean((0, 1))), 1e-6)
 
 
+def test_constant_data_and_a_large_epsilon():
+    """The unit is no finer than √ε: ε s² would overflow, and dx be 0."""
+    x = jnp.full((DEVICES, 4, 2), 7, jnp.float32)
+    dy = random_like(x, 6)
+
+    def layer(x, dy):
+        ones = jnp.ones(2)
+        y, pull_back = jax.vjp(lambda x: bnderiv.batch_norm(x, ones, ones, eps=1e10, axis_name=AXIS)[0], x)
+        return y, *pull_back(dy)
+
+    y, dx = fast_jit(_mapped("vmap", layer))(x, dy)
+    np.testing.assert_array_equal(y, np.ones(x.shape))
+    delta = np.asarray(dy, np.float64)
+    near(dx, 1e-5 * (delta - delta.mean((0, 1))), 1e-6)
+
+
 def test_a_channel_that_no_device_counts():
     """Its mean and variance are 0, and the others are not touched."""
     x = np.random.default_rng(4).standard_normal((DEVICES, 5, 2))
