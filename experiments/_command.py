@@ -151,7 +151,7 @@ def bar(**options: Any) -> Any:
 
 
 class _Lines:
-    """stderr for tqdm: what it would write over stands in a line of its own."""
+    """A stream for tqdm on stderr: it adds a line for each new state of the bar, and overwrites none."""
 
     _last = ""
 

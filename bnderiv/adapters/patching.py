@@ -37,6 +37,7 @@ class Patch:
             if not isinstance(module, ModuleType):
                 raise TypeError(f"patch takes modules in which names are replaced too, got {module!r}")
         self._keys = [(package, module) for module in (None, *dict.fromkeys(modules))]
+        there = {id(theirs): (theirs, ours) for theirs, ours in table.items()}
         self._back = {id(ours): (ours, theirs) for theirs, ours in table.items()}
         self._undone = False
         self.places: list[tuple[Any, str]] = []
@@ -47,7 +48,7 @@ class Patch:
                     if key[1] is not None:  # a module that is migrated in part
                         _held[key].ours_before = {(id(place), name) for place, name, _ in _names(key, self._back)}
                 _held[key].patches += 1
-                for place, name, ours in _names(key, {id(theirs): (theirs, ours) for theirs, ours in table.items()}):
+                for place, name, ours in _names(key, there):
                     setattr(place, name, ours)
                     self.places.append((place, name))
 

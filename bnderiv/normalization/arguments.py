@@ -19,7 +19,7 @@ def normalized_axes(axis: Axes, ndim: int) -> tuple[int, ...]:
     """`axis`, an integer, a sequence or an array of NumPy, counted from the front, in order.
 
     Raises:
-      TypeError: something else.
+      TypeError: any other type.
       ValueError: out of range, no axis, or one twice.
     """
     given = _checks.listed(axis)

@@ -173,7 +173,7 @@ def _(primals, tangents):
 
 
 def check_momentum(name: str, momentum: Any) -> None:
-    """A traced momentum is taken at its word.
+    """Refuses what is no number in [0, 1]. The value of a traced momentum is not known, so it is not checked.
 
     Raises:
       TypeError: it is not a number.

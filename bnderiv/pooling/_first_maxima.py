@@ -120,6 +120,7 @@ def _first_along(found, block: Block, step):
 def _first_of(found, candidate):
     """The larger of two and its number: the first of equals, NaN above all (P7)."""
     (best, winner), (value, number) = found, candidate
+    # Primitives, as a large window has many of them: JAX takes longer to trace the operators of arrays.
     wins = lax.bitwise_and(lax.eq(best, best), lax.bitwise_not(lax.le(value, best)))
     return lax.max(best, value), lax.select(wins, number, winner)  # faster than a select by `wins`, and NaN stays
 
