@@ -18,8 +18,7 @@ from bnderiv.adapters.batch_norm import feature_axes, promote
 from bnderiv.normalization.across_devices import merge, refusals
 from bnderiv.normalization.arguments import epsilon, mapped_axes
 from bnderiv.normalization.batch_norm import moments_of, varying_like
-from bnderiv.normalization.groups import ChannelGroups, Groups
-from bnderiv.normalization.normalize import Affine
+from bnderiv.normalization.groups import Affine, ChannelGroups, Groups
 from bnderiv.normalization.normalize import normalize as normalize_by
 from bnderiv.normalization.rms_norm import by_root_mean_square, mean_square
 from bnderiv.normalization.units import Epsilon, Moments

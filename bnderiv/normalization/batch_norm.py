@@ -15,8 +15,8 @@ from bnderiv._rule import layer
 from bnderiv._types import AxisName
 from bnderiv.normalization.across_devices import merge, refusals
 from bnderiv.normalization.arguments import epsilon, laid, mapped_axes, with_channels
-from bnderiv.normalization.groups import Groups, per_channel
-from bnderiv.normalization.normalize import Affine, normalize, statistics
+from bnderiv.normalization.groups import Affine, Groups, per_channel
+from bnderiv.normalization.normalize import normalize, statistics
 from bnderiv.normalization.running_stats import BatchStats
 from bnderiv.normalization.units import Epsilon, Moments
 

@@ -14,9 +14,9 @@ from bnderiv._types import AxisName
 from bnderiv.normalization.across_devices import refusals
 from bnderiv.normalization.arguments import epsilon, laid, limit, mapped_axes, with_channels
 from bnderiv.normalization.batch_norm import batch_stats, moments_of, varying_like
-from bnderiv.normalization.groups import per_channel
+from bnderiv.normalization.groups import Affine, per_channel
 from bnderiv.normalization.inference import given
-from bnderiv.normalization.normalize import Affine, normalize
+from bnderiv.normalization.normalize import normalize
 from bnderiv.normalization.running_stats import BatchStats
 from bnderiv.normalization.units import Epsilon, Moments
 

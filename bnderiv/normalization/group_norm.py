@@ -5,9 +5,8 @@ import jax
 from bnderiv import _checks
 from bnderiv._rule import layer
 from bnderiv.normalization.arguments import epsilon, laid, parameter
-from bnderiv.normalization.groups import ChannelGroups, Groups
+from bnderiv.normalization.groups import Affine, ChannelGroups, Groups
 from bnderiv.normalization.layer_norm import by_own_statistics
-from bnderiv.normalization.normalize import Affine
 from bnderiv.normalization.units import Epsilon
 
 

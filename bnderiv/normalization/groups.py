@@ -11,7 +11,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -102,6 +102,14 @@ class Groups:
         exact = not longer(most, 2 ** (jnp.finfo(dtype).nmant + 1))
         ones = jnp.broadcast_to(where, x.shape).astype(dtype if exact else jnp.int32)
         return self.total(ones).astype(dtype)
+
+
+class Affine(NamedTuple):
+    """The map from x̂ to y. Gamma and beta have the rank of x and broadcast against it."""
+
+    gamma: jax.Array
+    beta: jax.Array
+    residual: jax.Array | None = None  # z, of the shape of x
 
 
 def per_channel(x: jax.Array, axis: int, over_devices: bool = False) -> Groups:

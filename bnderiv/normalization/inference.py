@@ -6,8 +6,8 @@ from jax import lax
 
 from bnderiv._rule import layer
 from bnderiv.normalization.arguments import epsilon, laid, with_channels
-from bnderiv.normalization.groups import per_channel
-from bnderiv.normalization.normalize import Affine, normalize
+from bnderiv.normalization.groups import Affine, per_channel
+from bnderiv.normalization.normalize import normalize
 from bnderiv.normalization.units import Epsilon, Moments, Unit, scale_for
 
 

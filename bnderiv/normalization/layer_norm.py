@@ -7,8 +7,8 @@ from bnderiv._rule import layer
 from bnderiv._types import Axes
 from bnderiv.normalization.arguments import epsilon, laid, normalized_axes, parameter
 from bnderiv.normalization.batch_norm import moments_of
-from bnderiv.normalization.groups import Groups
-from bnderiv.normalization.normalize import Affine, normalize
+from bnderiv.normalization.groups import Affine, Groups
+from bnderiv.normalization.normalize import normalize
 from bnderiv.normalization.units import Epsilon
 
 

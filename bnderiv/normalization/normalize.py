@@ -5,9 +5,6 @@ are m and v here; read K = 0 and s = 1 at first. `groups` says which elements sh
 and beta (`groups.py`). Every array has the rank of x and broadcasts against it. `delta` is ∂J/∂y, and `d_a` is ∂J/∂a.
 """
 
-from typing import NamedTuple
-
-import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -15,34 +12,21 @@ from bnderiv._cpu import once, platform_layout, weighted_sum
 from bnderiv._rule import both_modes, closed_form
 from bnderiv._target import GPU, TPU, apart
 from bnderiv.activation.relu import rectify
+from bnderiv.normalization.groups import Affine
 from bnderiv.normalization.measure import measured
-from bnderiv.normalization.sample import sample_mean
+from bnderiv.normalization.sample import by_default_about_a_sample
 from bnderiv.normalization.tpu_layout import tpu_layout
 from bnderiv.normalization.units import Epsilon, Moments, above_noise, masked
-
-
-class Affine(NamedTuple):
-    """The map from x̂ to y."""
-
-    gamma: jax.Array
-    beta: jax.Array
-    residual: jax.Array | None = None  # z, of the shape of x
-
 
 # The statistics. Their backward is parts 2 and 3 of (N11): what reaches x through μ and σ².
 
 
 @closed_form(static=1, inner=True)
 @platform_layout
-def statistics(groups, x, where, n, eps, assumed_mean):
-    """The `Moments` of x: in one read if the assumed mean is near (`measure.py`). By default it is that of a sample."""
-    shift = sample_mean(groups, x, where) if assumed_mean is None else assumed_mean
-    return _about(groups, x, where, n, eps, shift)
-
-
+@by_default_about_a_sample
 @tpu_layout
-def _about(groups, x, where, n, eps, shift):
-    """The moments by sums about `shift`, or about the mean if that is far."""
+def statistics(groups, x, where, n, eps, assumed_mean):
+    """The `Moments` of x: in one read if the assumed mean is near (`measure.py`)."""
 
     def mean_of(unit):
         return groups.total(masked(where, groups.repeated(unit).of(x))) / n  # (N1)
@@ -53,7 +37,7 @@ def _about(groups, x, where, n, eps, shift):
         # (N2). The difference loses one bit at most, as `measured` keeps no K that is far from the mean (C.4).
         return above_noise(mean_of_squares - square_of_mean, square_of_mean)
 
-    return measured(groups, x, where, eps, shift, mean_of, var_of)
+    return measured(groups, x, where, eps, assumed_mean, mean_of, var_of)
 
 
 def _statistics_fwd(groups, x, where, n, eps, assumed_mean):

@@ -1,6 +1,9 @@
 """The value that a mean is assumed to be near, where none is given: the mean of a small sample."""
 
 import math
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +17,17 @@ from bnderiv.normalization.units import masked
 SAMPLE, TIMES_ROOT = 16, 2
 SMALL = 32  # If an example has fewer elements, one place of every example would be a large part of x.
 TILE = 128  # elements of the innermost axis that a TPU reads at once
+
+
+def by_default_about_a_sample(body: Callable[..., Any]) -> Callable[..., Any]:
+    """`body(groups, x, where, n, eps, assumed_mean)`; an assumed mean of None becomes that of a sample."""
+
+    @wraps(body)
+    def call(groups: Any, x: Any, where: Any, n: Any, eps: Any, assumed_mean: Any) -> Any:
+        shift = sample_mean(groups, x, where) if assumed_mean is None else assumed_mean
+        return body(groups, x, where, n, eps, shift)
+
+    return call
 
 
 def sample_mean(groups: Groups, x: jax.Array, where: jax.Array | None) -> jax.Array:
