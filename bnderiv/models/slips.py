@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from bnderiv.convolution.steps import conv2d
-from bnderiv.normalization.slips import of_batch_norm
+from bnderiv.normalization.slips.batch_norm import of_batch_norm
 
 
 def of_lenet5(steps: Any) -> Iterator[tuple[str, str, np.ndarray]]:

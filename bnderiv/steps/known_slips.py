@@ -18,13 +18,14 @@ from bnderiv.loss import slips as loss
 from bnderiv.loss import steps as loss_steps
 from bnderiv.models.slips import of_lenet5
 from bnderiv.models.steps import LeNet5
-from bnderiv.normalization import layer_norm_slips
-from bnderiv.normalization import slips as normalization
 from bnderiv.normalization import steps as normalization_steps
-from bnderiv.normalization.across_devices_slips import of_batch_norm_across_devices
-from bnderiv.normalization.closed_form_slips import of_batch_norm_closed_form
-from bnderiv.normalization.inference_slips import of_batch_norm_inference
-from bnderiv.normalization.running_stats_slips import of_update_running_stats
+from bnderiv.normalization.slips import batch_norm, layer_norm
+from bnderiv.normalization.slips.closed_form import of_batch_norm_closed_form
+from bnderiv.normalization.slips.devices import of_batch_norm_across_devices
+from bnderiv.normalization.slips.inference import of_batch_norm_inference
+from bnderiv.normalization.slips.renorm import of_batch_renorm
+from bnderiv.normalization.slips.rms_norm import of_rms_norm
+from bnderiv.normalization.slips.running import of_update_running_stats
 from bnderiv.pooling.slips import of_avg_pool, of_max_pool
 from bnderiv.pooling.steps import AvgPool, MaxPool
 from bnderiv.steps.rounding import distance, largest, wide
@@ -37,18 +38,18 @@ _FEW = 4  # a factor up to this is as likely a constant as a number of elements
 # The slips that people make in each layer, from its steps in float64 NumPy: (step, sentence, the value it would have
 # given), and perhaps a fourth entry, earlier steps in which the slip was made.
 _SLIPS: dict[type, Callable[[Any], Iterable[Any]]] = {
-    normalization_steps.BatchNorm: normalization.of_batch_norm,
-    normalization_steps.BatchNormRelu: normalization.of_batch_norm_relu,
-    normalization_steps.BatchNormGraph: normalization.of_batch_norm_graph,
+    normalization_steps.BatchNorm: batch_norm.of_batch_norm,
+    normalization_steps.BatchNormRelu: batch_norm.of_batch_norm_relu,
+    normalization_steps.BatchNormGraph: batch_norm.of_batch_norm_graph,
     normalization_steps.BatchNormClosedForm: of_batch_norm_closed_form,
     normalization_steps.BatchNormInference: of_batch_norm_inference,
     normalization_steps.BatchNormAcrossDevices: of_batch_norm_across_devices,
     normalization_steps.UpdateRunningStats: of_update_running_stats,
-    normalization_steps.BatchRenorm: normalization.of_batch_renorm,
-    normalization_steps.LayerNorm: layer_norm_slips.of_layer_norm,
-    normalization_steps.GroupNorm: layer_norm_slips.of_group_norm,
-    normalization_steps.InstanceNorm: layer_norm_slips.of_instance_norm,
-    normalization_steps.RmsNorm: layer_norm_slips.of_rms_norm,
+    normalization_steps.BatchRenorm: of_batch_renorm,
+    normalization_steps.LayerNorm: layer_norm.of_layer_norm,
+    normalization_steps.GroupNorm: layer_norm.of_group_norm,
+    normalization_steps.InstanceNorm: layer_norm.of_instance_norm,
+    normalization_steps.RmsNorm: of_rms_norm,
     Dense: of_dense,
     Flatten: of_flatten,
     Conv: of_conv,

@@ -5,13 +5,15 @@ from typing import Any
 
 import numpy as np
 
-from bnderiv.normalization.slips import RIGHT, SLIPS, Line, followed, inputs_of, spoken
+from bnderiv.normalization.slips.batch_norm import by_channel
+from bnderiv.normalization.slips.following import Line, Slip, followed, inputs_of, spoken
+from bnderiv.normalization.slips.table import RIGHT, SLIPS
 
 _GIVEN = ("inv_std", "x_hat", "y", "d_gamma", "d_beta", "d_x_hat", "d_var", "d_eps", "d_mu")
 _RIGHT: dict[str, Line] = {name: RIGHT[name] for name in _GIVEN} | {"dx": lambda v: v.inv_std * v.d_x_hat}
 
 # v.own_mu and v.own_var are the batch's.
-_SLIPS: list[tuple[str, dict[str, Line]]] = [
+_SLIPS: list[Slip] = [
     (
         "the batch's own statistics in place of the given ones",
         {
@@ -29,13 +31,12 @@ _SLIPS: list[tuple[str, dict[str, Line]]] = [
 
 
 def of_batch_norm_inference(steps: Any) -> Iterator[Any]:
-    """As `slips.of_batch_norm`."""
+    """As `of_batch_norm`."""
     inputs = inputs_of(steps)
     if inputs is None:
         return
-    inputs.mu, inputs.var = (np.expand_dims(a, inputs.others) for a in (steps.mean, steps.var))
-    inputs.own_mu = inputs.x.mean(inputs.others, keepdims=True)
-    inputs.own_var = inputs.x.var(inputs.others, keepdims=True)
+    inputs.mu, inputs.var = (np.expand_dims(a, inputs.over) for a in (steps.mean, steps.var))
+    inputs.own_mu = inputs.x.mean(inputs.over, keepdims=True)
+    inputs.own_var = inputs.x.var(inputs.over, keepdims=True)
     common = [slip for slip in SLIPS if slip[1].keys() <= set(_GIVEN)]
-    slips = [(spoken(sentence, inputs), lines) for sentence, lines in (*_SLIPS, *common)]
-    yield from followed(_RIGHT, slips, inputs, lambda _, a: a if a.shape in (inputs.x.shape, ()) else a.reshape(-1))
+    yield from followed(_RIGHT, spoken((*_SLIPS, *common), inputs), inputs, by_channel(inputs))

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from bnderiv.normalization.slips import inputs_of, of_batch_norm
+from bnderiv.normalization.slips.batch_norm import of_batch_norm
+from bnderiv.normalization.slips.following import inputs_of
 
 
 def of_batch_norm_across_devices(steps: Any) -> Iterator[Any]:
@@ -26,11 +27,11 @@ def of_batch_norm_across_devices(steps: Any) -> Iterator[Any]:
 
     def to_its_elements(a: np.ndarray) -> np.ndarray:
         """(D, C) as x broadcasts: a device's number at each of its elements."""
-        rows = (np.expand_dims(row, inputs.others) for row in a)
+        rows = (np.expand_dims(row, inputs.over) for row in a)
         return np.concatenate([np.repeat(row, m, axis=0) for row, m in zip(rows, steps.shards, strict=True)])
 
     of_one = [to_its_elements(sums) for sums in (steps.sums_dy, steps.sums_dy_x_hat)]
-    factor = np.expand_dims(steps.gamma * steps.inv_std, inputs.others)
+    factor = np.expand_dims(steps.gamma * steps.inv_std, inputs.over)
     for words, divisor in (("", inputs.M), (", divided by its own n_i", to_its_elements(np.maximum(n_i, 1)))):
         sentence = f"the sums of one device alone{words}: in the backward they go over all devices, by an all-reduce"
         shares = inputs.share((of_one[0] + steps.x_hat * of_one[1]) / divisor)

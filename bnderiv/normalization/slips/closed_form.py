@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from bnderiv.normalization.slips import inputs_of, of_batch_norm
+from bnderiv.normalization.slips.batch_norm import of_batch_norm
+from bnderiv.normalization.slips.following import inputs_of
 
 
 def of_batch_norm_closed_form(steps: Any) -> Iterator[Any]:
@@ -19,7 +20,7 @@ def of_batch_norm_closed_form(steps: Any) -> Iterator[Any]:
     if inputs is None:
         return
     dy, share, n = steps.dy, inputs.share, inputs.M
-    first, second = (np.expand_dims(a, inputs.others) for a in (steps.sum_dy, steps.sum_dy_x_hat))
+    first, second = (np.expand_dims(a, inputs.over) for a in (steps.sum_dy, steps.sum_dy_x_hat))
     yield "without_mean", "a missing 1/m: the sum is taken away, not the mean", dy - share(first + 0 * dy)
     yield "without_mean", "the mean is not taken away", dy
     yield "without_mean", "the sign: the mean is taken away, not added", dy + share(first / n + 0 * dy)
@@ -31,5 +32,5 @@ def of_batch_norm_closed_form(steps: Any) -> Iterator[Any]:
     yield (
         "dx",
         "a missing γ: the factor is γ/√(σ² + ε)",
-        steps.without_x_hat * np.expand_dims(steps.inv_std, inputs.others),
+        steps.without_x_hat * np.expand_dims(steps.inv_std, inputs.over),
     )
