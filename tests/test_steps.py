@@ -404,6 +404,12 @@ def test_slips_of_the_fully_connected_layer(planted, step, words):
     assert words in found.slip
 
 
+def test_a_product_that_fits_where_the_batch_is_as_large_as_the_input():
+    arguments, right = _dense(5, 3)
+    found = differs({"d_kernel": arguments[0] @ arguments[3]}, right)
+    assert (found.step, found.slip) == ("d_kernel", "a missing transpose: a δ in place of aᵀ δ")
+
+
 def test_a_transpose_of_another_shape():
     _, right = _dense(3, 4)
     found = differs({"z": right.z, "d_kernel": right.d_kernel.T}, right)

@@ -25,5 +25,9 @@ def of_dense(steps: Any) -> Iterator[tuple[str, str, np.ndarray]]:
     mean = f"a mean where a sum belongs: divided by N = {N}, which is in δ already where the loss is a mean"
     yield "d_kernel", mean, steps.d_kernel / N
     yield "d_bias", mean, steps.d_bias / N
-    if steps.kernel.shape[0] == steps.kernel.shape[1]:  # δ W has the right shape
+    D, H = steps.kernel.shape
+    if N == D:  # a δ has the right shape
+        a, delta = steps.x.reshape(N, D), steps.dy.reshape(N, H)
+        yield "d_kernel", "a missing transpose: a δ in place of aᵀ δ", a @ delta
+    if D == H:  # δ W has the right shape
         yield "dx", "a missing transpose: δ W in place of δ Wᵀ", steps.dy @ steps.kernel

@@ -49,7 +49,7 @@ def avg_pool(
     """Mean over each window of each channel: z_ij = 1/(mn) Σ a_{si+x, sj+y}.
 
     Any number of spatial axes: one, two as in the formula, three or more. The gradient gives every cell its share of
-    each window that covers it, δ_pq = 1/(mn) Σ δ_ij (derivation.md, P4). Half precision is accumulated in float32.
+    each window that covers it, ∂J/∂a_pq = 1/(mn) Σ δ_ij (derivation.md, P4). Half precision is accumulated in float32.
     Nothing is saved for the backward.
 
     Args:

@@ -36,7 +36,7 @@ def max_pool(
     """Maximum of each window of each channel: z_ij = max a_{si+dx, sj+dy}.
 
     Any number of spatial axes: one, two as in the formula, three or more. The gradient of a window goes to the cell
-    that won it, δ_pq = Σ δ_ij over the windows (p, q) won (derivation.md, P10): among equals the first in row-major
+    that won it, ∂J/∂a_pq = Σ δ_ij over the windows (p, q) won (derivation.md, P10): among equals the first in row-major
     order, as in PyTorch and XLA; a NaN is larger than any number and the first NaN wins; padding never wins, not even a
     tie among −inf. Saved for the backward: the winner's number within its window, one byte for windows of up to 256
     cells; on a TPU `x`. (A traced program holds both until it is compiled for its target.)

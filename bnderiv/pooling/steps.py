@@ -52,7 +52,7 @@ class AvgPool(NamedTuple):
     share_dilated: Annotated[
         jax.Array, "D", "as x, larger", "(P5)", "shares dilated by the stride, with a margin of zeros"
     ]
-    dx: Annotated[jax.Array, "δ_pq = Σ D", "as x", "(P4), (P5)", "every cell adds up its shares"]
+    dx: Annotated[jax.Array, "∂J/∂a = Σ D", "as x", "(P4), (P5)", "every cell adds up its shares"]
 
 
 @derivation
@@ -75,7 +75,7 @@ class MaxPool(NamedTuple):
         jax.Array, "κ, dilated", "as x, larger", "(P5)", "winners dilated by the stride, −1 between them"
     ]
     delta_dilated: Annotated[jax.Array, "D", "as x, larger", "(P5)", "δ dilated by the stride, with a margin of zeros"]
-    dx: Annotated[jax.Array, "δ_pq", "as x", "(P10)", "every cell adds up the δ of the windows it won"]
+    dx: Annotated[jax.Array, "∂J/∂a", "as x", "(P10)", "every cell adds up the δ of the windows it won"]
 
 
 def avg_pool(
