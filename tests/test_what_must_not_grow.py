@@ -103,6 +103,14 @@ def test_equations_of_a_gradient():
     assert 100 < equations(jax.make_jaxpr(gradient)(X, VECTOR, VECTOR).jaxpr) <= 220
 
 
+def test_equations_of_a_gradient_over_devices():
+    """The counts and units of the devices have no derivatives."""
+    layer = jax.vmap(partial(bnderiv.batch_norm, axis_name="d"), (0, None, None), axis_name="d")
+    gradient = jax.grad(lambda *args: layer(*args)[0].sum(), (0, 1, 2))
+    x = jax.ShapeDtypeStruct((4, *X.shape), X.dtype)
+    assert 300 < equations(jax.make_jaxpr(gradient)(x, VECTOR, VECTOR).jaxpr) <= 415
+
+
 def test_equal_layers_are_traced_once(monkeypatch):
     traced, moments_of = [], batch_norm.moments_of
     monkeypatch.setattr(batch_norm, "moments_of", lambda *args: traced.append(1) or moments_of(*args))

@@ -1,6 +1,6 @@
 """A batch sharded over devices: their moments are merged by true counts, in one collective (derivation.md, N26)."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from jax import lax
 
 from bnderiv._checks import same_varying
 from bnderiv._types import AxisName
-from bnderiv.normalization.units import Epsilon, Moments, Unit, above_noise, recentered, scale_for
+from bnderiv.normalization.units import Moments, Unit, finite, scale_for
 
 IndexGroups = Sequence[Sequence[int]]
 
@@ -30,13 +30,17 @@ def refusals(index_groups: IndexGroups | None) -> Iterator[None]:
 
 
 class Devices(NamedTuple):
-    """What each device has: (devices, C) each. A group that is smaller than others has places with n = 0."""
+    """What each device has: (devices, C) each. A group that is smaller than others has places of weight 0."""
 
-    n: jax.Array
-    counted: jax.Array  # n > 0
-    unit: Unit
-    mean: jax.Array
-    var: jax.Array
+    weight: jax.Array  # n_i / n
+    scale: jax.Array  # s_i
+    shift: jax.Array  # K_i
+    mean: jax.Array  # m_i
+    var: jax.Array  # v_i
+
+    def average(self, values: jax.Array) -> jax.Array:
+        """Over the elements of all devices; (1, C)."""
+        return (self.weight * values).sum(0, keepdims=True)
 
 
 def merge(
@@ -48,66 +52,43 @@ def merge(
       ValueError: `axis_index_groups` that are no partition of the devices.
     """
     shape = moments.mean.shape
-    devices = _of_all(n, moments, axis_name, axis_index_groups)
-    total = devices.n.sum(0, keepdims=True)
-    weight = devices.n / jnp.maximum(total, 1)
-
-    def average(values: jax.Array) -> jax.Array:
-        return (weight * values).sum(0, keepdims=True)
-
-    unit, finest = _common_unit(devices, average)
-    mean, var = _in_unit(unit, devices)
-    merged = average(mean)
-    var = above_noise(average(var + (mean - merged) ** 2), merged**2)  # (N26)
-    moments = _about_the_mean(Moments(unit, merged, var), finest)
-    return jax.tree.map(lambda a: a.reshape(shape), (total, moments))
-
-
-def _common_unit(devices: Devices, average: Callable[[jax.Array], jax.Array]) -> tuple[Unit, jax.Array]:
-    """A unit about the merged mean in which the square of the largest deviation neither over- nor underflows.
-
-    And the finest scale of the devices: the unit is no finer, as ε s² is to be a normal number.
-    """
-    counted, scale = devices.counted, devices.unit.scale
-    shift = devices.unit.origin / scale  # K_i
-    center = lax.stop_gradient(average(shift + devices.mean / scale))
-    distance = jnp.abs(lax.stop_gradient(shift - center + devices.mean / scale))
-    deviation = jnp.sqrt(lax.stop_gradient(devices.var)) / scale
-    largest = jnp.where(counted, jnp.maximum(distance, deviation), 0).max(0, keepdims=True)
-    finest = jnp.where(counted, scale, 0).max(0, keepdims=True)
-    finest = jnp.where(finest > 0, finest, 1)
-    common = jnp.minimum(scale_for(largest, center, over_devices=True), finest)
-    return Unit(common, center * common), finest
-
-
-def _in_unit(unit: Unit, devices: Devices) -> tuple[jax.Array, jax.Array]:
-    """Each device's mean and variance in the common unit. Ratios of scales are powers of two, so exact."""
-    ratio = unit.scale / devices.unit.scale
+    total, devices = _of_all(n, moments, axis_name, axis_index_groups)
+    unit = _common_unit(lax.stop_gradient(devices))
+    ratio = unit.scale / devices.scale
     # (K_i − K) first: the two are near each other, so their difference is exact.
-    mean = (devices.unit.origin * ratio - unit.origin) + devices.mean * ratio
-    return jnp.where(devices.counted, mean, 0), devices.var * ratio * ratio
+    means = (devices.shift * unit.scale - unit.origin) + devices.mean * ratio
+    means = jnp.where(devices.weight > 0, means, 0)
+    mean = devices.average(means)
+    var = devices.average(devices.var * ratio * ratio + (means - mean) ** 2)  # (N26)
+    return jax.tree.map(lambda a: a.reshape(shape), (total, Moments(unit, mean, var)))
 
 
-def _about_the_mean(moments: Moments, finest: jax.Array) -> Moments:
-    """In the unit of deviations, but no finer than `finest`.
+def _common_unit(devices: Devices) -> Unit:
+    """K is the merged mean, and s the unit of the largest deviation from it.
 
-    For derivatives, mean and variance are only rescaled: K' and s' have none.
+    But s is no finer than the finest s_i, as ε s² is to be a normal number.
     """
-    unit, *values = lax.stop_gradient(recentered(moments, Epsilon(None, 1 / finest)))
-    ratio = unit.scale / moments.unit.scale
-    zeros = (a - lax.stop_gradient(a) for a in (moments.mean * ratio, moments.var * ratio * ratio))  # in value
-    return Moments(unit, *(value + zero for value, zero in zip(values, zeros, strict=True)))
+    shift, scale = devices.shift, devices.scale
+    center = devices.average(shift)
+    center = center + finite(devices.average(shift - center))  # rounded once: where all K_i are equal, K is K_i
+    size = jnp.maximum(jnp.abs(shift - center), jnp.sqrt(devices.var) / scale)
+    largest = size.max(0, keepdims=True, where=devices.weight > 0, initial=0)
+    common = jnp.minimum(scale_for(largest, center), scale.max(0, keepdims=True))
+    return Unit(common, center * common)
 
 
-def _of_all(n: jax.Array, moments: Moments, axis_name: AxisName, axis_index_groups: IndexGroups | None) -> Devices:
-    """Every device's moments, on every device. Counts and units have no derivatives."""
+def _of_all(
+    n: jax.Array, moments: Moments, axis_name: AxisName, axis_index_groups: IndexGroups | None
+) -> tuple[jax.Array, Devices]:
+    """How many elements all have, and every device's moments, on every device. Counts and units have no derivatives."""
     (scale, origin), mean, var = moments
     mine = jnp.broadcast_to(n, mean.shape), scale, origin, mean, var
     packed = jnp.stack(same_varying(*(jnp.ravel(a) for a in mine)))
     n, scale, origin, mean, var = _gather(packed, axis_name, axis_index_groups)
     n, scale, origin = (lax.stop_gradient(a) for a in (n, scale, origin))
-    counted = n > 0
-    return Devices(n, counted, Unit(jnp.where(counted, scale, 1), origin), mean, var)
+    total = n.sum(0, keepdims=True)
+    scale = jnp.where(scale > 0, scale, 1)  # a place without a device has 0
+    return total, Devices(n / jnp.maximum(total, 1), scale, origin / scale, mean, var)
 
 
 def _gather(packed: jax.Array, axis_name: AxisName, index_groups: IndexGroups | None) -> jax.Array:
