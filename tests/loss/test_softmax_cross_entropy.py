@@ -16,6 +16,7 @@ import bnderiv
 import bnderiv.reference
 from bnderiv import softmax_cross_entropy as weighted
 from bnderiv import softmax_cross_entropy_with_integer_labels as indexed
+from tests import forms
 from tests.compiling import fast_jit
 
 INF, NAN = np.inf, np.nan
@@ -201,6 +202,19 @@ def test_rows_without_a_softmax_are_nan_and_alone(loss, row):
     assert np.isnan(dlogits[1]).all()
     assert np.isfinite(value[::2]).all()
     assert np.isfinite(dlogits[::2]).all()
+
+
+def test_the_form_of_accelerators():
+    """A sum in which the label's class alone counts, where a CPU looks it up: beside a class that is ruled out, too."""
+    z = np.array([[1, -INF, 2, 0], [1e4, 3, -1e4, 0], [-INF, 5, -INF, 7], [1, -INF, 2, 0], [0, 1, 2, 3], [0, 1, 2, 3]])
+    labels, c = np.array([0, 1, 1, 1, -1, 4]), np.arange(1.0, 7)
+    with forms.of("cuda"):
+        value, (gradient,) = pull(lambda z: indexed(z, jnp.asarray(labels)), jnp.asarray(z), cotangent=c)
+    expected = np.full(6, NAN)
+    expected[:4] = -log_softmax(z, -1)[range(4), labels[:4]]
+    np.testing.assert_allclose(value, expected, rtol=1e-14)
+    np.testing.assert_allclose(gradient[:3], c[:3, None] * (softmax(z, -1) - np.eye(4)[labels % 4])[:3], rtol=1e-14)
+    assert expected[3] == INF
 
 
 @pytest.mark.few(2)
