@@ -59,6 +59,13 @@ def test_initial_values():
     assert float(abs(kernel).max()) <= (6 / 500) ** 0.5
 
 
+def test_each_layer_is_drawn_by_a_key_of_its_own():
+    """Kernels of one shape, the output's too, have nothing in common."""
+    params, _ = compiled_init(jax.random.key(0), mlp.Config(hidden=(60, 60), features=60, classes=60))
+    kernels = [np.ravel(params[name]["kernel"]) for name in ("dense1", "dense2", "output")]
+    assert abs(np.corrcoef(kernels) - np.eye(3)).max() < 5 / 60
+
+
 def test_no_hidden_layer_is_a_linear_classifier():
     config = dataclasses.replace(SMALL, hidden=())
     params, state = _network(config)
@@ -68,13 +75,13 @@ def test_no_hidden_layer_is_a_linear_classifier():
 
 
 def test_numbers_against_numpy():
-    """Affine → batch norm → activation, twice, with the documents' biased variance."""
-    config = dataclasses.replace(SMALL, activation="sigmoid")
+    """Affine → batch norm → activation, twice, with the documents' biased variance, and an ε of its own."""
+    config = dataclasses.replace(SMALL, activation="sigmoid", eps=0.3)
     params, state = _network(config)
     a = np.asarray(_rows())
     for i in (1, 2):
         z = a @ np.asarray(params[f"dense{i}"]["kernel"])
-        z_hat = (z - z.mean(0)) / np.sqrt(z.var(0) + 1e-5)
+        z_hat = (z - z.mean(0)) / np.sqrt(z.var(0) + 0.3)
         gamma, beta = (np.asarray(params[f"bn{i}"][name]) for name in ("gamma", "beta"))
         a = 1 / (1 + np.exp(-(gamma * z_hat + beta)))
     expected = a @ np.asarray(params["output"]["kernel"]) + np.asarray(params["output"]["bias"])

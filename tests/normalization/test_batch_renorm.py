@@ -182,6 +182,19 @@ def test_over_devices_the_statistics_are_those_of_all(mode):
     near(fast_jit(partial(_value_and_gradient, whole))(delta, x, gamma, beta), expected, TIGHT)
 
 
+def test_groups_of_devices_have_statistics_of_their_own():
+    """Each group is a batch by itself; where JAX does not take groups, they are refused."""
+    groups, (x, gamma, beta, _) = ((0, 3), (2, 1)), _problem((4, 3, 2))
+    running = jnp.array([1.5, 2.5]), jnp.array([8.0, 12])
+    f = partial(bnderiv.batch_renorm, axis_name="i", axis_index_groups=groups)
+    y, _ = jax.pmap(f, axis_name="i", in_axes=(0, *(None,) * 4))(x, gamma, beta, *running)
+    for group in groups:
+        rows = jnp.asarray(group)
+        near(y[rows], fast_jit(bnderiv.reference.batch_renorm)(x[rows], gamma, beta, *running)[0], TIGHT)
+    with pytest.raises(ValueError, match="axis_index_groups must be None"):
+        jax.eval_shape(jax.vmap(f, (0, *(None,) * 4), axis_name="i"), x, gamma, beta, *running)
+
+
 def test_limits_may_be_traced():
     """As in a warm-up, under one program."""
     x, gamma, beta, _ = _problem((6, 3))
