@@ -74,12 +74,15 @@ def test_the_gradient_is_that_of_the_value_with_r_and_d_held():
     s = bnderiv.steps.batch_renorm(x, gamma, beta, mean, var, delta)
     np.testing.assert_array_equal(s.r > 2.99, [False, False, True])
 
-    def held(x, gamma, beta):
-        x_hat = (x - x.mean(0)) / np.sqrt(x.var(0) + EPS)
+    def layer(x, gamma, beta, eps):
+        return bnderiv.batch_renorm(x, gamma, beta, mean, var, eps=eps)
+
+    def held(x, gamma, beta, eps):
+        x_hat = (x - x.mean(0)) / np.sqrt(x.var(0) + eps)
         return float((delta * (gamma * (x_hat * s.r + s.d) + beta)).sum())
 
-    (_, *gradient), _ = _value_and_gradient(partial(bnderiv.batch_renorm, mean=mean, var=var), delta, x, gamma, beta)
-    arguments = [np.asarray(a) for a in (x, gamma, beta)]
+    (_, *gradient), _ = _value_and_gradient(layer, delta, x, gamma, beta, jnp.asarray(EPS))
+    arguments = [np.asarray(a) for a in (x, gamma, beta, EPS)]
     direction = [np.asarray(a) for a in random_like(tuple(arguments), 3)]
     with jax.numpy_rank_promotion("allow"):
         there, back = (held(*(a + h * t for a, t in zip(arguments, direction, strict=True))) for h in (1e-5, -1e-5))
@@ -120,6 +123,16 @@ def _with_traced_options(delta, x, gamma, beta, *running, **options):
     ],
 )
 def test_numbers_at_large_means_and_scales(mean, deviation, running_mean, running_var, options):
+    _is_right(mean, deviation, running_mean, running_var, options)
+
+
+@pytest.mark.as_users_compile
+def test_numbers_where_the_means_are_large_and_near_each_other():
+    """d is their difference, of which nothing would be left if either were rounded at its size."""
+    _is_right(1e6, 1, 1e6 + 0.25, 1.2, {})
+
+
+def _is_right(mean, deviation, running_mean, running_var, options):
     if np.finfo(np.longdouble).maxexp < 16384:
         pytest.skip("needs a long double of a wider range")
     x, gamma, beta, delta = _problem((512, 8), mean, deviation, np.float32)
