@@ -192,13 +192,13 @@ def test_arguments_that_are_spread_nowhere_in_particular():
 @pytest.mark.parametrize("axes", [(AxisType.Auto, AxisType.Explicit), (AxisType.Explicit, AxisType.Auto)], ids=str)
 def test_a_mesh_of_which_one_axis_is_explicit(axes):
     """The other is XLA's: it stands in no type."""
-    x, kernel = _random((8, 6), (6, 4))
+    x, kernel = _random((4, 6, 6, 2), (3, 3, 2, 4))
     mesh = jax.make_mesh((4, 2), ("data", "model"), axes)
-    placed = [NamedSharding(mesh, spec) for spec in (P("data"), P(None, "model"))]
+    placed = [NamedSharding(mesh, spec) for spec in (P("data"), P(None, None, None, "model"))]
     with jax.set_mesh(mesh):
-        z = bnderiv.dense(*(jax.device_put(a, spec) for a, spec in zip((x, kernel), placed, strict=True)))
-    near(z, x @ kernel, TIGHT)
-    assert _spec(z) == (P(None, "model") if axes[0] == AxisType.Auto else P("data", None))
+        z = bnderiv.conv2d(*(jax.device_put(a, spec) for a, spec in zip((x, kernel), placed, strict=True)))
+    near(z, fast_jit(bnderiv.reference.conv2d)(x, kernel), TIGHT)
+    assert _spec(z) == (P(None, None, None, "model") if axes[0] == AxisType.Auto else P("data", None, None, None))
 
 
 def test_other_errors_of_a_layer_are_raised_as_they_are():
