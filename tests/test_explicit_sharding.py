@@ -207,7 +207,7 @@ def test_other_errors_of_a_layer_are_raised_as_they_are():
     def refuses(x):
         raise ValueError("another reason")
 
-    with pytest.raises(ValueError, match="^another reason$"):
+    with pytest.raises(ValueError, match=r"^another reason$"):
         automatic(refuses, lambda x: x, x=_put(x, P("data")))
 
 

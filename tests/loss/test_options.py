@@ -314,7 +314,11 @@ def test_under_vmap_and_shard_map():
         ),
         ({"where": np.ones((5, 4), bool)}, ValueError, r"where must broadcast to the shape of logits.*\(6, 4\)"),
         ({"where": True}, ValueError, r"where must have the rank of logits, 2, or one less, got shape \(\)"),
-        ({"where": np.ones((1, 6, 4), bool)}, ValueError, r"where must have the rank of logits, 2.*got shape \(1, 6, 4\)"),
+        (
+            {"where": np.ones((1, 6, 4), bool)},
+            ValueError,
+            r"where must have the rank of logits, 2.*got shape \(1, 6, 4\)",
+        ),
     ],
     ids=str,
 )
