@@ -53,10 +53,31 @@ def test_parameters():
 
 def test_initial_values():
     """Glorot & Bengio's before tanh and sigmoid: uniform, variance 2 / (fan in + fan out)."""
-    params, _ = compiled_init(jax.random.key(0), mlp.Config(hidden=(300,), features=200, activation="tanh"))
-    kernel = params["dense1"]["kernel"]
-    np.testing.assert_allclose(kernel.var(), 2 / 500, rtol=0.05)
-    assert float(abs(kernel).max()) <= (6 / 500) ** 0.5
+    for activation in ("tanh", "sigmoid"):
+        config = mlp.Config(hidden=(300,), features=200, activation=activation)
+        params, _ = compiled_init(jax.random.key(0), config)
+        kernel = params["dense1"]["kernel"]
+        np.testing.assert_allclose(kernel.var(), 2 / 500, rtol=0.05)
+        assert float(abs(kernel).max()) <= (6 / 500) ** 0.5
+
+
+def test_the_output_layer_keeps_the_variance():
+    """No activation follows it, so its kernel has the variance 1 / fan in."""
+    params, _ = compiled_init(jax.random.key(0), mlp.Config(hidden=(), features=300, classes=200))
+    np.testing.assert_allclose(params["output"]["kernel"].var(), 1 / 300, rtol=0.05)
+
+
+def test_running_statistics_of_half_precision_are_float32():
+    config = mlp.Config(hidden=(5,), features=6, dtype=jnp.bfloat16)
+    params, state = jax.eval_shape(lambda: mlp.init(jax.random.key(0), config))
+    assert {a.dtype for a in jax.tree.leaves(params)} == {jnp.dtype(jnp.bfloat16)}
+    assert state["bn1"].mean.dtype == state["bn1"].var.dtype == jnp.float32
+
+
+def test_options_at_the_ends_of_their_ranges():
+    for options in ({"momentum": 0, "eps": 0}, {"momentum": 1.0}):
+        config = mlp.Config(**options)
+        assert {name: getattr(config, name) for name in options} == options
 
 
 def test_each_layer_is_drawn_by_a_key_of_its_own():
