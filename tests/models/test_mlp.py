@@ -214,6 +214,7 @@ def test_config_is_a_value():
         ({"hidden": None}, "hidden must be a tuple of numbers of units, got None"),
         ({"features": 0}, "features must be at least 1, got 0"),
         ({"activation": "max"}, "activation must be one of"),
+        ({"eps": jnp.float32(1e-5)}, "eps must be finite and at least 0, a Python number, got Array"),  # does not hash
     ],
 )
 def test_refused_options(options, message):
