@@ -226,3 +226,16 @@ def test_refused_examples(shape):
     params, state = _network(SMALL)
     with pytest.raises(ValueError, match=r"x must have (12 features an example|rank 2)"):
         mlp.apply(params, state, jnp.zeros(shape), SMALL, train=False)
+
+
+def test_one_feature_is_still_an_axis():
+    config = dataclasses.replace(SMALL, features=1)
+    with pytest.raises(ValueError, match="x must have rank 2 or more"):
+        mlp.apply(*_network(config), jnp.ones(6), config, train=False)
+
+
+def test_the_input_is_cast_to_the_dtype_of_the_config():
+    params, state = _network(SMALL)
+    rows = jnp.asarray(_rows(), jnp.float32)
+    logits, _ = compiled_apply(params, state, rows, SMALL, train=False)
+    near(logits, compiled_apply(params, state, rows.astype(jnp.float64), SMALL, train=False)[0], 0)
