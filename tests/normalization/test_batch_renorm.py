@@ -242,5 +242,9 @@ def test_errors():
         call(ones, ones, d_max=jnp.nan)
     with pytest.raises(TypeError, match="r_max must be a real number, got 'inf'"):
         call(ones, ones, r_max="inf")
+    with pytest.raises(TypeError, match="where must be boolean, got float"):
+        call(ones, ones, where=jnp.ones((4, 3)))
+    with pytest.raises(ValueError, match=r"where must broadcast to the shape of x, \(4, 3\), got shape \(2, 4, 3\)"):
+        call(ones, ones, where=jnp.ones((2, 4, 3), bool))
     with pytest.raises(ValueError, match="axis_index_groups must come with axis_name"):
         call(ones, ones, axis_index_groups=[[0]])
