@@ -166,8 +166,7 @@ def test_what_is_masked_reaches_nothing():
     np.testing.assert_array_equal((stats.count[2], stats.mean[2], stats.var[2]), (0, 0, 0))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("mode", ["shard_map", "vmap"])
+@pytest.mark.parametrize("mode", ["shard_map", pytest.param("vmap", marks=pytest.mark.slow)])
 def test_over_devices_the_statistics_are_those_of_all(mode):
     """With r and d of the whole batch, and gradients summed where the argument is shared."""
     devices, axis = 4, "devices"
