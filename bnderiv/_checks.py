@@ -221,7 +221,7 @@ def paddings(
         pads = tuple((total // 2, total - total // 2) for total in totals)
     elif isinstance(padding, Sequence):
         sides = [listed(p) for p in padding]
-        pairs = all(isinstance(p, Sequence) and not isinstance(p, str) and len(p) == 2 for p in sides)
+        pairs = all(isinstance(p, Sequence) and len(p) == 2 for p in sides)
         if len(sides) != len(sizes) or not pairs:
             raise ValueError(
                 f"padding must be a (low, high) pair for each of the {len(sizes)} spatial axes, got {padding!r}"

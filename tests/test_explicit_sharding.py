@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 import bnderiv
 import bnderiv.reference
+from bnderiv._sharding import automatic
 from bnderiv.models import lenet5
 from tests.case import random_like
 from tests.compiling import fast_jit
@@ -188,8 +189,33 @@ def test_arguments_that_are_spread_nowhere_in_particular():
     assert _spec(z) == P("data", None)
 
 
+@pytest.mark.parametrize("axes", [(AxisType.Auto, AxisType.Explicit), (AxisType.Explicit, AxisType.Auto)], ids=str)
+def test_a_mesh_of_which_one_axis_is_explicit(axes):
+    """The other is XLA's: it stands in no type."""
+    x, kernel = _random((4, 6, 6, 2), (3, 3, 2, 4))
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axes)
+    placed = [NamedSharding(mesh, spec) for spec in (P("data"), P(None, None, None, "model"))]
+    with jax.set_mesh(mesh):
+        z = bnderiv.conv2d(*(jax.device_put(a, spec) for a, spec in zip((x, kernel), placed, strict=True)))
+    near(z, fast_jit(bnderiv.reference.conv2d)(x, kernel), TIGHT)
+    assert _spec(z) == (P(None, None, None, "model") if axes[0] == AxisType.Auto else P("data", None, None, None))
+
+
+def test_other_errors_of_a_layer_are_raised_as_they_are():
+    (x,) = _random((8, 6))
+
+    def refuses(x):
+        raise ValueError("another reason")
+
+    with pytest.raises(ValueError, match=r"^another reason$"):
+        automatic(refuses, lambda x: x, x=_put(x, P("data")))
+
+
 def test_a_result_spread_twice_over_one_axis_is_refused():
     x, kernel = _random((8, 6), (6, 4))
+    for spec in (P(("data", "model")), P(("model", "data"))):
+        with pytest.raises(ValueError, match="two axes of the result cannot both be sharded over mesh axis 'model'"):
+            jax.eval_shape(bnderiv.dense, _put(x, spec), _put(kernel, P(None, "model")))
     with pytest.raises(ValueError, match=r"'data', got P\('data', 'data'\) from x P\('data', None\), kernel P\(None"):
         jax.eval_shape(bnderiv.dense, _put(x, P("data")), _put(kernel, P(None, "data")))
 
@@ -250,6 +276,16 @@ def test_a_sum_yet_to_be_taken_is_refused():
 
     with jax.set_mesh(MESH), pytest.raises(ValueError, match="x must be neither unreduced nor reduced, got P"):
         jax.eval_shape(f, _put(a, P("data", "model")), _put(b, P("model")), _put(kernel, EVERYWHERE))
+
+
+def test_an_argument_whose_gradient_is_yet_to_be_summed_is_refused():
+    x, kernel = _random((8, 6), (6, 4))
+
+    def f(x, kernel):
+        return bnderiv.dense(jax.reshard(x, P("data", None, reduced=frozenset({"model"}))), kernel)
+
+    with jax.set_mesh(MESH), pytest.raises(ValueError, match="x must be neither unreduced nor reduced, got P"):
+        jax.eval_shape(f, _put(x, P("data")), _put(kernel, EVERYWHERE))
 
 
 @pytest.mark.slow

@@ -60,9 +60,7 @@ def conv2d(
            [6., 9., 9., 6.],
            [4., 6., 6., 4.]], dtype=float32)
     """
-    x = _checks.float_array("x", x)
     kernel = _checks.float_array("kernel", kernel)
-    _checks.rank_is("x", x, 4, "batch, rows, columns, channels")
     _checks.rank_is("kernel", kernel, 4, "(rows, columns, C_in / groups, C_out)")
     return conv(
         x,

@@ -31,6 +31,10 @@ def checked_options(
         _checks.shape_is("class_weights", class_weights, logits.shape[-1:], "one per class, the last axis of logits")
     if where is not None:
         examples = jnp.ndim(where) == logits.ndim - 1
+        if not examples and jnp.ndim(where) != logits.ndim:  # neither examples nor classes, though it may broadcast
+            raise ValueError(
+                f"where must have the rank of logits, {logits.ndim}, or one less, got shape {jnp.shape(where)}"
+            )
         shape = logits.shape[:-1] if examples else logits.shape
         where = _checks.mask("where", where, shape, "logits, or of its axes but the last")
         where = where[..., None] if examples else where

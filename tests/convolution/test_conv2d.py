@@ -179,6 +179,13 @@ def test_half_precision_is_accumulated_in_float32(dtype):
             assert float(results[i].ravel()[0]) == truth, what
 
 
+def test_a_bias_of_eight_bits_has_its_gradient_summed_in_float32():
+    # Which `jax.numpy` sums in eight bits: of 192 ones it would be 56.
+    x, one = jnp.ones((2, 12, 8, 1), jnp.float8_e5m2), jnp.ones((1, 1, 1, 1), jnp.float8_e5m2)
+    z, pull_back = jax.vjp(bnderiv.conv2d, x, one, one.ravel())
+    assert float(pull_back(jnp.ones_like(z))[2][0]) == 192
+
+
 def test_on_a_cpu_the_bias_is_added_before_the_rounding():
     # 60000 + 60000 is infinite in float16; 60000 + 60000 − 60000 is not.
     big = jnp.full((1, 1, 1, 2), 60000, jnp.float16)

@@ -38,6 +38,16 @@ SHAPES = (
     Shape(5, 7, (1, 1, 2, 2), strides=(2, 3)),
 )
 
+# Whatever differs between the axes does, and leaves a rest on both.
+EVERYTHING = Shape(11, 12, (3, 2, 2, 3), strides=(3, 2), padding=((2, 0), (0, 3)), dilation=(2, 3))
+WAYS = (
+    pytest.param(direct, NHWC, id="direct-nhwc"),
+    pytest.param(direct, CHWN, id="direct-chwn"),
+    pytest.param(banded, NHWC, id="banded-nhwc"),
+    pytest.param(banded, CHWN, id="banded-chwn"),
+    pytest.param(shifted, CHWN, id="shifted-chwn"),
+)
+
 
 def _loop(shape, x, kernel):
     """(C6) for x (N, H, W, C), and what each triple of (C5) contributes to the gradients of vdot(z, δ)."""
@@ -66,18 +76,17 @@ def _loop(shape, x, kernel):
     return z, gradients
 
 
+@pytest.mark.parametrize(("way", "layout"), WAYS)
+def test_each_way_with_all_options_is_the_loop(way, layout):
+    _is_the_loop(way, layout, EVERYTHING)
+    if way is not direct:
+        with traced_for(devices=1):
+            _is_the_loop(way, layout, EVERYTHING)
+
+
 @pytest.mark.few(4, 18)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize(
-    ("way", "layout"),
-    [
-        pytest.param(direct, NHWC, id="direct-nhwc"),
-        pytest.param(direct, CHWN, id="direct-chwn"),
-        pytest.param(banded, NHWC, id="banded-nhwc"),
-        pytest.param(banded, CHWN, id="banded-chwn"),
-        pytest.param(shifted, CHWN, id="shifted-chwn"),
-    ],
-)
+@pytest.mark.parametrize(("way", "layout"), WAYS)
 def test_each_way_is_the_loop(way, layout, shape):
     _is_the_loop(way, layout, shape)
     if way is not direct:

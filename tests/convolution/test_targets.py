@@ -79,6 +79,15 @@ def test_exported_for_accelerators_it_is_three_convolutions(convolution):
     assert not convolved_in(jax.export.export(f, platforms=["cpu"])(*arguments))
 
 
+@pytest.mark.parametrize("layout", [{}, BATCH_LAST], ids=["nhwc", "chwn"])
+def test_exported_for_images_of_any_size_it_is_a_convolution(layout):
+    """The rows of a band are built one by one, so their number must be known."""
+    x = jax.ShapeDtypeStruct(jax.export.symbolic_shape("2, h, w, n" if layout else "n, h, w, 2"), jnp.float32)
+    kernel = jax.ShapeDtypeStruct((3, 3, 2, 4), jnp.float32)
+    program = jax.export.export(jax.jit(functools.partial(bnderiv.conv2d, padding=1, **layout)), platforms=["cpu"])
+    assert convolved_in(program(x, kernel)) == ["f32,f32,f32"]
+
+
 @pytest.mark.few(1)
 @pytest.mark.parametrize("convolution", FEW, ids=str)
 def test_one_export_for_all_platforms(convolution):

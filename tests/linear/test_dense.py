@@ -53,6 +53,32 @@ def test_result_type_of_mixed_arguments():
         np.testing.assert_allclose(gradient.ravel(), 1e-9, rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float8_e4m3fn, jnp.float8_e5m2])
+def test_eight_bits_are_summed_in_float32(dtype):
+    """Which `jax.numpy` sums in eight bits: of 192 ones these formats would come to 56 or 112."""
+    x, kernel, bias = jnp.ones((192, 1), dtype), jnp.ones((1, 192), dtype), jnp.ones((1,), dtype)
+    z, pull_back = jax.vjp(bnderiv.dense, x, kernel[:, :1], bias)
+    _, dkernel, dbias = pull_back(jnp.ones_like(z))
+    (dx,) = jax.vjp(lambda x: bnderiv.dense(x, kernel), x)[1](jnp.ones((192, 192), dtype))
+    for gradient in (dkernel, dbias, dx):
+        assert gradient.dtype == dtype
+        np.testing.assert_array_equal(gradient.astype(float), np.full(gradient.shape, 192))
+
+
+@pytest.mark.parametrize("wide", [0, 1, 2])
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.float32])
+def test_one_wide_argument_makes_the_product_wide(dtype, wide):
+    """None of the three is rounded to a narrower dtype, and neither is the product."""
+    fine = 1 + 2.0 ** (-8 if dtype == jnp.float16 else -20)  # its square has twice the bits
+    arguments = [jnp.full(shape, fine, dtype) for shape in ((1, 1), (1, 1), (1,))]
+    arguments[wide] = jnp.full(arguments[wide].shape, 1 + 2.0**-40, jnp.float64)
+    with jax.numpy_dtype_promotion("standard"):
+        z = bnderiv.dense(*arguments)
+    a, kernel, bias = (float(argument.ravel()[0]) for argument in arguments)
+    assert z.dtype == jnp.float64
+    assert float(z[0, 0]) == a * kernel + bias
+
+
 @pytest.mark.parametrize(
     ("shapes", "names"),
     [

@@ -137,7 +137,10 @@ def test_what_does_not_count_reaches_nothing(kind):
 
     @jax.jit
     def second(z, labels, w, where):
-        return jax.grad(lambda z, w: jnp.cos(run(z, labels, w, where)[1]["z"]).sum(), (0, 1))(z, w)
+        def function_of_gradients(z, w):
+            return sum(jnp.cos(gradient).sum() for gradient in jax.tree.leaves(run(z, labels, w, where)[1]))
+
+        return jax.grad(function_of_gradients, (0, 1))(z, w)
 
     for bad in (NAN, INF, -INF):
         dirty = np.where(none_counts, -5, labels) if kind == "integers" else np.where(hidden, bad, labels)
@@ -310,6 +313,12 @@ def test_under_vmap_and_shard_map():
             r"where must broadcast to the shape of logits.*\(6,\), got shape \(4,\)",
         ),
         ({"where": np.ones((5, 4), bool)}, ValueError, r"where must broadcast to the shape of logits.*\(6, 4\)"),
+        ({"where": True}, ValueError, r"where must have the rank of logits, 2, or one less, got shape \(\)"),
+        (
+            {"where": np.ones((1, 6, 4), bool)},
+            ValueError,
+            r"where must have the rank of logits, 2.*got shape \(1, 6, 4\)",
+        ),
     ],
     ids=str,
 )

@@ -16,6 +16,7 @@ import bnderiv
 import bnderiv.reference
 from bnderiv import softmax_cross_entropy as weighted
 from bnderiv import softmax_cross_entropy_with_integer_labels as indexed
+from tests import forms
 from tests.compiling import fast_jit
 
 INF, NAN = np.inf, np.nan
@@ -114,6 +115,27 @@ def test_half_precision_is_computed_in_float32(dtype):
     np.testing.assert_array_equal(dlogits[0, 0], np.array(1 / 4096).astype(z.dtype))
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@either
+def test_half_precision_is_rounded_once(loss, dtype):
+    """Value and gradients, against float64."""
+    rng = np.random.default_rng(0)
+    z, c = (jnp.asarray(2 * rng.standard_normal(shape), dtype) for shape in ((40, 10), 40))
+    labels = rng.integers(0, 10, 40)
+    y = np.eye(10)[labels]
+    if loss is indexed:
+        value, gradients = pull(lambda z: indexed(z, jnp.asarray(labels)), z, cotangent=c)
+    else:
+        y = jnp.asarray(y + rng.random((40, 10)), dtype)
+        value, gradients = pull(weighted, z, y, cotangent=c)
+    z, y, c = (np.asarray(a, np.float64) for a in (z, y, c))
+    log_s, c = log_softmax(z, -1), c[:, None]
+    truth = -(y * log_s).sum(-1), c * (y.sum(-1, keepdims=True) * np.exp(log_s) - y), -c * log_s
+    for ours, true in zip((value, *gradients), truth, strict=loss is not indexed):
+        assert ours.dtype == dtype
+        np.testing.assert_allclose(ours.astype(float), true, rtol=0.501 * float(jnp.finfo(dtype).eps), atol=1e-6)
+
+
 # A class that is ruled out: its logit is −inf.
 Z = np.array([[0.5, -INF, 1.5, -INF], [0.0, 1.0, 2.0, 3.0]])
 Y = np.array([[0.25, 0.0, 0.75, 0.0], [0.0, 0.5, 0.0, 0.5]])
@@ -201,6 +223,19 @@ def test_rows_without_a_softmax_are_nan_and_alone(loss, row):
     assert np.isnan(dlogits[1]).all()
     assert np.isfinite(value[::2]).all()
     assert np.isfinite(dlogits[::2]).all()
+
+
+def test_the_form_of_accelerators():
+    """A sum in which the label's class alone counts, where a CPU looks it up: beside a class that is ruled out, too."""
+    z = np.array([[1, -INF, 2, 0], [1e4, 3, -1e4, 0], [-INF, 5, -INF, 7], [1, -INF, 2, 0], [0, 1, 2, 3], [0, 1, 2, 3]])
+    labels, c = np.array([0, 1, 1, 1, -1, 4]), np.arange(1.0, 7)
+    with forms.of("cuda"):
+        value, (gradient,) = pull(lambda z: indexed(z, jnp.asarray(labels)), jnp.asarray(z), cotangent=c)
+    expected = np.full(6, NAN)
+    expected[:4] = -log_softmax(z, -1)[range(4), labels[:4]]
+    np.testing.assert_allclose(value, expected, rtol=1e-14)
+    np.testing.assert_allclose(gradient[:3], c[:3, None] * (softmax(z, -1) - np.eye(4)[labels % 4])[:3], rtol=1e-14)
+    assert expected[3] == INF
 
 
 @pytest.mark.few(2)

@@ -53,10 +53,37 @@ def test_parameters():
 
 def test_initial_values():
     """Glorot & Bengio's before tanh and sigmoid: uniform, variance 2 / (fan in + fan out)."""
-    params, _ = compiled_init(jax.random.key(0), mlp.Config(hidden=(300,), features=200, activation="tanh"))
-    kernel = params["dense1"]["kernel"]
-    np.testing.assert_allclose(kernel.var(), 2 / 500, rtol=0.05)
-    assert float(abs(kernel).max()) <= (6 / 500) ** 0.5
+    for activation in ("tanh", "sigmoid"):
+        config = mlp.Config(hidden=(300,), features=200, activation=activation)
+        params, _ = compiled_init(jax.random.key(0), config)
+        kernel = params["dense1"]["kernel"]
+        np.testing.assert_allclose(kernel.var(), 2 / 500, rtol=0.05)
+        assert float(abs(kernel).max()) <= (6 / 500) ** 0.5
+
+
+def test_the_output_layer_keeps_the_variance():
+    """No activation follows it, so its kernel has the variance 1 / fan in."""
+    params, _ = compiled_init(jax.random.key(0), mlp.Config(hidden=(), features=300, classes=200))
+    np.testing.assert_allclose(params["output"]["kernel"].var(), 1 / 300, rtol=0.05)
+
+
+def test_running_statistics_of_half_precision_are_float32():
+    config = mlp.Config(hidden=(5,), features=6, dtype=jnp.bfloat16)
+    params, state = jax.eval_shape(lambda: mlp.init(jax.random.key(0), config))
+    assert {a.dtype for a in jax.tree.leaves(params)} == {jnp.dtype(jnp.bfloat16)}
+    assert state["bn1"].mean.dtype == state["bn1"].var.dtype == jnp.float32
+
+
+def test_options_at_the_ends_of_their_ranges():
+    both = mlp.Config(momentum=0, eps=0)
+    assert (both.momentum, both.eps, mlp.Config(momentum=1.0).momentum) == (0, 0, 1)
+
+
+def test_each_layer_is_drawn_by_a_key_of_its_own():
+    """Kernels of one shape, the output's too, have nothing in common."""
+    params, _ = compiled_init(jax.random.key(0), mlp.Config(hidden=(60, 60), features=60, classes=60))
+    kernels = [np.ravel(params[name]["kernel"]) for name in ("dense1", "dense2", "output")]
+    assert abs(np.corrcoef(kernels) - np.eye(3)).max() < 5 / 60
 
 
 def test_no_hidden_layer_is_a_linear_classifier():
@@ -68,13 +95,13 @@ def test_no_hidden_layer_is_a_linear_classifier():
 
 
 def test_numbers_against_numpy():
-    """Affine → batch norm → activation, twice, with the documents' biased variance."""
-    config = dataclasses.replace(SMALL, activation="sigmoid")
+    """Affine → batch norm → activation, twice, with the documents' biased variance, and an ε of its own."""
+    config = dataclasses.replace(SMALL, activation="sigmoid", eps=0.3)
     params, state = _network(config)
     a = np.asarray(_rows())
     for i in (1, 2):
         z = a @ np.asarray(params[f"dense{i}"]["kernel"])
-        z_hat = (z - z.mean(0)) / np.sqrt(z.var(0) + 1e-5)
+        z_hat = (z - z.mean(0)) / np.sqrt(z.var(0) + 0.3)
         gamma, beta = (np.asarray(params[f"bn{i}"][name]) for name in ("gamma", "beta"))
         a = 1 / (1 + np.exp(-(gamma * z_hat + beta)))
     expected = a @ np.asarray(params["output"]["kernel"]) + np.asarray(params["output"]["bias"])
@@ -186,6 +213,7 @@ def test_config_is_a_value():
         ({"hidden": None}, "hidden must be a tuple of numbers of units, got None"),
         ({"features": 0}, "features must be at least 1, got 0"),
         ({"activation": "max"}, "activation must be one of"),
+        ({"eps": jnp.float32(1e-5)}, "eps must be finite and at least 0, a Python number, got Array"),  # does not hash
     ],
 )
 def test_refused_options(options, message):
@@ -198,3 +226,16 @@ def test_refused_examples(shape):
     params, state = _network(SMALL)
     with pytest.raises(ValueError, match=r"x must have (12 features an example|rank 2)"):
         mlp.apply(params, state, jnp.zeros(shape), SMALL, train=False)
+
+
+def test_one_feature_is_still_an_axis():
+    config = dataclasses.replace(SMALL, features=1)
+    with pytest.raises(ValueError, match="x must have rank 2 or more"):
+        mlp.apply(*_network(config), jnp.ones(6), config, train=False)
+
+
+def test_the_input_is_cast_to_the_dtype_of_the_config():
+    params, state = _network(SMALL)
+    rows = jnp.asarray(_rows(), jnp.float32)
+    logits, _ = compiled_apply(params, state, rows, SMALL, train=False)
+    near(logits, compiled_apply(params, state, rows.astype(jnp.float64), SMALL, train=False)[0], 0)

@@ -74,12 +74,15 @@ def test_the_gradient_is_that_of_the_value_with_r_and_d_held():
     s = bnderiv.steps.batch_renorm(x, gamma, beta, mean, var, delta)
     np.testing.assert_array_equal(s.r > 2.99, [False, False, True])
 
-    def held(x, gamma, beta):
-        x_hat = (x - x.mean(0)) / np.sqrt(x.var(0) + EPS)
+    def layer(x, gamma, beta, eps):
+        return bnderiv.batch_renorm(x, gamma, beta, mean, var, eps=eps)
+
+    def held(x, gamma, beta, eps):
+        x_hat = (x - x.mean(0)) / np.sqrt(x.var(0) + eps)
         return float((delta * (gamma * (x_hat * s.r + s.d) + beta)).sum())
 
-    (_, *gradient), _ = _value_and_gradient(partial(bnderiv.batch_renorm, mean=mean, var=var), delta, x, gamma, beta)
-    arguments = [np.asarray(a) for a in (x, gamma, beta)]
+    (_, *gradient), _ = _value_and_gradient(layer, delta, x, gamma, beta, jnp.asarray(EPS))
+    arguments = [np.asarray(a) for a in (x, gamma, beta, EPS)]
     direction = [np.asarray(a) for a in random_like(tuple(arguments), 3)]
     with jax.numpy_rank_promotion("allow"):
         there, back = (held(*(a + h * t for a, t in zip(arguments, direction, strict=True))) for h in (1e-5, -1e-5))
@@ -120,6 +123,16 @@ def _with_traced_options(delta, x, gamma, beta, *running, **options):
     ],
 )
 def test_numbers_at_large_means_and_scales(mean, deviation, running_mean, running_var, options):
+    _is_right(mean, deviation, running_mean, running_var, options)
+
+
+@pytest.mark.as_users_compile
+def test_numbers_where_the_means_are_large_and_near_each_other():
+    """d is their difference, of which nothing would be left if either were rounded at its size."""
+    _is_right(1e6, 1, 1e6 + 0.25, 1.2, {})
+
+
+def _is_right(mean, deviation, running_mean, running_var, options):
     if np.finfo(np.longdouble).maxexp < 16384:
         pytest.skip("needs a long double of a wider range")
     x, gamma, beta, delta = _problem((512, 8), mean, deviation, np.float32)
@@ -153,8 +166,7 @@ def test_what_is_masked_reaches_nothing():
     np.testing.assert_array_equal((stats.count[2], stats.mean[2], stats.var[2]), (0, 0, 0))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("mode", ["shard_map", "vmap"])
+@pytest.mark.parametrize("mode", ["shard_map", pytest.param("vmap", marks=pytest.mark.slow)])
 def test_over_devices_the_statistics_are_those_of_all(mode):
     """With r and d of the whole batch, and gradients summed where the argument is shared."""
     devices, axis = 4, "devices"
@@ -180,6 +192,19 @@ def test_over_devices_the_statistics_are_those_of_all(mode):
         return y.reshape(x.shape), jax.tree.map(lambda a: a[0], stats)
 
     near(fast_jit(partial(_value_and_gradient, whole))(delta, x, gamma, beta), expected, TIGHT)
+
+
+def test_groups_of_devices_have_statistics_of_their_own():
+    """Each group is a batch by itself; where JAX does not take groups, they are refused."""
+    groups, (x, gamma, beta, _) = ((0, 3), (2, 1)), _problem((4, 3, 2))
+    running = jnp.array([1.5, 2.5]), jnp.array([8.0, 12])
+    f = partial(bnderiv.batch_renorm, axis_name="i", axis_index_groups=groups)
+    y, _ = jax.pmap(f, axis_name="i", in_axes=(0, *(None,) * 4))(x, gamma, beta, *running)
+    for group in groups:
+        rows = jnp.asarray(group)
+        near(y[rows], fast_jit(bnderiv.reference.batch_renorm)(x[rows], gamma, beta, *running)[0], TIGHT)
+    with pytest.raises(ValueError, match="axis_index_groups must be None"):
+        jax.eval_shape(jax.vmap(f, (0, *(None,) * 4), axis_name="i"), x, gamma, beta, *running)
 
 
 def test_limits_may_be_traced():
@@ -216,5 +241,9 @@ def test_errors():
         call(ones, ones, d_max=jnp.nan)
     with pytest.raises(TypeError, match="r_max must be a real number, got 'inf'"):
         call(ones, ones, r_max="inf")
+    with pytest.raises(TypeError, match="where must be boolean, got float"):
+        call(ones, ones, where=jnp.ones((4, 3)))
+    with pytest.raises(ValueError, match=r"where must broadcast to the shape of x, \(4, 3\), got shape \(2, 4, 3\)"):
+        call(ones, ones, where=jnp.ones((2, 4, 3), bool))
     with pytest.raises(ValueError, match="axis_index_groups must come with axis_name"):
         call(ones, ones, axis_index_groups=[[0]])

@@ -296,3 +296,10 @@ def test_padding_does_not_win_where_there_is_no_infinity(dtype):
     # In more blocks of windows than a CPU takes apart: so it pads.
     y = bnderiv.max_pool(-jnp.ones((1, 4, 4, 1), dtype), 5, strides=1, padding=2)
     np.testing.assert_array_equal(y.astype(jnp.float32), -np.ones((1, 4, 4, 1)))
+
+
+def test_with_ceil_mode_a_window_may_be_larger_than_the_input():
+    """By less than a stride; what is not there counts for nothing, as in PyTorch."""
+    x = jnp.array([1.0, 5, 2, 4]).reshape(1, 2, 2, 1)
+    for pool, expected in ((bnderiv.max_pool, 5), (bnderiv.avg_pool, 3)):
+        assert pool(x, 3, strides=2, ceil_mode=True).tolist() == [[[[expected]]]]
