@@ -55,6 +55,7 @@ def calls(n):
 # The rules of these are layer norm's.
 ALIKE = {"group_norm", "instance_norm"}
 EVERY = sorted({*_layers.__all__} - {"conv"})  # it is conv2d
+SLOW = [pytest.mark.slow]
 every_layer = pytest.mark.parametrize(
     "layer", [pytest.param(name, marks=[pytest.mark.exhaustive] if name in ALIKE else []) for name in EVERY]
 )
@@ -117,6 +118,32 @@ def test_operation_by_operation_where_jit_is_disabled(compiled):
     f, arrays = bind(bnderiv, "softmax_cross_entropy", 13)
     with jax.disable_jit():
         assert compiled(f, *arrays)[1][0] > 5
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        pytest.param(name, marks=[] if name in ("batch_renorm", "batch_norm_inference") or "integer" in name else SLOW)
+        for name in EVERY
+    ],
+)
+def test_nan_is_reported_only_where_there_is_one(layer):
+    f, arrays = bind(bnderiv, layer, 3)
+    with jax.debug_nans(True), jax.disable_jit():
+        both_ways(f, arrays)
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda x: bnderiv.softmax_cross_entropy_with_integer_labels(x, jnp.array([2, 9, 0])),
+        lambda x: bnderiv.batch_norm_inference(x, x[0], x[0], x[0], jnp.full(9, np.inf)),
+    ],
+    ids=["label", "variance"],
+)
+def test_nan_is_reported_where_there_is_one(f):
+    with jax.debug_nans(True), jax.disable_jit(), pytest.raises(FloatingPointError, match="nan"):
+        f(jnp.ones((3, 9)))
 
 
 def test_within_a_transform_too_which_xla_inlines():

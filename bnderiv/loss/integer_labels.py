@@ -117,7 +117,9 @@ def one_hot(labels, like):
     labels = labels[..., None]
     classes = lax.broadcasted_iota(labels.dtype, like.shape, like.ndim - 1)
     valid = (labels >= 0) & (labels < like.shape[-1])
-    return labels == classes, jnp.where(valid, 1, jnp.nan).astype(like.dtype)
+    # Chosen as bits, because a constant NaN would stop `jax.debug_nans` whatever the labels are.
+    one, nan = np.array([1, np.nan], like.dtype).view(f"u{like.dtype.itemsize}")
+    return labels == classes, lax.bitcast_convert_type(jnp.where(valid, one, nan), like.dtype)
 
 
 def class_indices(labels: Any, classes: int) -> jax.Array:

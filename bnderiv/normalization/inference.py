@@ -64,5 +64,6 @@ def given(mean: jax.Array, var: jax.Array, root: jax.Array) -> Moments:
     size = jnp.maximum(jnp.sqrt(jnp.abs(var)), root)
     scale = scale_for(size, jnp.where(finite, shift, 0)) / 4  # so that neither x − K nor σ² + ε overflows
     zero = jnp.where(finite, mean - shift, 0)
-    var = jnp.where(jnp.isinf(var), jnp.nan, var)  # r would be 0, and y would be beta for any x
+    # With an infinite σ² r would be 0, and y would be beta for any x. A constant NaN would stop `jax.debug_nans`.
+    var = jnp.where(jnp.isinf(var), var - var, var)
     return Moments(Unit(scale, shift * scale), zero * scale, var * scale * scale)
