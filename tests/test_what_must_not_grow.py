@@ -166,7 +166,7 @@ def test_batch_renorm_keeps_x_and_vectors():
 
 
 @pytest.mark.slow
-def test_a_residual_is_kept_as_it_is():
+def test_with_a_residual_the_output_is_kept():
     kept = saved(normalized("batch_norm_relu"), X, VECTOR, VECTOR, X)
     assert kept <= 2 * size_in_bytes(X) + 10 * VECTOR_BYTES + 8
 

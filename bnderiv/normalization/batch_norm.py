@@ -97,9 +97,9 @@ def batch_norm_relu(
 ) -> tuple[jax.Array, BatchStats]:
     """`relu(batch_norm(x, ...) + residual)` in one rule, which rebuilds the mask (derivation.md, N22, N31).
 
-    Saved are x, the residual and vectors of length C. Returns, errors and gradients are those of `batch_norm`, with
-    δ·[y > 0] for δ: 0 at y = 0, as in `relu`. So are the arguments, with one more. (`batch_norm` takes no residual:
-    without a ReLU there is no mask to rebuild. Add it to y.)
+    Saved are x and vectors of length C, with a residual the output too. Returns, errors and gradients are those of
+    `batch_norm`, with δ·[y > 0] for δ: 0 at y = 0, as in `relu`. So are the arguments, with one more. (`batch_norm`
+    takes no residual: without a ReLU there is no mask. Add it to y.)
 
     Args:
       residual: z, added before the ReLU: the input of a residual block, in the shape of `x` and a floating dtype. It is

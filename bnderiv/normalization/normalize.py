@@ -10,7 +10,7 @@ from jax import lax
 
 from bnderiv._cpu import once, platform_layout, weighted_sum
 from bnderiv._rule import both_modes, closed_form
-from bnderiv._target import GPU, TPU, apart
+from bnderiv._target import apart, rebuilt_for, widened
 from bnderiv.activation.relu import rectify
 from bnderiv.normalization.groups import Affine
 from bnderiv.normalization.measure import measured
@@ -77,34 +77,37 @@ def _normalize_fwd(groups, relu, x, where, affine, eps, grouped):
     if where is not None:  # masked and not finite: y is a constant there, so that derivatives have no 0 · NaN
         usable = where | jnp.isfinite(centered)
         y = jnp.where(usable, masked(usable, centered) * g + affine.beta, lax.stop_gradient(y))
-    y = _plus(y, affine.residual)
-    return (rectify(y) if relu else y).astype(x.dtype), (x, where, affine, grouped, grouped_r)
-
-
-def _plus(y, residual):
-    return y if residual is None else y + residual.astype(y.dtype)  # (N31)
+    z = affine.residual
+    if z is not None:
+        y = y + widened(z, y.dtype)  # (N31)
+    a = (rectify(y) if relu else y).astype(x.dtype)
+    # Which elements the ReLU let through, x tells; after a sum with z it is a, which the next layer keeps anyway.
+    kept = affine, None
+    if z is not None:
+        kept = affine._replace(residual=jnp.zeros((), z.dtype)), a
+    return a, (x, where, kept, grouped, grouped_r)
 
 
 @platform_layout
 def _normalize_bwd(groups, relu, residuals, delta):
-    x, where, (gamma, beta, z), grouped, grouped_r = residuals
+    x, where, ((gamma, beta, like_z), a), grouped, grouped_r = residuals
     moments, r = groups.repeated((grouped, grouped_r))
     g = gamma * r
 
-    def through_relu(unit):
+    def through_relu(unit, a):
         if not relu:
             return delta.astype(r.dtype)
-        y = _plus((unit.of(x) - moments.mean) * g + beta, z)
+        y = (unit.of(x) - moments.mean) * g + beta if a is None else a
         return jnp.where(y > 0, delta, 0).astype(r.dtype)  # (N22)
 
     unit = moments.unit
     u = apart(unit).of(x)
     if where is not None:  # 0 · NaN is to be 0 in every sum
         u = masked(where | jnp.isfinite(u), u)
-    units = (unit,) * 3
-    if relu:  # each of the three uses rebuilds the mask. With a residual a TPU stores δ_y, which is the gradient of z
-        units = apart(units, on=GPU + TPU if z is None else GPU)
-    delta_1, delta_2, delta_y = map(through_relu, units)
+    uses = ((unit, a),) * 3
+    if relu:
+        uses, delta = rebuilt_for(uses, delta, on_tpu=a is None)
+    delta_1, delta_2, delta_y = (through_relu(*use) for use in uses)
     sum_delta = groups.inner(delta_1)
     sum_delta_u = groups.inner(delta_2 * u)
     sum_delta_x_hat = groups.used_twice(r * (sum_delta_u - moments.mean * sum_delta))  # centred after the sum (D.5)
@@ -113,7 +116,7 @@ def _normalize_bwd(groups, relu, residuals, delta):
     d_var = once(-0.5 * grouped_r**2 * weighted_sum(groups, gamma, None, sum_delta_x_hat))  # (N8)
     d_mean = -weighted_sum(groups, gamma, r, sum_delta)  # (N10)
     dx = unit.back(g * delta_y)  # (N7), (N11) part 1
-    d_z = None if z is None else delta_y.astype(z.dtype)  # (N31)
+    d_z = None if a is None else delta_y.astype(like_z.dtype)  # (N31)
     d_eps = Epsilon(groups.over_all(d_var * grouped.unit.scale * grouped.unit.scale), None)  # (N8); s² may overflow
     return dx.astype(x.dtype), None, Affine(d_gamma, d_beta, d_z), d_eps, Moments(None, d_mean, d_var)
 

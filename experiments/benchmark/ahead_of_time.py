@@ -51,6 +51,7 @@ POOLS = (  # kind, window, stride, padding, shape
     ("avg", 7, 1, 0, LAST),
 )
 BLOCK = (256, 56, 56, 256)
+RESNET = (256, 224, 224, 3)
 # LeNet-5's step: batches, and the targets for each. At 1024 a TPU's compiler takes half an hour and 24 GB.
 STEPS = {128: targets.TARGETS, FEW[0]: ("h100",)}
 LARGE = 0.2  # of x: from this part of it, booleans that are written are a stored mask
@@ -128,6 +129,7 @@ def _rows() -> Iterator[tuple[Any, ...]]:
     # Where the closed form of the convolutions matters: see `_target.first_on_gpu`.
     mixed = partial(flax_blocks, convolutions_too=False)
     yield f"bottleneck block with Flax's convolutions, {by(BLOCK)}", BLOCK, mixed, ("h100",)
+    yield f"ResNet-50's step, {by(RESNET)}", RESNET, resnets, ("h100",)  # a TPU's compiler takes hours
     for size, where in STEPS.items():
         yield f"LeNet-5's step, batch {size}", (size, *FEW[1:]), lenets, where
 
@@ -164,6 +166,21 @@ def lenets(first: jax.ShapeDtypeStruct) -> dict[str, Program]:
         params, state, x, labels = jax.eval_shape(arguments)
         params, x = jax.tree.map(lambda a: spec(a.shape, first.dtype), (params, x))
         found[who] = Program(step, (params, state, x, labels))
+    return found
+
+
+def resnets(x: jax.ShapeDtypeStruct, **options: Any) -> dict[str, Program]:
+    """A whole step of ResNet-50 as Flax modules: of `bnderiv.linen`'s layers, and of Flax's; `x` are the images.
+
+    Within a step nothing keeps the compiler from moving work between forward and backward.
+    """
+    found = {}
+    if flax := peers.flax():
+        labels = spec(x.shape[:1], "int32")
+        for who in ("bnderiv", "Flax"):
+            apply, init = flax.functions(flax.ResNet(ours=who == "bnderiv", **options))
+            step = steps.train_step(apply, flax.optax.softmax_cross_entropy_with_integer_labels)
+            found[who] = Program(step, (*jax.eval_shape(init, x), x, labels))
     return found
 
 

@@ -77,28 +77,63 @@ def pool(name: str, x: jax.Array, window: Any, strides: Any, padding: Any = "VAL
 
 
 class Bottleneck(nn.Module):
-    """ResNet-50's block without a change of width: 1×1, 3×3 and 1×1 convolutions, and the way around them.
+    """ResNet-50's block: 1×1, 3×3 and 1×1 convolutions, and the way around them, through a 1×1 where shapes differ.
 
     With `ours` its batch norm is that of `bnderiv.linen`, ReLU and residual in the rule.
     """
 
     channels: int = 64
+    stride: int = 1
     conv: type[nn.Module] = nn.Conv
     ours: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        options: Any = {"use_running_average": False, "dtype": x.dtype}
+        layer = partial(_convolved, self.conv, self.ours)
+        around = x
+        if self.stride > 1 or x.shape[-1] != 4 * self.channels:
+            around = layer(x, 4 * self.channels, 1, self.stride, relu=False)
+        a = layer(layer(x, self.channels, 1), self.channels, 3, self.stride)
+        return layer(a, 4 * self.channels, 1, residual=around)
 
-        def normalized(a: jax.Array, channels: int, window: int, residual: Any = None) -> jax.Array:
-            z = self.conv(channels, (window, window), use_bias=False, dtype=x.dtype)(a)
-            if self.ours:
-                return linen.BatchNorm(activation="relu", **options)(z, residual=residual)
-            y = nn.BatchNorm(**options)(z)
-            return nn.relu(y if residual is None else y + residual)
 
-        a = normalized(normalized(x, self.channels, 1), self.channels, 3)
-        return normalized(a, x.shape[-1], 1, residual=x)
+class ResNet(nn.Module):
+    """ResNet-50, or with fewer blocks in its stages, for 1000 classes; with `ours` in bnderiv's layers."""
+
+    blocks: tuple[int, ...] = (3, 4, 6, 3)
+    ours: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        package = linen if self.ours else nn
+        x = _convolved(package.Conv, self.ours, x, 64, 7, 2)
+        x = package.max_pool(x, (3, 3), (2, 2), "SAME")
+        for stage, number in enumerate(self.blocks):
+            for block in range(number):
+                stride = 2 if stage and not block else 1
+                x = Bottleneck(64 * 2**stage, stride, package.Conv, self.ours)(x)
+        return nn.Dense(1000, dtype=x.dtype)(x.mean((1, 2)))
+
+
+def _convolved(
+    conv: Any,
+    ours: bool,
+    x: jax.Array,
+    channels: int,
+    window: int,
+    stride: int = 1,
+    *,
+    relu: bool = True,
+    residual: Any = None,
+) -> jax.Array:
+    """A convolution, batch norm, the residual and ReLU, in a module's `__call__`."""
+    options: Any = {"use_running_average": False, "dtype": x.dtype}
+    z = conv(channels, (window, window), (stride, stride), use_bias=False, dtype=x.dtype)(x)
+    if ours and relu:
+        return linen.BatchNorm(activation="relu", **options)(z, residual=residual)
+    y = (linen if ours else nn).BatchNorm(**options)(z)
+    y = y if residual is None else y + residual
+    return nn.relu(y) if relu else y
 
 
 def functions(network: nn.Module) -> tuple[Callable[..., Any], Callable[..., Any]]:

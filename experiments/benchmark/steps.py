@@ -59,11 +59,11 @@ def networks(size: int, pool: str, activation: str, dtype: str = "float32") -> d
         config = lenet5.Config(**options)
         init = partial(jax.jit(lenet5.init, static_argnums=1), jax.random.key(0), config)
         cross_entropy = peers.PACKAGES[who].softmax_cross_entropy_with_integer_labels
-        step = _step(partial(lenet5.apply, config=config, train=True), cross_entropy)
+        step = train_step(partial(lenet5.apply, config=config, train=True), cross_entropy)
         found[who] = step, lambda init=init: (*init(), *batch(size))
     if peer := peers.flax():
         apply, flax_init = peer.functions(peer.LeNet5(pool, activation))
-        step = _step(apply, peer.optax.softmax_cross_entropy_with_integer_labels)
+        step = train_step(apply, peer.optax.softmax_cross_entropy_with_integer_labels)
         found["Flax"] = step, lambda: (*flax_init(batch(size)[0]), *batch(size))
     return found
 
@@ -84,7 +84,9 @@ def flops(size: int) -> int:
     return 3 * sum(forward) - forward[0]
 
 
-def _step(apply: Callable[..., Any], cross_entropy: Callable[..., Any]) -> Callable[..., Any]:
+def train_step(apply: Callable[..., Any], cross_entropy: Callable[..., Any]) -> Callable[..., Any]:
+    """(params, state, x, labels) -> (params, state, loss): gradients, SGD and running statistics."""
+
     @jax.jit
     def step(params: Any, state: Any, x: jax.Array, labels: jax.Array) -> Any:
         def loss(params: Any) -> Any:
