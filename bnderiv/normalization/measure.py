@@ -36,27 +36,31 @@ def measured(
 ) -> Moments:
     """The moments: in one read of x if `shift`, the first K, is near the mean, otherwise in three more."""
 
-    def about(unit: Unit) -> Moments:
+    def about(unit: Unit) -> tuple[Moments, jax.Array]:
+        """The moments, and m²."""
         # Two copies of K s: of one, XLA would materialize u, which both sums have.
         for_mean, for_var = (Unit(unit.scale, origin) for origin in apart((unit.origin, unit.origin)))
         mean = mean_of(for_mean)
-        return Moments(for_mean, mean, var_of(for_var, mean))
+        square = mean**2
+        return Moments(for_mean, mean, var_of(for_var, square)), square
 
     def in_three_reads() -> Moments:
         """K moves to the mean, which in the unit of the range is right to rounding."""
         unit = from_the_smallest(groups, x, where, eps, shift.dtype)
-        return recentered(about(Unit(unit.scale, unit.origin + finite(mean_of(unit)))), eps, groups.over_devices)
+        moments, _ = about(Unit(unit.scale, unit.origin + finite(mean_of(unit))))
+        return recentered(moments, eps, groups.over_devices)
 
-    first = about(Unit(1, once(shift)))  # otherwise each kernel computes K, and may not round a product
-    return unless(are_good(first, eps), recentered(first, eps, groups.over_devices), in_three_reads)
+    # By `once`: otherwise each kernel computes K, and may not round a product.
+    first, square_of_mean = about(Unit(1, once(shift)))
+    return unless(are_good(first, square_of_mean, eps), recentered(first, eps, groups.over_devices), in_three_reads)
 
 
-def are_good(moments: Moments, eps: Epsilon) -> jax.Array:
+def are_good(moments: Moments, square_of_mean: jax.Array, eps: Epsilon) -> jax.Array:
     """Whether K was near enough to the mean, and squares neither over- nor underflowed."""
-    unit, mean, var = moments
+    unit, _, var = moments
     ulp, square = float(jnp.finfo(var.dtype).eps), unit.root(eps) ** 2
     close = lax.clamp(OF_EPSILON * ulp * square, (NEAR * ulp * unit.origin) ** 2, AT_MOST**2 * square)
-    near = mean**2 <= lax.select(var > 0, var, close)
+    near = square_of_mean <= lax.select(var > 0, var, close)
     return near & fits(jnp.maximum(var, square))
 
 

@@ -31,9 +31,8 @@ def statistics(groups, x, where, n, eps, assumed_mean):
     def mean_of(unit):
         return groups.total(masked(where, groups.repeated(unit).of(x))) / n  # (N1)
 
-    def var_of(unit, mean):
+    def var_of(unit, square_of_mean):
         mean_of_squares = groups.total(masked(where, groups.repeated(unit).of(x)) ** 2) / n
-        square_of_mean = mean**2
         # (N2). The difference loses one bit at most, as `measured` keeps no K that is far from the mean (C.4).
         return above_noise(mean_of_squares - square_of_mean, square_of_mean)
 
@@ -72,32 +71,31 @@ def _normalize_fwd(groups, relu, x, where, affine, eps, grouped):
     # `grouped` and `grouped_r` have one number for each group; `moments` and `r` broadcast against x.
     grouped_r = grouped.unit.inverse_root(grouped.var, eps)
     moments, r = groups.repeated((grouped, grouped_r))
-    centered, g = moments.unit.of(x) - moments.mean, affine.gamma * r
-    y = centered * g + affine.beta  # (N3), (N4)
+    u, g = moments.unit.of(x), affine.gamma * r
+    b = affine.beta - moments.mean * g
+    y = u * g + b  # (N3), (N4). By (u − m) g + β, a GPU's program would store more and rebuild less
     if where is not None:  # masked and not finite: y is a constant there, so that derivatives have no 0 · NaN
-        usable = where | jnp.isfinite(centered)
-        y = jnp.where(usable, masked(usable, centered) * g + affine.beta, lax.stop_gradient(y))
+        usable = where | jnp.isfinite(u)
+        y = jnp.where(usable, masked(usable, u) * g + b, lax.stop_gradient(y))
     z = affine.residual
     if z is not None:
         y = y + widened(z, y.dtype)  # (N31)
     a = (rectify(y) if relu else y).astype(x.dtype)
-    # Which elements the ReLU let through, x tells; after a sum with z it is a, which the next layer keeps anyway.
-    kept = affine, None
-    if z is not None:
-        kept = affine._replace(residual=jnp.zeros((), z.dtype)), a
-    return a, (x, where, kept, grouped, grouped_r)
+    # What the ReLU let through can be seen from x; after a sum with z from a, which the next layer keeps anyway.
+    seen, like_z = (None, None) if z is None else (a, jnp.zeros((), z.dtype))
+    return a, (x, where, Affine(affine.gamma, affine.beta, like_z), seen, grouped, grouped_r)
 
 
 @platform_layout
 def _normalize_bwd(groups, relu, residuals, delta):
-    x, where, ((gamma, beta, like_z), a), grouped, grouped_r = residuals
+    x, where, (gamma, beta, like_z), a, grouped, grouped_r = residuals
     moments, r = groups.repeated((grouped, grouped_r))
     g = gamma * r
 
     def through_relu(unit, a):
         if not relu:
             return delta.astype(r.dtype)
-        y = (unit.of(x) - moments.mean) * g + beta if a is None else a
+        y = a if a is not None else unit.of(x) * g + (beta - moments.mean * g)  # as in the forward, to the bit
         return jnp.where(y > 0, delta, 0).astype(r.dtype)  # (N22)
 
     unit = moments.unit
