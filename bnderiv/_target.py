@@ -47,18 +47,6 @@ def apart(a: Any, on: tuple[str, ...] | None = None) -> Any:
     return by_target(a, **dict.fromkeys(on, lax.optimization_barrier), default=lambda a: a)
 
 
-def rebuilt_for(uses: Any, delta: jax.Array, on_tpu: bool) -> tuple[Any, jax.Array]:
-    """Both unchanged. On a GPU what `uses` give is rebuilt for each of them, and not before `delta` is there.
-
-    It is a mask. Without the second, XLA may store masks in the forward, which then wait for the backward: two for each
-    batch norm of 64×28×28×64 between convolutions, in bfloat16 as large as x. `on_tpu`: whether a TPU rebuilds it too.
-    """
-    forms = dict.fromkeys(GPU, lambda *arrays: lax.optimization_barrier(arrays))
-    if on_tpu:
-        forms["tpu"] = lambda uses, delta: (lax.optimization_barrier(uses), delta)
-    return by_target(uses, delta, **forms, default=lambda *arrays: arrays)
-
-
 def widened(a: jax.Array, dtype: Any) -> jax.Array:
     """`a` in a wider dtype, on a GPU from what is stored of it.
 

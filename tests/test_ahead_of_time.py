@@ -346,13 +346,16 @@ def test_on_a_gpu_a_block_keeps_what_flax_s_keeps():
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_on_a_gpu_a_whole_step_is_leaner_than_flax_s(dtype):
-    """Nothing keeps the compiler from storing masks in the forward, or sums in float32 beside their bfloat16."""
+    """Within a step nothing keeps the compiler from storing in the forward what the backward could make again.
+
+    Of sums in bfloat16 it would store the float32 too: 1.4 times Flax's memory. It does store some masks, a byte each.
+    """
     pytest.importorskip("flax")
     images = jax.ShapeDtypeStruct((64, 112, 112, 3), jnp.dtype(dtype))
     case = ahead_of_time.Case("step", images, partial(ahead_of_time.resnets, images, blocks=(3,)))
     ours, flax = (counted("h100", case, who) for who in ("bnderiv", "Flax"))
-    assert ours["bytes"] <= 0.97 * flax["bytes"]
-    assert ours["temporary MB"] <= 0.95 * flax["temporary MB"]
+    assert ours["bytes"] <= 0.92 * flax["bytes"]
+    assert ours["temporary MB"] <= (1.05 if dtype == "bfloat16" else 0.9) * flax["temporary MB"]
 
 
 def test_on_a_gpu_a_max_pool_moves_nothing_twice():

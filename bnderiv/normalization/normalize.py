@@ -10,7 +10,7 @@ from jax import lax
 
 from bnderiv._cpu import once, platform_layout, weighted_sum
 from bnderiv._rule import both_modes, closed_form
-from bnderiv._target import apart, rebuilt_for, widened
+from bnderiv._target import GPU, TPU, apart, widened
 from bnderiv.activation.relu import rectify
 from bnderiv.normalization.groups import Affine
 from bnderiv.normalization.measure import measured
@@ -103,8 +103,8 @@ def _normalize_bwd(groups, relu, residuals, delta):
     if where is not None:  # 0 · NaN is to be 0 in every sum
         u = masked(where | jnp.isfinite(u), u)
     uses = ((unit, a),) * 3
-    if relu:
-        uses, delta = rebuilt_for(uses, delta, on_tpu=a is None)
+    if relu:  # each use rebuilds the mask. With a residual a TPU stores δ_y, which is the gradient of z
+        uses = apart(uses, on=GPU + TPU if a is None else GPU)
     delta_1, delta_2, delta_y = (through_relu(*use) for use in uses)
     sum_delta = groups.inner(delta_1)
     sum_delta_u = groups.inner(delta_2 * u)

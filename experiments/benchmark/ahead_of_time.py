@@ -91,7 +91,8 @@ class Options(_options.Measured):
 def in_training(layer: Callable[..., Any]) -> Callable[..., Any]:
     """Value, state and gradients of `layer(state, *arguments) -> y, new state`.
 
-    The backward starts when the forward is done. Without the barrier the two merge, as they never do in a network.
+    The backward starts when the forward is done. Without the barrier the two merge, as no other layer lies between
+    them. What a compiler does move from one to the other in a network is seen in the whole steps.
     """
 
     def run(state: Any, arguments: Any, dy: jax.Array) -> Any:

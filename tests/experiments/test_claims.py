@@ -145,12 +145,16 @@ def test_the_counts():
         "layer norm, 16×4096×1024, float32": ("layer norm, ", "float32"),
         "layer norm, 16×4096×1024, bfloat16": ("layer norm, ", "bfloat16"),
         "ResNet-50's bottleneck block, bfloat16": (f"{BLOCK}, ", "bfloat16"),
+        "ResNet-50's step, batch 256, bfloat16": ("ResNet-50's step, 256", "bfloat16"),
         "LeNet-5's step with batch norm, batch 128, float32": (f"{LENET}, batch 128", "float32"),
     }
     shown = table(("", "H100, bytes", "TPU v5e, cycles"))
     assert [row[0] for row in shown] == list(starts)
     for name, *cells in shown:
         for cell, (target, what) in zip(cells, (("h100", "bytes"), ("v5e", "megacycles")), strict=True):
+            if not cell:
+                assert not any(case.startswith(starts[name][0]) for case in COUNTS["targets"][target]), name
+                continue
             ratios = [1 / r for r in counted(target, what, *starts[name])]
             ends = cell.replace("*", "").rstrip("×").split("–")
             for end, ratio in zip((ends[0], ends[-1]), (min(ratios), max(ratios)), strict=True):
