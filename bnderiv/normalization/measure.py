@@ -34,7 +34,10 @@ def measured(
     mean_of: Callable[[Unit], jax.Array],
     var_of: Callable[[Unit, jax.Array], jax.Array],
 ) -> Moments:
-    """The moments: in one read of x if `shift`, the first K, is near the mean, otherwise in three more."""
+    """The moments: in one read of x if `shift`, the first K, is near the mean, otherwise in three more.
+
+    `mean_of` gives m in a unit, `var_of` gives v, from the unit and m².
+    """
 
     def about(unit: Unit) -> tuple[Moments, jax.Array]:
         """The moments, and m²."""
