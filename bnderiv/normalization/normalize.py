@@ -81,7 +81,8 @@ def _normalize_fwd(groups, relu, x, where, affine, eps, grouped):
     if z is not None:
         y = y + widened(z, y.dtype)  # (N31)
     a = (rectify(y) if relu else y).astype(x.dtype)
-    # What the ReLU let through can be seen from x; after a sum with z from a, which the next layer keeps anyway.
+    # What the ReLU let through can be seen from x; after a sum with z from a, which the next layer keeps anyway. Of z
+    # the backward needs the dtype alone.
     seen, like_z = (None, None) if z is None else (a, jnp.zeros((), z.dtype))
     return a, (x, where, Affine(affine.gamma, affine.beta, like_z), seen, grouped, grouped_r)
 

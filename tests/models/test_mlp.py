@@ -95,7 +95,7 @@ def test_no_hidden_layer_is_a_linear_classifier():
 
 
 def test_numbers_against_numpy():
-    """Affine → batch norm → activation, twice, with the documents' biased variance, and an ε of its own."""
+    """Affine → batch norm → activation, twice. The variance is the biased one, and ε is the config's."""
     config = dataclasses.replace(SMALL, activation="sigmoid", eps=0.3)
     params, state = _network(config)
     a = np.asarray(_rows())
