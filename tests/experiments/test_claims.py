@@ -152,9 +152,6 @@ def test_the_counts():
     assert [row[0] for row in shown] == list(starts)
     for name, *cells in shown:
         for cell, (target, what) in zip(cells, (("h100", "bytes"), ("v5e", "megacycles")), strict=True):
-            if not cell:
-                assert not any(case.startswith(starts[name][0]) for case in COUNTS["targets"][target]), name
-                continue
             ratios = [1 / r for r in counted(target, what, *starts[name])]
             ends = cell.replace("*", "").rstrip("×").split("–")
             for end, ratio in zip((ends[0], ends[-1]), (min(ratios), max(ratios)), strict=True):
@@ -175,6 +172,7 @@ def test_the_counts():
         ("bfloat16 on a TPU v5p | 1.08 times the cycles", ("v5p", "megacycles", f"{BLOCK}, ", "bfloat16")),
         ("times the cycles, 1.37 times the temporary memory", ("v5p", "temporary MB", f"{BLOCK}, ", "bfloat16")),
         ("bfloat16 on a TPU v6e | 1.02 times the cycles", ("v6e", "megacycles", f"{BLOCK}, ", "bfloat16")),
+        ("float32 on a TPU v5e | 1.03 times the cycles", ("v5e", "megacycles", "ResNet-50's step", "float32")),
         ("small or narrow arrays on a TPU | up to 1.04 times", ("tpu", "megacycles", "batch norm")),
         ("LeNet-5's step on a TPU | up to 1.16 times the cycles", ("tpu", "megacycles", LENET)),
         ("LeNet-5's step in bfloat16 on a TPU v5p | 1.4 times the bytes", ("v5p", "bytes", LENET, "bfloat16")),
