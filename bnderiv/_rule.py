@@ -61,7 +61,12 @@ def both_modes(on: bool = True) -> AbstractContextManager[Any]:
 
 
 def closed_form(
-    core: Any = None, *, static: int = 0, result: Callable[..., Any] | None = None, inner: bool = False
+    core: Any = None,
+    *,
+    static: int = 0,
+    result: Callable[..., Any] | None = None,
+    inner: bool = False,
+    alone: Callable[..., Any] | None = None,
 ) -> Any:
     """Decorates a core whose gradient is `_bwd`; `defvjp` attaches it.
 
@@ -70,13 +75,13 @@ def closed_form(
       static: how many of the arguments are options; these must be hashable.
       result: as in `layer`. An elementwise core needs none: JAX follows its sharding.
       inner: True if only layers call this rule; it is not jitted by itself then.
+      alone: `alone(core)` is called instead of the core where no gradient is taken. It may round differently.
 
     Returns:
       A `Rule`, or a decorator where `core` is left out.
     """
-    return (
-        partial(Rule, static=static, result=result, inner=inner) if core is None else Rule(core, static, result, inner)
-    )
+    rule = partial(Rule, static=static, result=result, inner=inner, alone=alone)
+    return rule if core is None else rule(core)
 
 
 def layer(*, static: int = 0, result: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -125,9 +130,17 @@ def _program(function: Callable[..., Any], static: int) -> Callable[..., Any]:
 class Rule:
     """A core with its closed form. `body` is the undecorated core, for `_fwd` to call."""
 
-    def __init__(self, body: Callable[..., Any], static: int, result: Callable[..., Any] | None, inner: bool):
+    def __init__(
+        self,
+        body: Callable[..., Any],
+        static: int,
+        result: Callable[..., Any] | None,
+        inner: bool,
+        alone: Callable[..., Any] | None,
+    ):
         self.body = body
-        self._reverse_mode = jax.custom_vjp(_with_settings(body), nondiff_argnums=tuple(range(1 + static)))
+        primal = alone(body) if alone else body
+        self._reverse_mode = jax.custom_vjp(_with_settings(primal), nondiff_argnums=tuple(range(1 + static)))
         self._in_both_modes = CustomJvp(body, static)
 
         @wraps(body)

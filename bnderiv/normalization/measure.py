@@ -15,7 +15,7 @@ from jax import lax
 from bnderiv._cpu import once
 from bnderiv._target import apart
 from bnderiv.normalization.groups import Groups
-from bnderiv.normalization.units import Epsilon, Moments, Unit, finite, middle, recentered, scale_for
+from bnderiv.normalization.units import Epsilon, Moments, Unit, finite, middle, one_of_three, recentered
 
 # The first measurement is kept if m² ≤ v, so if K is at most one deviation off: y is off by 1.6e-7 then, and by 2.6e-7
 # at two deviations (derivation.md, C.4). If all elements are equal as far as v can tell, v is 0, and K may be a little
@@ -58,6 +58,19 @@ def measured(
     return unless(are_good(first, square_of_mean, eps), recentered(first, eps, groups.over_devices), in_three_reads)
 
 
+def about_the_mean(groups: Groups, x: jax.Array, n: Any, eps: Epsilon) -> Moments:
+    """The moments about the mean, in the unit of the range: right for any x (derivation.md, C.4)."""
+
+    def mean_of(a: jax.Array) -> jax.Array:
+        return groups.total(a) / n
+
+    smallest = from_the_smallest(groups, x, None, eps, n.dtype)
+    unit = Unit(smallest.scale, smallest.origin + finite(mean_of(smallest.of(x))))
+    u = unit.of(x)
+    mean = mean_of(u)
+    return Moments(unit, mean, mean_of((u - mean) ** 2))
+
+
 def are_good(moments: Moments, square_of_mean: jax.Array, eps: Epsilon) -> jax.Array:
     """Whether K was near enough to the mean, and squares neither over- nor underflowed."""
     unit, _, var = moments
@@ -74,13 +87,10 @@ def fits(square: jax.Array) -> jax.Array:
 
 
 def from_the_smallest(groups: Groups, x: jax.Array, where: jax.Array | None, eps: Epsilon, dtype: Any) -> Unit:
-    """The unit with the smallest element at 0, and the larger of range and √ε between 1 and 2.
-
-    The largest element is up to 8 if s is already the smallest normal number.
-    """
+    """A unit with the smallest element at 0, in which squares of the range and of √ε fit, and their sums."""
     low, high = (a.astype(dtype) for a in groups.ends(x, where))
     low = finite(low)
-    scale = scale_for(jnp.maximum(high - low, eps.root), low)
+    scale = one_of_three(jnp.maximum(high - low, eps.root), low)
     return Unit(scale, low * scale)
 
 

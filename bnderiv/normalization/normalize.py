@@ -13,15 +13,16 @@ from bnderiv._rule import both_modes, closed_form
 from bnderiv._target import GPU, TPU, apart, widened
 from bnderiv.activation.relu import rectify
 from bnderiv.normalization.groups import Affine
-from bnderiv.normalization.measure import measured
+from bnderiv.normalization.in_registers import in_registers
+from bnderiv.normalization.measure import about_the_mean, measured
 from bnderiv.normalization.sample import by_default_about_a_sample
 from bnderiv.normalization.tpu_layout import tpu_layout
-from bnderiv.normalization.units import Epsilon, Moments, above_noise, masked
+from bnderiv.normalization.units import Epsilon, Moments, above_noise, is_finite, masked
 
 # The statistics. Their backward is parts 2 and 3 of (N11): what reaches x through μ and σ².
 
 
-@closed_form(static=1, inner=True)
+@closed_form(static=1, inner=True, alone=in_registers(about_the_mean))
 @platform_layout
 @by_default_about_a_sample
 @tpu_layout
@@ -72,11 +73,11 @@ def _normalize_fwd(groups, relu, x, where, affine, eps, grouped):
     grouped_r = grouped.unit.inverse_root(grouped.var, eps)
     moments, r = groups.repeated((grouped, grouped_r))
     u, g = moments.unit.of(x), affine.gamma * r
-    b = affine.beta - moments.mean * g
-    y = u * g + b  # (N3), (N4). By (u − m) g + β, a GPU's program would store more and rebuild less
+    y = groups.mapped(u, moments.mean, g, affine.beta)  # (N3), (N4)
     if where is not None:  # masked and not finite: y is a constant there, so that derivatives have no 0 · NaN
-        usable = where | jnp.isfinite(u)
-        y = jnp.where(usable, masked(usable, u) * g + b, lax.stop_gradient(y))
+        usable = where | is_finite(u)
+        mapped = groups.mapped(masked(usable, u), moments.mean, g, affine.beta)
+        y = jnp.where(usable, mapped, lax.stop_gradient(y))
     z = affine.residual
     if z is not None:
         y = y + widened(z, y.dtype)  # (N31)
@@ -102,7 +103,7 @@ def _normalize_bwd(groups, relu, residuals, delta):
     unit = moments.unit
     u = apart(unit).of(x)
     if where is not None:  # 0 · NaN is to be 0 in every sum
-        u = masked(where | jnp.isfinite(u), u)
+        u = masked(where | is_finite(u), u)
     uses = ((unit, a),) * 3
     if relu:  # each use rebuilds the mask. With a residual a TPU stores δ_y, which is the gradient of z
         uses = apart(uses, on=GPU + TPU if a is None else GPU)

@@ -13,9 +13,10 @@ from bnderiv._target import apart
 from bnderiv._types import Axes
 from bnderiv.normalization.arguments import epsilon, laid, normalized_axes, parameter
 from bnderiv.normalization.groups import Groups
+from bnderiv.normalization.in_registers import in_registers
 from bnderiv.normalization.measure import fits, unless
 from bnderiv.normalization.tpu_layout import tpu_layout
-from bnderiv.normalization.units import Epsilon, Unit, masked, scale_for
+from bnderiv.normalization.units import Epsilon, Unit, is_finite, masked, one_of_three, scale_for
 
 
 def rms_norm(
@@ -68,12 +69,10 @@ def _rms_norm(axes, x, gamma, eps, root):
 @closed_form(static=1, inner=True)
 def by_root_mean_square(groups, x, where, n, gamma, beta, eps):
     """y = γ x̂ + β (or without β), of the rank of x like γ and β; `n`, at least 1, counts what shares a mean."""
-    return _forward(groups, x, where, n, gamma, beta, eps)[0]
+    return _forward(x, where, gamma, beta, eps, *mean_square(groups, x, where, n, eps))[0]
 
 
-def _forward(groups, x, where, n, gamma, beta, eps):
-    with both_modes():  # the unit has no derivative: second derivatives need this rule
-        unit, square = mean_square(groups, x, where, n, eps)
+def _forward(x, where, gamma, beta, eps, unit, square):
     r = unit.inverse_root(square, eps)
 
     def of(u):
@@ -83,13 +82,15 @@ def _forward(groups, x, where, n, gamma, beta, eps):
     u = unit.of(x)
     y = of(u)
     if where is not None:  # masked and not finite: y is a constant there, so that derivatives have no 0 · NaN
-        usable = where | jnp.isfinite(u)
+        usable = where | is_finite(u)
         y = jnp.where(usable, of(masked(usable, u)), lax.stop_gradient(y))
-    return y.astype(x.dtype), unit, r
+    return y.astype(x.dtype), r
 
 
 def _by_root_mean_square_fwd(groups, x, where, n, gamma, beta, eps):
-    y, unit, r = _forward(groups, x, where, n, gamma, beta, eps)
+    with both_modes():  # the unit has no derivative: second derivatives need this rule
+        unit, square = mean_square(groups, x, where, n, eps)
+    y, r = _forward(x, where, gamma, beta, eps, unit, square)
     return y, (x, where, n, gamma, beta, unit, r)
 
 
@@ -98,7 +99,7 @@ def _by_root_mean_square_bwd(groups, residuals, delta):
     delta = delta.astype(r.dtype)
     u = unit.of(x)
     if where is not None:  # 0 · NaN is to be 0 in every sum
-        u = masked(where | jnp.isfinite(u), u)
+        u = masked(where | is_finite(u), u)
     x_hat = u * r
     sum_delta_x_hat = groups.inner(delta * x_hat)
     d_gamma = groups.to_parameters(sum_delta_x_hat)  # (N36)
@@ -112,7 +113,16 @@ def _by_root_mean_square_bwd(groups, residuals, delta):
 by_root_mean_square.defvjp(_by_root_mean_square_fwd, _by_root_mean_square_bwd)
 
 
-@closed_form(static=1, inner=True)
+def about_zero(groups, x, n, eps):
+    """A unit about zero, u = x s, by the largest |x| of each group, and mean u²."""
+    largest = groups.reduce(lax.reduce_max, jnp.abs(x)).astype(n.dtype)
+    scale = one_of_three(jnp.maximum(largest, eps.root))
+    # K s = 0, which XLA does not know. It fuses the maximum and the mean square only if another sum lies between.
+    unit = Unit(scale, groups.total(jnp.minimum(jnp.abs(x.astype(n.dtype) * scale), 0)))
+    return unit, groups.total(unit.of(x) ** 2) / n
+
+
+@closed_form(static=1, inner=True, alone=in_registers(about_zero))
 @tpu_layout
 def mean_square(groups, x, where, n, eps):
     """A unit about zero, u = x s, and mean u²: one read of x if s = 1 fits every group.

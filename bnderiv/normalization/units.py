@@ -113,7 +113,12 @@ def finite(a: jax.Array) -> jax.Array:
     The select also keeps XLA from fusing the mean's last product into a later sum: two kernels could then have
     different means.
     """
-    return lax.select(jnp.isfinite(a), a, jnp.zeros_like(a))
+    return lax.select(is_finite(a), a, jnp.zeros_like(a))
+
+
+def is_finite(a: jax.Array) -> jax.Array:
+    """As `jnp.isfinite`, which XLA cannot fuse with the sums of a row on a GPU. (It takes |a| < ∞ for the same.)"""
+    return jnp.abs(a) <= jnp.finfo(a.dtype).max
 
 
 def above_noise(var: jax.Array, square: jax.Array) -> jax.Array:
@@ -135,6 +140,18 @@ def scale_for(size: jax.Array, shift: Any = 0.0, over_devices: bool = False) -> 
         size = jnp.maximum(lax.clamp(size / widest, jnp.ones_like(size), size * widest), widest**-2)
     most = 2.0 ** (jnp.finfo(size.dtype).maxexp - 2)
     return power_of_two_over(jnp.maximum(size, jnp.abs(shift) / most))
+
+
+def one_of_three(size: jax.Array, shift: Any = 0.0) -> jax.Array:
+    """s for deviations of `size`: 1, a large or a small power of two, so that their squares and sums of these fit.
+
+    It is not large if K s might overflow; K is `shift`. XLA for JAX 0.10 cannot take the bits of a number in a kernel
+    that keeps a row in registers, as `power_of_two_over` does.
+    """
+    third = jnp.finfo(size.dtype).maxexp // 3
+    one = jnp.ones_like(size)
+    is_small = (size < 2.0**-third) & (jnp.abs(shift) <= 2.0**third)
+    return lax.select(is_small, 4.0**third * one, lax.select(size > 2.0**third, 4.0**-third * one, one))
 
 
 def middle(dtype: Any) -> float:

@@ -1,0 +1,150 @@
+"""Rows as a GPU measures them without a gradient, on the CPU: no branch, and right for any of them."""
+
+from functools import partial
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+import bnderiv
+from bnderiv.normalization import in_registers
+from tests import forms
+from tests.case import random_like
+from tests.normalization import truth
+
+EPS = np.float64(np.float32(1e-5))
+NORMS = {
+    "layer_norm": bnderiv.layer_norm,
+    "rms_norm": lambda x, gamma, beta, eps=1e-5, **options: bnderiv.rms_norm(x, gamma, eps=eps, **options),
+}
+every_norm = pytest.mark.parametrize("name", NORMS)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def on_a_gpu():
+    with forms.of("cuda"):
+        yield
+
+
+def _draw(shape=(40, 768), dtype=jnp.float32):
+    rng = np.random.default_rng(0)
+    return tuple(jnp.asarray(rng.standard_normal(s), dtype) for s in (shape, shape[-1:], shape[-1:]))
+
+
+def _truth(name, x, gamma, beta, eps=EPS):
+    centred = name == "layer_norm"
+    return truth.over_other_axes(x, gamma, beta if centred else 0, x, (1,), (0,), eps, centred=centred)[0]
+
+
+def _has_branch(f, *arguments):
+    return " cond[" in str(jax.make_jaxpr(f)(*arguments))
+
+
+@every_norm
+def test_without_a_gradient_nothing_is_tested(name):
+    norm, arguments = NORMS[name], _draw()
+    assert not _has_branch(norm, *arguments)
+    assert _has_branch(jax.grad(lambda *a: norm(*a).sum()), *arguments)
+    x, *_ = arguments
+    assert _has_branch(partial(norm, axis=0), x, x[:, 0], x[:, 0])
+
+
+def test_a_mask_and_long_rows_are_measured_as_elsewhere(monkeypatch):
+    x, gamma, beta = _draw()
+    assert _has_branch(lambda *a: bnderiv.layer_norm(*a, where=x > 0), x, gamma, beta)
+    monkeypatch.setattr(in_registers, "LONGEST", 767)
+    jax.clear_caches()
+    assert _has_branch(bnderiv.layer_norm, x, gamma, beta)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "fuse"), [(["9.0", "8.0"], True), (["9.0", "7.5"], False), (["10.0"], True), (["gfx942"], True)]
+)
+def test_old_gpus_do_not_fuse_rows(monkeypatch, capabilities, fuse):
+    """Volta and Turing; such a GPU here is what the program is for."""
+    devices = [SimpleNamespace(compute_capability=each) for each in capabilities]
+    monkeypatch.setattr(jax, "devices", lambda: devices)
+    jax.clear_caches()
+    assert _has_branch(bnderiv.layer_norm, *_draw()) is not fuse
+
+
+@pytest.mark.as_users_compile
+@every_norm
+@pytest.mark.parametrize(
+    ("mean", "deviation"),
+    [(0, 1), (1e2, 1), (1e4, 1), (0, 1e20), (3e30, 1e30), (0, 3e37), (0, 1e-3), (1e2, 1e-2), (0, 1e-30)],
+)
+def test_right_at_any_mean_and_scale(name, mean, deviation):
+    x, gamma, beta = _draw()
+    x = jnp.asarray(mean + deviation * np.asarray(x, np.float64), jnp.float32)
+    assert truth.relative_error(jax.jit(NORMS[name])(x, gamma, beta), _truth(name, x, gamma, beta)) < 2e-7
+
+
+@every_norm
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_other_dtypes(name, dtype):
+    x, gamma, beta = _draw(dtype=dtype)
+    x = 50 + 10 * x
+    y = NORMS[name](x, gamma, beta)
+    assert y.dtype == dtype
+    expected = _truth(name, x, gamma, beta, np.float64(1e-5) if dtype == "float64" else EPS)
+    assert truth.relative_error(y, expected) < max(float(jnp.finfo(dtype).eps) / 2, 1e-15)
+
+
+@pytest.mark.as_users_compile
+@every_norm
+@pytest.mark.parametrize("eps", [1e-5, 1e-12, 0])
+def test_rows_of_any_kind_as_with_a_gradient(name, eps):
+    """Constants, zeros, an outlier, the whole range of float32, subnormal numbers, NaN, infinity."""
+    x, gamma, beta = _draw()
+    rows = np.asarray(x).copy()
+    rows[1], rows[2], rows[3], rows[4] = 1234.567, -1e36, 3e38, 0
+    rows[5, 7], rows[6, 9] = 1e5, 1e30
+    rows[7, :3] = 3.4e38, -3.4e38, 1e-38
+    rows[8] *= 1e-40
+    rows[9] = 3e38 + 1e32 * rows[9]
+    rows[10, 1], rows[11, 2], rows[12, 3] = np.nan, np.inf, -np.inf
+    x = jnp.asarray(rows)
+    norm = partial(NORMS[name], eps=eps)
+    alone = jax.jit(norm)(x, gamma, beta)
+    with_gradient = jax.jit(lambda *a: jax.vjp(norm, *a)[0])(x, gamma, beta)
+    assert np.isnan(alone[10:13]).any(1).all()
+    for a, b in zip(np.asarray(alone), np.asarray(with_gradient), strict=True):
+        np.testing.assert_array_equal(np.isnan(a), np.isnan(b))
+        if not np.isnan(a).any():
+            assert np.abs(a - b).max() <= 1e-6 * np.abs(b).max()
+
+
+@every_norm
+def test_under_every_transform(name):
+    """vmap, shard_map, a gradient by γ and β alone, second derivatives, `lax.scan`."""
+    norm = NORMS[name]
+    x, gamma, beta = _draw((8, 6, 32))
+
+    def expected(x, gamma, beta):
+        layer = getattr(bnderiv.reference, name)
+        return layer(x, gamma, beta) if name == "layer_norm" else layer(x, gamma, eps=1e-5)
+
+    right = expected(x, gamma, beta)
+    close = partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5)
+    close(jax.vmap(norm, (0, None, None))(x, gamma, beta), right)
+    close(jax.vmap(norm, (1, None, None), 1)(x, gamma, beta), right)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    over_devices = jax.shard_map(norm, mesh=mesh, in_specs=(P("data"), P(), P()), out_specs=P("data"))
+    close(jax.jit(over_devices)(x, gamma, beta), right)
+    close(jax.lax.scan(lambda _, row: (None, norm(row, gamma, beta)), None, x)[1], right)
+    delta = random_like(x, 1)
+    for found, wanted in zip(
+        jax.vjp(partial(norm, x), gamma, beta)[1](delta),
+        jax.vjp(partial(expected, x), gamma, beta)[1](delta),
+        strict=True,
+    ):
+        close(found, wanted, rtol=1e-4)
+
+    def twice(f):
+        return jax.grad(lambda x: (jax.grad(lambda x: (f(x, gamma, beta) * delta).sum())(x) * delta).sum())(x)
+
+    close(twice(norm), twice(expected), atol=1e-3)
