@@ -171,7 +171,7 @@ class _Rows(NamedTuple):
     def to_statistics(self, a: jax.Array) -> jax.Array:
         return a
 
-    to_parameters = used_twice = repeated = to_statistics
+    to_parameters = repeated = to_statistics
 
     def over_all(self, shared: jax.Array) -> jax.Array:
         return shared[..., : self.channels].sum()
@@ -179,6 +179,10 @@ class _Rows(NamedTuple):
     @property
     def reduced(self) -> tuple[int, ...]:
         return self.both
+
+    @property
+    def statistics(self) -> tuple[int, ...]:
+        return ()
 
     @property
     def each(self) -> int:

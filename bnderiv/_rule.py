@@ -66,7 +66,6 @@ def closed_form(
     static: int = 0,
     result: Callable[..., Any] | None = None,
     inner: bool = False,
-    alone: Callable[..., Any] | None = None,
 ) -> Any:
     """Decorates a core whose gradient is `_bwd`; `defvjp` attaches it.
 
@@ -75,12 +74,11 @@ def closed_form(
       static: how many of the arguments are options; these must be hashable.
       result: as in `layer`. An elementwise core needs none: JAX follows its sharding.
       inner: True if only layers call this rule; it is not jitted by itself then.
-      alone: `alone(core)` is called instead of the core where no gradient is taken. It may round differently.
 
     Returns:
       A `Rule`, or a decorator where `core` is left out.
     """
-    rule = partial(Rule, static=static, result=result, inner=inner, alone=alone)
+    rule = partial(Rule, static=static, result=result, inner=inner)
     return rule if core is None else rule(core)
 
 
@@ -128,18 +126,14 @@ def _program(function: Callable[..., Any], static: int) -> Callable[..., Any]:
 
 
 class Rule:
-    """A core with its closed form. `body` is the undecorated core, for `_fwd` to call."""
+    """A core with its closed form. `body` is the undecorated core, for `_fwd` to call.
 
-    def __init__(
-        self,
-        body: Callable[..., Any],
-        static: int,
-        result: Callable[..., Any] | None,
-        inner: bool,
-        alone: Callable[..., Any] | None,
-    ):
+    A body may have a form for where no gradient is taken, as an attribute `alone`. It may round differently.
+    """
+
+    def __init__(self, body: Callable[..., Any], static: int, result: Callable[..., Any] | None, inner: bool):
         self.body = body
-        primal = alone(body) if alone else body
+        primal = getattr(body, "alone", body)
         self._reverse_mode = jax.custom_vjp(_with_settings(primal), nondiff_argnums=tuple(range(1 + static)))
         self._in_both_modes = CustomJvp(body, static)
 

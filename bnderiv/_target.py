@@ -56,15 +56,6 @@ def widened(a: jax.Array, dtype: Any) -> jax.Array:
     return a if a.dtype == dtype else apart(a, on=GPU).astype(dtype)
 
 
-def gpus_fuse_rows() -> bool:
-    """Whether XLA makes one kernel of several sums of a row on the GPUs here: from compute capability 8.0 (Ampere) on.
-
-    Without a GPU here, the program is compiled for another machine; then it is taken for a newer one.
-    """
-    found = [getattr(device, "compute_capability", "") for device in jax.devices()]
-    return all(int(each.partition(".")[0]) >= 8 for each in found if each[:1].isdigit())  # AMD's are letters
-
-
 def in_one_part() -> bool:
     """Whether XLA shards no array here.
 

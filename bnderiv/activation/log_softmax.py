@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from bnderiv import _checks
+from bnderiv._gpu import start_of_row
 from bnderiv._numbers import accumulator
 from bnderiv._rule import closed_form
 
@@ -49,7 +50,7 @@ def _log_softmax_fwd(axis, x):
 
 def _log_softmax_bwd(axis, x, delta):
     wide = accumulator(x.dtype)
-    _, _, s = log_softmax_parts(x.astype(wide), axis)
+    _, _, s = log_softmax_parts(start_of_row(x.astype(wide), (axis,)), axis)
     delta = delta.astype(wide)
     return ((delta - s * delta.sum(axis, keepdims=True)).astype(x.dtype),)  # (A12)
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from bnderiv import _checks
+from bnderiv._gpu import start_of_row
 from bnderiv._numbers import accumulator
 from bnderiv._rule import closed_form
 
@@ -51,7 +52,7 @@ def _softmax_fwd(axis, x):
 
 def _softmax_bwd(axis, s, delta):
     wide = accumulator(s.dtype)
-    s, delta, dtype = s.astype(wide), delta.astype(wide), s.dtype
+    s, delta, dtype = start_of_row(s.astype(wide), (axis,)), delta.astype(wide), s.dtype
     return ((s * (delta - (delta * s).sum(axis, keepdims=True))).astype(dtype),)  # (A10)
 
 

@@ -9,6 +9,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from bnderiv import _checks
+from bnderiv._gpu import start_of_row
 from bnderiv._numbers import accumulator
 from bnderiv._rule import closed_form
 from bnderiv._sharding import like_rows
@@ -80,7 +81,7 @@ def _indexed_bwd(smoothing, residuals, delta):
     y, valid = _code(labels, z, where)
     t = targets(smoothing, class_weights, where, y)
     sums_to_one = class_weights is None and where is None
-    half, log_sum, p = parts_over_counted(z, where)
+    half, log_sum, p = parts_over_counted(start_of_row(z, (z.ndim - 1,)), where)
     dlogits = counted(where, delta * valid * ((p if sums_to_one else p * t.sum(-1, keepdims=True)) - t))  # (S10)
     dweights = gradient_of_weights(delta * valid, half, log_sum, smoothed(smoothing, where, y), class_weights, where)
     return dweights, None, dlogits.astype(logits.dtype), None

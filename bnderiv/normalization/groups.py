@@ -46,10 +46,6 @@ class Groups:
         """Inner sums to sums over the elements that share statistics."""
         return once(inner.sum(self.statistics, keepdims=True)) if self.statistics else inner
 
-    def used_twice(self, inner: jax.Array) -> jax.Array:
-        """Inner sums that have two uses. In layer norm each is one element, and a CPU would compute them twice."""
-        return once(inner) if self.statistics else inner
-
     def to_parameters(self, inner: jax.Array) -> jax.Array:
         """Inner sums to sums over the elements that share gamma and beta."""
         return inner.sum(self.parameters, keepdims=True) if self.parameters else inner

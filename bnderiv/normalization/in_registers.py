@@ -1,4 +1,4 @@
-"""The measurement of rows on a GPU, where one kernel keeps a row in registers and takes all of its sums."""
+"""Norms of rows on a GPU, where one kernel keeps a row in registers (`_gpu.py`)."""
 
 from collections.abc import Callable
 from functools import partial, wraps
@@ -6,37 +6,73 @@ from typing import Any
 
 import jax
 
-from bnderiv._target import by_target, gpus_fuse_rows
+from bnderiv._cpu import once
+from bnderiv._gpu import in_one_array, rows_fit, with_a_sum
+from bnderiv._target import apart, by_target
 from bnderiv.normalization.groups import Groups
-
-LONGEST = 16384  # elements: for longer rows XLA for an H100 takes a kernel, and a read of x, for each sum
+from bnderiv.normalization.units import Unit
 
 
 def in_registers(measured: Callable[..., Any]) -> Callable[..., Any]:
-    """For a rule on `body(groups, x, where, n, eps, ...)`: without a gradient, a GPU has `measured(groups, x, n, eps)`.
+    """Decorates `body(groups, x, where, n, eps, ...)`: a GPU has `measured(groups, x, n, eps)` for rows.
 
-    It reads x once for any number of sums, so nothing need be assumed and tested. XLA makes one kernel of them and of
-    the map, as long as only y is wanted. With a gradient the statistics are wanted too, and each would be a kernel.
+    That reads x once for any number of sums, so nothing need be assumed and tested. Without a gradient y is computed in
+    the same kernel. With a gradient the statistics are saved, as one array.
     """
 
-    def alone(body: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(body)
-        def call(groups: Groups, x: jax.Array, where: jax.Array | None, n: Any, eps: Any, *others: Any) -> Any:
-            if not (where is None and are_rows(groups, x.shape) and gpus_fuse_rows()):
-                return body(groups, x, where, n, eps, *others)
+    def decorate(body: Callable[..., Any]) -> Callable[..., Any]:
+        def form(result: Callable[[Any], Any]) -> Callable[..., Any]:
+            @wraps(body)
+            def call(groups: Groups, x: jax.Array, where: jax.Array | None, n: Any, eps: Any, *others: Any) -> Any:
+                if not are_rows(groups, x, where):
+                    return body(groups, x, where, n, eps, *others)
 
-            def in_one_kernel(x: jax.Array, where: None, n: Any, eps: Any, *_: Any) -> Any:
-                return measured(groups, x, n, eps)
+                def in_one_kernel(x: jax.Array, where: None, n: Any, eps: Any, *_: Any) -> Any:
+                    return result(measured(groups, x, n, eps))
 
-            return by_target(x, where, n, eps, *others, cuda=in_one_kernel, default=partial(body, groups))
+                return by_target(x, where, n, eps, *others, cuda=in_one_kernel, default=partial(body, groups))
 
-        return call
+            return call
 
-    return alone
+        with_gradient: Any = form(in_one_array)
+        with_gradient.alone = form(lambda statistics: statistics)
+        return with_gradient
+
+    return decorate
 
 
-def are_rows(groups: Groups, shape: tuple[Any, ...]) -> bool:
-    """Whether statistics are shared along the last axis alone, and it is short enough."""
-    *_, length = shape
-    along_the_last = not groups.both and groups.statistics == (len(shape) - 1,)
-    return along_the_last and isinstance(length, int) and length <= LONGEST  # an export may have a symbolic one
+def are_rows(groups: Groups, x: jax.Array, where: jax.Array | None) -> bool:
+    """Whether a GPU's kernel can keep in registers what shares statistics. With a mask XLA fuses no row."""
+    return where is None and not groups.both and rows_fit(x.shape, groups.statistics)
+
+
+def in_dx(groups: Groups, x: jax.Array, where: jax.Array | None, unit: Unit) -> jax.Array:
+    """u for the gradient of x and the sums in it, which are one kernel for rows on a GPU."""
+    if not are_rows(groups, x, where):
+        return unit.of(x)
+    return by_target(x, cuda=lambda x: with_a_sum(unit.of(x), groups.statistics), default=unit.of)
+
+
+def sums_in_both(
+    groups: Groups, x: jax.Array, where: jax.Array | None, unit: Unit, inner: Callable[[jax.Array], jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """`inner(u)` for the gradients of the parameters, and for that of x.
+
+    Per channel it is one number for both. In layer norm it is as large as x: computed once on a CPU, and twice on a
+    GPU, where the two are different kernels.
+    """
+    u = apart(unit).of(x)
+    if not groups.statistics:
+        shared = inner(u)
+        return shared, shared
+
+    def computed_once(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        shared = once(inner(u))
+        return shared, shared
+
+    def computed_twice(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return inner(u), inner(with_a_sum(unit.of(x), groups.statistics))
+
+    if not are_rows(groups, x, where):
+        return computed_once(x)
+    return by_target(x, cuda=computed_twice, default=computed_once)

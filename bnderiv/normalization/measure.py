@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from bnderiv._cpu import once
+from bnderiv._gpu import with_a_sum
 from bnderiv._target import apart
 from bnderiv.normalization.groups import Groups
 from bnderiv.normalization.units import Epsilon, Moments, Unit, finite, middle, one_of_three, recentered
@@ -64,11 +65,12 @@ def about_the_mean(groups: Groups, x: jax.Array, n: Any, eps: Epsilon) -> Moment
     def mean_of(a: jax.Array) -> jax.Array:
         return groups.total(a) / n
 
-    smallest = from_the_smallest(groups, x, None, eps, n.dtype)
-    unit = Unit(smallest.scale, smallest.origin + finite(mean_of(smallest.of(x))))
-    u = unit.of(x)
+    unit = from_the_smallest(groups, x, None, eps, n.dtype)
+    u = with_a_sum(unit.of(x), groups.statistics)
+    unit = Unit(unit.scale, unit.origin + finite(mean_of(u)))
+    u = with_a_sum(unit.of(x), groups.statistics)
     mean = mean_of(u)
-    return Moments(unit, mean, mean_of((u - mean) ** 2))
+    return Moments(unit, mean, mean_of(with_a_sum(u - mean, groups.statistics) ** 2))
 
 
 def are_good(moments: Moments, square_of_mean: jax.Array, eps: Epsilon) -> jax.Array:

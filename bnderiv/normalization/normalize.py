@@ -13,7 +13,7 @@ from bnderiv._rule import both_modes, closed_form
 from bnderiv._target import GPU, TPU, apart, widened
 from bnderiv.activation.relu import rectify
 from bnderiv.normalization.groups import Affine
-from bnderiv.normalization.in_registers import in_registers
+from bnderiv.normalization.in_registers import in_dx, in_registers, sums_in_both
 from bnderiv.normalization.measure import about_the_mean, measured
 from bnderiv.normalization.sample import by_default_about_a_sample
 from bnderiv.normalization.tpu_layout import tpu_layout
@@ -22,7 +22,8 @@ from bnderiv.normalization.units import Epsilon, Moments, above_noise, is_finite
 # The statistics. Their backward is parts 2 and 3 of (N11): what reaches x through μ and σ².
 
 
-@closed_form(static=1, inner=True, alone=in_registers(about_the_mean))
+@closed_form(static=1, inner=True)
+@in_registers(about_the_mean)
 @platform_layout
 @by_default_about_a_sample
 @tpu_layout
@@ -50,7 +51,7 @@ def _statistics_fwd(groups, x, where, n, eps, assumed_mean):
 def _statistics_bwd(groups, residuals, d):
     x, where, n, unit, mean = residuals
     unit, mean, d_mean, d_var, n = groups.repeated((unit, mean, d.mean, d.var, n))
-    centered = masked(where, unit.of(x)) - mean
+    centered = masked(where, in_dx(groups, x, where, unit)) - mean
     du = d_mean / n + d_var * (2 / n) * centered  # (N11) parts 2 and 3; by (N9) the m inside v adds nothing
     dx = unit.back(masked(where, du))  # (N24), (N25). A loss on the statistics is in `d` (N13)
     return dx.astype(x.dtype), None, None, None, None
@@ -100,20 +101,21 @@ def _normalize_bwd(groups, relu, residuals, delta):
         y = a if a is not None else unit.of(x) * g + (beta - moments.mean * g)  # as in the forward, to the bit
         return jnp.where(y > 0, delta, 0).astype(r.dtype)  # (N22)
 
+    def sum_delta_x_hat(u):
+        if where is not None:  # 0 · NaN is to be 0 in every sum
+            u = masked(where | is_finite(u), u)
+        return r * (groups.inner(delta_2 * u) - moments.mean * sum_delta)  # centred after the sum (D.5)
+
     unit = moments.unit
-    u = apart(unit).of(x)
-    if where is not None:  # 0 · NaN is to be 0 in every sum
-        u = masked(where | is_finite(u), u)
     uses = ((unit, a),) * 3
     if relu:  # each use rebuilds the mask. With a residual a TPU stores δ_y, which is the gradient of z
         uses = apart(uses, on=GPU + TPU if a is None else GPU)
     delta_1, delta_2, delta_y = (through_relu(*use) for use in uses)
     sum_delta = groups.inner(delta_1)
-    sum_delta_u = groups.inner(delta_2 * u)
-    sum_delta_x_hat = groups.used_twice(r * (sum_delta_u - moments.mean * sum_delta))  # centred after the sum (D.5)
+    for_gamma, for_var = sums_in_both(groups, x, where, unit, sum_delta_x_hat)
     d_beta = groups.to_parameters(sum_delta)  # (N6)
-    d_gamma = groups.to_parameters(sum_delta_x_hat)  # (N5)
-    d_var = once(-0.5 * grouped_r**2 * weighted_sum(groups, gamma, None, sum_delta_x_hat))  # (N8)
+    d_gamma = groups.to_parameters(for_gamma)  # (N5)
+    d_var = once(-0.5 * grouped_r**2 * weighted_sum(groups, gamma, None, for_var))  # (N8)
     d_mean = -weighted_sum(groups, gamma, r, sum_delta)  # (N10)
     dx = unit.back(g * delta_y)  # (N7), (N11) part 1
     d_z = None if a is None else delta_y.astype(like_z.dtype)  # (N31)

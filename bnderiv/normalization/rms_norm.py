@@ -7,13 +7,14 @@ from jax import lax
 from bnderiv import _checks
 from bnderiv._checks import same_varying
 from bnderiv._cpu import weighted_sum
+from bnderiv._gpu import with_a_sum
 from bnderiv._numbers import accumulator
 from bnderiv._rule import both_modes, closed_form, layer
 from bnderiv._target import apart
 from bnderiv._types import Axes
 from bnderiv.normalization.arguments import epsilon, laid, normalized_axes, parameter
 from bnderiv.normalization.groups import Groups
-from bnderiv.normalization.in_registers import in_registers
+from bnderiv.normalization.in_registers import in_dx, in_registers, sums_in_both
 from bnderiv.normalization.measure import fits, unless
 from bnderiv.normalization.tpu_layout import tpu_layout
 from bnderiv.normalization.units import Epsilon, Unit, is_finite, masked, one_of_three, scale_for
@@ -97,14 +98,15 @@ def _by_root_mean_square_fwd(groups, x, where, n, gamma, beta, eps):
 def _by_root_mean_square_bwd(groups, residuals, delta):
     x, where, n, gamma, beta, unit, r = residuals
     delta = delta.astype(r.dtype)
-    u = unit.of(x)
-    if where is not None:  # 0 · NaN is to be 0 in every sum
-        u = masked(where | is_finite(u), u)
-    x_hat = u * r
-    sum_delta_x_hat = groups.inner(delta * x_hat)
-    d_gamma = groups.to_parameters(sum_delta_x_hat)  # (N36)
+
+    def finite(u):  # 0 · NaN is to be 0 in every sum
+        return u if where is None else masked(where | is_finite(u), u)
+
+    x_hat = finite(in_dx(groups, x, where, unit)) * r
+    for_gamma, for_x = sums_in_both(groups, x, where, unit, lambda u: groups.inner(delta * finite(u) * r))
+    d_gamma = groups.to_parameters(for_gamma)  # (N36)
     d_beta = None if beta is None else groups.to_parameters(groups.inner(delta))  # (N6)
-    sum_g_x_hat = weighted_sum(groups, gamma, None, sum_delta_x_hat)  # Σ ĝ x̂, ĝ = γ δ
+    sum_g_x_hat = weighted_sum(groups, gamma, None, for_x)  # Σ ĝ x̂, ĝ = γ δ
     dx = unit.back(r * (gamma * delta - masked(where, x_hat) * (sum_g_x_hat / n)))  # (N36)
     d_eps = groups.over_all(-0.5 * r**2 * sum_g_x_hat * unit.scale * unit.scale)  # as ∂J/∂q; s² alone may overflow
     return dx.astype(x.dtype), None, None, d_gamma, d_beta, Epsilon(d_eps, None)
@@ -117,12 +119,12 @@ def about_zero(groups, x, n, eps):
     """A unit about zero, u = x s, by the largest |x| of each group, and mean u²."""
     largest = groups.reduce(lax.reduce_max, jnp.abs(x)).astype(n.dtype)
     scale = one_of_three(jnp.maximum(largest, eps.root))
-    # K s = 0, which XLA does not know. It fuses the maximum and the mean square only if another sum lies between.
-    unit = Unit(scale, groups.total(jnp.minimum(jnp.abs(x.astype(n.dtype) * scale), 0)))
-    return unit, groups.total(unit.of(x) ** 2) / n
+    unit = Unit(scale, jnp.zeros_like(scale))
+    return unit, groups.total(with_a_sum(unit.of(x), groups.statistics) ** 2) / n
 
 
-@closed_form(static=1, inner=True, alone=in_registers(about_zero))
+@closed_form(static=1, inner=True)
+@in_registers(about_zero)
 @tpu_layout
 def mean_square(groups, x, where, n, eps):
     """A unit about zero, u = x s, and mean u²: one read of x if s = 1 fits every group.

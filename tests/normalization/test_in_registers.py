@@ -1,7 +1,6 @@
-"""Rows as a GPU measures them without a gradient, on the CPU: no branch, and right for any of them."""
+"""Rows as a GPU measures them, on the CPU: no branch, and right for any of them."""
 
 from functools import partial
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import bnderiv
-from bnderiv.normalization import in_registers
+from bnderiv import _gpu
 from tests import forms
 from tests.case import random_like
 from tests.normalization import truth
@@ -34,53 +33,60 @@ def _draw(shape=(40, 768), dtype=jnp.float32):
     return tuple(jnp.asarray(rng.standard_normal(s), dtype) for s in (shape, shape[-1:], shape[-1:]))
 
 
-def _truth(name, x, gamma, beta, eps=EPS):
+def _truth(name, x, gamma, beta, delta, eps=EPS):
     centred = name == "layer_norm"
-    return truth.over_other_axes(x, gamma, beta if centred else 0, x, (1,), (0,), eps, centred=centred)[0]
+    return truth.over_other_axes(x, gamma, beta if centred else 0, delta, (1,), (0,), eps, centred=centred)[:3]
+
+
+def _both_ways(norm, delta, *arguments):
+    y, pull_back = jax.vjp(norm, *arguments)
+    return y, *pull_back(delta)
 
 
 def _has_branch(f, *arguments):
     return " cond[" in str(jax.make_jaxpr(f)(*arguments))
 
 
+def _elsewhere(name, x, gamma, beta, **options):
+    """The same norm as it is measured elsewhere: of two axes, of which one has length 1."""
+    return NORMS[name](x[..., None], gamma[:, None], beta[:, None], axis=(-2, -1), **options)[..., 0]
+
+
 @every_norm
-def test_without_a_gradient_nothing_is_tested(name):
+def test_nothing_is_assumed_and_tested(name):
     norm, arguments = NORMS[name], _draw()
-    assert not _has_branch(norm, *arguments)
-    assert _has_branch(jax.grad(lambda *a: norm(*a).sum()), *arguments)
     x, *_ = arguments
+    assert not _has_branch(norm, *arguments)
+    assert not _has_branch(jax.grad(lambda *a: norm(*a).sum()), *arguments)
+    assert _has_branch(partial(_elsewhere, name), *arguments)
     assert _has_branch(partial(norm, axis=0), x, x[:, 0], x[:, 0])
 
 
 def test_a_mask_and_long_rows_are_measured_as_elsewhere(monkeypatch):
     x, gamma, beta = _draw()
     assert _has_branch(lambda *a: bnderiv.layer_norm(*a, where=x > 0), x, gamma, beta)
-    monkeypatch.setattr(in_registers, "LONGEST", 767)
+    monkeypatch.setattr(_gpu, "LONGEST", 767)
     jax.clear_caches()
     assert _has_branch(bnderiv.layer_norm, x, gamma, beta)
-
-
-@pytest.mark.parametrize(
-    ("capabilities", "fuse"), [(["9.0", "8.0"], True), (["9.0", "7.5"], False), (["10.0"], True), (["gfx942"], True)]
-)
-def test_old_gpus_do_not_fuse_rows(monkeypatch, capabilities, fuse):
-    """Volta and Turing; such a GPU here is what the program is for."""
-    devices = [SimpleNamespace(compute_capability=each) for each in capabilities]
-    monkeypatch.setattr(jax, "devices", lambda: devices)
-    jax.clear_caches()
-    assert _has_branch(bnderiv.layer_norm, *_draw()) is not fuse
 
 
 @pytest.mark.as_users_compile
 @every_norm
 @pytest.mark.parametrize(
     ("mean", "deviation"),
-    [(0, 1), (1e2, 1), (1e4, 1), (0, 1e20), (3e30, 1e30), (0, 3e37), (0, 1e-3), (1e2, 1e-2), (0, 1e-30)],
+    [(0, 1), (1e2, 1), (1e4, 1), (0, 1e20), (3e30, 1e30), (0, 3e37), (0, 1e-3), (1e2, 1e-2), (0, 1e-15)],
 )
 def test_right_at_any_mean_and_scale(name, mean, deviation):
+    """y alone, and y, dx and dγ with a gradient."""
     x, gamma, beta = _draw()
     x = jnp.asarray(mean + deviation * np.asarray(x, np.float64), jnp.float32)
-    assert truth.relative_error(jax.jit(NORMS[name])(x, gamma, beta), _truth(name, x, gamma, beta)) < 2e-7
+    delta = 1e6 * random_like(x, 2)  # so that dx is a normal number at 3e37
+    y, dx, d_gamma = _truth(name, x, gamma, beta, delta)
+    assert truth.relative_error(jax.jit(NORMS[name])(x, gamma, beta), y) < 2e-7
+    found = jax.jit(lambda delta, *a: _both_ways(NORMS[name], delta, *a))(delta, x, gamma, beta)
+    assert truth.relative_error(found[0], y) < 2e-7
+    assert truth.relative_error(found[1], dx) < 2e-7
+    assert truth.relative_error(found[2], d_gamma) < 5e-7
 
 
 @every_norm
@@ -88,16 +94,18 @@ def test_right_at_any_mean_and_scale(name, mean, deviation):
 def test_other_dtypes(name, dtype):
     x, gamma, beta = _draw(dtype=dtype)
     x = 50 + 10 * x
-    y = NORMS[name](x, gamma, beta)
-    assert y.dtype == dtype
-    expected = _truth(name, x, gamma, beta, np.float64(1e-5) if dtype == "float64" else EPS)
-    assert truth.relative_error(y, expected) < max(float(jnp.finfo(dtype).eps) / 2, 1e-15)
+    delta = random_like(x, 2)
+    y, dx, _, _ = _both_ways(NORMS[name], delta, x, gamma, beta)
+    assert y.dtype == dx.dtype == dtype
+    expected = _truth(name, x, gamma, beta, delta, np.float64(1e-5) if dtype == "float64" else EPS)
+    for actual, right in zip((NORMS[name](x, gamma, beta), y, dx), (expected[0], *expected[:2]), strict=True):
+        assert truth.relative_error(actual, right) < max(float(jnp.finfo(dtype).eps) / 2, 1e-15)
 
 
 @pytest.mark.as_users_compile
 @every_norm
 @pytest.mark.parametrize("eps", [1e-5, 1e-12, 0])
-def test_rows_of_any_kind_as_with_a_gradient(name, eps):
+def test_rows_of_any_kind_as_elsewhere(name, eps):
     """Constants, zeros, an outlier, the whole range of float32, subnormal numbers, NaN, infinity."""
     x, gamma, beta = _draw()
     rows = np.asarray(x).copy()
@@ -108,14 +116,17 @@ def test_rows_of_any_kind_as_with_a_gradient(name, eps):
     rows[9] = 3e38 + 1e32 * rows[9]
     rows[10, 1], rows[11, 2], rows[12, 3] = np.nan, np.inf, -np.inf
     x = jnp.asarray(rows)
-    norm = partial(NORMS[name], eps=eps)
+    norm, delta = partial(NORMS[name], eps=eps), random_like(x, 3)
     alone = jax.jit(norm)(x, gamma, beta)
-    with_gradient = jax.jit(lambda *a: jax.vjp(norm, *a)[0])(x, gamma, beta)
+    y, dx, *sums = jax.jit(lambda *a: _both_ways(norm, *a))(delta, x, gamma, beta)
+    expected = jax.jit(lambda *a: _both_ways(partial(_elsewhere, name, eps=eps), *a))(delta, x, gamma, beta)
     assert np.isnan(alone[10:13]).any(1).all()
-    for a, b in zip(np.asarray(alone), np.asarray(with_gradient), strict=True):
-        np.testing.assert_array_equal(np.isnan(a), np.isnan(b))
-        if not np.isnan(a).any():
-            assert np.abs(a - b).max() <= 1e-6 * np.abs(b).max()
+    for actual, right in ((alone, expected[0]), (y, expected[0]), (dx, expected[1])):
+        for i, (a, b) in enumerate(zip(np.asarray(actual), np.asarray(right), strict=True)):
+            np.testing.assert_array_equal(np.isfinite(a), np.isfinite(b), err_msg=f"row {i}")
+            if np.isfinite(a).all():
+                assert np.abs(a - b).max() <= 1e-6 * np.abs(b).max(), f"row {i}"
+    assert np.isnan(sums[0]).all()  # NaN in x reaches γ's gradient
 
 
 @every_norm

@@ -1,0 +1,95 @@
+"""What only a GPU's program has, on the CPU: it changes no value and no derivative."""
+
+from functools import partial
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bnderiv
+from bnderiv import _gpu
+from tests import forms
+from tests.case import random_like
+
+LABELS = jnp.array([0, 3, 8, -1])
+LAYERS = {
+    "softmax": bnderiv.softmax,
+    "log_softmax": bnderiv.log_softmax,
+    "integer labels": lambda x: bnderiv.softmax_cross_entropy_with_integer_labels(x, LABELS),
+    "weights": lambda x: bnderiv.softmax_cross_entropy(x, jax.nn.one_hot(LABELS, 9, dtype=x.dtype)),
+}
+
+
+@pytest.fixture
+def on_a_gpu():
+    with forms.of("cuda"):
+        yield
+
+
+def _has_minimum(f, *arguments):
+    return " min " in str(jax.make_jaxpr(f)(*arguments))
+
+
+def test_a_row_is_the_same_to_the_bit(on_a_gpu):
+    x = random_like(jnp.ones((6, 5)), 0).at[1].set(0.0).at[2].set(-0.0).at[3, 1].set(jnp.inf).at[4, 2].set(-jnp.inf)
+    start = partial(_gpu.start_of_row, axes=(1,))
+    assert _has_minimum(start, x)
+    np.testing.assert_array_equal(start(x), x)
+    assert np.isnan(start(x.at[5, 0].set(jnp.nan))).sum() == 5  # the row, as sums of it do
+
+
+def test_its_derivative_is_one(on_a_gpu):
+    x = jnp.array([[0.0, -1.0, 2.0]])
+    delta = random_like(x, 1)
+    start = partial(_gpu.start_of_row, axes=(1,))
+    np.testing.assert_array_equal(jax.vjp(start, x)[1](delta)[0], delta)
+    np.testing.assert_array_equal(jax.jvp(start, (x,), (delta,))[1], delta)
+
+
+@pytest.mark.parametrize("axes", [(0,), (0, 1), ()])
+def test_only_the_last_axis_is_a_row(on_a_gpu, axes):
+    assert not _has_minimum(partial(_gpu.start_of_row, axes=axes), jnp.ones((4, 5)))
+
+
+def test_not_where_rows_are_long_nor_on_a_cpu(on_a_gpu, monkeypatch):
+    x = jnp.ones((2, 5))
+    monkeypatch.setattr(_gpu, "LONGEST", 4)
+    assert not _has_minimum(partial(_gpu.start_of_row, axes=(1,)), x)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "fit"), [(["9.0", "8.0"], True), (["9.0", "7.5"], False), (["10.0"], True), (["gfx942"], True)]
+)
+def test_old_gpus_fuse_no_rows(monkeypatch, capabilities, fit):
+    """Volta and Turing; such a GPU here is what the program is for."""
+    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(compute_capability=each) for each in capabilities])
+    assert _gpu.rows_fit((4, 5), (1,)) is fit
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_gradients_are_those_of_a_cpu(name):
+    """Of first and second order and in forward mode; with classes that are ruled out, and an infinite logit."""
+    layer = LAYERS[name]
+    x = random_like(jnp.ones((4, 9)), 2).at[0, 4].set(-jnp.inf).at[1, 5].set(jnp.inf)
+    first, second = random_like(layer(x), 3), random_like(x, 4)
+
+    def derivatives(x):
+        def gradient(x):
+            return jax.vjp(layer, x)[1](first)[0]
+
+        with bnderiv.forward_mode.enabled():
+            return gradient(x), jax.vjp(gradient, x)[1](second)[0], jax.jvp(layer, (x,), (second,))[1]
+
+    expected = derivatives(x)
+    with forms.of("cuda"):
+        assert _has_minimum(lambda x: jax.vjp(layer, x)[1](first), x)
+        found = derivatives(x)
+    for actual, right in zip(found, expected, strict=True):
+        np.testing.assert_allclose(actual, right, rtol=1e-5, atol=1e-6)
+
+
+def test_numbers_of_rows_in_one_array():
+    tree = {"a": jnp.arange(3.0)[:, None], "b": (jnp.full((3, 1), 7.0), -jnp.ones((3, 1)))}
+    jax.tree.map(np.testing.assert_array_equal, _gpu.in_one_array(tree), tree)
