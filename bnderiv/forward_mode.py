@@ -1,4 +1,4 @@
-"""Every layer and loss again, differentiable in both modes: jvp, jacfwd, linearize and hessian as well as grad.
+"""Every layer and loss again, differentiable in both modes: jvp, jacfwd and linearize as well as grad.
 
 `jax.custom_vjp` has no forward mode, so here each `_fwd` and `_bwd` is attached as a `jax.custom_jvp` (`_rule.py` says
 how). Names, signatures, values and gradients are those of `bnderiv`. For the backward a layer saves what it needs of

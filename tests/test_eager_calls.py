@@ -133,6 +133,13 @@ def test_nan_is_reported_only_where_there_is_one(layer):
         both_ways(f, arrays)
 
 
+def test_nan_is_not_reported_for_a_label_that_does_not_count():
+    labels = jnp.array([2, -1, 9, 0])
+    loss = partial(bnderiv.softmax_cross_entropy_with_integer_labels, labels=labels, where=jnp.arange(4) % 3 == 0)
+    with jax.debug_nans(True), jax.disable_jit():
+        both_ways(loss, (jnp.ones((4, 9)),))
+
+
 @pytest.mark.parametrize(
     "f",
     [

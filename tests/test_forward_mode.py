@@ -9,6 +9,7 @@ import pytest
 
 import bnderiv
 from bnderiv import forward_mode
+from tests.compiling import fast_jit
 from tests.contract import near
 
 X = jnp.asarray(np.random.default_rng(0).standard_normal((6, 3)))
@@ -75,6 +76,33 @@ def test_the_error_says_where_to_go():
     _, push = jax.linearize(bnderiv.relu, X)  # raises only when its result is called
     with pytest.raises(TypeError, match="forward-mode"):
         push(T)
+
+
+def tangent(f, x, t):
+    return jax.jvp(f, (x,), (t,))[1]
+
+
+def linearized(f, x, t):
+    return jax.linearize(f, x)[1](t)
+
+
+@pytest.mark.parametrize("push", [tangent, linearized])
+def test_what_needs_forward_mode_and_what_does_not(push):
+    """The table of docs/api/forward_mode.md."""
+
+    @partial(fast_jit, static_argnums=0)
+    def forward_over_reverse(layers, x):
+        return push(jax.grad(lambda x: (T * network(layers, x)).sum()), x, T)
+
+    @partial(fast_jit, static_argnums=0)
+    @partial(jax.grad, argnums=1)
+    def reverse_over_forward(layers, x):
+        return (push(partial(network, layers), x, T) ** 2).sum()
+
+    near(forward_over_reverse(bnderiv, X), forward_over_reverse(bnderiv.reference, X), 1e-5)
+    near(reverse_over_forward(forward_mode, X), reverse_over_forward(bnderiv.reference, X), 1e-5)
+    with pytest.raises(NotImplementedError, match="Differentiation rule for 'custom_lin' not implemented"):
+        reverse_over_forward(bnderiv, X)
 
 
 @pytest.mark.parametrize("window", [{"window": 2, "strides": 1}, {"window": 3, "padding": 1}, {"window": 2}], ids=str)

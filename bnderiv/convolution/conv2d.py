@@ -32,7 +32,8 @@ def conv2d(
 
     Args:
       x: input of rank 4 and floating dtype, channels last (N, H, W, C_in) unless the axes say otherwise.
-      kernel: weights, shape (kh, kw, C_in / groups, C_out) whatever the layout of x.
+      kernel: weights, shape (kh, kw, C_in / groups, C_out) whatever the layout of x. A weight of PyTorch becomes one by
+        `transpose(2, 3, 1, 0)`.
       bias: optional, shape (C_out,). Batch norm cancels it, so leave it out there.
       strides: step of the window, an int or (vertical, horizontal).
       padding: zeros around the input: "VALID" (none), "SAME" (⌈size / stride⌉ outputs, the odd zero at the bottom and

@@ -109,15 +109,20 @@ def _at_label(labels, z, half):
 
 def _code(labels, z, where):
     """The one-hot code in the dtype of z, and a factor, NaN for a label that is no class of an example that counts."""
-    hit, valid = one_hot(labels, z)
-    return hit.astype(z.dtype), valid if where is None else jnp.where(where.any(-1, keepdims=True), valid, 1)
+    hit, valid = one_hot(labels, z, None if where is None else where.any(-1, keepdims=True))
+    return hit.astype(z.dtype), valid
 
 
-def one_hot(labels, like):
-    """Booleans in the shape of `like`, True at each row's label; and a factor, NaN for a label that is no class."""
+def one_hot(labels, like, counts=None):
+    """Booleans in the shape of `like`, True at each row's label; and a factor, NaN for a label that is no class.
+
+    Where `counts` (..., 1) is False the factor is 1 for any label.
+    """
     labels = labels[..., None]
     classes = lax.broadcasted_iota(labels.dtype, like.shape, like.ndim - 1)
     valid = (labels >= 0) & (labels < like.shape[-1])
+    # Before the NaN, not after it: `jax.debug_nans` would stop at a label that does not count.
+    valid = valid if counts is None else valid | ~counts
     # Chosen as bits, because a constant NaN would stop `jax.debug_nans` whatever the labels are.
     one, nan = np.array([1, np.nan], like.dtype).view(f"u{like.dtype.itemsize}")
     return labels == classes, lax.bitcast_convert_type(jnp.where(valid, one, nan), like.dtype)
