@@ -38,7 +38,7 @@ AS_USERS_COMPILE = {
     *(
         TESTS / f"test_{name}.py"
         for name in (
-            "accuracy_experiment", "ahead_of_time", "near_the_limits", "powers_of_two", "what_must_not_grow",
+            "ahead_of_time", "near_the_limits", "powers_of_two", "what_must_not_grow",
         )
     ),
 }  # fmt: skip
