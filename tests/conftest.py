@@ -33,7 +33,7 @@ AS_USERS_COMPILE = {
     *(TESTS / "activation" / f"test_{name}.py" for name in ("every_activation", "log_softmax", "sigmoid", "tanh")),
     *(TESTS / "experiments" / f"test_{name}.py" for name in ("benchmark", "scale")),
     TESTS / "linear" / "test_dense.py",
-    *(TESTS / "normalization" / f"test_{name}.py" for name in ("extremes", "precision", "two_processes")),
+    *(TESTS / "normalization" / f"test_{name}.py" for name in ("extremes", "precision")),
     TESTS / "pooling" / "test_programs.py",
     *(
         TESTS / f"test_{name}.py"
@@ -50,14 +50,14 @@ def _as_users_compile(item):
 
 @pytest.hookimpl(tryfirst=True)  # before those are left out whose marks are not asked for
 def pytest_collection_modifyitems(items):
-    """Marks what is left out by `few`, and puts first what compiles as users do.
+    """Marks what is left out by `few`, and puts first what compiles as users do; of either kind what takes long.
 
     Between the two ways everything compiled is forgotten. First, as with several processes each begins with a long
     piece of the list, and ends with short ones: what a module of experiments prepares for its tests, which takes long,
     is then prepared once.
     """
     few(items)
-    items.sort(key=lambda item: not _as_users_compile(item))
+    items.sort(key=lambda item: (not _as_users_compile(item), item.get_closest_marker("long") is None))
 
 
 def few(items):
