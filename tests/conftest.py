@@ -33,12 +33,12 @@ AS_USERS_COMPILE = {
     *(TESTS / "activation" / f"test_{name}.py" for name in ("every_activation", "log_softmax", "sigmoid", "tanh")),
     *(TESTS / "experiments" / f"test_{name}.py" for name in ("benchmark", "scale")),
     TESTS / "linear" / "test_dense.py",
-    *(TESTS / "normalization" / f"test_{name}.py" for name in ("extremes", "precision", "two_processes")),
+    *(TESTS / "normalization" / f"test_{name}.py" for name in ("extremes", "precision")),
     TESTS / "pooling" / "test_programs.py",
     *(
         TESTS / f"test_{name}.py"
         for name in (
-            "accuracy_experiment", "ahead_of_time", "near_the_limits", "powers_of_two", "what_must_not_grow",
+            "ahead_of_time", "near_the_limits", "powers_of_two", "what_must_not_grow",
         )
     ),
 }  # fmt: skip
@@ -50,21 +50,22 @@ def _as_users_compile(item):
 
 @pytest.hookimpl(tryfirst=True)  # before those are left out whose marks are not asked for
 def pytest_collection_modifyitems(items):
-    """Marks what is left out by `few`, and puts first what compiles as users do.
+    """Marks what is left out by `few`, and puts first what compiles as users do; of either kind what takes long.
 
     Between the two ways everything compiled is forgotten. First, as with several processes each begins with a long
     piece of the list, and ends with short ones: what a module of experiments prepares for its tests, which takes long,
     is then prepared once.
     """
     few(items)
-    items.sort(key=lambda item: not _as_users_compile(item))
+    items.sort(key=lambda item: (not _as_users_compile(item), item.get_closest_marker("long") is None))
 
 
 def few(items):
     """`@pytest.mark.few(core, slow)` keeps `core` cases of a test in the core, and `slow` more in `.ci/run`.
 
-    The others become `slow` and, if there is a second number, `exhaustive`. A hash of the name chooses, as the first
-    cases would be much alike. It chooses among what is collected: a case that is asked for alone is kept.
+    The others become `slow` and, if there is a second number, `exhaustive`. A hash of the name chooses the core, as the
+    first cases would be much alike. For `.ci/run` the next case is the one with the most parameters whose values no
+    chosen case has. Both choose among what is collected: a case that is asked for alone is kept.
     """
     tests = defaultdict(list)
     for item in items:
@@ -72,15 +73,34 @@ def few(items):
             tests[item.nodeid.partition("[")[0]].append(item)
     for cases in tests.values():
         core, slow = (*cases[0].get_closest_marker("few").args, len(cases))[:2]
-        room = {"slow": core, "exhaustive": slow}
-        for item in sorted(cases, key=lambda item: hashlib.sha256(item.name.encode()).digest()):
-            for mark in room:
-                if item.get_closest_marker(mark):
-                    continue
-                if room[mark] > 0:
-                    room[mark] -= 1
-                    break
-                item.add_marker(mark)
+        cases.sort(key=lambda item: hashlib.sha256(item.name.encode()).digest())
+        chosen = [item for item in cases if not item.get_closest_marker("slow")][:core]
+        others = [item for item in cases if item not in chosen]
+        for item in others:
+            item.add_marker("slow")
+        others = [item for item in others if not item.get_closest_marker("exhaustive")]
+        if slow < len(others):
+            seen = set().union(*map(_values, chosen))
+            for _ in range(slow):
+                best = max(others, key=lambda item: len(_values(item) - seen))  # the first of equals
+                others.remove(best)
+                seen |= _values(best)
+            for item in others:
+                item.add_marker("exhaustive")
+
+
+def _values(item):
+    """Each parameter with its value, or with the object where that has no hash."""
+    params = item.callspec.params.items() if hasattr(item, "callspec") else ()
+    return {(name, value if _has_hash(value) else id(value)) for name, value in params}
+
+
+def _has_hash(value):
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
 
 
 def pytest_collection_finish():

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 from bnderiv import reference
 from experiments import _report
 from experiments.accuracy import cases, judgment, libraries, pages, run
+from tests.compiling import of_a_user
 
 pytestmark = pytest.mark.slow
 
@@ -39,10 +39,7 @@ def quick(tmp_path_factory):
     """The quick command as a user starts it: its output, and its folder of results."""
     out = tmp_path_factory.mktemp("accuracy") / "results"
     command = [sys.executable, "-m", "experiments.accuracy.run", "--quick", "--out", str(out)]
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=300
-    )
+    done = subprocess.run(command, cwd=ROOT, env=of_a_user(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done, out
 

@@ -21,6 +21,7 @@ import bnderiv
 from bnderiv.normalization.tpu_layout import compact_order
 from experiments import _report
 from experiments._programs import Array, convolutions, kernels, usual_path
+from tests.compiling import fast_jit
 from tests.devices import traced_for
 
 pytest.importorskip("tyro")
@@ -166,11 +167,11 @@ def test_the_block_is_flax_s():
         theirs |= {f"Conv_{i}": {"kernel": kernel}, f"BatchNorm_{i}": {"scale": gamma, "bias": beta}}
     with jax.numpy_rank_promotion("allow"):
         blocks = flax_peer.Bottleneck(narrow), flax_peer.Bottleneck(narrow, conv=flax_peer.linen.Conv, ours=True)
-        applied: Any = [jax.jit(partial(b.apply, mutable=["batch_stats"]))({"params": theirs}, x) for b in blocks]
+        applied: Any = [fast_jit(partial(b.apply, mutable=["batch_stats"]))({"params": theirs}, x) for b in blocks]
     (peer, state), (in_flax, its_state) = applied
     chex.assert_trees_all_close((in_flax, its_state), (peer, state), rtol=1e-5, atol=1e-5)
     for package in (bnderiv, bnderiv.reference):
-        y, _ = jax.jit(partial(ahead_of_time.bottleneck, package))(running, params, x)
+        y, _ = fast_jit(partial(ahead_of_time.bottleneck, package))(running, params, x)
         np.testing.assert_allclose(y, peer, rtol=1e-5, atol=1e-5)
 
 
@@ -184,7 +185,7 @@ def test_the_resnets_are_one_network():
     with jax.numpy_rank_promotion("allow"):
         params, state = theirs[1](x)
         assert jax.tree.structure(jax.eval_shape(ours[1], x)) == jax.tree.structure((params, state))
-        (y, new), (expected, its_new) = (jax.jit(apply)(params, state, x) for apply, _ in (ours, theirs))
+        (y, new), (expected, its_new) = (fast_jit(apply)(params, state, x) for apply, _ in (ours, theirs))
     chex.assert_trees_all_close((y, new), (expected, its_new), rtol=1e-4, atol=1e-4)
 
 
@@ -236,6 +237,7 @@ def test_redraw_needs_numbers_and_a_case_a_name(tmp_path):
 
 NORM = (256, 56, 56, 256)
 HALF = jnp.bfloat16
+EXHAUSTIVE = [pytest.mark.slow, pytest.mark.exhaustive]
 
 
 def counted(target, case, who="bnderiv"):
@@ -252,9 +254,20 @@ def norm_case(relu, dtype):
     return ahead_of_time.Case("norm", x, partial(ahead_of_time.layers, "batch_norm_relu" if relu else "batch_norm", x))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("relu", [False, True], ids=["batch norm", "batch norm + relu"])
-@pytest.mark.parametrize("target", ["v5e", "h100"])
+# Four of the eight: on each target both norms and both dtypes, and each norm in both dtypes.
+@pytest.mark.parametrize(
+    ("target", "relu", "dtype"),
+    [
+        pytest.param(
+            *(target, relu, dtype),
+            marks=[] if relu == ((target == "v5e") == (dtype == "bfloat16")) else EXHAUSTIVE,
+            id=f"{target}-batch norm{' + relu' * relu}-{dtype}",
+        )
+        for target in ("v5e", "h100")
+        for relu in (False, True)
+        for dtype in ("float32", "bfloat16")
+    ],
+)
 def test_batch_norm_in_eight_passes(target, relu, dtype):
     """Statistics read x, the map reads it and writes y, the sums read x and dy, dx reads both and is written."""
     found = counted(target, norm_case(relu, dtype))
@@ -334,8 +347,13 @@ except targets.Absent as error:
 """
 
 
-@pytest.mark.few(1)
-@pytest.mark.parametrize(("graphs", "waits"), [("", False), ("-CONDITIONAL", True)], ids=["default", "no branches"])
+@pytest.mark.parametrize(
+    ("graphs", "waits"),
+    [
+        pytest.param("", False, id="default"),
+        pytest.param("-CONDITIONAL", True, marks=EXHAUSTIVE, id="no branches"),  # so that the count is seen to see
+    ],
+)
 def test_a_gpu_runs_a_norm_without_waiting_for_the_host(graphs, waits, tmp_path):
     """The branch is within a CUDA graph, unless these are to have none."""
     flags = f"--xla_dump_to={tmp_path}" + f" --xla_gpu_enable_command_buffer={graphs}" * bool(graphs)
@@ -363,6 +381,7 @@ def test_a_gpu_convolves_half_precision_in_half_precision():
     assert of(bnderiv.reference.conv2d)["float32 convolutions"] == 3  # which accumulates in float32, and says so
 
 
+@pytest.mark.long
 def test_on_a_gpu_a_block_keeps_what_flax_s_keeps():
     """Each convolution's kernel gradient comes before what needs its δ next; at the end, all of them would be kept.
 
@@ -381,6 +400,7 @@ def test_on_a_gpu_a_block_keeps_what_flax_s_keeps():
         assert keeps_more == case.name.startswith(of_flax), case.name  # as the README says
 
 
+@pytest.mark.long
 def test_on_a_gpu_a_whole_step_is_leaner_than_flax_s():
     """Within a step nothing keeps the compiler from storing in the forward what the backward could make again.
 

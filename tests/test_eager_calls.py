@@ -123,7 +123,12 @@ def test_operation_by_operation_where_jit_is_disabled(compiled):
 @pytest.mark.parametrize(
     "layer",
     [
-        pytest.param(name, marks=[] if name in ("batch_renorm", "batch_norm_inference") or "integer" in name else SLOW)
+        pytest.param(
+            name,
+            marks=[]
+            if name in ("batch_renorm", "batch_norm_inference") or "integer" in name
+            else [*SLOW, *[pytest.mark.exhaustive] * (name in ALIKE)],
+        )
         for name in EVERY
     ],
 )

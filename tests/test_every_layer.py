@@ -32,7 +32,7 @@ def _marks(promise, case):
     return EXHAUSTIVE if promise in REPEATED else [pytest.mark.slow]
 
 
-@pytest.mark.few(6, 22)
+@pytest.mark.few(6, 16)
 @pytest.mark.parametrize(
     ("case", "promise"),
     [
@@ -55,7 +55,7 @@ def test_eager(case):
     contract.eager(bnderiv, case)
 
 
-@pytest.mark.few(0, 24)
+@pytest.mark.few(0, 16)
 @pytest.mark.slow
 @pytest.mark.parametrize("promise", contract.TRANSFORMS, ids=lambda p: p.__name__)
 @pytest.mark.parametrize("case", DISTINCT, ids=str)
@@ -63,7 +63,7 @@ def test_transform(promise, case):
     promise(bnderiv, case)
 
 
-@pytest.mark.few(0, 10)
+@pytest.mark.few(0, 8)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "promise"),
@@ -78,7 +78,7 @@ def test_both_modes_at_every_case(promise, case):
     promise(bnderiv.forward_mode, case)
 
 
-@pytest.mark.few(0, 8)
+@pytest.mark.few(0, 7)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "promise",

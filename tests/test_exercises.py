@@ -209,7 +209,7 @@ def test_the_answers_are_right_and_there_is_one_for_each_empty_cell(name, capsys
     assert capsys.readouterr().out.count("Right:") == len(answers(name))
 
 
-@pytest.mark.few(0, 9)
+@pytest.mark.few(0, 6)
 @pytest.mark.parametrize(("name", "number", "answer", "hint"), [(n, *row) for n in NAMES for row in WRONG[n]])
 def test_a_typical_wrong_answer_gets_the_right_hint(name, number, answer, hint):
     with pytest.raises(AssertionError, match=hint):

@@ -1,6 +1,7 @@
 """How many cases of a test are in the core, and in .ci/run, where `@pytest.mark.few` says so (`conftest.py`)."""
 
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,6 +15,7 @@ class Item:
 
     def __init__(self, name, **marks):
         self.name, self.nodeid, self.marks = name, f"tests/test_file.py::{name}", marks
+        self.callspec = SimpleNamespace(params={})
 
     def get_closest_marker(self, name):
         return self.marks.get(name)
@@ -45,3 +47,16 @@ def test_which_are_kept_hangs_on_names_alone():
     few(back)
     kept = [{item.name for item in of_test if "slow" not in item.marks} for of_test in (forth, back)]
     assert kept[0] == kept[1] != set(CASES[:4])
+
+
+def test_in_ci_every_value_has_a_case_before_one_has_two():
+    """Of 30 cases five have all six letters and all five lists, which have no hash."""
+    lists = [[i] for i in range(5)]
+    of_test = items(1, 5)
+    for i, item in enumerate(of_test):
+        item.callspec.params = {"letter": "abcdef"[i % 6], "values": lists[i % 5]}
+    few(of_test)
+    run = [item.callspec.params for item in of_test if "exhaustive" not in item.marks]
+    assert len(run) == 6
+    assert {params["letter"] for params in run} == set("abcdef")
+    assert {params["values"][0] for params in run} == set(range(5))

@@ -34,7 +34,7 @@ LAYERS = {
 SIMPLE = ("squared_error", "relu", "relu, cotangent", "flatten")
 
 
-@pytest.mark.few(11, 14)
+@pytest.mark.few(11, 9)
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [

@@ -73,9 +73,10 @@ def differences(committed, fresh):
     return found
 
 
-@pytest.mark.few(0, 1)
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NOTEBOOKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n == "naive_variance" else pytest.mark.exhaustive) for n in NOTEBOOKS]
+)
 def test_it_says_what_it_said(name, tmp_path, monkeypatch):
     kernel = run.kernel_environment()
     monkeypatch.setattr(run, "kernel_environment", lambda: kernel | {"XLA_FLAGS": of_a_user().get("XLA_FLAGS", "")})

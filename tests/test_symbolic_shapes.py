@@ -66,7 +66,7 @@ def _named(attachment: Any, case: tuple[str, tuple[str, ...], dict[str, Any]], *
     return pytest.param(attachment, *case, marks=marks, id=f"{attachment.__name__}.{layer}({'; '.join(shapes)})")
 
 
-@pytest.mark.few(2, 9)
+@pytest.mark.few(2, 6)
 @pytest.mark.parametrize(
     ("attachment", "layer", "shapes", "options"),
     [_named(bnderiv, case) for case in CASES]

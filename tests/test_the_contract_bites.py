@@ -15,7 +15,7 @@ NONE_AND_SLIPS = [
 ]
 
 
-@pytest.mark.few(5, 13)
+@pytest.mark.few(5, 8)
 @pytest.mark.parametrize("slip", NONE_AND_SLIPS, ids=str)
 def test_slip_is_caught_and_without_one_the_layer_passes(slip):
     planted = Planted(slip.case, slip.change)

@@ -65,7 +65,7 @@ def test_batch_norm_writes_nothing_of_the_size_of_x_but_its_results(layer, full)
     assert batch_norm_program(layer).memory_analysis().temp_size_in_bytes < 0.01 * size_in_bytes(X)
 
 
-@pytest.mark.few(0)
+@pytest.mark.few(0, 2)
 @pytest.mark.parametrize(("layer", "passes", "flops"), [("batch_norm", 11, 41.1), ("batch_norm_relu", 14, 49.1)])
 @pytest.mark.parametrize("channels", [24, 6])  # as they are, and in rows of 20·6
 def test_batch_norm_passes_and_arithmetic(layer, passes, flops, channels):
@@ -81,7 +81,7 @@ def test_batch_norm_runs_none_of_the_slow_operations(layer):
     assert not opcodes(batch_norm_program(layer), at_least=X.size) & SLOW
 
 
-@pytest.mark.few(0)
+@pytest.mark.few(0, 2)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("layer", ["batch_norm", "batch_norm_relu"])
 def test_batch_norm_keeps_x_and_ten_vectors(layer, dtype):

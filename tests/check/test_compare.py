@@ -19,6 +19,7 @@ from bnderiv.check import Report, Row, compare, programs, roundings
 from bnderiv.check.__main__ import _draw, _shapes, main
 from bnderiv.check.lines import Lines
 from tests.cases import CASES
+from tests.compiling import of_a_user
 
 pytestmark = pytest.mark.slow
 
@@ -959,7 +960,8 @@ def test_as_a_program(tmp_path):
     )
     command = [sys.executable, "-m", "bnderiv.check", "mine:f", "--reference", "mine:plain", "--shapes", "(3,)"]
     root = str(bnderiv.__path__[0]).removesuffix("/bnderiv")
-    environment = {"PYTHONPATH": root, "JAX_PLATFORMS": "cpu", "PATH": ""}
+    flags = of_a_user().get("XLA_FLAGS", "")
+    environment = {"PYTHONPATH": root, "JAX_PLATFORMS": "cpu", "PATH": "", "XLA_FLAGS": flags}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1, done.stderr
     assert "gradient" in done.stdout

@@ -56,7 +56,7 @@ def test_a_wrong_rule_is_caught(case, configuration):
     assert caught(case, configuration) == (configuration not in case.misses)
 
 
-@pytest.mark.few(0, 4)
+@pytest.mark.few(0, 3)
 @pytest.mark.parametrize(("case", "configuration"), list(each(RIGHT + REAL)))
 def test_a_right_rule_passes(case, configuration):
     report = run(compare, case, configuration, **({"modes": ALONE} if "alone" in configuration else {}))

@@ -84,7 +84,7 @@ def test_each_way_with_all_options_is_the_loop(way, layout):
             _is_the_loop(way, layout, EVERYTHING)
 
 
-@pytest.mark.few(4, 18)
+@pytest.mark.few(4, 12)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize(("way", "layout"), WAYS)
 def test_each_way_is_the_loop(way, layout, shape):

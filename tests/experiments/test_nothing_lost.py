@@ -94,20 +94,18 @@ def whole(folder, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_killed_at_three_points_it_ends_with_the_same_bits(folder, whole, tmp_path):
-    """Between two checkpoints in an epoch's middle; while one is written; after the last, before the results."""
-    options = [*CHOSEN.arguments(), "--data", folder, "--checkpoint-every", 4]
+def test_killed_at_two_points_it_ends_with_the_same_bits(folder, whole, tmp_path):
+    """In the middle of an epoch, while a checkpoint is written; and after the last one, before the results."""
+    options = [*CHOSEN.arguments(), "--data", folder, "--checkpoint-every", 2]
     run = tmp_path / "killed"
     kept = run / "checkpoints"
 
-    kill_when(start("train", *options, "--out", run), lambda: (kept / "4").exists() and not list(kept.glob(UNFINISHED)))
-    assert Checkpoints(run).steps() == [4]
+    def in_the_first_epoch():
+        return (kept / "2").exists() and not (kept / "6").exists() and list(kept.glob(UNFINISHED))
 
-    kill_when(
-        start("resume", run, "--checkpoint-every", 4), lambda: (kept / "8").exists() and list(kept.glob(UNFINISHED))
-    )
+    kill_when(start("train", *options, "--out", run), in_the_first_epoch)
     assert list(kept.glob(UNFINISHED))
-    assert 8 in Checkpoints(run).steps()
+    assert Checkpoints(run).steps() in ([2], [2, 4])
 
     kill_when(start("resume", run), lambda: (kept / "18").exists())
     assert not (run / "parameters.npz").exists()

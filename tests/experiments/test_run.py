@@ -204,7 +204,8 @@ def test_ctrl_c_says_how_to_go_on(kept, tmp_path):
         "run.main = lambda main=run.main: main(['--model', 'mlp', '--out', sys.argv[1]])\n"
         "_command.start('experiments.interrupted')\n"
     )
-    done = subprocess.run([sys.executable, "-c", program, str(out)], cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, "-c", program, str(out)]
+    done = subprocess.run(command, cwd=ROOT, env=of_a_user(), capture_output=True, text=True)
     assert done.returncode == 130
     last = done.stderr.splitlines()[-1]
     assert last.startswith("interrupted. ")

@@ -200,7 +200,7 @@ def test_a_label_whose_class_does_not_count_is_like_its_code():
         near(indexed(jnp.asarray(Z), LABELS, **given), weighted(jnp.asarray(Z), code, **given), 1e-14)
 
 
-@pytest.mark.few(0, 4)
+@pytest.mark.few(0, 3)
 @pytest.mark.slow
 @pytest.mark.as_users_compile
 @either

@@ -33,7 +33,7 @@ def _cotangents(x):
     return random_like(x, 1), bnderiv.BatchStats(*random_like((channels,) * 3, 2))
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(2, 2)
 @pytest.mark.parametrize("layer", [bnderiv.batch_norm, bnderiv.batch_norm_relu], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_what_is_masked_out_reaches_nothing(layer, bad):
@@ -51,7 +51,7 @@ def test_what_is_masked_out_reaches_nothing(layer, bad):
     assert all(np.isfinite(a).all() for a in jax.tree.leaves(run(jnp.where(everywhere, x, bad))))
 
 
-@pytest.mark.few(1)
+@pytest.mark.few(1, 2)
 @pytest.mark.parametrize("layers", [bnderiv, bnderiv.forward_mode], ids=lambda m: m.__name__)
 @pytest.mark.parametrize("bad", [np.finfo(np.float32).max, np.finfo(np.float32).min, np.nan])
 def test_nor_where_its_deviation_is_no_number(layers, bad):

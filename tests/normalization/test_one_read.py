@@ -45,7 +45,7 @@ def _errors(x, guess, seed=1):
 ABSURD = [0.0, 1.0, -1e3, 1e4, 1e10, -1e30, 3e38, np.nan, np.inf, -np.inf, [0, np.nan, 1e4, np.inf, -3e38, 1]]
 
 
-@pytest.mark.few(6)
+@pytest.mark.few(6, 14)
 @pytest.mark.as_users_compile
 @pytest.mark.parametrize("guess", [None, *ABSURD], ids=str)
 @pytest.mark.parametrize("mean", [0.0, 1.0, 1e4])
@@ -56,7 +56,7 @@ def test_any_guess_gives_the_same(guess, mean):
     np.testing.assert_allclose(stats.mean, (np.float32(_draw()[0] + mean)).mean((0, 1, 2), np.float64), 1e-6, 1e-6)
 
 
-@pytest.mark.few(12)
+@pytest.mark.few(12, 12)
 @pytest.mark.as_users_compile
 @pytest.mark.parametrize("guess", ABSURD, ids=str)
 @pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e20, 1e30])
@@ -96,7 +96,7 @@ def test_both_sides_of_the_threshold(measured_again, shape):
             assert max(errors[2:]) < 5e-7, (mean, off)
 
 
-@pytest.mark.few(1)
+@pytest.mark.few(1, 3)
 @pytest.mark.parametrize("shape", [SHAPE, (64, 7), (4, 30, 30, 20), (6, 28, 28, 32)], ids=str)
 def test_a_sample_is_near_enough(measured_again, shape):
     axis = 0 if shape[0] == 6 else -1
@@ -192,7 +192,7 @@ def test_a_sample_that_is_not_like_the_rest():
     assert max(_errors(x, None)[0][:2]) < 2e-6  # an outlier of 1e4 in each image: as in test_precision
 
 
-@pytest.mark.few(0)
+@pytest.mark.few(0, 6)
 @pytest.mark.parametrize("eps", [16.0, 1e20, 1e30])
 @pytest.mark.parametrize("value", [0.0, 1.0, 1000.0])
 @pytest.mark.parametrize("guess", [None, 0.0])
@@ -265,7 +265,7 @@ def test_under_vmap_a_branch_that_nobody_needs_is_not_taken(measured_again):
     )
 
 
-@pytest.mark.few(0)
+@pytest.mark.few(0, 4)
 @pytest.mark.as_users_compile
 @pytest.mark.parametrize("sigma", [1e-4, 1e-5, 1e-6, 4e-7])
 @pytest.mark.parametrize("guess", [3e-4, 2e-6])
@@ -276,7 +276,7 @@ def test_a_guess_near_beside_epsilon_alone(sigma, guess):
     np.testing.assert_allclose(stats.var, np.float32(_draw(12)[0] * sigma).astype(np.float64).var((0, 1, 2)), 1e-6)
 
 
-@pytest.mark.few(1)
+@pytest.mark.few(1, 7)
 @pytest.mark.as_users_compile
 @pytest.mark.parametrize("guess", [0, 1, 2, 7])
 @pytest.mark.parametrize(("elements", "value"), [(10_000, 1e9), (100_000, 1e9), (100_000, 1e6), (11_000, 1e3)])

@@ -80,6 +80,7 @@ def test_scales_far_below_epsilon(scale):
         assert truth.relative_error(ours, theirs) < 1e-6
 
 
+@pytest.mark.few(0, 2)
 @pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 4e-4), ("bfloat16", 3e-3)])
 @pytest.mark.parametrize("shape", SHAPES[:2], ids=str)
@@ -93,7 +94,9 @@ def test_float64():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", [(10_000_000, 1), (100, 1000, 100, 1)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(10_000_000, 1), pytest.param((100, 1000, 100, 1), marks=pytest.mark.exhaustive)], ids=str
+)
 def test_ten_million_elements_do_not_drift(shape):
     x, gamma, beta = _normal(shape, 11) + 100, np.ones(1), np.zeros(1)
     delta = _normal(shape, 12)

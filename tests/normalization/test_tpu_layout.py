@@ -54,12 +54,13 @@ def moves(monkeypatch):
     return found
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(3, 5)
 @pytest.mark.parametrize("case", MOVED, ids=str)
 def test_value_and_gradient(case):
     contract.vjp(bnderiv, case)
 
 
+@pytest.mark.few(0, 7)
 @pytest.mark.slow
 @pytest.mark.parametrize("promise", [contract.gradient_of_gradient, contract.vmap], ids=lambda p: p.__name__)
 @pytest.mark.parametrize("case", [c for c in FIRST if c.differentiable], ids=str)

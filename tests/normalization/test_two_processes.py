@@ -1,6 +1,5 @@
 """Two processes, joined by jax.distributed on the loopback address, train to the same numbers as one."""
 
-import os
 import socket
 import subprocess
 import sys
@@ -8,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+from tests.compiling import of_a_user
 
 WORKER = Path(__file__).with_name("two_processes_worker.py")
 ROOT = Path(__file__).parents[2]
@@ -17,7 +18,7 @@ def _run(processes, folder):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = of_a_user() | {"PYTHONPATH": str(ROOT)}
     outs = [folder / f"{processes}-{i}.npz" for i in range(processes)]
     workers = [
         subprocess.Popen(

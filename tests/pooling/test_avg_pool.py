@@ -30,13 +30,14 @@ def equals_the_loops(problem, count_include_pad, divisor_override):
     chex.assert_trees_all_close((y, dx), expected, rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.few(1, 0)
+@pytest.mark.few(1, 2)
 @settings(max_examples=15)
 @given(loops.problems(), st.booleans(), st.sampled_from([None, None, 3]))
 def test_equals_the_loops(problem, count_include_pad, divisor_override):
     equals_the_loops(problem, count_include_pad, divisor_override)
 
 
+@pytest.mark.few(0, 1)
 @pytest.mark.slow
 @given(loops.problems(), st.booleans(), st.sampled_from([None, None, 3]))
 def test_equals_the_loops_at_more(problem, count_include_pad, divisor_override):

@@ -42,7 +42,7 @@ def test_equals_the_loops(platform, problem, palette):  # noqa: F811
     equals_the_loops(platform, problem, palette)
 
 
-@pytest.mark.few(0, 2)
+@pytest.mark.few(0, 1)
 @pytest.mark.slow
 @settings(max_examples=80)
 @given(loops.problems(dilated=True), st.sampled_from(sorted(PALETTES)))
