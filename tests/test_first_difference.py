@@ -2,6 +2,7 @@
 
 import re
 from types import SimpleNamespace
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -137,3 +138,18 @@ def test_tensors_with_a_graph(right):
     tensor = SimpleNamespace(detach=lambda: SimpleNamespace(cpu=lambda: cpu))
     assert steps.first_difference({"dx": tensor}, right.norm) is None
     assert jnp.shape(right.norm.dx) == array.shape
+
+
+def test_kept_axes_hide_no_slip():
+    """NumPy's keepdims=True is harmless until the end, so a slip after it is named first."""
+    x, dy = RNG.normal(size=(2, 5, 3))
+    right = steps.batch_norm(x, np.ones(3), np.zeros(3), dy)
+    kept = {"mu": x.mean(0, keepdims=True), "var": x.var(0, keepdims=True)}
+    found: Any = steps.first_difference(kept | {"dx": -np.asarray(right.dx)}, right)
+    assert (found.step, found.slip) == ("dx", "the sign: it is minus the right value")
+    found = steps.first_difference(kept | {"dx": right.dx}, right)
+    assert (found.step, found.mine, found.right) == ("mu", (1, 3), (3,))
+    assert "axes of length 1" in found.slip
+    found = steps.first_difference({"var": x.var(0, keepdims=True, ddof=1)}, right)
+    assert found.step == "var"
+    assert found.amount > 0.01  # its numbers are compared

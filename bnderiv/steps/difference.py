@@ -15,7 +15,7 @@ import numpy as np
 from jax.core import Tracer
 
 from bnderiv.steps.aliases import ALIASES
-from bnderiv.steps.known_slips import about_shapes, explain
+from bnderiv.steps.known_slips import KEPT_AXES, about_shapes, explain
 from bnderiv.steps.rounding import amplification, distance, floors, largest, tolerance_for, tolerance_for_input, wide
 from bnderiv.steps.table import INPUT, OPTION, Field, fields, table
 
@@ -68,6 +68,8 @@ class Difference:
 
 def first_difference(mine: Any, steps: Any, *, rtol: float | None = None) -> Difference | None:
     """The first step of `mine`, in the order of the derivation, that disagrees with `steps`.
+
+    Right numbers with more axes of length 1, as `keepdims=True` leaves them, are reported only if all others agree.
 
     Two arrays agree if they differ by no more than rounding: `rtol` times the step's largest element. A smaller
     difference is reported too if a known slip explains it (ε outside of the root changes the sixth digit).
@@ -132,8 +134,13 @@ def first_difference(mine: Any, steps: Any, *, rtol: float | None = None) -> Dif
         seen_right.append(name)
         return found
 
-    found = (compare(name, field) for name, field in fields(type(steps)).items() if name in named)
-    return next((difference for difference in found if difference is not None), None)
+    kept: Difference | None = None  # harmless, as NumPy broadcasts: what is wrong after it comes first
+    for name, field in fields(type(steps)).items():
+        difference = compare(name, field) if name in named else None
+        if difference is not None and difference.slip != KEPT_AXES:
+            return difference
+        kept = kept or difference
+    return kept
 
 
 def _by_their_names(named: Mapping[str, Any], has: Mapping[str, Any], steps: Any) -> dict[str, Any]:
@@ -185,6 +192,9 @@ def _compare(
             return f"another input: all that follows is for another {name}"
         return explain(name, mine, right, tolerance, floor, steps, seen_right)
 
+    shape = mine.shape
+    if mine.ndim > right.ndim and [n for n in shape if n != 1] == [n for n in right.shape if n != 1]:
+        mine = mine.reshape(right.shape)
     if mine.shape != right.shape and not _stretches(mine, right):
         slip = slip_of(mine) or about_shapes(mine, right)
         return Difference(name, slip, None, None, None, mine.shape, right.shape, symbol, label)
@@ -196,7 +206,8 @@ def _compare(
     gross = worst > max(tolerance * scale, floor)
     slip = slip_of(mine) if gross or (worst > floor and label != INPUT) else None
     if not gross and slip is None:
-        return None
+        same = len(shape) <= right.ndim
+        return None if same else Difference(name, KEPT_AXES, None, None, None, shape, right.shape, symbol, label)
     place = tuple(int(i) for i in np.unravel_index(int(amounts.argmax()), amounts.shape))
     relative = worst / scale if scale > 0 else math.inf
     return Difference(name, slip, worst, relative, place, float(mine[place]), float(right[place]), symbol, label)
