@@ -176,12 +176,16 @@ def test_the_block_is_flax_s():
 
 
 @pytest.mark.slow
-def test_the_resnets_are_one_network():
+@pytest.mark.parametrize(
+    ("name", "shape", "blocks"), [("ResNet", (2, 32, 32, 3), [(2,)]), ("Transformer", (2, 7, 24), [])]
+)
+def test_the_peers_are_one_network(name, shape, blocks):
     pytest.importorskip("flax")
     from experiments.benchmark import flax_peer
 
-    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 32, 32, 3)), jnp.float32)
-    ours, theirs = (flax_peer.functions(flax_peer.ResNet((2,), ours)) for ours in (True, False))
+    x = jnp.asarray(np.random.default_rng(0).standard_normal(shape), jnp.float32)
+    network = partial(getattr(flax_peer, name), *blocks)
+    ours, theirs = (flax_peer.functions(network(ours=ours)) for ours in (True, False))
     with jax.numpy_rank_promotion("allow"):
         params, state = theirs[1](x)
         assert jax.tree.structure(jax.eval_shape(ours[1], x)) == jax.tree.structure((params, state))

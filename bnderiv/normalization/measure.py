@@ -66,9 +66,8 @@ def about_the_mean(groups: Groups, x: jax.Array, n: Any, eps: Epsilon) -> Moment
         return groups.total(a) / n
 
     unit = from_the_smallest(groups, x, None, eps, n.dtype)
-    u = with_a_sum(unit.of(x), groups.statistics)
-    unit = Unit(unit.scale, unit.origin + finite(mean_of(u)))
-    u = with_a_sum(unit.of(x), groups.statistics)
+    unit = Unit(unit.scale, unit.origin + finite(mean_of(unit.of(x))))
+    u = unit.of(x)
     mean = mean_of(u)
     return Moments(unit, mean, mean_of(with_a_sum(u - mean, groups.statistics) ** 2))
 

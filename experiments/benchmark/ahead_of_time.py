@@ -30,6 +30,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import jax
 import jax.numpy as jnp
+import optax
 
 import bnderiv
 from experiments import _options, _programs, _report
@@ -50,7 +51,10 @@ POOLS = (  # kind, window, stride, padding, shape
     ("avg", 3, 1, 1, IMAGES),
     ("avg", 7, 1, 0, LAST),
 )
+ATTENTION = (8, 12, 512, 512)
+LOGITS = ((4096, 1000), (4096, 32000))
 BLOCK = (256, 56, 56, 256)
+PATCHES = (32, 197, 768)
 RESNET = (256, 224, 224, 3)
 # LeNet-5's step: batches, and the targets for each. At 1024 a TPU's compiler takes half an hour and 24 GB.
 STEPS = {128: targets.TARGETS, FEW[0]: ("h100",)}
@@ -125,12 +129,16 @@ def _rows() -> Iterator[tuple[Any, ...]]:
     for kind, window, stride, padding, shape in POOLS:
         title = f"{kind} pool {window}×{window}/{stride}{', padding 1' if padding else ''}, {by(shape)}"
         yield title, shape, partial(layers, f"{kind}_pool", window=window, strides=stride, padding=padding)
+    yield f"softmax, {by(ATTENTION)}", ATTENTION, partial(layers, "softmax")
+    for shape in LOGITS:
+        yield f"cross entropy of integer labels, {by(shape)}", shape, losses
     yield f"bottleneck block, {by(BLOCK)}", BLOCK, blocks
     yield f"bottleneck block in Flax, {by(BLOCK)}", BLOCK, flax_blocks
     # Where the closed form of the convolutions matters: see `_target.first_on_gpu`.
     mixed = partial(flax_blocks, convolutions_too=False)
     yield f"bottleneck block with Flax's convolutions, {by(BLOCK)}", BLOCK, mixed, ("h100",)
     yield f"ResNet-50's step, {by(RESNET)}", RESNET, resnets, ("v5e", "h100")  # minutes for each program
+    yield f"transformer's step, {by(PATCHES)}", PATCHES, transformers
     for size, where in STEPS.items():
         yield f"LeNet-5's step, batch {size}", (size, *FEW[1:]), lenets, where
 
@@ -156,8 +164,20 @@ def layers(name: str, x: jax.ShapeDtypeStruct, **options: Any) -> dict[str, Prog
 
 def forward_alone(name: str, x: jax.ShapeDtypeStruct, **options: Any) -> dict[str, Program]:
     """As in inference."""
-    arguments = (x, *[spec(x.shape[-1:])] * (0 if name.endswith("pool") else 2))
+    arguments = (x, *[spec(x.shape[-1:])] * (0 if name.endswith(("pool", "softmax")) else 2))
     return {who: Program(f, arguments) for who, f in peers.layers(name, **options).items()}
+
+
+def losses(logits: jax.ShapeDtypeStruct) -> dict[str, Program]:
+    """The labels are no argument of the gradient."""
+
+    def of_logits(f: Callable[..., Any], labels: jax.Array, logits: jax.Array) -> Any:
+        return f(logits, labels=labels), ()
+
+    examples = logits.shape[:-1]
+    arguments = (spec(examples, "int32"), (logits,), spec(examples, logits.dtype))
+    found = peers.layers("softmax_cross_entropy_with_integer_labels")
+    return {who: Program(in_training(partial(of_logits, f)), arguments) for who, f in found.items()}
 
 
 def lenets(first: jax.ShapeDtypeStruct) -> dict[str, Program]:
@@ -175,13 +195,23 @@ def resnets(x: jax.ShapeDtypeStruct, **options: Any) -> dict[str, Program]:
 
     Within a step nothing keeps the compiler from moving work between forward and backward.
     """
+    flax = peers.flax()
+    return _steps(flax, partial(flax.ResNet, **options), x, x.shape[:1]) if flax else {}
+
+
+def transformers(x: jax.ShapeDtypeStruct) -> dict[str, Program]:
+    """A whole step of two blocks of a vision transformer as Flax modules, with a label for each patch."""
+    flax = peers.flax()
+    return _steps(flax, flax.Transformer, x, x.shape[:-1]) if flax else {}
+
+
+def _steps(flax: Any, network: Any, x: jax.ShapeDtypeStruct, labeled: tuple[int, ...]) -> dict[str, Program]:
+    """Of `network(ours=True)` with bnderiv's loss, and of Flax's layers with optax's."""
     found = {}
-    if flax := peers.flax():
-        labels = spec(x.shape[:1], "int32")
-        for who in ("bnderiv", "Flax"):
-            apply, init = flax.functions(flax.ResNet(ours=who == "bnderiv", **options))
-            step = steps.train_step(apply, flax.optax.softmax_cross_entropy_with_integer_labels)
-            found[who] = Program(step, (*jax.eval_shape(init, x), x, labels))
+    for who, package in (("bnderiv", bnderiv), ("Flax", optax)):
+        apply, init = flax.functions(network(ours=package is bnderiv))
+        step = steps.train_step(apply, package.softmax_cross_entropy_with_integer_labels)
+        found[who] = Program(step, (*jax.eval_shape(init, x), x, spec(labeled, "int32")))
     return found
 
 

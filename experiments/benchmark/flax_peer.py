@@ -115,6 +115,21 @@ class ResNet(nn.Module):
         return nn.Dense(1000, dtype=x.dtype)(x.mean((1, 2)))
 
 
+class Transformer(nn.Module):
+    """Two blocks of a vision transformer, and a class for each patch; with `ours` its norms are bnderiv's."""
+
+    ours: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        norm = partial((linen if self.ours else nn).LayerNorm, dtype=x.dtype)
+        dense = partial(nn.Dense, dtype=x.dtype)
+        for _ in range(2):
+            x = x + nn.MultiHeadDotProductAttention(num_heads=12, dtype=x.dtype)(norm()(x))
+            x = x + dense(x.shape[-1])(nn.gelu(dense(4 * x.shape[-1])(norm()(x))))
+        return dense(1000)(norm()(x))
+
+
 def _convolved(
     conv: Any,
     ours: bool,
@@ -141,11 +156,11 @@ def functions(network: nn.Module) -> tuple[Callable[..., Any], Callable[..., Any
 
     def init(x: jax.Array) -> Any:
         variables = jax.jit(network.init)(jax.random.key(0), x)
-        return variables["params"], variables["batch_stats"]
+        return variables["params"], variables.get("batch_stats", {})
 
     def apply(params: Any, state: Any, x: jax.Array) -> Any:
         variables = {"params": params, "batch_stats": state}
         y, new = network.apply(variables, x, mutable=["batch_stats"])
-        return y, new["batch_stats"]
+        return y, new.get("batch_stats", {})
 
     return apply, init

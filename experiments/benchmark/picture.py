@@ -9,7 +9,9 @@ import matplotlib.pyplot as plt
 from experiments import _report
 
 Ratios = Mapping[str, float]  # by peer
-KIND = re.compile(r"^(batch norm \+ relu|[a-z]+ norm|[a-z]+ pool|bottleneck block|ResNet-50's step|LeNet-5's step),? ")
+KIND = re.compile(
+    r"^(batch norm \+ relu|[a-z]+ norm|[a-z]+ pool|softmax|cross entropy|bottleneck block|[\w-]+'s step),? "
+)
 # What is no library: a mark that is a line.
 LIMIT = {"color": "black", "marker": "|", "markersize": 11, "markeredgewidth": 2}
 
