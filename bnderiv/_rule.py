@@ -129,6 +129,7 @@ class Rule:
     """A core with its closed form. `body` is the undecorated core, for `_fwd` to call.
 
     A body may have a form for where no gradient is taken, as an attribute `alone`. It may round differently.
+    Under `vmap` its results must have a mapped axis where those of the body have one: JAX does not check this.
     """
 
     def __init__(self, body: Callable[..., Any], static: int, result: Callable[..., Any] | None, inner: bool):

@@ -18,7 +18,9 @@ LAYERS = {
     "softmax": bnderiv.softmax,
     "log_softmax": bnderiv.log_softmax,
     "integer labels": lambda x, **options: bnderiv.softmax_cross_entropy_with_integer_labels(x, LABELS, **options),
-    "weights": lambda x, **options: bnderiv.softmax_cross_entropy(x, jax.nn.one_hot(LABELS, 9, dtype=x.dtype), **options),
+    "weights": lambda x, **options: bnderiv.softmax_cross_entropy(
+        x, jax.nn.one_hot(LABELS, 9, dtype=x.dtype), **options
+    ),
 }
 
 

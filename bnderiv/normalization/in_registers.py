@@ -24,7 +24,8 @@ def in_registers(measured: Callable[..., Any]) -> Callable[..., Any]:
         def form(result: Callable[[Any], Any]) -> Callable[..., Any]:
             @wraps(body)
             def call(groups: Groups, x: jax.Array, where: jax.Array | None, n: Any, eps: Any, *others: Any) -> Any:
-                if not are_rows(groups, x, where):
+                # A unit of the range is too coarse to be merged with that of another device (`scale_for`).
+                if groups.over_devices or not are_rows(groups, x, where):
                     return body(groups, x, where, n, eps, *others)
 
                 def in_one_kernel(x: jax.Array, where: None, n: Any, eps: Any, *_: Any) -> Any:
