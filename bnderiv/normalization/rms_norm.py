@@ -14,7 +14,7 @@ from bnderiv._target import apart
 from bnderiv._types import Axes
 from bnderiv.normalization.arguments import epsilon, laid, normalized_axes, parameter
 from bnderiv.normalization.groups import Groups
-from bnderiv.normalization.in_registers import in_dx, in_registers, sums_in_both
+from bnderiv.normalization.in_registers import for_parameters_and_x, in_dx, in_registers
 from bnderiv.normalization.measure import fits, unless
 from bnderiv.normalization.tpu_layout import tpu_layout
 from bnderiv.normalization.units import Epsilon, Unit, coarse_scale_for, is_finite, masked, scale_for
@@ -103,7 +103,7 @@ def _by_root_mean_square_bwd(groups, residuals, delta):
         return u if where is None else masked(where | is_finite(u), u)
 
     x_hat = finite(in_dx(groups, x, where, unit)) * r
-    for_gamma, for_x = sums_in_both(groups, x, where, unit, lambda u: groups.inner(delta * finite(u) * r))
+    for_gamma, for_x = for_parameters_and_x(groups, x, where, unit, lambda u: groups.inner(delta * finite(u) * r))
     d_gamma = groups.to_parameters(for_gamma)  # (N36)
     d_beta = None if beta is None else groups.to_parameters(groups.inner(delta))  # (N6)
     sum_g_x_hat = weighted_sum(groups, gamma, None, for_x)  # Σ ĝ x̂, ĝ = γ δ
