@@ -61,6 +61,12 @@ def test_not_where_rows_are_long_nor_on_a_cpu(on_a_gpu, monkeypatch):
     assert not _has_minimum(partial(_gpu.start_of_row, axes=(1,)), x)
 
 
+def test_the_longest_row():
+    assert _gpu.rows_fit((2, _gpu.LONGEST), (1,))
+    assert not _gpu.rows_fit((2, _gpu.LONGEST + 1), (1,))
+    assert not _gpu.rows_fit(jax.export.symbolic_shape("2, n"), (1,))
+
+
 @pytest.mark.parametrize(
     ("capabilities", "fit"), [(["9.0", "8.0"], True), (["9.0", "7.5"], False), (["10.0"], True), (["gfx942"], True)]
 )
