@@ -1,7 +1,8 @@
 """What only a GPU's program has: kernels that keep a row in registers, and take all of its sums.
 
-XLA for NVIDIA makes one kernel of several sums along the last axis and what is elementwise with them, so that it reads
-a row once. It does so if each sum is combined with what it is a sum of, before the next one is taken.
+XLA for NVIDIA GPUs fuses several sums along the last axis, with the elementwise operations between them, into one
+kernel, which reads a row once. It does so only if each sum is combined with its own terms, as in x − Σx, before the
+next sum is taken.
 """
 
 from collections.abc import Sequence
@@ -20,8 +21,8 @@ LONGEST = 16384  # elements: for longer rows XLA for an H100 takes a kernel, and
 def rows_fit(shape: Sequence[Any], axes: Sequence[int]) -> bool:
     """Whether a GPU's kernel can keep in registers what is summed along `axes`: the last axis alone, not too long.
 
-    From compute capability 8.0 (Ampere) on, that is. Without a GPU here, the program is compiled for another machine;
-    that is taken for a newer one.
+    It needs compute capability 8.0 (Ampere) or newer. Without a GPU here, the program is compiled for another machine,
+    whose GPU is assumed to be that new.
     """
     if tuple(axes) != (len(shape) - 1,) or not isinstance(shape[-1], int):  # an export may have a symbolic length
         return False
@@ -30,19 +31,19 @@ def rows_fit(shape: Sequence[Any], axes: Sequence[int]) -> bool:
 
 
 def start_of_row(a: jax.Array, axes: Sequence[int]) -> jax.Array:
-    """`a`; on a GPU, the kernel of a sum along `axes` can go on with further ones."""
+    """`a`, as it starts a kernel on a GPU: sums of it along `axes`, and further ones, are fused (`with_a_sum`)."""
     if not rows_fit(a.shape, axes):
         return a
     return by_target(a, cuda=partial(with_a_sum, axes=axes), default=lambda a: a)
 
 
 def with_a_sum(a: jax.Array, axes: Sequence[int]) -> jax.Array:
-    """`a`, combined with a sum of it that is 0, which XLA does not know."""
+    """`a` minus a sum that is 0, which XLA does not know. But a NaN makes its whole row NaN: mask it before."""
     return a - jnp.minimum(jnp.abs(lax.stop_gradient(a)), 0).sum(axes, keepdims=True)
 
 
 def in_one_array(tree: Any) -> Any:
-    """The leaves of a tree, one number for each row, from one array in memory. Otherwise each would be a kernel."""
+    """The same tree, of arrays with one number for each row, stored as one array. XLA takes a kernel to store each."""
     leaves, structure = jax.tree.flatten(tree)
     shape = (*leaves[0].shape[:-1], len(leaves))
     place = lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1)

@@ -128,7 +128,8 @@ def _program(function: Callable[..., Any], static: int) -> Callable[..., Any]:
 class Rule:
     """A core with its closed form. `body` is the undecorated core, for `_fwd` to call.
 
-    A body may have a form for where no gradient is taken, as an attribute `alone`. It may round differently.
+    A body may have an attribute `alone`, a form that is called where no gradient is taken. It may round differently.
+    Under `vmap` its results must have a mapped axis where those of the body have one: JAX does not check this.
     """
 
     def __init__(self, body: Callable[..., Any], static: int, result: Callable[..., Any] | None, inner: bool):

@@ -17,8 +17,10 @@ LABELS = jnp.array([0, 3, 8, -1])
 LAYERS = {
     "softmax": bnderiv.softmax,
     "log_softmax": bnderiv.log_softmax,
-    "integer labels": lambda x: bnderiv.softmax_cross_entropy_with_integer_labels(x, LABELS),
-    "weights": lambda x: bnderiv.softmax_cross_entropy(x, jax.nn.one_hot(LABELS, 9, dtype=x.dtype)),
+    "integer labels": lambda x, **options: bnderiv.softmax_cross_entropy_with_integer_labels(x, LABELS, **options),
+    "weights": lambda x, **options: bnderiv.softmax_cross_entropy(
+        x, jax.nn.one_hot(LABELS, 9, dtype=x.dtype), **options
+    ),
 }
 
 
@@ -59,6 +61,12 @@ def test_not_where_rows_are_long_nor_on_a_cpu(on_a_gpu, monkeypatch):
     assert not _has_minimum(partial(_gpu.start_of_row, axes=(1,)), x)
 
 
+def test_the_longest_row():
+    assert _gpu.rows_fit((2, _gpu.LONGEST), (1,))
+    assert not _gpu.rows_fit((2, _gpu.LONGEST + 1), (1,))
+    assert not _gpu.rows_fit(jax.export.symbolic_shape("2, n"), (1,))
+
+
 @pytest.mark.parametrize(
     ("capabilities", "fit"), [(["9.0", "8.0"], True), (["9.0", "7.5"], False), (["10.0"], True), (["gfx942"], True)]
 )
@@ -88,6 +96,21 @@ def test_gradients_are_those_of_a_cpu(name):
         found = derivatives(x)
     for actual, right in zip(found, expected, strict=True):
         np.testing.assert_allclose(actual, right, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["integer labels", "weights"])
+def test_a_nan_in_a_class_that_does_not_count_reaches_nothing(on_a_gpu, name):
+    x = random_like(jnp.ones((4, 9)), 5)
+    hidden = x.at[0, 4].set(jnp.nan).at[1, 5].set(jnp.inf)
+    where = jnp.isfinite(hidden)
+    first, second = random_like(x[:, 0], 6), random_like(x, 7)
+
+    def gradient(x):
+        return jax.vjp(partial(LAYERS[name], where=where), x)[1](first)[0]
+
+    assert _has_minimum(gradient, x)
+    np.testing.assert_array_equal(gradient(hidden), gradient(x))
+    np.testing.assert_array_equal(*(jax.vjp(gradient, a)[1](second)[0] for a in (hidden, x)))
 
 
 def test_numbers_of_rows_in_one_array():

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from bnderiv import _checks
+from bnderiv._gpu import start_of_row
 from bnderiv.activation.log_softmax import log_softmax_parts
 
 
@@ -70,6 +71,16 @@ def counted(where, a):
 
 def parts_over_counted(z, where):
     """The parts of log softmax over the classes that count; finite numbers for an example of which none does."""
-    if where is not None:
-        z = jnp.where(where, z, jnp.where(where.any(-1, keepdims=True), -jnp.inf, 0).astype(z.dtype))
-    return log_softmax_parts(z, -1)
+    return log_softmax_parts(_over_counted(z, where), -1)
+
+
+def gradient_parts_over_counted(z, where):
+    """`parts_over_counted`, to be one kernel with the sums of a gradient on a GPU."""
+    # After the mask: a row starts with a sum of it, which takes a NaN to the whole row.
+    return log_softmax_parts(start_of_row(_over_counted(z, where), (z.ndim - 1,)), -1)
+
+
+def _over_counted(z, where):
+    if where is None:
+        return z
+    return jnp.where(where, z, jnp.where(where.any(-1, keepdims=True), -jnp.inf, 0).astype(z.dtype))

@@ -9,12 +9,19 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from bnderiv import _checks
-from bnderiv._gpu import start_of_row
 from bnderiv._numbers import accumulator
 from bnderiv._rule import closed_form
 from bnderiv._sharding import like_rows
 from bnderiv._target import by_target
-from bnderiv.loss._options import checked_logits, checked_options, counted, parts_over_counted, smoothed, targets
+from bnderiv.loss._options import (
+    checked_logits,
+    checked_options,
+    counted,
+    gradient_parts_over_counted,
+    parts_over_counted,
+    smoothed,
+    targets,
+)
 from bnderiv.loss._surprise import gradient_of_weights, surprise
 
 
@@ -81,7 +88,7 @@ def _indexed_bwd(smoothing, residuals, delta):
     y, valid = _code(labels, z, where)
     t = targets(smoothing, class_weights, where, y)
     sums_to_one = class_weights is None and where is None
-    half, log_sum, p = parts_over_counted(start_of_row(z, (z.ndim - 1,)), where)
+    half, log_sum, p = gradient_parts_over_counted(z, where)
     dlogits = counted(where, delta * valid * ((p if sums_to_one else p * t.sum(-1, keepdims=True)) - t))  # (S10)
     dweights = gradient_of_weights(delta * valid, half, log_sum, smoothed(smoothing, where, y), class_weights, where)
     return dweights, None, dlogits.astype(logits.dtype), None

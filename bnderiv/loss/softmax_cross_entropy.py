@@ -5,7 +5,6 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from bnderiv import _checks
-from bnderiv._gpu import start_of_row
 from bnderiv._numbers import accumulator
 from bnderiv._rule import closed_form
 from bnderiv._sharding import like_rows
@@ -13,6 +12,7 @@ from bnderiv.loss._options import (
     checked_logits,
     checked_options,
     counted,
+    gradient_parts_over_counted,
     parts_over_counted,
     per_class,
     smoothed,
@@ -92,7 +92,7 @@ def _weighted_bwd(smoothing, residuals, delta):
     wide = accumulator(delta.dtype)
     z, y, delta = logits.astype(wide), labels.astype(wide), delta[..., None].astype(wide)
     t = targets(smoothing, class_weights, where, y)
-    half, log_sum, p = parts_over_counted(start_of_row(z, (z.ndim - 1,)), where)
+    half, log_sum, p = gradient_parts_over_counted(z, where)
     dlogits = counted(where, delta * (p * t.sum(-1, keepdims=True) - t))  # (S7)
     slope = per_class(jnp.full_like(y, 1 - smoothing), class_weights, where)
     dlabels = counted(where, times_surprise(delta, half, log_sum, slope))  # (S8), (S12)

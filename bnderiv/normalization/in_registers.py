@@ -14,17 +14,18 @@ from bnderiv.normalization.units import Unit
 
 
 def in_registers(measured: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorates `body(groups, x, where, n, eps, ...)`: a GPU has `measured(groups, x, n, eps)` for rows.
+    """Decorates `body(groups, x, where, n, eps, ...)`: for rows, a GPU calls `measured(groups, x, n, eps)` instead.
 
-    That reads x once for any number of sums, so nothing need be assumed and tested. Without a gradient y is computed in
-    the same kernel. With a gradient the statistics are saved, as one array.
+    `measured` reads x once, however many sums it takes, so it assumes no mean and tests none. Without a gradient y is
+    computed in the same kernel. With a gradient the statistics are saved, as one array.
     """
 
     def decorate(body: Callable[..., Any]) -> Callable[..., Any]:
         def form(result: Callable[[Any], Any]) -> Callable[..., Any]:
             @wraps(body)
             def call(groups: Groups, x: jax.Array, where: jax.Array | None, n: Any, eps: Any, *others: Any) -> Any:
-                if not are_rows(groups, x, where):
+                # A unit of the range is too coarse to be merged with that of another device (`scale_for`).
+                if groups.over_devices or not are_rows(groups, x, where):
                     return body(groups, x, where, n, eps, *others)
 
                 def in_one_kernel(x: jax.Array, where: None, n: Any, eps: Any, *_: Any) -> Any:
@@ -42,24 +43,24 @@ def in_registers(measured: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def are_rows(groups: Groups, x: jax.Array, where: jax.Array | None) -> bool:
-    """Whether a GPU's kernel can keep in registers what shares statistics. With a mask XLA fuses no row."""
+    """Whether what shares statistics is a row that a GPU keeps in registers. XLA does not fuse sums of masked rows."""
     return where is None and not groups.both and rows_fit(x.shape, groups.statistics)
 
 
 def in_dx(groups: Groups, x: jax.Array, where: jax.Array | None, unit: Unit) -> jax.Array:
-    """u for the gradient of x and the sums in it, which are one kernel for rows on a GPU."""
+    """u, as the gradient of x uses it. For rows on a GPU, that gradient is one kernel with the sums in it."""
     if not are_rows(groups, x, where):
         return unit.of(x)
     return by_target(x, cuda=lambda x: with_a_sum(unit.of(x), groups.statistics), default=unit.of)
 
 
-def sums_in_both(
+def for_parameters_and_x(
     groups: Groups, x: jax.Array, where: jax.Array | None, unit: Unit, inner: Callable[[jax.Array], jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
     """`inner(u)` for the gradients of the parameters, and for that of x.
 
-    Per channel it is one number for both. In layer norm it is as large as x: computed once on a CPU, and twice on a
-    GPU, where the two are different kernels.
+    In batch norm it is one number per channel, for both. In layer norm it is as large as x. A CPU computes it once. A
+    GPU computes it twice for rows, as two kernels need it.
     """
     u = apart(unit).of(x)
     if not groups.statistics:

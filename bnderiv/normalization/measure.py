@@ -16,7 +16,7 @@ from bnderiv._cpu import once
 from bnderiv._gpu import with_a_sum
 from bnderiv._target import apart
 from bnderiv.normalization.groups import Groups
-from bnderiv.normalization.units import Epsilon, Moments, Unit, finite, middle, one_of_three, recentered
+from bnderiv.normalization.units import Epsilon, Moments, Unit, coarse_scale_for, finite, middle, recentered
 
 # The first measurement is kept if m² ≤ v, so if K is at most one deviation off: y is off by 1.6e-7 then, and by 2.6e-7
 # at two deviations (derivation.md, C.4). If all elements are equal as far as v can tell, v is 0, and K may be a little
@@ -91,7 +91,7 @@ def from_the_smallest(groups: Groups, x: jax.Array, where: jax.Array | None, eps
     """A unit with the smallest element at 0, in which squares of the range and of √ε fit, and their sums."""
     low, high = (a.astype(dtype) for a in groups.ends(x, where))
     low = finite(low)
-    scale = one_of_three(jnp.maximum(high - low, eps.root), low)
+    scale = coarse_scale_for(jnp.maximum(high - low, eps.root), low)
     return Unit(scale, low * scale)
 
 

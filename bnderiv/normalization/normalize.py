@@ -13,7 +13,7 @@ from bnderiv._rule import both_modes, closed_form
 from bnderiv._target import GPU, TPU, apart, widened
 from bnderiv.activation.relu import rectify
 from bnderiv.normalization.groups import Affine
-from bnderiv.normalization.in_registers import in_dx, in_registers, sums_in_both
+from bnderiv.normalization.in_registers import for_parameters_and_x, in_dx, in_registers
 from bnderiv.normalization.measure import about_the_mean, measured
 from bnderiv.normalization.sample import by_default_about_a_sample
 from bnderiv.normalization.tpu_layout import tpu_layout
@@ -112,7 +112,7 @@ def _normalize_bwd(groups, relu, residuals, delta):
         uses = apart(uses, on=GPU + TPU if a is None else GPU)
     delta_1, delta_2, delta_y = (through_relu(*use) for use in uses)
     sum_delta = groups.inner(delta_1)
-    for_gamma, for_var = sums_in_both(groups, x, where, unit, sum_delta_x_hat)
+    for_gamma, for_var = for_parameters_and_x(groups, x, where, unit, sum_delta_x_hat)
     d_beta = groups.to_parameters(sum_delta)  # (N6)
     d_gamma = groups.to_parameters(for_gamma)  # (N5)
     d_var = once(-0.5 * grouped_r**2 * weighted_sum(groups, gamma, None, for_var))  # (N8)

@@ -14,10 +14,10 @@ from bnderiv._target import apart
 from bnderiv._types import Axes
 from bnderiv.normalization.arguments import epsilon, laid, normalized_axes, parameter
 from bnderiv.normalization.groups import Groups
-from bnderiv.normalization.in_registers import in_dx, in_registers, sums_in_both
+from bnderiv.normalization.in_registers import for_parameters_and_x, in_dx, in_registers
 from bnderiv.normalization.measure import fits, unless
 from bnderiv.normalization.tpu_layout import tpu_layout
-from bnderiv.normalization.units import Epsilon, Unit, is_finite, masked, one_of_three, scale_for
+from bnderiv.normalization.units import Epsilon, Unit, coarse_scale_for, is_finite, masked, scale_for
 
 
 def rms_norm(
@@ -103,7 +103,7 @@ def _by_root_mean_square_bwd(groups, residuals, delta):
         return u if where is None else masked(where | is_finite(u), u)
 
     x_hat = finite(in_dx(groups, x, where, unit)) * r
-    for_gamma, for_x = sums_in_both(groups, x, where, unit, lambda u: groups.inner(delta * finite(u) * r))
+    for_gamma, for_x = for_parameters_and_x(groups, x, where, unit, lambda u: groups.inner(delta * finite(u) * r))
     d_gamma = groups.to_parameters(for_gamma)  # (N36)
     d_beta = None if beta is None else groups.to_parameters(groups.inner(delta))  # (N6)
     sum_g_x_hat = weighted_sum(groups, gamma, None, for_x)  # Σ ĝ x̂, ĝ = γ δ
@@ -118,8 +118,8 @@ by_root_mean_square.defvjp(_by_root_mean_square_fwd, _by_root_mean_square_bwd)
 def about_zero(groups, x, n, eps):
     """A unit about zero, u = x s, by the largest |x| of each group, and mean u²."""
     largest = groups.reduce(lax.reduce_max, jnp.abs(x)).astype(n.dtype)
-    scale = one_of_three(jnp.maximum(largest, eps.root))
-    unit = Unit(scale, jnp.zeros_like(scale))
+    scale = coarse_scale_for(jnp.maximum(largest, eps.root))
+    unit = Unit(scale, scale * 0)  # not a constant: under `vmap` it has a mapped axis with a gradient, and so without
     return unit, groups.total(with_a_sum(unit.of(x), groups.statistics) ** 2) / n
 
 

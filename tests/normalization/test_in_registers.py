@@ -10,6 +10,9 @@ from jax.sharding import PartitionSpec as P
 
 import bnderiv
 from bnderiv import _gpu
+from bnderiv.normalization.groups import Groups
+from bnderiv.normalization.rms_norm import mean_square
+from bnderiv.normalization.units import Epsilon
 from tests import forms
 from tests.case import random_like
 from tests.normalization import truth
@@ -159,3 +162,55 @@ def test_under_every_transform(name):
         return jax.grad(lambda x: (jax.grad(lambda x: (f(x, gamma, beta) * delta).sum())(x) * delta).sum())(x)
 
     close(twice(norm), twice(expected), atol=1e-3)
+
+
+@pytest.mark.as_users_compile
+@every_norm
+@pytest.mark.parametrize(
+    ("deviation", "size"), [(1e13, 1e15), (1e11, 1e-22), (5e-12, 1e15), (1e-12, 1e-30), (1e30, 1e20)]
+)
+def test_with_large_and_small_cotangents(name, deviation, size):
+    """The statistics' cotangents neither over- nor underflow where dx does not."""
+    x, gamma, beta = _draw((8, 256))
+    delta, x = size * random_like(x, 4), deviation * x
+    norm = partial(NORMS[name], eps=1e-30)
+    dx = jax.jit(lambda delta, *a: _both_ways(norm, delta, *a))(delta, x, gamma, beta)[1]
+    assert truth.relative_error(dx, _truth(name, x, gamma, beta, delta, np.float64(np.float32(1e-30)))[1]) < 2e-7
+
+
+@pytest.mark.as_users_compile
+@pytest.mark.parametrize("name", ["LayerNorm", "RMSNorm"])
+def test_a_row_in_parts_on_several_devices(name):
+    """Parts of very different size, under jit: each of them has its gradient."""
+    pytest.importorskip("flax")
+    import bnderiv.linen
+
+    rng = np.random.default_rng(5)
+    x, delta = (jnp.asarray(rng.standard_normal((2, 3, 16)), jnp.float32) for _ in range(2))
+    x = x * jnp.array([1e-15, 1e15], x.dtype)[:, None, None]
+    options = {"use_bias": False} if name == "LayerNorm" else {}
+    norm = getattr(bnderiv.linen, name)(epsilon=1e-30, axis_name="parts", **options)
+    apply = partial(norm.apply, {"params": {"scale": jnp.ones(16, x.dtype)}})
+    found = jax.jit(lambda x, delta: _both_ways(jax.vmap(apply, axis_name="parts"), delta, x))(x, delta)
+
+    whole = (np.swapaxes(a, 0, 1) for a in (x, delta))
+    rows, delta = (np.asarray(a, np.float64) for a in whole)
+    eps = np.float64(np.float32(1e-30))
+    expected = truth.over_other_axes(rows, 1.0, 0.0, delta, (1, 2), (0,), eps, centred=name == "LayerNorm")
+    for actual, right in zip(found, expected[:2], strict=True):
+        for part in range(2):
+            assert truth.relative_error(actual[part], right[:, part]) < 5e-7
+
+
+def test_without_a_gradient_the_same_results_have_a_mapped_axis():
+    """JAX takes the shapes from a rule's primal, and the values from its forward."""
+    x, *_ = _draw((4, 3, 32))
+    groups, eps = Groups(both=(), statistics=(1,), parameters=(0,)), Epsilon.of(1e-5, x.dtype)
+
+    @jax.jit
+    def product(x):
+        unit, square = mean_square(groups, x, None, groups.count(x, None), eps)
+        return ((1 + unit.origin).ravel() * square.ravel()).sum()
+
+    gradient = jax.jit(lambda x: jax.vjp(jax.vmap(product), x)[1](x[:, 0, 0])[0])(x)
+    np.testing.assert_allclose(gradient, x[:, :1, :1] * x / 16, rtol=1e-5)
