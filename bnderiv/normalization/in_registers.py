@@ -12,6 +12,9 @@ from bnderiv._target import apart, by_target
 from bnderiv.normalization.groups import Groups
 from bnderiv.normalization.units import Unit
 
+# XLA for JAX 0.10 does not fuse the bits of a number, of which `scale_for` makes s, with sums of rows.
+TAKES_BITS = jax.__version_info__ >= (0, 12)
+
 
 def in_registers(measured: Callable[..., Any]) -> Callable[..., Any]:
     """Decorates `body(groups, x, where, n, eps, ...)`: for rows, a GPU calls `measured(groups, x, n, eps)` instead.
@@ -25,7 +28,7 @@ def in_registers(measured: Callable[..., Any]) -> Callable[..., Any]:
             @wraps(body)
             def call(groups: Groups, x: jax.Array, where: jax.Array | None, n: Any, eps: Any, *others: Any) -> Any:
                 # A unit of the range is too coarse to be merged with that of another device (`scale_for`).
-                if groups.over_devices or not are_rows(groups, x, where):
+                if groups.over_devices or not TAKES_BITS or not are_rows(groups, x, where):
                     return body(groups, x, where, n, eps, *others)
 
                 def in_one_kernel(x: jax.Array, where: None, n: Any, eps: Any, *_: Any) -> Any:

@@ -16,7 +16,7 @@ from bnderiv._cpu import once
 from bnderiv._gpu import with_a_sum
 from bnderiv._target import apart
 from bnderiv.normalization.groups import Groups
-from bnderiv.normalization.units import Epsilon, Moments, Unit, coarse_scale_for, finite, middle, recentered
+from bnderiv.normalization.units import Epsilon, Moments, Unit, finite, middle, recentered, scale_for
 
 # The first measurement is kept if m² ≤ v, so if K is at most one deviation off: y is off by 1.6e-7 then, and by 2.6e-7
 # at two deviations (derivation.md, C.4). If all elements are equal as far as v can tell, v is 0, and K may be a little
@@ -88,10 +88,13 @@ def fits(square: jax.Array) -> jax.Array:
 
 
 def from_the_smallest(groups: Groups, x: jax.Array, where: jax.Array | None, eps: Epsilon, dtype: Any) -> Unit:
-    """A unit with the smallest element at 0, in which squares of the range and of √ε fit, and their sums."""
+    """The unit with the smallest element at 0, and the larger of range and √ε between 1 and 2.
+
+    The largest element is up to 8 if s is already the smallest normal number.
+    """
     low, high = (a.astype(dtype) for a in groups.ends(x, where))
     low = finite(low)
-    scale = coarse_scale_for(jnp.maximum(high - low, eps.root), low)
+    scale = scale_for(jnp.maximum(high - low, eps.root), low)
     return Unit(scale, low * scale)
 
 

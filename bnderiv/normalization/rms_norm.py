@@ -17,7 +17,7 @@ from bnderiv.normalization.groups import Groups
 from bnderiv.normalization.in_registers import for_parameters_and_x, in_dx, in_registers
 from bnderiv.normalization.measure import fits, unless
 from bnderiv.normalization.tpu_layout import tpu_layout
-from bnderiv.normalization.units import Epsilon, Unit, coarse_scale_for, is_finite, masked, scale_for
+from bnderiv.normalization.units import Epsilon, Unit, is_finite, masked, scale_for
 
 
 def rms_norm(
@@ -118,7 +118,7 @@ by_root_mean_square.defvjp(_by_root_mean_square_fwd, _by_root_mean_square_bwd)
 def about_zero(groups, x, n, eps):
     """A unit about zero, u = x s, by the largest |x| of each group, and mean u²."""
     largest = groups.reduce(lax.reduce_max, jnp.abs(x)).astype(n.dtype)
-    scale = coarse_scale_for(jnp.maximum(largest, eps.root))
+    scale = scale_for(jnp.maximum(largest, eps.root))
     unit = Unit(scale, scale * 0)  # not a constant: under `vmap` it has a mapped axis with a gradient, and so without
     return unit, groups.total(with_a_sum(unit.of(x), groups.statistics) ** 2) / n
 

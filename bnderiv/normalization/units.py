@@ -142,23 +142,6 @@ def scale_for(size: jax.Array, shift: Any = 0.0, over_devices: bool = False) -> 
     return power_of_two_over(jnp.maximum(size, jnp.abs(shift) / most))
 
 
-def coarse_scale_for(size: jax.Array, shift: Any = 0.0) -> jax.Array:
-    """As `scale_for`, but s is one of seven: it brings deviations of `size` to between 2⁻²¹ and 2²¹ in float32.
-
-    XLA for JAX 0.10 cannot take the bits of a number in a kernel that keeps a row in registers, as `power_of_two_over`
-    does. With only three scales, 2⁻⁸⁴, 1 and 2⁸⁴, r² δ overflows at x of 1e13 and δ of 1e12, though dx is near 1.
-    """
-    info = jnp.finfo(size.dtype)
-    step = -info.minexp // 3
-    scale = jnp.ones_like(size)
-    for power in (step, 2 * step, 3 * step):
-        limit = 2.0 ** (power - step / 2)
-        is_small = (size < 1 / limit) & (jnp.abs(shift) <= 2.0 ** (info.maxexp - 2 - power))
-        scale = lax.select(is_small, jnp.full_like(size, 2.0**power), scale)
-        scale = lax.select(size > limit, jnp.full_like(size, 2.0**-power), scale)
-    return scale
-
-
 def middle(dtype: Any) -> float:
     """2³¹ in float32: between this and its inverse squares are normal numbers, and so are sums and cubes."""
     return 2.0 ** (-jnp.finfo(dtype).minexp // 4)

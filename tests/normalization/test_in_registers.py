@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 import bnderiv
 from bnderiv import _gpu
+from bnderiv.normalization import in_registers
 from bnderiv.normalization.groups import Groups
 from bnderiv.normalization.rms_norm import mean_square
 from bnderiv.normalization.units import Epsilon
@@ -27,7 +28,8 @@ every_norm = pytest.mark.parametrize("name", NORMS)
 
 @pytest.fixture(autouse=True, scope="module")
 def on_a_gpu():
-    with forms.of("cuda"):
+    with forms.of("cuda"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(in_registers, "TAKES_BITS", True)  # on any JAX
         yield
 
 
@@ -68,9 +70,11 @@ def test_nothing_is_assumed_and_tested(name):
 def test_a_mask_and_long_rows_are_measured_as_elsewhere(monkeypatch):
     x, gamma, beta = _draw()
     assert _has_branch(lambda *a: bnderiv.layer_norm(*a, where=x > 0), x, gamma, beta)
-    monkeypatch.setattr(_gpu, "LONGEST", 767)
-    jax.clear_caches()
-    assert _has_branch(bnderiv.layer_norm, x, gamma, beta)
+    for module, name, value in ((_gpu, "LONGEST", 767), (in_registers, "TAKES_BITS", False)):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, value)
+            jax.clear_caches()
+            assert _has_branch(bnderiv.layer_norm, x, gamma, beta)
 
 
 @pytest.mark.as_users_compile
@@ -210,7 +214,7 @@ def test_without_a_gradient_the_same_results_have_a_mapped_axis():
     @jax.jit
     def product(x):
         unit, square = mean_square(groups, x, None, groups.count(x, None), eps)
-        return ((1 + unit.origin).ravel() * square.ravel()).sum()
+        return ((1 + unit.origin) * square / unit.scale**2).sum()  # mean x²
 
     gradient = jax.jit(lambda x: jax.vjp(jax.vmap(product), x)[1](x[:, 0, 0])[0])(x)
     np.testing.assert_allclose(gradient, x[:, :1, :1] * x / 16, rtol=1e-5)
