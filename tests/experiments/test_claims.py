@@ -145,6 +145,9 @@ def test_the_counts():
         "layer norm, 16×4096×1024, float32": ("layer norm, ", "float32"),
         "layer norm, 16×4096×1024, bfloat16": ("layer norm, ", "bfloat16"),
         "layer norm forward alone, 16×4096×1024, bfloat16": ("layer norm forward alone", "bfloat16"),
+        "softmax, 8×12×512×512, float32": ("softmax", "float32"),
+        "cross entropy of integer labels, 4096×1000": ("cross entropy of integer labels, 4096×1000,", ""),
+        "two blocks of a transformer, a step, 32×197×768, bfloat16": ("transformer's step", "bfloat16"),
         "ResNet-50's bottleneck block, bfloat16": (f"{BLOCK}, ", "bfloat16"),
         "ResNet-50's step, batch 256, bfloat16": ("ResNet-50's step, 256", "bfloat16"),
         "LeNet-5's step with batch norm, batch 128, float32": (f"{LENET}, batch 128", "float32"),
@@ -181,6 +184,11 @@ def test_the_counts():
             "layer, group and instance norm on a TPU | up to 1.09 times",
             ("tpu", "megacycles", ("layer norm", "group", "instance")),
         ),
+        (
+            "two blocks of a transformer, a step, on a TPU | up to 1.13 times",
+            ("tpu", "megacycles", "transformer's step"),
+        ),
+        ("softmax in bfloat16 on a TPU v6e | 1.27 times the cycles", ("v6e", "megacycles", "softmax", "bfloat16")),
     ],
     ids=lambda value: value[:20] if isinstance(value, str) else "",
 )
