@@ -306,7 +306,10 @@ def test_a_gpu_makes_one_kernel_of_a_gradient_along_rows(layer, length, passes):
         return pull_back(jax.lax.optimization_barrier((y, dy))[1]), (y if layer == "softmax" else ())
 
     forward = 2 if layer == "softmax" else 0  # its result is saved; of the others nothing is left of the forward
-    program = targets.compile_for("h100", gradient, x, dy, *labels).as_text()
+    try:
+        program = targets.compile_for("h100", gradient, x, dy, *labels).as_text()
+    except targets.Absent as error:
+        pytest.skip(str(error))
     found = list(kernels(program))
     assert len(found) == (2 if layer == "softmax" else 1)
     moved = sum(k.bytes for k in found) / (2 * x.size)

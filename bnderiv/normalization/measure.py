@@ -50,7 +50,8 @@ def measured(
 
     def in_three_reads() -> Moments:
         """K moves to the mean, which in the unit of the range is right to rounding."""
-        unit = from_the_smallest(groups, x, where, eps, shift.dtype)
+        low, high = (a.astype(shift.dtype) for a in groups.ends(x, where))
+        unit = of_range(finite(low), high, eps)
         moments, _ = about(Unit(unit.scale, unit.origin + finite(mean_of(unit))))
         return recentered(moments, eps, groups.over_devices)
 
@@ -65,8 +66,9 @@ def about_the_mean(groups: Groups, x: jax.Array, n: Any, eps: Epsilon) -> Moment
     def mean_of(a: jax.Array) -> jax.Array:
         return groups.total(a) / n
 
-    unit = from_the_smallest(groups, x, None, eps, n.dtype)
-    unit = Unit(unit.scale, unit.origin + finite(mean_of(unit.of(x))))
+    low, high = (a.astype(n.dtype) for a in groups.ends(x, None))
+    unit = of_range(low, high, eps)
+    unit = Unit(unit.scale, unit.origin + mean_of(unit.of(x)))
     u = unit.of(x)
     mean = mean_of(u)
     return Moments(unit, mean, mean_of(with_a_sum(u - mean, groups.statistics) ** 2))
@@ -87,13 +89,11 @@ def fits(square: jax.Array) -> jax.Array:
     return lax.clamp(jnp.asarray(1 / most, square.dtype), square, jnp.asarray(most, square.dtype)) == square
 
 
-def from_the_smallest(groups: Groups, x: jax.Array, where: jax.Array | None, eps: Epsilon, dtype: Any) -> Unit:
+def of_range(low: jax.Array, high: jax.Array, eps: Epsilon) -> Unit:
     """The unit with the smallest element at 0, and the larger of range and √ε between 1 and 2.
 
     The largest element is up to 8 if s is already the smallest normal number.
     """
-    low, high = (a.astype(dtype) for a in groups.ends(x, where))
-    low = finite(low)
     scale = scale_for(jnp.maximum(high - low, eps.root), low)
     return Unit(scale, low * scale)
 

@@ -17,7 +17,7 @@ from bnderiv.normalization.in_registers import for_parameters_and_x, in_dx, in_r
 from bnderiv.normalization.measure import about_the_mean, measured
 from bnderiv.normalization.sample import by_default_about_a_sample
 from bnderiv.normalization.tpu_layout import tpu_layout
-from bnderiv.normalization.units import Epsilon, Moments, above_noise, is_finite, masked
+from bnderiv.normalization.units import Epsilon, Moments, above_noise, masked
 
 # The statistics. Their backward is parts 2 and 3 of (N11): what reaches x through μ and σ².
 
@@ -76,7 +76,7 @@ def _normalize_fwd(groups, relu, x, where, affine, eps, grouped):
     u, g = moments.unit.of(x), affine.gamma * r
     y = groups.mapped(u, moments.mean, g, affine.beta)  # (N3), (N4)
     if where is not None:  # masked and not finite: y is a constant there, so that derivatives have no 0 · NaN
-        usable = where | is_finite(u)
+        usable = where | jnp.isfinite(u)
         mapped = groups.mapped(masked(usable, u), moments.mean, g, affine.beta)
         y = jnp.where(usable, mapped, lax.stop_gradient(y))
     z = affine.residual
@@ -103,7 +103,7 @@ def _normalize_bwd(groups, relu, residuals, delta):
 
     def sum_delta_x_hat(u):
         if where is not None:  # 0 · NaN is to be 0 in every sum
-            u = masked(where | is_finite(u), u)
+            u = masked(where | jnp.isfinite(u), u)
         return r * (groups.inner(delta_2 * u) - moments.mean * sum_delta)  # centred after the sum (D.5)
 
     unit = moments.unit

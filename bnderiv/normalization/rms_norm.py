@@ -17,7 +17,7 @@ from bnderiv.normalization.groups import Groups
 from bnderiv.normalization.in_registers import for_parameters_and_x, in_dx, in_registers
 from bnderiv.normalization.measure import fits, unless
 from bnderiv.normalization.tpu_layout import tpu_layout
-from bnderiv.normalization.units import Epsilon, Unit, is_finite, masked, scale_for
+from bnderiv.normalization.units import Epsilon, Unit, masked, scale_for
 
 
 def rms_norm(
@@ -83,7 +83,7 @@ def _forward(x, where, gamma, beta, eps, unit, square):
     u = unit.of(x)
     y = of(u)
     if where is not None:  # masked and not finite: y is a constant there, so that derivatives have no 0 · NaN
-        usable = where | is_finite(u)
+        usable = where | jnp.isfinite(u)
         y = jnp.where(usable, of(masked(usable, u)), lax.stop_gradient(y))
     return y.astype(x.dtype), r
 
@@ -100,7 +100,7 @@ def _by_root_mean_square_bwd(groups, residuals, delta):
     delta = delta.astype(r.dtype)
 
     def finite(u):  # 0 · NaN is to be 0 in every sum
-        return u if where is None else masked(where | is_finite(u), u)
+        return u if where is None else masked(where | jnp.isfinite(u), u)
 
     x_hat = finite(in_dx(groups, x, where, unit)) * r
     for_gamma, for_x = for_parameters_and_x(groups, x, where, unit, lambda u: groups.inner(delta * finite(u) * r))

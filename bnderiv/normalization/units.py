@@ -113,12 +113,7 @@ def finite(a: jax.Array) -> jax.Array:
     The select also keeps XLA from fusing the mean's last product into a later sum: two kernels could then have
     different means.
     """
-    return lax.select(is_finite(a), a, jnp.zeros_like(a))
-
-
-def is_finite(a: jax.Array) -> jax.Array:
-    """As `jnp.isfinite`, which XLA cannot fuse with the sums of a row on a GPU. (It takes |a| < ∞ for the same.)"""
-    return jnp.abs(a) <= jnp.finfo(a.dtype).max
+    return lax.select(jnp.isfinite(a), a, jnp.zeros_like(a))
 
 
 def above_noise(var: jax.Array, square: jax.Array) -> jax.Array:

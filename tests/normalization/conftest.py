@@ -10,13 +10,13 @@ from bnderiv.normalization import measure
 def measured_again(monkeypatch):
     """How often x was measured again, and the result."""
     measured = []
-    from_the_smallest = measure.from_the_smallest
+    of_range = measure.of_range
 
     def counted(*args):
         jax.debug.callback(lambda: measured.append(1))
-        return from_the_smallest(*args)
+        return of_range(*args)
 
-    monkeypatch.setattr(measure, "from_the_smallest", counted)
+    monkeypatch.setattr(measure, "of_range", counted)
     jax.clear_caches()
 
     def count(f, *args):
