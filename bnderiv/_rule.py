@@ -61,11 +61,7 @@ def both_modes(on: bool = True) -> AbstractContextManager[Any]:
 
 
 def closed_form(
-    core: Any = None,
-    *,
-    static: int = 0,
-    result: Callable[..., Any] | None = None,
-    inner: bool = False,
+    core: Any = None, *, static: int = 0, result: Callable[..., Any] | None = None, inner: bool = False
 ) -> Any:
     """Decorates a core whose gradient is `_bwd`; `defvjp` attaches it.
 

@@ -27,7 +27,7 @@ def in_registers(measured: Callable[..., Any]) -> Callable[..., Any]:
         def form(result: Callable[[Any], Any]) -> Callable[..., Any]:
             @wraps(body)
             def call(groups: Groups, x: jax.Array, where: jax.Array | None, n: Any, eps: Any, *others: Any) -> Any:
-                # A unit of the range is too coarse to be merged with that of another device (`scale_for`).
+                # Units of the range are no units to merge the statistics of several devices in (`scale_for`).
                 if groups.over_devices or not TAKES_BITS or not are_rows(groups, x, where):
                     return body(groups, x, where, n, eps, *others)
 
