@@ -417,7 +417,7 @@ def test_on_a_gpu_a_whole_step_is_leaner_than_flax_s():
     images = jax.ShapeDtypeStruct((64, 112, 112, 3), HALF)
     case = ahead_of_time.Case("step", images, partial(ahead_of_time.resnets, images, blocks=(3,)))
     ours, flax = (counted("h100", case, who) for who in ("bnderiv", "Flax"))
-    assert ours["bytes"] <= 0.92 * flax["bytes"]
+    assert ours["bytes"] <= 0.915 * flax["bytes"]  # 0.920 where that float32 is stored
     assert ours["temporary MB"] <= 1.05 * flax["temporary MB"]
 
 
