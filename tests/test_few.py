@@ -50,7 +50,7 @@ def test_which_are_kept_hangs_on_names_alone():
 
 
 def test_in_ci_every_value_has_a_case_before_one_has_two():
-    """Of 30 cases five have all six letters and all five lists, which have no hash."""
+    """Six of 30 cases have all six letters and all five lists, which have no hash."""
     lists = [[i] for i in range(5)]
     of_test = items(1, 5)
     for i, item in enumerate(of_test):

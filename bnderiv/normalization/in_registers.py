@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from bnderiv._cpu import once
-from bnderiv._gpu import in_one_array, rows_fit, with_a_sum
+from bnderiv._gpu import in_one_array, rows_fit, start_of_row, with_a_sum
 from bnderiv._target import apart, by_target
 from bnderiv.normalization.groups import Groups
 from bnderiv.normalization.units import Unit
@@ -52,9 +52,8 @@ def are_rows(groups: Groups, x: jax.Array, where: jax.Array | None) -> bool:
 
 def in_dx(groups: Groups, x: jax.Array, where: jax.Array | None, unit: Unit) -> jax.Array:
     """u, as the gradient of x uses it. For rows on a GPU, that gradient is one kernel with the sums in it."""
-    if not are_rows(groups, x, where):
-        return unit.of(x)
-    return by_target(x, cuda=lambda x: with_a_sum(unit.of(x), groups.statistics), default=unit.of)
+    u = unit.of(x)
+    return start_of_row(u, groups.statistics) if are_rows(groups, x, where) else u
 
 
 def for_parameters_and_x(

@@ -15,9 +15,11 @@ import numpy as np
 from jax.core import Tracer
 
 from bnderiv.steps.aliases import ALIASES
-from bnderiv.steps.known_slips import KEPT_AXES, about_shapes, explain
+from bnderiv.steps.known_slips import about_shapes, explain
 from bnderiv.steps.rounding import amplification, distance, floors, largest, tolerance_for, tolerance_for_input, wide
 from bnderiv.steps.table import INPUT, OPTION, Field, fields, table
+
+KEPT_AXES = "the numbers are right, but axes of length 1 were kept or added"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -193,7 +195,8 @@ def _compare(
         return explain(name, mine, right, tolerance, floor, steps, seen_right)
 
     shape = mine.shape
-    if mine.ndim > right.ndim and [n for n in shape if n != 1] == [n for n in right.shape if n != 1]:
+    kept = shape != right.shape and [n for n in shape if n != 1] == [n for n in right.shape if n != 1]
+    if kept:
         mine = mine.reshape(right.shape)
     if mine.shape != right.shape and not _stretches(mine, right):
         slip = slip_of(mine) or about_shapes(mine, right)
@@ -206,8 +209,7 @@ def _compare(
     gross = worst > max(tolerance * scale, floor)
     slip = slip_of(mine) if gross or (worst > floor and label != INPUT) else None
     if not gross and slip is None:
-        same = len(shape) <= right.ndim
-        return None if same else Difference(name, KEPT_AXES, None, None, None, shape, right.shape, symbol, label)
+        return Difference(name, KEPT_AXES, None, None, None, shape, right.shape, symbol, label) if kept else None
     place = tuple(int(i) for i in np.unravel_index(int(amounts.argmax()), amounts.shape))
     relative = worst / scale if scale > 0 else math.inf
     return Difference(name, slip, worst, relative, place, float(mine[place]), float(right[place]), symbol, label)
