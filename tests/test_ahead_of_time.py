@@ -337,6 +337,16 @@ def test_without_a_gradient_a_gpu_keeps_rows_in_registers(norm, dtype):
     assert found["passes aside"] == 0
 
 
+def test_a_tpu_takes_the_sums_of_a_row_in_the_kernel_that_makes_it():
+    """Two reads, of the matrix and the product, two writes, and the weights. About a sample of it, eight passes."""
+    x, weights, vector = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((6144, 768), (768, 768), (768,)))
+    layer = ahead_of_time.Program(
+        lambda x, w, *affine: bnderiv.layer_norm(x @ w, *affine), (x, weights, vector, vector)
+    )
+    found = counted("v5p", ahead_of_time.Case("matrix and norm", x, lambda: {"bnderiv": layer}))
+    assert 4 < found["passes"] < 5.3
+
+
 def test_a_second_read_of_x_is_seen(monkeypatch):
     """So that the guard above can fail; as it does on a mask, which Flax's stores."""
     pytest.importorskip("flax")

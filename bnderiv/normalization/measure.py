@@ -16,7 +16,17 @@ from bnderiv._cpu import once
 from bnderiv._gpu import with_a_sum
 from bnderiv._target import apart
 from bnderiv.normalization.groups import Groups
-from bnderiv.normalization.units import Epsilon, Moments, Unit, finite, middle, recentered, scale_for
+from bnderiv.normalization.units import (
+    Epsilon,
+    Moments,
+    Unit,
+    above_noise,
+    finite,
+    masked,
+    middle,
+    recentered,
+    scale_for,
+)
 
 # The first measurement is kept if m² ≤ v, so if K is at most one deviation off: y is off by 1.6e-7 then, and by 2.6e-7
 # at two deviations (derivation.md, C.4). If all elements are equal as far as v can tell, v is 0, and K may be a little
@@ -72,6 +82,21 @@ def about_the_mean(groups: Groups, x: jax.Array, n: Any, eps: Epsilon) -> Moment
     u = unit.of(x)
     mean = mean_of(u)
     return Moments(unit, mean, mean_of(with_a_sum(u - mean, groups.statistics) ** 2))
+
+
+def about_zero(
+    groups: Groups, x: jax.Array, where: jax.Array | None, n: Any, eps: Epsilon, again: Callable[[], Moments]
+) -> Moments:
+    """The moments about K = 0, if that is near the mean; otherwise `again()`.
+
+    Such sums wait for nothing: XLA for a TPU takes them in the kernel that makes x, a matrix product say. And a sample
+    of a row is an eighth of 1024 elements, as a TPU reads whole tiles.
+    """
+    u = masked(where, x.astype(n.dtype))
+    mean = groups.total(u) / n
+    square = mean**2
+    first = Moments(Unit(1, jnp.zeros_like(mean)), mean, above_noise(groups.total(u**2) / n - square, square))
+    return unless(are_good(first, square, eps), recentered(first, eps, groups.over_devices), again)
 
 
 def are_good(moments: Moments, square_of_mean: jax.Array, eps: Epsilon) -> jax.Array:

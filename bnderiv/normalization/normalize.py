@@ -13,8 +13,8 @@ from bnderiv._rule import both_modes, closed_form
 from bnderiv._target import GPU, TPU, apart, widened
 from bnderiv.activation.relu import rectify
 from bnderiv.normalization.groups import Affine
-from bnderiv.normalization.in_registers import for_parameters_and_x, in_dx, in_registers
-from bnderiv.normalization.measure import about_the_mean, measured
+from bnderiv.normalization.measure import about_the_mean, about_zero, measured
+from bnderiv.normalization.rows import for_parameters_and_x, in_dx, rows
 from bnderiv.normalization.sample import by_default_about_a_sample
 from bnderiv.normalization.tpu_layout import tpu_layout
 from bnderiv.normalization.units import Epsilon, Moments, above_noise, masked
@@ -23,7 +23,7 @@ from bnderiv.normalization.units import Epsilon, Moments, above_noise, masked
 
 
 @closed_form(static=1, inner=True)
-@in_registers(about_the_mean)
+@rows(on_gpu=about_the_mean, on_tpu=about_zero)
 @platform_layout
 @by_default_about_a_sample
 @tpu_layout
@@ -51,8 +51,9 @@ def _statistics_fwd(groups, x, where, n, eps, assumed_mean):
 def _statistics_bwd(groups, residuals, d):
     x, where, n, unit, mean = residuals
     unit, mean, d_mean, d_var, n = groups.repeated((unit, mean, d.mean, d.var, n))
-    centered = masked(where, in_dx(groups, x, where, unit)) - mean
-    du = d_mean / n + d_var * (2 / n) * centered  # (N11) parts 2 and 3; by (N9) the m inside v adds nothing
+    slope = d_var * (2 / n)
+    # (N11) parts 2 and 3, slope (u − m) + ∂J/∂m / n; by (N9) the m inside v adds nothing
+    du = slope * masked(where, in_dx(groups, x, where, unit)) + (d_mean / n - slope * mean)
     dx = unit.back(masked(where, du))  # (N24), (N25). A loss on the statistics is in `d` (N13)
     return dx.astype(x.dtype), None, None, None, None
 

@@ -14,7 +14,7 @@ from bnderiv._target import apart
 from bnderiv._types import Axes
 from bnderiv.normalization.arguments import epsilon, laid, normalized_axes, parameter
 from bnderiv.normalization.groups import Groups
-from bnderiv.normalization.in_registers import for_parameters_and_x, in_dx, in_registers
+from bnderiv.normalization.rows import for_parameters_and_x, in_dx, rows
 from bnderiv.normalization.measure import fits, unless
 from bnderiv.normalization.tpu_layout import tpu_layout
 from bnderiv.normalization.units import Epsilon, Unit, masked, scale_for
@@ -124,7 +124,7 @@ def about_zero(groups, x, n, eps):
 
 
 @closed_form(static=1, inner=True)
-@in_registers(about_zero)
+@rows(on_gpu=about_zero)
 @tpu_layout
 def mean_square(groups, x, where, n, eps):
     """A unit about zero, u = x s, and mean u²: one read of x if s = 1 fits every group.

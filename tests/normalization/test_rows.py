@@ -1,4 +1,4 @@
-"""Rows as a GPU measures them, on the CPU: no branch, and right for any of them."""
+"""Rows as a GPU and a TPU measure them, on the CPU: right for any of them."""
 
 from functools import partial
 
@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 import bnderiv
 from bnderiv import _gpu
-from bnderiv.normalization import in_registers
+from bnderiv.normalization import rows
 from bnderiv.normalization.groups import Groups
 from bnderiv.normalization.rms_norm import mean_square
 from bnderiv.normalization.units import Epsilon
@@ -26,11 +26,11 @@ NORMS = {
 every_norm = pytest.mark.parametrize("name", NORMS)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def on_a_gpu():
-    with forms.of("cuda"), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(in_registers, "TAKES_BITS", True)  # on any JAX
-        yield
+@pytest.fixture(autouse=True, scope="module", params=["cuda", pytest.param("tpu", marks=pytest.mark.slow)])
+def platform(request):
+    with forms.of(request.param), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rows, "TAKES_BITS", True)  # on any JAX
+        yield request.param
 
 
 def _draw(shape=(40, 768), dtype=jnp.float32):
@@ -52,25 +52,27 @@ def _has_branch(f, *arguments):
     return " cond[" in str(jax.make_jaxpr(f)(*arguments))
 
 
-def _elsewhere(name, x, gamma, beta, **options):
-    """The same norm as it is measured elsewhere: of two axes, of which one has length 1."""
-    return NORMS[name](x[..., None], gamma[:, None], beta[:, None], axis=(-2, -1), **options)[..., 0]
+def _elsewhere(f, *arguments):
+    """`f`, as it is measured elsewhere."""
+    with forms.of("rocm"):
+        return jax.jit(f)(*arguments)
 
 
 @every_norm
-def test_nothing_is_assumed_and_tested(name):
+def test_on_a_gpu_nothing_is_assumed_and_tested(name, platform):
     norm, arguments = NORMS[name], _draw()
     x, *_ = arguments
-    assert not _has_branch(norm, *arguments)
-    assert not _has_branch(jax.grad(lambda *a: norm(*a).sum()), *arguments)
-    assert _has_branch(partial(_elsewhere, name), *arguments)
+    assert _has_branch(norm, *arguments) == (platform == "tpu")
+    assert _has_branch(jax.grad(lambda *a: norm(*a).sum()), *arguments) == (platform == "tpu")
     assert _has_branch(partial(norm, axis=0), x, x[:, 0], x[:, 0])
+    with forms.of("rocm"):
+        assert _has_branch(norm, *arguments)
 
 
-def test_a_mask_and_long_rows_are_measured_as_elsewhere(monkeypatch):
+def test_on_a_gpu_a_mask_and_long_rows_are_measured_as_elsewhere(monkeypatch):
     x, gamma, beta = _draw()
     assert _has_branch(lambda *a: bnderiv.layer_norm(*a, where=x > 0), x, gamma, beta)
-    for module, name, value in ((_gpu, "LONGEST", 767), (in_registers, "TAKES_BITS", False)):
+    for module, name, value in ((_gpu, "LONGEST", 767), (rows, "TAKES_BITS", False)):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, value)
             jax.clear_caches()
@@ -81,7 +83,19 @@ def test_a_mask_and_long_rows_are_measured_as_elsewhere(monkeypatch):
 @every_norm
 @pytest.mark.parametrize(
     ("mean", "deviation"),
-    [(0, 1), (1e2, 1), (1e4, 1), (0, 1e20), (3e30, 1e30), (0, 3e37), (0, 1e-3), (1e2, 1e-2), (0, 1e-15)],
+    [
+        (0, 1),
+        (0.98, 1),
+        (1.02, 1),
+        (1e2, 1),
+        (1e4, 1),
+        (0, 1e20),
+        (3e30, 1e30),
+        (0, 3e37),
+        (0, 1e-3),
+        (1e2, 1e-2),
+        (0, 1e-15),
+    ],
 )
 def test_right_at_any_mean_and_scale(name, mean, deviation):
     """y alone, and y, dx and dγ with a gradient."""
@@ -126,7 +140,7 @@ def test_rows_of_any_kind_as_elsewhere(name, eps):
     norm, delta = partial(NORMS[name], eps=eps), random_like(x, 3)
     alone = jax.jit(norm)(x, gamma, beta)
     y, dx, *sums = jax.jit(lambda *a: _both_ways(norm, *a))(delta, x, gamma, beta)
-    expected = jax.jit(lambda *a: _both_ways(partial(_elsewhere, name, eps=eps), *a))(delta, x, gamma, beta)
+    expected = _elsewhere(lambda *a: _both_ways(norm, *a), delta, x, gamma, beta)
     assert np.isnan(alone[10:13]).any(1).all()
     for actual, right in ((alone, expected[0]), (y, expected[0]), (dx, expected[1])):
         for i, (a, b) in enumerate(zip(np.asarray(actual), np.asarray(right), strict=True)):
@@ -134,6 +148,25 @@ def test_rows_of_any_kind_as_elsewhere(name, eps):
             if np.isfinite(a).all():
                 assert np.abs(a - b).max() <= 1e-6 * np.abs(b).max(), f"row {i}"
     assert np.isnan(sums[0]).all()  # NaN in x reaches γ's gradient
+
+
+@pytest.mark.as_users_compile
+@pytest.mark.parametrize("mean", [0, 1e4])
+def test_masked_elements_do_not_count(mean):
+    """Whatever they hold; here also all of a row."""
+    x, gamma, beta = _draw((8, 256))
+    where = (random_like(x, 5) > 0).at[3].set(False)
+    held = jnp.asarray([np.nan, np.inf, -1e38, 1e30], x.dtype)[jnp.arange(256) % 4]
+    x, delta = jnp.where(where, mean + x, held), jnp.where(where, random_like(x, 3), 0)
+
+    def both_ways(*arguments):
+        y, *gradients = _both_ways(partial(bnderiv.layer_norm, where=where), *arguments)
+        return jnp.where(where, y, 0), *gradients
+
+    arguments = (delta, x, gamma, beta)
+    for actual, expected in zip(jax.jit(both_ways)(*arguments), _elsewhere(both_ways, *arguments), strict=True):
+        assert np.isfinite(expected).all()
+        np.testing.assert_allclose(actual, expected, 2e-6, 2e-6)
 
 
 @every_norm

@@ -1,4 +1,7 @@
-"""Norms of rows on a GPU, where one kernel keeps a row in registers (`_gpu.py`)."""
+"""Norms of rows on accelerators: statistics of the features of one example.
+
+A GPU keeps a row in registers (`_gpu.py`). A TPU takes the sums of a row in the kernel that makes it.
+"""
 
 from collections.abc import Callable
 from functools import partial, wraps
@@ -16,25 +19,34 @@ from bnderiv.normalization.units import Unit
 TAKES_BITS = jax.__version_info__ >= (0, 12)
 
 
-def in_registers(measured: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorates `body(groups, x, where, n, eps, ...)`: for rows, a GPU calls `measured(groups, x, n, eps)` instead.
+def rows(*, on_gpu: Callable[..., Any], on_tpu: Callable[..., Any] | None = None) -> Callable[..., Any]:
+    """Decorates `body(groups, x, where, n, eps, ...)`, for rows.
 
-    `measured` reads x once, however many sums it takes, so it assumes no mean and tests none. Without a gradient y is
-    computed in the same kernel. With a gradient the statistics are saved, as one array.
+    A GPU calls `on_gpu(groups, x, n, eps)` instead. It reads x once, however many sums it takes, so it assumes no mean
+    and tests none. Without a gradient y is computed in the same kernel. With a gradient the statistics are saved, as
+    one array. A TPU calls `on_tpu(groups, x, where, n, eps, again)`, where `again()` is that of the body.
     """
 
     def decorate(body: Callable[..., Any]) -> Callable[..., Any]:
         def form(result: Callable[[Any], Any]) -> Callable[..., Any]:
             @wraps(body)
             def call(groups: Groups, x: jax.Array, where: jax.Array | None, n: Any, eps: Any, *others: Any) -> Any:
-                # Units of the range are no units to merge the statistics of several devices in (`scale_for`).
-                if groups.over_devices or not TAKES_BITS or not are_rows(groups, x, where):
-                    return body(groups, x, where, n, eps, *others)
-
                 def in_one_kernel(x: jax.Array, where: None, n: Any, eps: Any, *_: Any) -> Any:
-                    return result(measured(groups, x, n, eps))
+                    return result(on_gpu(groups, x, n, eps))
 
-                return by_target(x, where, n, eps, *others, cuda=in_one_kernel, default=partial(body, groups))
+                def on_a_tpu(*arguments: Any) -> Any:
+                    assert on_tpu is not None
+                    return on_tpu(groups, *arguments[:4], partial(body, groups, *arguments))
+
+                forms: dict[str, Callable[..., Any]] = {}
+                # Units of the range are no units to merge the statistics of several devices in (`scale_for`).
+                if TAKES_BITS and not groups.over_devices and are_rows(groups, x, where):
+                    forms["cuda"] = in_one_kernel
+                if on_tpu is not None and not groups.both:
+                    forms["tpu"] = on_a_tpu
+                default = partial(body, groups)
+                arguments = (x, where, n, eps, *others)
+                return by_target(*arguments, default=default, **forms) if forms else default(*arguments)
 
             return call
 
