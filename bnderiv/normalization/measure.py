@@ -84,7 +84,7 @@ def about_the_mean(groups: Groups, x: jax.Array, n: Any, eps: Epsilon) -> Moment
     return Moments(unit, mean, mean_of(with_a_sum(u - mean, groups.statistics) ** 2))
 
 
-def about_zero(
+def about_zero_first(
     groups: Groups, x: jax.Array, where: jax.Array | None, n: Any, eps: Epsilon, again: Callable[[], Moments]
 ) -> Moments:
     """The moments about K = 0, if that is near the mean; otherwise `again()`.

@@ -13,7 +13,7 @@ from bnderiv._rule import both_modes, closed_form
 from bnderiv._target import GPU, TPU, apart, widened
 from bnderiv.activation.relu import rectify
 from bnderiv.normalization.groups import Affine
-from bnderiv.normalization.measure import about_the_mean, about_zero, measured
+from bnderiv.normalization.measure import about_the_mean, about_zero_first, measured
 from bnderiv.normalization.rows import for_parameters_and_x, in_dx, rows
 from bnderiv.normalization.sample import by_default_about_a_sample
 from bnderiv.normalization.tpu_layout import tpu_layout
@@ -23,7 +23,7 @@ from bnderiv.normalization.units import Epsilon, Moments, above_noise, masked
 
 
 @closed_form(static=1, inner=True)
-@rows(on_gpu=about_the_mean, on_tpu=about_zero)
+@rows(on_gpu=about_the_mean, on_tpu=about_zero_first)
 @platform_layout
 @by_default_about_a_sample
 @tpu_layout

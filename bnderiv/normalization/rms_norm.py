@@ -14,8 +14,8 @@ from bnderiv._target import apart
 from bnderiv._types import Axes
 from bnderiv.normalization.arguments import epsilon, laid, normalized_axes, parameter
 from bnderiv.normalization.groups import Groups
-from bnderiv.normalization.rows import for_parameters_and_x, in_dx, rows
 from bnderiv.normalization.measure import fits, unless
+from bnderiv.normalization.rows import for_parameters_and_x, in_dx, rows
 from bnderiv.normalization.tpu_layout import tpu_layout
 from bnderiv.normalization.units import Epsilon, Unit, masked, scale_for
 
