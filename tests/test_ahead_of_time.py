@@ -487,6 +487,15 @@ def test_on_a_tpu_no_copy_of_x_is_reserved(norm, shape, options):
             assert counted("v5e", case)["temporary MB"] > 1.9 * x.size * 4 / 1e6  # as the README says
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_on_a_tpu_softmax_is_two_kernels(dtype):
+    """And a copy. With a maximum in the place of the minimum there are four, and six passes."""
+    x = jax.ShapeDtypeStruct((8, 12, 512, 512), jnp.dtype(dtype))
+    found = counted("v6e", ahead_of_time.Case("softmax", x, partial(ahead_of_time.layers, "softmax", x)))
+    assert found["kernels"] <= 3
+    assert 4.9 < found["passes"] < 5.1
+
+
 @pytest.mark.parametrize("kind", ["max", "avg"])
 def test_on_a_tpu_pools_cost_no_more_than_flax_s(kind):
     pytest.importorskip("flax")

@@ -2,12 +2,12 @@
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from bnderiv import _checks
 from bnderiv._gpu import start_of_row
 from bnderiv._numbers import accumulator
 from bnderiv._rule import closed_form
+from bnderiv.activation.softmax import below_highest
 
 
 def log_softmax(x: jax.Array, axis: int = -1) -> jax.Array:
@@ -63,7 +63,7 @@ def log_softmax_parts(z, axis):
 
     The first two are kept apart: max z + log Σ would round at the size of z.
     """
-    half = z / 2 - jnp.max(lax.stop_gradient(z), axis, keepdims=True) / 2
+    half = below_highest(z, axis, part=1 / 2)
     e = jnp.exp(2 * half)
     total = e.sum(axis, keepdims=True)
     return half, jnp.log(total), e / total

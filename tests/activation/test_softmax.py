@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import bnderiv
-from tests import contract
+from tests import contract, forms
 from tests.compiling import fast_jit
 
 JACOBIAN = fast_jit(jax.jacrev(bnderiv.softmax))
@@ -21,6 +21,21 @@ def test_numbers_worked_by_hand():
     s, pull_back = jax.vjp(bnderiv.softmax, z)
     np.testing.assert_allclose(s, [1 / 8, 2 / 8, 5 / 8], rtol=1e-15)
     np.testing.assert_allclose(pull_back(jnp.array([8.0, 0.0, 16.0]))[0], [-3 / 8, -22 / 8, 25 / 8], rtol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("layer", [bnderiv.softmax, bnderiv.log_softmax], ids=lambda f: f.__name__)
+def test_by_a_minimum_the_same(layer, dtype):
+    """As a TPU computes it: to the bit, whatever x holds."""
+    x = 5 * jax.random.normal(jax.random.key(0), (9, 33), jnp.float32)
+    ends = jnp.asarray([-jnp.inf, jnp.inf, jnp.nan, 3.3e38, -3.3e38], x.dtype)
+    x = x.at[:5, 7].set(ends).at[5].set(-jnp.inf).at[6, 3:5].set(ends[3:]).astype(dtype)
+    by_maximum = layer(x)
+    with forms.of("tpu"):
+        by_minimum = layer(x)
+    by_minimum, by_maximum = (np.asarray(a, np.float32) for a in (by_minimum, by_maximum))
+    np.testing.assert_array_equal(by_minimum, by_maximum)
+    assert np.isfinite(by_maximum[7:]).all()
 
 
 @given(hnp.arrays(np.float64, st.integers(1, 6), elements=st.floats(-50, 50)))
