@@ -27,8 +27,9 @@ def tpu_layout(body: Callable[..., Any]) -> Callable[..., Any]:
     def call(groups: Any, *arrays: Any) -> Any:
         order = common_order(arrays[0].shape)
         axes = tuple(range(len(order)))
-        # A CPU's rows (`_cpu.py`) are no `Groups`.
-        if order == axes or not isinstance(groups, Groups):
+        # A CPU's rows (`_cpu.py`) are no `Groups`. A row stays where it is innermost: whether examples or places come
+        # next depends on what made x.
+        if order == axes or not isinstance(groups, Groups) or order[-1] in groups.statistics:
             return body(groups, *arrays)
         places = tuple(order.index(i) for i in axes)
 

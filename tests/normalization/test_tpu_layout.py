@@ -74,7 +74,9 @@ def test_each_norm_is_moved(moves):
         moves.clear()
         jax.jit(case.bind(bnderiv)[0]).trace(*case.bind(bnderiv)[1])
         order = compact_order(shape_of(case))
-        assert set(moves) == {tuple(order.index(i) for i in range(len(order)))}, case
+        places = tuple(order.index(i) for i in range(len(order)))
+        row_is_innermost = case.layer in ("layer_norm", "rms_norm") and order[-1] == len(order) - 1
+        assert set(moves) == (set() if row_is_innermost else {places}), case
 
 
 FAR: dict[
