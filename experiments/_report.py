@@ -1,7 +1,7 @@
 """What every experiment leaves: its numbers, and what is made of them alone: pictures, tables and an HTML page.
 
-A script's main is `run`: it measures, `keep`s the numbers in a JSON file with all that a page says about the run, and
-`show`s that file. With --redraw it only shows.
+A script's main is an `experiment`: it measures, `keep`s the numbers in a JSON file with all that a page says about the
+run, and `show`s that file. With --redraw it only shows.
 """
 
 import base64
@@ -95,31 +95,36 @@ class Report(NamedTuple):
     file: str = "report.html"
     tables: str = ""  # a file of the texts and tables in Markdown, if there is to be one
     said: str = ""  # what is printed; the summary where that is empty
+    wrong: str = ""  # what must not have come out: it ends the command
 
 
-def run(
+def experiment(
     kind: type[_options.Measured],
-    arguments: list[str] | None,
     name: str,
     measure: Callable[[Any], Mapping[str, Any]],
     present: Callable[[dict[str, Any]], Report],
     *more: str,
-) -> dict[str, Any]:
-    """A whole experiment: measures, unless it is to be drawn again, keeps the numbers, shows and returns them.
+) -> Callable[..., None]:
+    """A script's main: measures, unless it is to be drawn again, keeps the numbers and shows them.
 
     Args:
-      kind, arguments: as `_options.parse` takes them.
+      kind: of the options.
       name: of the JSON file.
       measure: of the options; the numbers.
       present: of what the file holds; the report.
       more: packages whose versions matter here.
     """
-    options = _options.parse(kind, arguments)
-    file = options.folder() / name
-    if not options.redraw:
-        _command.make(file.parent)
-        keep(file, measure(options), options, *more)
-    return show(file, present)
+
+    @_command.command
+    def main(arguments: list[str] | None = None) -> None:
+        options = _options.parse(kind, arguments)
+        file = options.folder() / name
+        if not options.redraw:
+            _command.make(file.parent)
+            keep(file, measure(options), options, *more)
+        show(file, present)
+
+    return main
 
 
 def keep(file: Path, content: Mapping[str, Any], options: _options.Options, *more: str) -> None:
@@ -132,8 +137,8 @@ def keep(file: Path, content: Mapping[str, Any], options: _options.Options, *mor
     write(file, (_lines(content) + "\n").encode())
 
 
-def show(file: Path, present: Callable[[dict[str, Any]], Report]) -> dict[str, Any]:
-    """Makes pictures, tables and page of the numbers in a file, beside it, prints what came out, and returns them."""
+def show(file: Path, present: Callable[[dict[str, Any]], Report]) -> None:
+    """Makes pictures, tables and page of the numbers in a file, beside it, and prints what came out."""
     content = numbers(file)
     _command.say("drawing …")
     report = present(content)
@@ -143,7 +148,8 @@ def show(file: Path, present: Callable[[dict[str, Any]], Report]) -> dict[str, A
     if report.tables:
         files[report.tables] = markdown(report.parts).encode()
     leave(file.parent, files | {report.file: page(report, content)})
-    return content
+    if report.wrong:
+        raise _command.Refused(report.wrong)
 
 
 def page(report: Report, content: Mapping[str, Any]) -> bytes:

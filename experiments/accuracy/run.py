@@ -62,6 +62,4 @@ def measure(options: Settings) -> dict[str, Any]:
     return {"eps": EPS, "seeds": list(seeds), "libraries": list(libraries), "absent": absent, "rows": rows}
 
 
-@_command.command
-def main(arguments: list[str] | None = None) -> None:
-    _report.run(Settings, arguments, "accuracy.json", measure, present, "bnderiv", *PEERS)
+main = _report.experiment(Settings, "accuracy.json", measure, present, "bnderiv", *PEERS)

@@ -240,6 +240,4 @@ def present(content: dict[str, Any]) -> _report.Report:
     )
 
 
-@_command.command
-def main(arguments: list[str] | None = None) -> None:
-    _report.run(Settings, arguments, "results.json", measure, present)
+main = _report.experiment(Settings, "results.json", measure, present)

@@ -92,6 +92,4 @@ def measure(settings: Settings) -> dict[str, Any]:
     return {"features": task.train_images.shape[1], "steps": settings.steps, "measured": measured}
 
 
-@_command.command
-def main(arguments: list[str] | None = None) -> None:
-    _report.run(Settings, arguments, "vmap_saving.json", measure, present)
+main = _report.experiment(Settings, "vmap_saving.json", measure, present)

@@ -204,6 +204,4 @@ def measure(options: Settings) -> dict[str, Any]:
     return {"rows": [row(*rule) for rule in _command.bar(iterable=options.rules(), unit="rule")]}
 
 
-@_command.command
-def main(arguments: list[str] | None = None) -> None:
-    _report.run(Settings, arguments, "checking.json", measure, present, "torch")
+main = _report.experiment(Settings, "checking.json", measure, present, "torch")

@@ -314,6 +314,4 @@ def present(content: dict[str, Any]) -> _report.Report:
     )
 
 
-@_command.command
-def main(arguments: list[str] | None = None) -> None:
-    _report.run(Settings, arguments, "scale.json", measure, present)
+main = _report.experiment(Settings, "scale.json", measure, present)

@@ -271,6 +271,4 @@ def measure(options: Settings) -> dict[str, Any]:
     return numbers
 
 
-@_command.command
-def main(arguments: list[str] | None = None) -> None:
-    _report.run(Settings, arguments, "dropin.json", measure, present, "flax")
+main = _report.experiment(Settings, "dropin.json", measure, present, "flax")

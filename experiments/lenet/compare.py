@@ -130,6 +130,4 @@ def present(content: dict[str, Any]) -> _report.Report:
     )
 
 
-@_command.command
-def main(arguments: list[str] | None = None) -> None:
-    _report.run(Compare, arguments, "comparison.json", measure, present)
+main = _report.experiment(Compare, "comparison.json", measure, present)

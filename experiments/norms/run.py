@@ -194,6 +194,4 @@ def measure(options: Settings) -> dict[str, Any]:
     return content
 
 
-@_command.command
-def main(arguments: list[str] | None = None) -> None:
-    _report.run(Settings, arguments, "norms.json", measure, present, "flax")
+main = _report.experiment(Settings, "norms.json", measure, present, "flax")
