@@ -38,7 +38,7 @@ SIZES = tuple(10**k for k in range(4, 9))
 PLACES = 10_000  # 10×10 pixels of 100 channels, times the batch
 
 
-def measure(effort: Effort) -> dict[str, Any]:
+def measure(effort: Effort, _: Any) -> dict[str, Any]:
     return {"residuals": _residuals(), "stack": list(_stack(effort))}
 
 
@@ -103,7 +103,7 @@ def _loss(layer: Callable[..., Any], parameters: Any, x: jax.Array) -> jax.Array
     return peers.stack(layer, parameters, x).astype(jnp.float32).mean()
 
 
-def growth(effort: Effort) -> dict[str, Any]:
+def growth(effort: Effort, _: Any) -> dict[str, Any]:
     return {"sizes": list(_sizes(effort)), "compile": _compile(effort), "import": _import(effort)}
 
 
