@@ -12,7 +12,6 @@ from experiments import _command
 if __name__ == "__main__":
     _command.start("experiments.batchnorm_effect.run")
 
-import dataclasses
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -33,7 +32,6 @@ STYLES: dict[str, dict[str, Any]] = {
 }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(_options.WithData):
     """What is trained."""
 

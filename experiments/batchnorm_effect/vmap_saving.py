@@ -10,7 +10,6 @@ from experiments import _command
 if __name__ == "__main__":
     _command.start("experiments.batchnorm_effect.vmap_saving")
 
-import dataclasses
 import time
 from functools import partial
 from typing import Any
@@ -24,7 +23,6 @@ from experiments.batchnorm_effect import network, run
 from experiments.benchmark.clock import FEWER, interleaved, of_jax
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(_options.WithData):
     """What is timed."""
 

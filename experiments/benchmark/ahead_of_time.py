@@ -17,7 +17,6 @@ from experiments import _command
 if __name__ == "__main__":
     _command.start("experiments.benchmark.ahead_of_time", extras="experiments,flax,accelerators")
 
-import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -78,7 +77,6 @@ class Case(NamedTuple):
     targets: tuple[str, ...] = targets.TARGETS
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(_options.Measured):
     """Which cases, for which targets, and where to."""
 

@@ -15,7 +15,6 @@ if __name__ == "__main__":
     _command.start("experiments.benchmark.run", extras="peers")
 
 import contextlib
-import dataclasses
 import os
 import re
 import time
@@ -36,7 +35,6 @@ PEERS = {"flax": None, "torch": None}  # the versions, where they are absent
 LAYERS = ["max_pool", "avg_pool", "batch_norm", "batch_norm_relu"]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(_options.Measured):
     """What is measured."""
 

@@ -38,7 +38,6 @@ ROUNDING = 2.0**-24  # relative, of one float32 operation
 SUSPICIOUS = 1e-5  # a difference above it is taken again in float64, where rounding is no excuse
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(_options.Measured):
     """Which network learns, and how long."""
 

@@ -14,7 +14,6 @@ from experiments import _command
 if __name__ == "__main__":
     _command.start("experiments.checking.run", extras="test,peers")
 
-import dataclasses
 import importlib.util
 import warnings
 from collections.abc import Callable
@@ -48,7 +47,6 @@ CHECKERS = {  # and what they are called in the picture
 }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(_options.Measured):
     """Which rules are checked."""
 

@@ -12,7 +12,6 @@ from experiments import _command
 if __name__ == "__main__":
     _command.start("experiments.distributed.run")
 
-import dataclasses
 import json
 import time
 from pathlib import Path
@@ -28,7 +27,6 @@ from experiments._options import AtLeastOne, Positive, Seed
 from experiments.distributed import training
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(_options.WithData):
     """What is trained, and over which processes. The first process writes the results."""
 

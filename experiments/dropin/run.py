@@ -14,7 +14,6 @@ from experiments import _command
 if __name__ == "__main__":
     _command.start("experiments.dropin.run", extras="experiments,flax")
 
-import dataclasses
 import statistics
 import time
 from collections.abc import Callable
@@ -36,7 +35,6 @@ Part = Literal["time-float32", "time-bfloat16", "loss-float32", "loss-bfloat16"]
 SHIFTS = (0.0, 1e3, 1e4)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(_options.Measured):
     """What is measured, of which network."""
 

@@ -25,7 +25,6 @@ from experiments.lenet import configuration, results, run
 from experiments.lenet.configuration import Configuration
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Compare(_options.Measured):
     """Trains every setting of a file with every seed."""
 

@@ -13,7 +13,6 @@ from experiments import _command
 if __name__ == "__main__":
     _command.start("experiments.norms.run", extras="experiments,flax")
 
-import dataclasses
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -50,7 +49,6 @@ WHO = ("bnderiv", "Flax", "plain autodiff")
 NAMES = {"plain autodiff": "plain jnp, two passes"}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(_options.Measured):
     """What is measured."""
 
