@@ -288,13 +288,9 @@ def leave(folder: Path, files: Mapping[str, bytes]) -> None:
 
 def numbers(path: Path) -> dict[str, Any]:
     """What an earlier run left in a file of numbers."""
-    try:
+    what, advice = f"{path}: no numbers of an earlier run there", "; name its folder with --out"
+    with _command.refusing(what, path, advice, errors=(OSError, ValueError)):
         return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        reason = _command.why(error, path) if isinstance(error, OSError) else error
-        raise _command.Refused(
-            f"{path}: no numbers of an earlier run there ({reason}); name its folder with --out"
-        ) from error
 
 
 _STYLE = """

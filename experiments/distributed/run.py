@@ -68,13 +68,12 @@ class Settings(_options.WithData):
 
 def other_run(path: Path) -> dict[str, Any]:
     """The run.json of another run."""
-    try:
+    errors = (OSError, ValueError, KeyError, TypeError)
+    with _command.refusing(f"compare must be the run.json of another run, got {path}", path, errors=errors):
         other = json.loads(path.read_text())
         if not isinstance(other["losses"], list) or not isinstance(other["name"], str):
-            raise TypeError
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _command.Refused(f"compare must be the run.json of another run, got {path} ({error!r})") from None
-    return other
+            raise TypeError("it has no losses or no name")
+        return other
 
 
 def join(settings: Settings) -> None:

@@ -67,18 +67,17 @@ class Checkpoints:
         steps = self.steps()
         if not steps:
             raise _command.Refused(f"{self.folder}: no checkpoint")
+        path = self.file(steps[-1])
         before = f"; delete that file to go on from step {steps[-2]}" if len(steps) > 1 else ""
-        damaged = f"{self.file(steps[-1])}: damaged, or not a checkpoint of this experiment{before}"
-        try:
-            with self.file(steps[-1]).open("rb") as file, np.load(file) as content:
-                arrays = dict(content)
+        damaged = f"{path}: damaged, or not a checkpoint of this experiment{before}"
+        # Damage shows in many ways.
+        with _command.refusing(damaged, path, errors=Exception), path.open("rb") as file, np.load(file) as content:
+            arrays = dict(content)
             about = json.loads(str(arrays.pop("about")))
             found, theirs = from_options(about["configuration"], "checkpoint"), about["fingerprint"]
             progress = Progress(about["history"], about["seconds"])
             if about["step"] != steps[-1]:
                 raise ValueError(f"it says that it is of step {about['step']}")
-        except Exception as error:  # damage shows in many ways
-            raise _command.Refused(f"{damaged} ({type(error).__name__}: {error})") from error
         if different := found.differences(configuration):
             raise _command.Refused(f"{self.folder}: of another configuration: {'; '.join(different)}")
         if fingerprint not in (None, theirs):
