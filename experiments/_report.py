@@ -249,6 +249,24 @@ def _lines(value: Any, indent: int = 0) -> str:
     return text[0] + ",".join(f"{margin} {line}" for line in lines) + margin + text[-1]
 
 
+def by(shape: Sequence[int]) -> str:
+    """Such as 64×56×56×64."""
+    return "×".join(map(str, shape))
+
+
+def named(tree: Any) -> dict[str, np.ndarray]:
+    """The arrays of a tree by their paths, such as params/conv1/kernel, in its order."""
+    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(tree))
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(a) for path, a in leaves}
+
+
+def npz(**arrays: Any) -> bytes:
+    """A file of arrays by name; it has a checksum for each."""
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **arrays)
+    return buffer.getvalue()
+
+
 def rounded(values: Any, digits: int = 4) -> Any:
     """Numbers in mappings and sequences for JSON, which has no NaN: what is no number any more becomes null."""
     if isinstance(values, Mapping):

@@ -33,8 +33,8 @@ import optax
 
 import bnderiv
 from experiments import _options, _programs, _report
+from experiments._report import by
 from experiments.benchmark import compiled_tables, peers, steps, targets
-from experiments.benchmark.layers import by
 
 NORMS = ((256, 112, 112, 64), (256, 56, 56, 256), (256, 7, 7, 2048))  # the first, the largest, the last of ResNet-50
 SMALL = (64, 56, 56, 256)  # a batch at which XLA may prefer to store the ReLU's mask

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import bnderiv
+from experiments._report import by
 from experiments.benchmark import peers
 from experiments.benchmark.clock import FEWER, Contestant, Effort, interleaved, of_jax
 from experiments.benchmark.torch_peer import Torch
@@ -155,10 +156,6 @@ def both_ways(layer: Callable[..., Any], has_aux: bool = False) -> Callable[...,
         return out, pull_back(dy), more
 
     return jax.jit(run)
-
-
-def by(shape: Sequence[int]) -> str:
-    return "×".join(map(str, shape))
 
 
 def _copies(copy: Callable[..., Any], x: jax.Array, again: bool = False) -> Contestant:

@@ -17,9 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import bnderiv
+from experiments._report import by
 from experiments.benchmark import peers, steps
 from experiments.benchmark.clock import Effort, interleaved, of_jax, quartiles
-from experiments.benchmark.layers import IMAGES, both_ways, by, normal
+from experiments.benchmark.layers import IMAGES, both_ways, normal
 
 DTYPES = ("float32", "bfloat16")
 LAYERS = {  # title: layer, options

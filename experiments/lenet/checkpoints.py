@@ -6,8 +6,6 @@ the images and the history; the format has a checksum for each. What does not fi
 
 import contextlib
 import dataclasses
-import functools
-import io
 import json
 import re
 from pathlib import Path
@@ -51,11 +49,11 @@ class Checkpoints:
             "history": progress.history,
             "seconds": progress.seconds,
         }
-        np.savez(content := io.BytesIO(), allow_pickle=False, about=json.dumps(about), **_arrays(state))
+        content = _report.npz(about=json.dumps(about), **_report.named(state))
         what = f"{self.folder}: the checkpoint of step {step} cannot be written"
         advice = f"; {last}. Make room on the disk, then {then}"
         with _command.uninterrupted(), _command.refusing(what, self.folder, advice):
-            _report.replace(self.file(step), content.getvalue())
+            _report.replace(self.file(step), content)
             for unfinished in self.folder.glob("*.unfinished"):  # of a run that was killed while it wrote
                 unfinished.unlink()
             for old in self.steps()[:-KEPT]:
@@ -82,17 +80,10 @@ class Checkpoints:
             raise _command.Refused(f"{self.folder}: of another configuration: {'; '.join(different)}")
         if fingerprint not in (None, theirs):
             raise _command.Refused(f"{self.folder}: of other images (their fingerprint is {theirs}, not {fingerprint})")
-        wanted = _arrays(template)
+        wanted = _report.named(template)
         if _shapes(arrays) != _shapes(wanted):
             raise _command.Refused(f"{damaged} (its arrays have other names, shapes or dtypes)")
         return jax.tree.unflatten(jax.tree.structure(template), [arrays[name] for name in wanted]), progress
-
-
-def _arrays(state: State) -> dict[str, np.ndarray]:
-    """The leaves by number and path, whatever containers the optimizer uses."""
-    leaves = enumerate(jax.tree_util.tree_leaves_with_path(jax.device_get(state)))
-    name = functools.partial(jax.tree_util.keystr, simple=True, separator=".")
-    return {f"{i:04d}.{name(path)}": np.asarray(a) for i, (path, a) in leaves}
 
 
 def _shapes(arrays: dict[str, np.ndarray]) -> dict[str, Any]:

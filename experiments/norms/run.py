@@ -26,7 +26,7 @@ import numpy as np
 from experiments import _options, _report
 from experiments.benchmark import allocator, peers
 from experiments.benchmark.clock import FULL, QUICK, interleaved
-from experiments.benchmark.layers import both_ways, by, contestants
+from experiments.benchmark.layers import both_ways, contestants
 
 EPS = 1e-6  # Flax's default
 GROUPS = 32
@@ -128,7 +128,7 @@ def tables(content: dict[str, Any]) -> list[_report.Part]:
     for row in content["times"]:
         ours, *others = (row["times"][who]["ms"][1] for who in WHO)
         ratios = (f"{other / ours:.2f}×" for other in others)
-        measured.append([row["norm"], by(row["shape"]), f"{ours:.3g} ms", *ratios])
+        measured.append([row["norm"], _report.by(row["shape"]), f"{ours:.3g} ms", *ratios])
     for row in content["compiled"]:
         ours, *others = (float(np.median(row["seconds"][who])) for who in WHO)
         compiled.append([row["norm"], f"{ours:.2f} s", *(f"{ours / other:.2f}×" for other in others)])
