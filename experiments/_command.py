@@ -211,22 +211,24 @@ def make(folder: Path) -> Path:
     return folder
 
 
-def why(error: OSError, path: Path | None = None) -> str:
-    """What the system says, or what it leaves out: a link that leads nowhere, a file in a folder's place."""
+def why(error: Exception, path: Path | None = None) -> str:
+    """What the error says, or what the system leaves out: a link that leads nowhere, a file in a folder's place."""
     for place in (path, *path.parents) if path else ():
         if os.path.islink(place) and not os.path.exists(place):
             return f"{place} is a link to {os.readlink(place)}, which does not exist"
         if isinstance(error, FileExistsError | NotADirectoryError) and os.path.isfile(place):
             return f"{place} is a file"
-    return error.strerror or str(error) or type(error).__name__
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 @contextlib.contextmanager
-def refusing(what: str, path: Path, advice: str = "") -> Iterator[None]:
-    """An error of the system in the block is refused: what cannot be, why, and what to do."""
+def refusing(
+    what: str, path: Path, advice: str = "", *, errors: type[Exception] | tuple[type[Exception], ...] = OSError
+) -> Iterator[None]:
+    """An error of the system, or of other kinds, in the block is refused: what cannot be, why, and what to do."""
     try:
         yield
-    except OSError as error:
+    except errors as error:
         raise Refused(f"{what} ({why(error, path)}){advice}") from error
 
 

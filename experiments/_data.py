@@ -45,8 +45,8 @@ class Data(NamedTuple):
         _, rows, columns, channels = self.train_images.shape
         return rows, columns, channels
 
-    def standardized(self, images: np.ndarray) -> np.ndarray:
-        """A batch of images as a network takes them, float32. Whole sets stay uint8, a quarter of that."""
+    def standardized(self, images: Any) -> Any:
+        """A batch of images as a network takes them, float32, of NumPy or JAX as these are. Whole sets stay uint8."""
         return self.levels[images]
 
     def fingerprint(self) -> str:
@@ -144,7 +144,10 @@ def _idx_folder(source: Path, classes: int, memory: float) -> tuple[np.ndarray, 
 def _four_files(source: Path) -> dict[str, Path]:
     """The files of one set by what is in them: "train images", "train labels", "test images", "test labels"."""
     sets: dict[str, dict[str, Path]] = {}
-    try:
+    with (
+        _command.refusing(f"{source}: cannot be read", source),
+        _command.refusing(f"{source}: no such folder", source, f"; {_WHERE}", errors=FileNotFoundError),
+    ):
         if source.is_file():
             raise _command.Refused(f"{source}: a file; it must be the folder of the four IDX files ({_WHERE})")
         folder, wanted = (source, "") if source.is_dir() else (source.parent, source.name)
@@ -152,10 +155,6 @@ def _four_files(source: Path) -> dict[str, Path]:
             if found := _NAME.fullmatch(path.name):
                 part = "train" if found["part"] == "train" else "test"
                 sets.setdefault(found["set"], {})[f"{part} {found['what']}"] = path
-    except FileNotFoundError as error:
-        raise _command.Refused(f"{source}: no such folder ({_command.why(error, source)}); {_WHERE}") from error
-    except OSError as error:
-        raise _command.Refused(f"{source}: cannot be read ({_command.why(error, source)})") from error
     names = ", ".join(map(repr, sorted(sets)))
     if wanted and not any(name.startswith(wanted) for name in sets):
         missing = _command.why(FileNotFoundError(0, "no such folder"), source)
@@ -242,12 +241,11 @@ def _not_this(path: Path, header: bytes, rank: int) -> str:
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     """The file, unpacked where its name ends in .gz; all that goes wrong while reading is refused."""
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            yield file
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise _command.Refused(f"{path}: damaged or truncated gzip file ({error})") from error
-    except MemoryError as error:
-        raise _command.Refused(f"{path}: there is not enough memory for it") from error
-    except OSError as error:
-        raise _command.Refused(f"{path}: cannot be read ({_command.why(error, path)})") from error
+    damage = (EOFError, gzip.BadGzipFile, zlib.error)
+    with (
+        _command.refusing(f"{path}: cannot be read", path),
+        _command.refusing(f"{path}: there is not enough memory for it", path, errors=MemoryError),
+        _command.refusing(f"{path}: damaged or truncated gzip file", path, errors=damage),
+        gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file,
+    ):
+        yield file

@@ -25,11 +25,18 @@ Positive = Annotated[float, "> 0"]
 Seed = Annotated[int, "in [0, 2**32)"]
 
 
+@typing.dataclass_transform(frozen_default=True, kw_only_default=True)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """The fields are the options, and the text under each is its help. `Annotated` adds a condition to a type."""
+    """A script's options are the fields of a class of this kind, which is a frozen dataclass by that alone.
+
+    The text under a field is its help. `Annotated` adds a condition to a type.
+    """
 
     OTHERWISE_THE_SAME: ClassVar[tuple[str, ...]] = ()  # options that do not change what a run computes
+
+    def __init_subclass__(cls) -> None:
+        dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 
     def __post_init__(self) -> None:
         for name, hint in typing.get_type_hints(type(self), include_extras=True).items():
@@ -64,7 +71,6 @@ class Options:
         return dataclasses.replace(self, data=type(data)("FOLDER")) if data else self  # type: ignore[call-arg]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Results(Options):
     """The options of a script that leaves its results in one folder."""
 
@@ -80,7 +86,6 @@ class Results(Options):
         return self.out or _command.folder(script, {name: _short(value) for name, value in self.changed().items()})
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Measured(Results):
     """The options of a script whose tables and pictures can be made again from its numbers."""
 
@@ -88,7 +93,6 @@ class Measured(Results):
     """Nothing is measured: all else is made again from the numbers that are there."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class WithData(Measured):
     """The options of a script that takes images."""
 

@@ -1,7 +1,7 @@
 """What every experiment leaves: its numbers, and what is made of them alone: pictures, tables and an HTML page.
 
-A script's main is `run`: it measures, `keep`s the numbers in a JSON file with all that a page says about the run, and
-`show`s that file. With --redraw it only shows.
+A script's main is an `experiment`: it measures, `keep`s the numbers in a JSON file with all that a page says about the
+run, and `show`s that file. With --redraw it only shows.
 """
 
 import base64
@@ -28,7 +28,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-PACKAGES = ("jax", "jaxlib", "numpy", "optax", "orbax-checkpoint", "scikit-learn")
+PACKAGES = ("jax", "jaxlib", "numpy", "optax", "scikit-learn")
 
 # Pictures stand at half the width of a page too: narrow figures, whose letters are then still 8 pixels high.
 WIDTH = 7.2  # inches
@@ -95,31 +95,36 @@ class Report(NamedTuple):
     file: str = "report.html"
     tables: str = ""  # a file of the texts and tables in Markdown, if there is to be one
     said: str = ""  # what is printed; the summary where that is empty
+    wrong: str = ""  # what must not have come out: it ends the command
 
 
-def run(
+def experiment(
     kind: type[_options.Measured],
-    arguments: list[str] | None,
     name: str,
     measure: Callable[[Any], Mapping[str, Any]],
     present: Callable[[dict[str, Any]], Report],
     *more: str,
-) -> dict[str, Any]:
-    """A whole experiment: measures, unless it is to be drawn again, keeps the numbers, shows and returns them.
+) -> Callable[..., None]:
+    """A script's main: measures, unless it is to be drawn again, keeps the numbers and shows them.
 
     Args:
-      kind, arguments: as `_options.parse` takes them.
+      kind: of the options.
       name: of the JSON file.
       measure: of the options; the numbers.
       present: of what the file holds; the report.
       more: packages whose versions matter here.
     """
-    options = _options.parse(kind, arguments)
-    file = options.folder() / name
-    if not options.redraw:
-        _command.make(file.parent)
-        keep(file, measure(options), options, *more)
-    return show(file, present)
+
+    @_command.command
+    def main(arguments: list[str] | None = None) -> None:
+        options = _options.parse(kind, arguments)
+        file = options.folder() / name
+        if not options.redraw:
+            _command.make(file.parent)
+            keep(file, measure(options), options, *more)
+        show(file, present)
+
+    return main
 
 
 def keep(file: Path, content: Mapping[str, Any], options: _options.Options, *more: str) -> None:
@@ -132,8 +137,8 @@ def keep(file: Path, content: Mapping[str, Any], options: _options.Options, *mor
     write(file, (_lines(content) + "\n").encode())
 
 
-def show(file: Path, present: Callable[[dict[str, Any]], Report]) -> dict[str, Any]:
-    """Makes pictures, tables and page of the numbers in a file, beside it, prints what came out, and returns them."""
+def show(file: Path, present: Callable[[dict[str, Any]], Report]) -> None:
+    """Makes pictures, tables and page of the numbers in a file, beside it, and prints what came out."""
     content = numbers(file)
     _command.say("drawing …")
     report = present(content)
@@ -143,7 +148,8 @@ def show(file: Path, present: Callable[[dict[str, Any]], Report]) -> dict[str, A
     if report.tables:
         files[report.tables] = markdown(report.parts).encode()
     leave(file.parent, files | {report.file: page(report, content)})
-    return content
+    if report.wrong:
+        raise _command.Refused(report.wrong)
 
 
 def page(report: Report, content: Mapping[str, Any]) -> bytes:
@@ -243,6 +249,24 @@ def _lines(value: Any, indent: int = 0) -> str:
     return text[0] + ",".join(f"{margin} {line}" for line in lines) + margin + text[-1]
 
 
+def by(shape: Sequence[int]) -> str:
+    """Such as 64×56×56×64."""
+    return "×".join(map(str, shape))
+
+
+def named(tree: Any) -> dict[str, np.ndarray]:
+    """The arrays of a tree by their paths, such as params/conv1/kernel, in its order."""
+    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(tree))
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(a) for path, a in leaves}
+
+
+def npz(**arrays: Any) -> bytes:
+    """A file of arrays by name; it has a checksum for each."""
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **arrays)
+    return buffer.getvalue()
+
+
 def rounded(values: Any, digits: int = 4) -> Any:
     """Numbers in mappings and sequences for JSON, which has no NaN: what is no number any more becomes null."""
     if isinstance(values, Mapping):
@@ -253,20 +277,24 @@ def rounded(values: Any, digits: int = 4) -> Any:
 
 
 def write(path: Path, content: bytes) -> None:
-    """The whole file or none of it, however the run ends: written under another name, then renamed."""
+    """The whole file or none of it; refused where it cannot be written."""
+    with _command.refusing(f"{path} cannot be written", path, "; what was there is unchanged"):
+        replace(path, content)
+
+
+def replace(path: Path, content: bytes) -> None:
+    """The whole file or none of it, however the process ends: written under another name, then renamed."""
     unfinished = path.with_name(path.name + ".unfinished")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _command.uninterrupted():
-            try:
-                unfinished.write_bytes(content)
-                unfinished.replace(path)
-            finally:
-                unfinished.unlink(missing_ok=True)
-    except OSError as error:
-        raise _command.Refused(
-            f"{path} cannot be written ({_command.why(error, path)}); what was there is unchanged"
-        ) from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _command.uninterrupted():
+        try:
+            with unfinished.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())  # otherwise the new name may reach the disk before the content
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
 
 def leave(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -278,13 +306,9 @@ def leave(folder: Path, files: Mapping[str, bytes]) -> None:
 
 def numbers(path: Path) -> dict[str, Any]:
     """What an earlier run left in a file of numbers."""
-    try:
+    what, advice = f"{path}: no numbers of an earlier run there", "; name its folder with --out"
+    with _command.refusing(what, path, advice, errors=(OSError, ValueError)):
         return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        reason = _command.why(error, path) if isinstance(error, OSError) else error
-        raise _command.Refused(
-            f"{path}: no numbers of an earlier run there ({reason}); name its folder with --out"
-        ) from error
 
 
 _STYLE = """

@@ -33,15 +33,11 @@ def standing(rows: list[dict[str, Any]], quantity: str) -> list[str]:
             ratio = 1.0 if ours == lowest else ours / max(lowest, 1e-30)
         else:
             ratio = 1.0 if badness(ours) == badness(lowest) else np.inf
-        ratios.append((ratio, f"{shown(ours)}, {best} {shown(lowest)}: {row['case']}, {size(row)}"))
+        ratios.append((ratio, f"{shown(ours)}, {best} {shown(lowest)}: {row['case']}, {_report.by(row['shape'])}"))
     values = [ratio for ratio, _ in ratios]
     within = [sum(ratio <= most for ratio in values) for most in (1, 1.5, 2)]
     furthest = max(ratios)
     return [*(f"{count} of {len(rows)}" for count in within), "none" if furthest[0] == 1 else furthest[1]]
-
-
-def size(row: dict[str, Any]) -> str:
-    return "×".join(map(str, row["shape"]))
 
 
 def tables(content: dict[str, Any]) -> list[_report.Part]:
@@ -53,7 +49,7 @@ def tables(content: dict[str, Any]) -> list[_report.Part]:
         cells = {}
         for row in chosen:
             outcomes = {library: median_and_worst(row["outcomes"][library][quantity]) for library in libraries}
-            cells[f"{row['case']}, {size(row)}"] = outcomes
+            cells[f"{row['case']}, {_report.by(row['shape'])}"] = outcomes
         return _report.grid(title, cells, first="input")
 
     brief = {
@@ -66,7 +62,7 @@ def tables(content: dict[str, Any]) -> list[_report.Part]:
     standings = [[symbol, *standing(rows, name)] for name, symbol in QUANTITIES.items()]
     return [
         *(_report.Text("", f"Not installed, left out: {name}.") for name in content["absent"]),
-        _report.grid(f"y and dx (y / dx), worst of {seeds}, {size(rows[0])}", brief, first="input"),
+        _report.grid(f"y and dx (y / dx), worst of {seeds}, {_report.by(rows[0]['shape'])}", brief, first="input"),
         _report.Table("Where bnderiv stands among all of them, by the median", columns, standings),
         *(
             detail(f"{symbol}, every shape: median (worst) of {seeds}", name, rows)
@@ -110,7 +106,7 @@ def draw(content: dict[str, Any]) -> bytes:
     legend.legend(*y.get_legend_handles_labels(), loc="upper left", fontsize=11)
     words = "Dark red: no number at all (NaN),\nor x̂ lost (y = β, dx = 0).\nLight red: no digit is right.\n"
     legend.text(0.03, 0.02, words + "Gray line: one rounding of a float32.", transform=legend.transAxes, va="bottom")
-    of = f"{size(rows[0])}, worst of {len(content['seeds'])} seeds"
+    of = f"{_report.by(rows[0]['shape'])}, worst of {len(content['seeds'])} seeds"
     figure.suptitle(f"Batch norm in float32, {of}: lower is better", fontsize=12)
     return _report.png(figure)
 

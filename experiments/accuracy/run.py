@@ -13,7 +13,6 @@ from experiments import _command
 if __name__ == "__main__":
     _command.start("experiments.accuracy.run", extras="peers")
 
-import dataclasses
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,6 @@ SEEDS = range(5)
 PEERS = ("flax", "equinox", "dm-haiku", "torch")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(_options.Measured):
     """How much is measured."""
 
@@ -62,6 +60,4 @@ def measure(options: Settings) -> dict[str, Any]:
     return {"eps": EPS, "seeds": list(seeds), "libraries": list(libraries), "absent": absent, "rows": rows}
 
 
-@_command.command
-def main(arguments: list[str] | None = None) -> None:
-    _report.run(Settings, arguments, "accuracy.json", measure, present, "bnderiv", *PEERS)
+main = _report.experiment(Settings, "accuracy.json", measure, present, "bnderiv", *PEERS)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 import bnderiv
-from experiments import _data
+from experiments._data import Data, epoch_order
 
 HIDDEN = (100, 100, 100)
 BATCH = 60
@@ -23,16 +23,6 @@ CLASSES = 10
 PROBES = 1000  # test images of which the last sigmoid's input is noted
 PERCENTILES = (15, 50, 85)
 KINDS = {"with batch norm": True, "without batch norm": False}
-
-
-class Task(NamedTuple):
-    """Images as rows, (N, D) uint8, and labels, (N,) int32."""
-
-    train_images: jax.Array
-    train_labels: jax.Array
-    test_images: jax.Array
-    test_labels: jax.Array
-    levels: jax.Array  # what the network is given for each of the 256 values of a pixel
 
 
 class Curves(NamedTuple):
@@ -78,15 +68,15 @@ def apply(params: Any, state: Any, x: jax.Array, *, train: bool) -> tuple[jax.Ar
 
 
 def train(
-    key: jax.Array, rate: jax.Array, task: Task, *, batch_norm: bool, deviation: float, steps: int, every: int
+    key: jax.Array, rate: jax.Array, data: Data, *, batch_norm: bool, deviation: float, steps: int, every: int
 ) -> Curves:
-    """Plain gradient descent on batches of 60, reshuffled every epoch."""
+    """Plain gradient descent on batches of 60, reshuffled every epoch; the images of `data` are rows, (N, D)."""
     init_key, order_key = jax.random.split(key)
-    images = len(task.train_labels)
-    params, state = init(init_key, task.train_images.shape[1], deviation, batch_norm)
+    images = len(data.train_labels)
+    params, state = init(init_key, data.train_images.shape[1], deviation, batch_norm)
     batches = images // BATCH  # the last images that fill no batch sit this epoch out
     epochs = jnp.arange(-(-steps // batches))
-    order = jax.vmap(lambda epoch: _data.epoch_order(order_key, epoch, images)[: batches * BATCH])(epochs)
+    order = jax.vmap(lambda epoch: epoch_order(order_key, epoch, images)[: batches * BATCH])(epochs)
     order = order.reshape(-1, BATCH)[:steps].reshape(steps // every, every, BATCH)
 
     def loss(params, state, x, labels):
@@ -95,15 +85,15 @@ def train(
 
     def step(network, rows):
         params, state = network
-        x = task.levels[task.train_images[rows]]
-        gradient, state = jax.grad(loss, has_aux=True)(params, state, x, task.train_labels[rows])
+        x = data.standardized(data.train_images[rows])
+        gradient, state = jax.grad(loss, has_aux=True)(params, state, x, data.train_labels[rows])
         return (jax.tree.map(lambda p, g: p - rate * g, params, gradient), state), None
 
     def note(params, state):
-        logits, _, inputs = apply(params, state, task.levels[task.test_images], train=False)
-        losses = bnderiv.softmax_cross_entropy_with_integer_labels(logits, task.test_labels)
+        logits, _, inputs = apply(params, state, data.standardized(data.test_images), train=False)
+        losses = bnderiv.softmax_cross_entropy_with_integer_labels(logits, data.test_labels)
         percentiles = jnp.percentile(inputs[:PROBES], jnp.array(PERCENTILES, jnp.float32), axis=0)
-        right = lax.argmax(logits, 1, task.test_labels.dtype) == task.test_labels
+        right = lax.argmax(logits, 1, data.test_labels.dtype) == data.test_labels
         return Curves(right.mean(dtype=jnp.float32), losses.mean(), percentiles)
 
     def interval(network, rows):
@@ -115,7 +105,7 @@ def train(
 
 
 @partial(jax.jit, static_argnames=("deviation", "steps", "every"))
-def sweep(keys: jax.Array, rates: jax.Array, task: Task, *, deviation: float, steps: int, every: int):
+def sweep(keys: jax.Array, rates: jax.Array, data: Data, *, deviation: float, steps: int, every: int):
     """Every key with every rate, with and without batch norm, in one program.
 
     Runs of one key share their batches, so the first layer of all its rates is a single product.
@@ -123,6 +113,6 @@ def sweep(keys: jax.Array, rates: jax.Array, task: Task, *, deviation: float, st
     Returns:
       Curves for each of `KINDS`, every array led by (keys, rates).
     """
-    one = partial(train, task=task, deviation=deviation, steps=steps, every=every)
+    one = partial(train, data=data, deviation=deviation, steps=steps, every=every)
     ways = {name: partial(one, batch_norm=batch_norm) for name, batch_norm in KINDS.items()}
     return {name: jax.vmap(jax.vmap(way, (None, 0)), (0, None))(keys, rates) for name, way in ways.items()}

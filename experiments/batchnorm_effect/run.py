@@ -12,7 +12,6 @@ from experiments import _command
 if __name__ == "__main__":
     _command.start("experiments.batchnorm_effect.run")
 
-import dataclasses
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -33,7 +32,6 @@ STYLES: dict[str, dict[str, Any]] = {
 }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(_options.WithData):
     """What is trained."""
 
@@ -63,18 +61,18 @@ class Settings(_options.WithData):
                 raise _command.Refused(f"{name} must be a multiple of every = {self.every}, got {getattr(self, name)}")
 
 
-def load_task(settings: _options.WithData) -> network.Task:
+def load(settings: _options.WithData) -> _data.Data:
+    """The images as rows, (N, D), for `network.train`."""
     data = _data.load(settings.data, memory=settings.memory)
     if (images := len(data.train_labels)) < network.BATCH:
         raise _command.Refused(f"{settings.data}: {images} training images, must be at least {network.BATCH}")
-    train, test = (jnp.asarray(a.reshape(len(a), -1)) for a in (data.train_images, data.test_images))
-    labels = jnp.asarray(data.train_labels), jnp.asarray(data.test_labels)
-    return network.Task(train, labels[0], test, labels[1], jnp.asarray(data.levels))
+    train, test = (a.reshape(len(a), -1) for a in (data.train_images, data.test_images))
+    return jax.tree.map(jnp.asarray, data._replace(train_images=train, test_images=test))
 
 
-def timed_sweep(keys: jax.Array, rates: Sequence[float], task: network.Task, **options: Any):
+def timed_sweep(keys: jax.Array, rates: Sequence[float], data: _data.Data, **options: Any):
     """The curves as NumPy arrays, and the seconds that compiling and running took."""
-    arguments, start = (keys, jnp.array(rates, jnp.float32), task), time.perf_counter()
+    arguments, start = (keys, jnp.array(rates, jnp.float32), data), time.perf_counter()
     program = network.sweep.lower(*arguments, **options).compile()
     compiled = time.perf_counter()
     curves = jax.tree.map(np.asarray, program(*arguments))
@@ -110,17 +108,17 @@ def first_reached(steps: np.ndarray, accuracy: np.ndarray, least: float) -> int 
 
 def measure(settings: Settings) -> dict[str, Any]:
     """Trains everything; what came out, as JSON takes it."""
-    task = load_task(settings)
-    images = f"{len(task.train_labels):,} training images, {len(task.test_labels):,} test images"
+    data = load(settings)
+    images = f"{len(data.train_labels):,} training images, {len(data.test_labels):,} test images"
     options = {"deviation": settings.deviation, "every": settings.every}
     keys = jax.random.split(jax.random.key(settings.seed), max(settings.seeds, settings.sweep_seeds))
     rates, words = settings.sweep_rates, "seeds with and without"
 
     _command.say(f"{images}\nrate {settings.rate:g}: {settings.seeds} {words}, {settings.steps:,} steps …")
-    curves, seconds = timed_sweep(keys[: settings.seeds], [settings.rate], task, steps=settings.steps, **options)
+    curves, seconds = timed_sweep(keys[: settings.seeds], [settings.rate], data, steps=settings.steps, **options)
     curves = {kind: jax.tree.map(lambda a: a[:, 0], of_kind) for kind, of_kind in curves.items()}  # one rate
     _command.say(f"{len(rates)} rates: {settings.sweep_seeds} {words}, {settings.sweep_steps:,} steps …")
-    swept, sweep_seconds = timed_sweep(keys[: settings.sweep_seeds], rates, task, steps=settings.sweep_steps, **options)
+    swept, sweep_seconds = timed_sweep(keys[: settings.sweep_seeds], rates, data, steps=settings.sweep_steps, **options)
 
     steps = np.arange(settings.steps // settings.every + 1) * settings.every
     units = {kind: typical_unit(of_kind.percentiles[0]) for kind, of_kind in curves.items()}
@@ -240,6 +238,4 @@ def present(content: dict[str, Any]) -> _report.Report:
     )
 
 
-@_command.command
-def main(arguments: list[str] | None = None) -> None:
-    _report.run(Settings, arguments, "results.json", measure, present)
+main = _report.experiment(Settings, "results.json", measure, present)

@@ -10,7 +10,6 @@ from experiments import _command
 if __name__ == "__main__":
     _command.start("experiments.batchnorm_effect.vmap_saving")
 
-import dataclasses
 import time
 from functools import partial
 from typing import Any
@@ -18,13 +17,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments import _options, _report
+from experiments import _data, _options, _report
 from experiments._options import AtLeastOne
 from experiments.batchnorm_effect import network, run
 from experiments.benchmark.clock import FEWER, interleaved, of_jax
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(_options.WithData):
     """What is timed."""
 
@@ -32,25 +30,25 @@ class Settings(_options.WithData):
     """The steps of each run."""
 
 
-def saving(task: network.Task, seeds: int, rates: tuple[float, ...], steps: int) -> dict[str, Any]:
+def saving(data: _data.Data, seeds: int, rates: tuple[float, ...], steps: int) -> dict[str, Any]:
     """Milliseconds of one step of one run, both ways; and the seconds of compiling."""
     options = {"deviation": 0.1, "steps": steps, "every": steps}
     keys, each_rate = jax.random.split(jax.random.key(0), seeds), jnp.array(rates, jnp.float32)
     _command.say(f"{seeds} seeds, {len(rates)} rates …")
     start = time.perf_counter()
-    together = network.sweep.lower(keys, each_rate, task, **options).compile()
+    together = network.sweep.lower(keys, each_rate, data, **options).compile()
     compiled = time.perf_counter()
     singles = [
-        jax.jit(partial(network.train, batch_norm=kind, **options)).lower(keys[0], each_rate[0], task).compile()
+        jax.jit(partial(network.train, batch_norm=kind, **options)).lower(keys[0], each_rate[0], data).compile()
         for kind in (True, False)
     ]
     compiling = {"together": compiled - start, "one after another": time.perf_counter() - compiled}
 
     def one_after_another():
-        return [single(key, rate, task) for single in singles for key in keys for rate in each_rate]
+        return [single(key, rate, data) for single in singles for key in keys for rate in each_rate]
 
     times = interleaved(
-        {"together": of_jax(together, keys, each_rate, task), "one after another": of_jax(one_after_another)},
+        {"together": of_jax(together, keys, each_rate, data), "one after another": of_jax(one_after_another)},
         FEWER._replace(rounds=3, burst=1, warming=0),
         per=2 * seeds * len(rates) * steps,
     )
@@ -83,15 +81,13 @@ def present(content: dict[str, Any]) -> _report.Report:
 
 def measure(settings: Settings) -> dict[str, Any]:
     """One network of each kind, several seeds, several rates, and both."""
-    task = run.load_task(settings)
+    data = run.load(settings)
     # Few images to measure by, so that steps are what is timed.
-    task = task._replace(test_images=task.test_images[:100], test_labels=task.test_labels[:100])
+    data = data._replace(test_images=data.test_images[:100], test_labels=data.test_labels[:100])
     rates = run.Settings.sweep_rates
     shapes = ((1, (0.1,)), (5, (0.1,)), (1, rates), (3, rates))
-    measured = [saving(task, seeds, some, settings.steps) for seeds, some in shapes]
-    return {"features": task.train_images.shape[1], "steps": settings.steps, "measured": measured}
+    measured = [saving(data, seeds, some, settings.steps) for seeds, some in shapes]
+    return {"features": data.train_images.shape[1], "steps": settings.steps, "measured": measured}
 
 
-@_command.command
-def main(arguments: list[str] | None = None) -> None:
-    _report.run(Settings, arguments, "vmap_saving.json", measure, present)
+main = _report.experiment(Settings, "vmap_saving.json", measure, present)

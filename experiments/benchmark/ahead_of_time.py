@@ -17,7 +17,6 @@ from experiments import _command
 if __name__ == "__main__":
     _command.start("experiments.benchmark.ahead_of_time", extras="experiments,flax,accelerators")
 
-import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -34,8 +33,8 @@ import optax
 
 import bnderiv
 from experiments import _options, _programs, _report
+from experiments._report import by
 from experiments.benchmark import compiled_tables, peers, steps, targets
-from experiments.benchmark.layers import by
 
 NORMS = ((256, 112, 112, 64), (256, 56, 56, 256), (256, 7, 7, 2048))  # the first, the largest, the last of ResNet-50
 SMALL = (64, 56, 56, 256)  # a batch at which XLA may prefer to store the ReLU's mask
@@ -79,7 +78,6 @@ class Case(NamedTuple):
     targets: tuple[str, ...] = targets.TARGETS
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(_options.Measured):
     """Which cases, for which targets, and where to."""
 
@@ -133,7 +131,8 @@ def _rows() -> Iterator[tuple[Any, ...]]:
         yield title, shape, partial(layers, f"{kind}_pool", window=window, strides=stride, padding=padding)
     yield f"softmax, {by(ATTENTION)}", ATTENTION, partial(layers, "softmax")
     for shape in LOGITS:
-        yield f"cross entropy of integer labels, {by(shape)}", shape, losses
+        loss = partial(layers, "softmax_cross_entropy_with_integer_labels")
+        yield f"cross entropy of integer labels, {by(shape)}", shape, loss
     yield f"bottleneck block, {by(BLOCK)}", BLOCK, blocks
     yield f"bottleneck block in Flax, {by(BLOCK)}", BLOCK, flax_blocks
     # Where the closed form of the convolutions matters: see `_target.first_on_gpu`.
@@ -150,14 +149,17 @@ def spec(shape: tuple[int, ...], dtype: Any = "float32") -> jax.ShapeDtypeStruct
 
 
 def layers(name: str, x: jax.ShapeDtypeStruct, **options: Any) -> dict[str, Program]:
-    """The programs of a layer; batch norm's take the running statistics, and return the new ones."""
-    with_state = name.startswith("batch_norm")
-    state = jax.eval_shape(partial(bnderiv.init_running_stats, x.shape[-1])) if with_state else ()
+    """The programs of a layer. Batch norm takes running statistics and returns the new ones; a loss takes labels."""
+    programs, taken, state = forward_alone(name, x, **options), "", ()
+    if name.startswith("batch_norm"):
+        taken, state = "running", jax.eval_shape(partial(bnderiv.init_running_stats, x.shape[-1]))
+    elif name.endswith("labels"):
+        taken, state = "labels", spec(x.shape[:-1], "int32")
 
     def of_state(f: Callable[..., Any], state: Any, *arguments: Any) -> Any:
-        return f(*arguments, running=state) if with_state else (f(*arguments), state)
+        y = f(*arguments, **{taken: state} if taken else {})
+        return y if taken == "running" else (y, ())
 
-    programs = forward_alone(name, x, **options)
     _, arguments = programs["bnderiv"]
     found = {who: partial(of_state, program.function) for who, program in programs.items()}
     dy, _ = jax.eval_shape(found["bnderiv"], state, *arguments)
@@ -166,20 +168,8 @@ def layers(name: str, x: jax.ShapeDtypeStruct, **options: Any) -> dict[str, Prog
 
 def forward_alone(name: str, x: jax.ShapeDtypeStruct, **options: Any) -> dict[str, Program]:
     """As in inference."""
-    arguments = (x, *[spec(x.shape[-1:])] * (0 if name.endswith(("pool", "softmax")) else 2))
+    arguments = (x, *[spec(x.shape[-1:])] * (0 if name.endswith(("pool", "softmax", "labels")) else 2))
     return {who: Program(f, arguments) for who, f in peers.layers(name, **options).items()}
-
-
-def losses(logits: jax.ShapeDtypeStruct) -> dict[str, Program]:
-    """The labels are no argument of the gradient."""
-
-    def of_logits(f: Callable[..., Any], labels: jax.Array, logits: jax.Array) -> Any:
-        return f(logits, labels=labels), ()
-
-    examples = logits.shape[:-1]
-    arguments = (spec(examples, "int32"), (logits,), spec(examples, logits.dtype))
-    found = peers.layers("softmax_cross_entropy_with_integer_labels")
-    return {who: Program(in_training(partial(of_logits, f)), arguments) for who, f in found.items()}
 
 
 def lenets(first: jax.ShapeDtypeStruct) -> dict[str, Program]:

@@ -1,5 +1,6 @@
 """Tables, picture and page of what compilers make of the layers, from the numbers of `ahead_of_time.py`."""
 
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -26,6 +27,12 @@ HOW = (
     "and backward as in training, or the forward alone if the name says so. Caches, autotuning and cuDNN's choice of "
     "algorithm are not in the counts. The array of LeNet-5 is the output of its first convolution. What a TPU keeps in "
     "its vector memory is not moved, so that batch norm of a small array takes fewer passes there."
+)
+
+
+# The heading under which a case is drawn.
+KIND = re.compile(
+    r"^(batch norm \+ relu|[a-z]+ norm|[a-z]+ pool|softmax|cross entropy|bottleneck block|[\w-]+'s step),? "
 )
 
 
@@ -107,8 +114,8 @@ def draw(content: dict[str, Any]) -> bytes:
             costs = {who: counts.get(COST[target]) for who, counts in cases.get(case, {}).items()}
             ours = costs.pop(OURS, None)
             ratios.append({who: theirs / ours for who, theirs in costs.items() if ours and theirs})
-        kind = picture.KIND.match(case)
-        groups.setdefault(kind[1] if kind else "", {})[picture.KIND.sub("", case)] = ratios
+        kind = KIND.match(case)
+        groups.setdefault(kind[1] if kind else "", {})[KIND.sub("", case)] = ratios
     units = {"passes": "bytes", "megacycles": "cycles"}
     panels = [f"{DEVICES[target].split()[1]}, {units[COST[target]]}" for target in targets]
     title = "Counted by compilers, without a device; in the red area the others cost less"

@@ -32,7 +32,7 @@ SHIFTED = BANDED._replace(correlation=shifted.correlation)
 WAYS = {"direct": DIRECT, "banded": BANDED, "shifted": SHIFTED}
 
 
-def measure(effort: Effort) -> Iterator[dict[str, Any]]:
+def measure(effort: Effort, _: Any) -> Iterator[dict[str, Any]]:
     """Forward and both gradients of each shape, in each layout."""
     for batch, side, c_in, c_out, k, padding in SHAPES[:1] if effort.quick else SHAPES:
         for layout, axes in LAYOUTS.items():

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import bnderiv
+from experiments._report import by
 from experiments.benchmark import peers
 from experiments.benchmark.clock import FEWER, Contestant, Effort, interleaved, of_jax
 from experiments.benchmark.torch_peer import Torch
@@ -46,7 +47,7 @@ def pools(kind: str, effort: Effort, torch: Torch) -> Iterator[dict[str, Any]]:
         yield case(name, found, x, effort)
 
 
-def random_pools(effort: Effort) -> dict[str, Any]:
+def random_pools(effort: Effort, _: Any) -> dict[str, Any]:
     """Pools of random windows, strides and padding, and the first call of each, beside Flax's."""
     x = normal(0, FEW_IMAGES)
     cases = []
@@ -97,7 +98,7 @@ def batch_norm(
     return case(f"batch norm{' + relu' * relu}, {by(shape)}, {dtype}", found, x, effort)
 
 
-def losses(effort: Effort) -> Iterator[dict[str, Any]]:
+def losses(effort: Effort, _: Any) -> Iterator[dict[str, Any]]:
     """Cross entropies of integer labels and of distributions. Those of Flax's users are optax's."""
     for shape in LOGITS[:1] if effort.quick else LOGITS:
         logits = normal(2, shape)
@@ -110,14 +111,14 @@ def losses(effort: Effort) -> Iterator[dict[str, Any]]:
             yield case(f"cross entropy, {kind}, {by(shape)}", found, logits, effort)
 
 
-def others(effort: Effort) -> Iterator[dict[str, Any]]:
+def others(effort: Effort, _: Any) -> Iterator[dict[str, Any]]:
     """What is in no other section, as people use it."""
     for title, (name, options, shapes) in list(OTHERS.items())[: 2 if effort.quick else None]:
         arguments = [normal(i, shape) for i, shape in enumerate(shapes)]
         yield case(title, contestants(name, *arguments, **options), arguments[0], effort)
 
 
-def calls(effort: Effort) -> Iterator[dict[str, Any]]:
+def calls(effort: Effort, _: Any) -> Iterator[dict[str, Any]]:
     """On arrays so small that the arithmetic takes no time."""
     for name, (arguments, options) in _calls().items():
         packages = {"bnderiv": bnderiv, "plain jnp": bnderiv.reference}
@@ -155,10 +156,6 @@ def both_ways(layer: Callable[..., Any], has_aux: bool = False) -> Callable[...,
         return out, pull_back(dy), more
 
     return jax.jit(run)
-
-
-def by(shape: Sequence[int]) -> str:
-    return "×".join(map(str, shape))
 
 
 def _copies(copy: Callable[..., Any], x: jax.Array, again: bool = False) -> Contestant:

@@ -17,9 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import bnderiv
+from experiments._report import by
 from experiments.benchmark import peers, steps
 from experiments.benchmark.clock import Effort, interleaved, of_jax, quartiles
-from experiments.benchmark.layers import IMAGES, both_ways, by, normal
+from experiments.benchmark.layers import IMAGES, both_ways, normal
 
 DTYPES = ("float32", "bfloat16")
 LAYERS = {  # title: layer, options
@@ -38,7 +39,7 @@ SIZES = tuple(10**k for k in range(4, 9))
 PLACES = 10_000  # 10×10 pixels of 100 channels, times the batch
 
 
-def measure(effort: Effort) -> dict[str, Any]:
+def measure(effort: Effort, _: Any) -> dict[str, Any]:
     return {"residuals": _residuals(), "stack": list(_stack(effort))}
 
 
@@ -103,7 +104,7 @@ def _loss(layer: Callable[..., Any], parameters: Any, x: jax.Array) -> jax.Array
     return peers.stack(layer, parameters, x).astype(jnp.float32).mean()
 
 
-def growth(effort: Effort) -> dict[str, Any]:
+def growth(effort: Effort, _: Any) -> dict[str, Any]:
     return {"sizes": list(_sizes(effort)), "compile": _compile(effort), "import": _import(effort)}
 
 

@@ -1,6 +1,5 @@
 """One picture: how many times bnderiv's cost the others have."""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,9 +8,6 @@ import matplotlib.pyplot as plt
 from experiments import _report
 
 Ratios = Mapping[str, float]  # by peer
-KIND = re.compile(
-    r"^(batch norm \+ relu|[a-z]+ norm|[a-z]+ pool|softmax|cross entropy|bottleneck block|[\w-]+'s step),? "
-)
 # What is no library: a mark that is a line.
 LIMIT = {"color": "black", "marker": "|", "markersize": 11, "markeredgewidth": 2}
 

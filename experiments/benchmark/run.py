@@ -15,46 +15,26 @@ if __name__ == "__main__":
     _command.start("experiments.benchmark.run", extras="peers")
 
 import contextlib
-import dataclasses
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # on a GPU PyTorch needs some of its memory
 
 import jax
 
 from experiments import _options, _report
-from experiments.benchmark import allocator, convolutions, layers, memory, steps, tables
+from experiments.benchmark import allocator, tables
 from experiments.benchmark.clock import FULL, QUICK, Effort
+from experiments.benchmark.tables import SECTIONS
 from experiments.benchmark.torch_peer import Torch
 
-# By the name of a section: its numbers, or the cases that they are.
-SECTIONS: dict[str, Callable[[Effort, Torch], dict[str, Any] | Iterator[dict[str, Any]]]] = {
-    "lenet": steps.measure,
-    "epoch": lambda effort, _: steps.epochs(effort),
-    "max_pool": partial(layers.pools, "max"),
-    "avg_pool": partial(layers.pools, "avg"),
-    "geometries": lambda effort, _: layers.random_pools(effort),
-    "batch_norm": partial(layers.batch_norms, "batch_norm"),
-    "batch_norm_relu": partial(layers.batch_norms, "batch_norm_relu"),
-    "loss": lambda effort, _: layers.losses(effort),
-    "other": lambda effort, _: layers.others(effort),
-    "memory": lambda effort, _: memory.measure(effort),
-    "convolution": lambda effort, _: convolutions.measure(effort),
-    "growth": lambda effort, _: memory.growth(effort),
-    "overhead": lambda effort, _: layers.calls(effort),
-    "gpu": layers.batch_norms_of_resnet,
-}
 PEERS = {"flax": None, "torch": None}  # the versions, where they are absent
 LAYERS = ["max_pool", "avg_pool", "batch_norm", "batch_norm_relu"]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(_options.Measured):
     """What is measured."""
 
@@ -97,7 +77,7 @@ def run(names: list[str], effort: Effort, numbers: Path, options: Settings) -> N
         _command.say(f"{name} …")
         start = time.perf_counter()
         with contextlib.closing(Torch()) as torch:
-            found = SECTIONS[name](effort, torch)
+            found = SECTIONS[name].measure(effort, torch)
             section = found if isinstance(found, dict) else {"cases": list(found)}
         about = {"seconds": round(time.perf_counter() - start), "processor": processor(), "date": _report.today()}
         sections[name] = section | about | {"versions": PEERS | _report.versions(*PEERS)}

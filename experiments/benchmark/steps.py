@@ -38,7 +38,7 @@ def measure(effort: Effort, torch: Torch) -> dict[str, Any]:
     return {"cases": cases, **product}
 
 
-def epochs(effort: Effort) -> Iterator[dict[str, Any]]:
+def epochs(effort: Effort, _: Any) -> Iterator[dict[str, Any]]:
     """Many steps in one `lax.scan`, on batches of their own; the time of one. (PyTorch has nothing like it.)"""
     many = EPOCH // 3 if effort.quick else EPOCH
     for size in (32,) if effort.quick else (32, 128):

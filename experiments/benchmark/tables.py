@@ -1,15 +1,18 @@
-"""The tables, the picture and the page, made from the numbers."""
+"""The sections: what each measures, and its tables; the picture and the page, made from the numbers."""
 
 import math
-from collections.abc import Iterator
-from typing import Any
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
 
 from experiments._report import Part, Picture, Report, Table, Text, grid
-from experiments.benchmark import picture, steps
+from experiments.benchmark import convolutions, layers, memory, picture, steps
+from experiments.benchmark.clock import Effort
+from experiments.benchmark.torch_peer import Torch
 
 OURS = "bnderiv"
-# Timed against peers.
-TIMED = ("lenet", "epoch", "max_pool", "avg_pool", "batch_norm", "batch_norm_relu", "loss", "other", "gpu")
+HEADED = re.compile(r"^(batch norm( \+ relu)?|(max|avg) pool),? ")  # what of a case its section's title says
 LIMITS = ("a copy of x", "4 copies", "4 copies in place")
 LIMIT = "copies of x: 1 for a pool, 4 for batch norm"
 
@@ -31,9 +34,9 @@ def present(content: dict[str, Any], stem: str) -> Report:
         parts = [Table(title, ("case", "peer", "its time / bnderiv's"), slower, said)]
     if any(timed(content)):
         parts.insert(0, Picture("In one picture", f"{stem}.png", draw(content), "Left of 1 bnderiv is the slower one."))
-    for name, (title, make) in SECTIONS.items():
-        if section := content["sections"].get(name):
-            parts += [Text(title, _about(section)), *make(section)]
+    for name, section in SECTIONS.items():
+        if numbers := content["sections"].get(name):
+            parts += [Text(section.title, _about(numbers)), *section.tables(numbers)]
     return Report(
         "How fast is bnderiv, and how much does it keep?",
         f"{faster} with Flax, PyTorch and autodiff bnderiv is the faster one.",
@@ -46,10 +49,11 @@ def present(content: dict[str, Any], stem: str) -> Report:
 
 
 def timed(content: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """(section, case, times) of what is timed against peers; PyTorch at its best."""
-    for name in TIMED:
-        for case in content["sections"].get(name, {"cases": []})["cases"]:
-            yield name, case["case"], best_of_torch(case["times"])
+    """(title of the section, case, times) of what is timed against peers; PyTorch at its best."""
+    for name, section in SECTIONS.items():
+        if section.against_peers and name in content["sections"]:
+            for case in content["sections"][name]["cases"]:
+                yield section.title, case["case"], best_of_torch(case["times"])
 
 
 def over_ours(times: dict[str, Any]) -> dict[str, float]:
@@ -60,13 +64,13 @@ def over_ours(times: dict[str, Any]) -> dict[str, float]:
 def draw(content: dict[str, Any]) -> bytes:
     """A row for each case, a mark for each peer."""
     groups: dict[str, dict[str, list[picture.Ratios]]] = {}
-    for name, case, times in timed(content):
+    for title, case, times in timed(content):
         ratios = over_ours(times)
         del ratios[OURS]
         ratios.pop(LIMITS[2], None)
-        label = f"{picture.KIND.sub('', case)}   {times[OURS]['ms'][1]:.2g} ms"
+        label = f"{HEADED.sub('', case)}   {times[OURS]['ms'][1]:.2g} ms"
         named = {LIMIT if who in LIMITS else who: ratio for who, ratio in ratios.items()}
-        groups.setdefault(SECTIONS[name][0], {})[label] = [named]
+        groups.setdefault(title, {})[label] = [named]
     title = f"{content['machine']}; in the red area the others are faster than bnderiv"
     return picture.draw(groups, ("",), "times bnderiv's time (medians)", title)
 
@@ -208,19 +212,28 @@ def _about(section: dict[str, Any]) -> str:
     return f"{section['date']}, {section['processor']}, {section['seconds']} s; {names}."
 
 
-SECTIONS = {  # title, and what makes its tables
-    "lenet": ("A step of LeNet-5", _lenet),
-    "epoch": ("Steps of LeNet-5 in one call", _timed),
-    "max_pool": ("Max pool", _timed),
-    "avg_pool": ("Average pool", _timed),
-    "geometries": ("Pools of random windows", _geometries),
-    "batch_norm": ("Batch norm", _timed),
-    "batch_norm_relu": ("Batch norm and ReLU", _timed),
-    "loss": ("Softmax cross entropy", _timed),
-    "other": ("The other layers", _timed),
-    "memory": ("Memory", _memory),
-    "convolution": ("Convolutions: which way", _convolution),
-    "growth": ("Growth", _growth),
-    "overhead": ("Calls outside of jit", _overhead),
-    "gpu": ("On a GPU: batch norm at ResNet-50's shapes", _timed),
+class Section(NamedTuple):
+    """A part of the benchmark."""
+
+    title: str
+    measure: Callable[[Effort, Torch], dict[str, Any] | Iterator[dict[str, Any]]]  # its numbers, or the cases they are
+    tables: Callable[[dict[str, Any]], list[Part]] = _timed
+    against_peers: bool = True  # in the picture, and in the count of comparisons
+
+
+SECTIONS = {
+    "lenet": Section("A step of LeNet-5", steps.measure, _lenet),
+    "epoch": Section("Steps of LeNet-5 in one call", steps.epochs),
+    "max_pool": Section("Max pool", partial(layers.pools, "max")),
+    "avg_pool": Section("Average pool", partial(layers.pools, "avg")),
+    "geometries": Section("Pools of random windows", layers.random_pools, _geometries, against_peers=False),
+    "batch_norm": Section("Batch norm", partial(layers.batch_norms, "batch_norm")),
+    "batch_norm_relu": Section("Batch norm and ReLU", partial(layers.batch_norms, "batch_norm_relu")),
+    "loss": Section("Softmax cross entropy", layers.losses),
+    "other": Section("The other layers", layers.others),
+    "memory": Section("Memory", memory.measure, _memory, against_peers=False),
+    "convolution": Section("Convolutions: which way", convolutions.measure, _convolution, against_peers=False),
+    "growth": Section("Growth", memory.growth, _growth, against_peers=False),
+    "overhead": Section("Calls outside of jit", layers.calls, _overhead, against_peers=False),
+    "gpu": Section("On a GPU: batch norm at ResNet-50's shapes", layers.batch_norms_of_resnet),
 }

@@ -14,7 +14,6 @@ from experiments import _command
 if __name__ == "__main__":
     _command.start("experiments.checking.run", extras="test,peers")
 
-import dataclasses
 import importlib.util
 import warnings
 from collections.abc import Callable
@@ -48,7 +47,6 @@ CHECKERS = {  # and what they are called in the picture
 }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(_options.Measured):
     """Which rules are checked."""
 
@@ -204,6 +202,4 @@ def measure(options: Settings) -> dict[str, Any]:
     return {"rows": [row(*rule) for rule in _command.bar(iterable=options.rules(), unit="rule")]}
 
 
-@_command.command
-def main(arguments: list[str] | None = None) -> None:
-    _report.run(Settings, arguments, "checking.json", measure, present, "torch")
+main = _report.experiment(Settings, "checking.json", measure, present, "torch")

@@ -12,7 +12,6 @@ from experiments import _command
 if __name__ == "__main__":
     _command.start("experiments.distributed.run")
 
-import dataclasses
 import json
 import time
 from pathlib import Path
@@ -28,7 +27,6 @@ from experiments._options import AtLeastOne, Positive, Seed
 from experiments.distributed import training
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(_options.WithData):
     """What is trained, and over which processes. The first process writes the results."""
 
@@ -70,13 +68,12 @@ class Settings(_options.WithData):
 
 def other_run(path: Path) -> dict[str, Any]:
     """The run.json of another run."""
-    try:
+    errors = (OSError, ValueError, KeyError, TypeError)
+    with _command.refusing(f"compare must be the run.json of another run, got {path}", path, errors=errors):
         other = json.loads(path.read_text())
         if not isinstance(other["losses"], list) or not isinstance(other["name"], str):
-            raise TypeError
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _command.Refused(f"compare must be the run.json of another run, got {path} ({error!r})") from None
-    return other
+            raise TypeError("it has no losses or no name")
+        return other
 
 
 def join(settings: Settings) -> None:

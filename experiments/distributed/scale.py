@@ -11,7 +11,6 @@ from experiments import _command
 if __name__ == "__main__":
     _command.start("experiments.distributed.scale")
 
-import dataclasses
 import importlib.util
 import math
 import os
@@ -213,7 +212,6 @@ def costs(of: Network, per_layer: int, bytes_per_channel: int, network: Nodes | 
 # The run.
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(_options.Measured):
     """What to compile for."""
 
@@ -314,6 +312,4 @@ def present(content: dict[str, Any]) -> _report.Report:
     )
 
 
-@_command.command
-def main(arguments: list[str] | None = None) -> None:
-    _report.run(Settings, arguments, "scale.json", measure, present)
+main = _report.experiment(Settings, "scale.json", measure, present)

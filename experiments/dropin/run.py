@@ -14,7 +14,6 @@ from experiments import _command
 if __name__ == "__main__":
     _command.start("experiments.dropin.run", extras="experiments,flax")
 
-import dataclasses
 import statistics
 import time
 from collections.abc import Callable
@@ -31,12 +30,12 @@ import bnderiv.linen
 from experiments import _options, _report
 from experiments._data import load
 from experiments._options import AtLeastOne
+from experiments.benchmark import flax_peer
 
 Part = Literal["time-float32", "time-bfloat16", "loss-float32", "loss-bfloat16"]
 SHIFTS = (0.0, 1e3, 1e4)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(_options.Measured):
     """What is measured, of which network."""
 
@@ -56,14 +55,13 @@ class Layer(nn.Module):
     """Batch norm, the residual and ReLU under one name whichever they are, so that one set of variables serves all."""
 
     batch_norm: Any
-    train: bool
     relu: bool = True
     fused: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x, residual=None):
-        options = {"use_running_average": not self.train, "momentum": 0.9, "dtype": self.dtype, "name": "norm"}
+        options = {"use_running_average": False, "momentum": 0.9, "dtype": self.dtype, "name": "norm"}
         if self.fused and self.relu:
             return self.batch_norm(activation="relu", **options)(x, residual=residual)
         y = self.batch_norm(**options)(x)
@@ -99,8 +97,8 @@ class ResNet18(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, train):
-        layer = partial(Layer, self.batch_norm, train, fused=self.fused, dtype=self.dtype)
+    def __call__(self, x):
+        layer = partial(Layer, self.batch_norm, fused=self.fused, dtype=self.dtype)
         x = nn.Conv(self.width, (3, 3), padding="VALID", use_bias=False, dtype=self.dtype)(x)
         x = layer()(x)
         for stage in range(4):
@@ -120,28 +118,29 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def make_step(model: nn.Module) -> Callable[..., Any]:
     """One step of gradient descent with momentum 0.9, as a function of state, images and labels."""
+    apply, _ = flax_peer.functions(model)
 
     def step(state, images, labels):
-        variables, momentum = state
+        params, statistics, momentum = state
 
         def loss(params):
-            logits, updated = model.apply({**variables, "params": params}, images, True, mutable=["batch_stats"])
+            logits, updated = apply(params, statistics, images)
             picked = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1)
             return -picked.mean(), updated
 
-        (value, updated), gradient = jax.value_and_grad(loss, has_aux=True)(variables["params"])
+        (value, statistics), gradient = jax.value_and_grad(loss, has_aux=True)(params)
         momentum = jax.tree.map(lambda m, g: 0.9 * m + g, momentum, gradient)
-        params = jax.tree.map(lambda p, m: p - 0.02 * m, variables["params"], momentum)
-        return ({"params": params, **updated}, momentum), value
+        params = jax.tree.map(lambda p, m: p - 0.02 * m, params, momentum)
+        return (params, statistics, momentum), value
 
     return step
 
 
 def start(width: int, dtype: Any, images: jax.Array) -> Any:
     """The same first state for every variant."""
-    model = ResNet18(width, nn.BatchNorm, dtype=dtype)
-    variables = jax.jit(partial(model.init, train=True))(jax.random.key(0), images)
-    return variables, jax.tree.map(jnp.zeros_like, variables["params"])
+    _, init = flax_peer.functions(ResNet18(width, nn.BatchNorm, dtype=dtype))
+    params, statistics = init(images)
+    return params, statistics, jax.tree.map(jnp.zeros_like, params)
 
 
 def measure_time(options: Settings, dtype: Any) -> dict[str, Any]:
@@ -271,6 +270,4 @@ def measure(options: Settings) -> dict[str, Any]:
     return numbers
 
 
-@_command.command
-def main(arguments: list[str] | None = None) -> None:
-    _report.run(Settings, arguments, "dropin.json", measure, present, "flax")
+main = _report.experiment(Settings, "dropin.json", measure, present, "flax")

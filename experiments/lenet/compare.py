@@ -25,7 +25,6 @@ from experiments.lenet import configuration, results, run
 from experiments.lenet.configuration import Configuration
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Compare(_options.Measured):
     """Trains every setting of a file with every seed."""
 
@@ -130,6 +129,4 @@ def present(content: dict[str, Any]) -> _report.Report:
     )
 
 
-@_command.command
-def main(arguments: list[str] | None = None) -> None:
-    _report.run(Compare, arguments, "comparison.json", measure, present)
+main = _report.experiment(Compare, "comparison.json", measure, present)

@@ -17,7 +17,6 @@ PAIRINGS = (("cross_entropy", "softmax"), ("mse", "tanh"), ("mse", "sigmoid"))
 ELSEWHERE = ("data", "memory")  # options that do not change what a run computes
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Configuration(_options.Options):
     """A run's options. Frozen and hashable: a static argument of `jax.jit`."""
 

@@ -1,7 +1,6 @@
 """What a finished run leaves in its folder: numbers, parameters, pictures and the report; the picture of several."""
 
 import dataclasses
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,10 +61,8 @@ def save(folder: Path, state: State, progress: Progress, data: Data, configurati
         said=f"test accuracy {accuracy:.2%} ({wrong} of {images} images wrong), "
         f"trained in {sum(history['seconds']):.0f} s",
     )
-    arrays = jax.tree_util.tree_leaves_with_path({"params": state.params, "state": state.running})
-    named = {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(a) for path, a in arrays}
-    np.savez(file := io.BytesIO(), allow_pickle=False, **named)  # in the order of the tree
-    _report.write(folder / "parameters.npz", file.getvalue())
+    arrays = _report.named({"params": state.params, "state": state.running})
+    _report.write(folder / "parameters.npz", _report.npz(**arrays))
     _report.keep(folder / "metrics.json", metrics, configuration)
     _report.show(folder / "metrics.json", lambda _: report)  # the page last: with it the run is finished
     print(folder / "parameters.npz")

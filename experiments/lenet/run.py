@@ -29,7 +29,7 @@ import jax
 import tyro
 from tyro.conf import Positional, arg, subcommand
 
-from experiments import _data, _report
+from experiments import _data, _options, _report
 from experiments.lenet import checkpoints, configuration, results, training
 from experiments.lenet.configuration import Configuration
 from experiments.lenet.training import Progress, State
@@ -38,8 +38,7 @@ RUNS = Path(__file__).parent / "runs"
 CONFIGURATION = "configuration.json"
 
 
-@dataclasses.dataclass(frozen=True)
-class Train:
+class Train(_options.Options):
     """Trains a network in a folder of its own."""
 
     configuration: Annotated[Configuration, arg(name="")] = dataclasses.field(default_factory=Configuration)
@@ -51,15 +50,15 @@ class Train:
     """The steps between two checkpoints, besides the checkpoint after every epoch; 0 for none besides."""
 
 
-@dataclasses.dataclass(frozen=True)
-class OfRun:
+class OfRun(_options.Options):
+    """A run that there is."""
+
     run: Positional[Path]
     """The folder of the run."""
     data: str | None = None
     """The folder of the run's images, if they were moved; test takes other images, too."""
 
 
-@dataclasses.dataclass(frozen=True)
 class Resume(OfRun):
     """Goes on with a run from its last checkpoint, to the bits it would have ended with."""
 
@@ -159,7 +158,7 @@ def _parse(words: list[str]) -> Train | Resume | Test | Plot:
     file = parser.parse_known_args(words)[0].config
     if file == "":
         raise _command.Refused("--config must name a file, .toml or .json")
-    default = Train(configuration.read(Path(file)) if file else Configuration())
+    default = Train(configuration=configuration.read(Path(file)) if file else Configuration())
     return tyro.cli(  # type: ignore[call-overload]
         Annotated[Train, subcommand("train", default=default)]
         | Annotated[Resume, subcommand("resume")]

@@ -13,7 +13,6 @@ from experiments import _command
 if __name__ == "__main__":
     _command.start("experiments.norms.run", extras="experiments,flax")
 
-import dataclasses
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -27,7 +26,7 @@ import numpy as np
 from experiments import _options, _report
 from experiments.benchmark import allocator, peers
 from experiments.benchmark.clock import FULL, QUICK, interleaved
-from experiments.benchmark.layers import both_ways, by, contestants
+from experiments.benchmark.layers import both_ways, contestants
 
 EPS = 1e-6  # Flax's default
 GROUPS = 32
@@ -50,7 +49,6 @@ WHO = ("bnderiv", "Flax", "plain autodiff")
 NAMES = {"plain autodiff": "plain jnp, two passes"}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(_options.Measured):
     """What is measured."""
 
@@ -130,7 +128,7 @@ def tables(content: dict[str, Any]) -> list[_report.Part]:
     for row in content["times"]:
         ours, *others = (row["times"][who]["ms"][1] for who in WHO)
         ratios = (f"{other / ours:.2f}×" for other in others)
-        measured.append([row["norm"], by(row["shape"]), f"{ours:.3g} ms", *ratios])
+        measured.append([row["norm"], _report.by(row["shape"]), f"{ours:.3g} ms", *ratios])
     for row in content["compiled"]:
         ours, *others = (float(np.median(row["seconds"][who])) for who in WHO)
         compiled.append([row["norm"], f"{ours:.2f} s", *(f"{ours / other:.2f}×" for other in others)])
@@ -194,6 +192,4 @@ def measure(options: Settings) -> dict[str, Any]:
     return content
 
 
-@_command.command
-def main(arguments: list[str] | None = None) -> None:
-    _report.run(Settings, arguments, "norms.json", measure, present, "flax")
+main = _report.experiment(Settings, "norms.json", measure, present, "flax")

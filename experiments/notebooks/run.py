@@ -14,7 +14,6 @@ if __name__ == "__main__":
     _command.start("experiments.notebooks.run", extras="notebooks")
 
 import base64
-import dataclasses
 import io
 import os
 from pathlib import Path
@@ -39,7 +38,6 @@ METADATA = {
 SECONDS = 300  # the most a cell may take
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(_options.Results):
     """Which notebooks are run."""
 

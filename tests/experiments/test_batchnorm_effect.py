@@ -25,7 +25,7 @@ def task():
     labels = rng.integers(0, network.CLASSES, IMAGES + 40).astype(np.int32)
     train, test = slice(None, IMAGES), slice(IMAGES, None)
     parts = (images[train], labels[train], images[test], labels[test], levels)
-    return network.Task(*map(jnp.asarray, parts))
+    return jax.tree.map(jnp.asarray, _data.Data(*parts))
 
 
 @pytest.fixture(autouse=True)
@@ -152,7 +152,7 @@ def test_the_sweep_is_every_run_by_itself(task, quickly):
     together = jax.jit(partial(inspect.unwrap(network.sweep), **options))(keys, rates, task)
     assert set(together) == {"with batch norm", "without batch norm"}
     for name, curves in together.items():
-        alone = jax.jit(partial(network.train, task=task, batch_norm=name.startswith("with "), **options))
+        alone = jax.jit(partial(network.train, data=task, batch_norm=name.startswith("with "), **options))
         assert curves.loss.shape == (2, 2, 3)
         for i, key in enumerate(keys):
             for j, rate in enumerate(rates):

@@ -88,7 +88,7 @@ def test_flops_are_those_of_the_products():
 
 def test_the_numbers_say_how_they_were_last_measured(tmp_path, monkeypatch):
     """A part again by other options: the other part keeps its numbers, and the page says these options."""
-    monkeypatch.setattr(run, "SECTIONS", {name: lambda *_: {"cases": []} for name in "ab"})
+    monkeypatch.setattr(run, "SECTIONS", {name: tables.Section(name, lambda *_: {"cases": []}) for name in "ab"})
     monkeypatch.setattr(run, "Torch", lambda: contextlib.ExitStack())
     file = tmp_path / "numbers.json"
     run.run(["a"], clock.QUICK, file, run.Settings(quick=True))
@@ -136,6 +136,17 @@ def test_without_a_gpu_the_table_says_so():
     section = {"cases": [], "absent": "no GPU measured", "versions": {}, **MEASURED}
     content = {"machine": "m", "backend": "cpu", "memory": "kept", "sections": {"gpu": section}}
     assert "no GPU measured" in written(content)
+
+
+def test_the_picture_names_every_layer(monkeypatch):
+    """A label leaves out of a case's name only what its heading says."""
+    drawn = {}
+    monkeypatch.setattr(tables.picture, "draw", lambda groups, *_: drawn.update(groups))
+    cases = {"batch_norm_relu": "batch norm + relu, 4×4", "max_pool": "max pool 2×2, 4×4", "other": "softmax, 4×4"}
+    sections = {name: {"cases": [{"case": case, "times": {"bnderiv": ms(1.0)}}]} for name, case in cases.items()}
+    tables.draw({"machine": "m", "sections": sections})
+    labels = {heading: next(iter(group)).partition("   ")[0] for heading, group in drawn.items()}
+    assert labels == {"Batch norm and ReLU": "4×4", "Max pool": "2×2, 4×4", "The other layers": "softmax, 4×4"}
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """The page of a run: what becomes of its parts; the committed ones, each of which can be read, run and made again."""
 
 import base64
-import dataclasses
 import html.parser
 import importlib.util
 import os
@@ -77,7 +76,6 @@ def test_the_page_repeats_what_the_numbers_say_of_the_run():
 
 
 def test_numbers_are_kept_with_what_made_them(tmp_path):
-    @dataclasses.dataclass(frozen=True, kw_only=True)
     class Settings(_options.WithData):
         seed: int = 0
 
