@@ -28,7 +28,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-PACKAGES = ("jax", "jaxlib", "numpy", "optax", "scikit-learn")
+PACKAGES = ("jax", "jaxlib", "numpy", "optax", "orbax-checkpoint", "scikit-learn")
 
 # Pictures stand at half the width of a page too: narrow figures, whose letters are then still 8 pixels high.
 WIDTH = 7.2  # inches
@@ -260,13 +260,6 @@ def named(tree: Any) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(a) for path, a in leaves}
 
 
-def npz(**arrays: Any) -> bytes:
-    """A file of arrays by name; it has a checksum for each."""
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **arrays)
-    return buffer.getvalue()
-
-
 def rounded(values: Any, digits: int = 4) -> Any:
     """Numbers in mappings and sequences for JSON, which has no NaN: what is no number any more becomes null."""
     if isinstance(values, Mapping):
@@ -277,24 +270,19 @@ def rounded(values: Any, digits: int = 4) -> Any:
 
 
 def write(path: Path, content: bytes) -> None:
-    """The whole file or none of it; refused where it cannot be written."""
-    with _command.refusing(f"{path} cannot be written", path, "; what was there is unchanged"):
-        replace(path, content)
-
-
-def replace(path: Path, content: bytes) -> None:
     """The whole file or none of it, however the process ends: written under another name, then renamed."""
     unfinished = path.with_name(path.name + ".unfinished")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _command.uninterrupted():
-        try:
-            with unfinished.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())  # otherwise the new name may reach the disk before the content
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+    with _command.refusing(f"{path} cannot be written", path, "; what was there is unchanged"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _command.uninterrupted():
+            try:
+                with unfinished.open("wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())  # otherwise the new name may reach the disk before the content
+                unfinished.replace(path)
+            finally:
+                unfinished.unlink(missing_ok=True)
 
 
 def leave(folder: Path, files: Mapping[str, bytes]) -> None:

@@ -1,6 +1,7 @@
 """What a finished run leaves in its folder: numbers, parameters, pictures and the report; the picture of several."""
 
 import dataclasses
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,8 @@ def save(folder: Path, state: State, progress: Progress, data: Data, configurati
         f"trained in {sum(history['seconds']):.0f} s",
     )
     arrays = _report.named({"params": state.params, "state": state.running})
-    _report.write(folder / "parameters.npz", _report.npz(**arrays))
+    np.savez(file := io.BytesIO(), allow_pickle=False, **arrays)
+    _report.write(folder / "parameters.npz", file.getvalue())
     _report.keep(folder / "metrics.json", metrics, configuration)
     _report.show(folder / "metrics.json", lambda _: report)  # the page last: with it the run is finished
     print(folder / "parameters.npz")

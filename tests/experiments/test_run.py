@@ -197,7 +197,7 @@ def test_ctrl_c_says_how_to_go_on(kept, tmp_path):
     program = (
         "import os, signal, sys; from experiments import _command; from experiments.lenet import run\n"
         "def interrupted(*_, **__):\n"
-        "    if kept: open(sys.argv[1] + '/checkpoints/3.npz', 'w').close()\n"
+        "    if kept: os.mkdir(sys.argv[1] + '/checkpoints/3')\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         f"kept, run.training.train = {kept}, interrupted\n"
         "sys.modules['experiments.interrupted'] = run\n"
