@@ -29,7 +29,8 @@ SUMMED = 32
 # Slices added up in one kernel with the division: 3×4/1 0.3 ms, by XLA's sums along both axes 0.4.
 SLICED = 8
 # Cells of windows a stride apart up to which (P5) is one sum of XLA: of 5/2 it compiles in 35 ms, (P6) in 120. It goes
-# through the zeros between the windows: of 18/5 it takes 5.9 ms, (P6) 0.2.
+# through the zeros between the windows: of 18/5 it takes 5.9 ms, (P6) 0.2. So does 3×3/2 along the innermost axis, twice
+# as long as (P6).
 SUMMED_OVER_ZEROS = 8
 # Terms of (P6) in one kernel: 13×1/13 0.06 ms, by (P5) 3.8.
 UPSAMPLED = 8
@@ -131,7 +132,8 @@ def _hand_to_cells(sides, n, delta):
     share = delta / n
     for w in sides:  # the same, one axis at a time
         terms = len(w.cells_of)
-        if w.window <= (SUMMED if w.stride == 1 else SUMMED_OVER_ZEROS) and terms > 1:  # (P5)
+        most = SUMMED if w.stride == 1 else SUMMED_OVER_ZEROS if w.axis < share.ndim - 1 else 0
+        if terms > 1 and w.window <= most:  # (P5)
             share = _xla.hand_to_cells((w,), share)
         elif terms == 1 or (w.stride > 1 and terms <= UPSAMPLED):  # (P6)
             share = with_margins(share, w)
