@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from bnderiv import _checks
+from bnderiv._cpu import once
 from bnderiv._gpu import start_of_row
 from bnderiv._numbers import accumulator
 from bnderiv._rule import closed_form
@@ -53,7 +54,9 @@ def _softmax_fwd(axis, x):
 def _softmax_bwd(axis, s, delta):
     wide = accumulator(s.dtype)
     s, delta, dtype = start_of_row(s.astype(wide), (axis,)), delta.astype(wide), s.dtype
-    return ((s * (delta - (delta * s).sum(axis, keepdims=True))).astype(dtype),)  # (A10)
+    # Once: XLA:CPU would fuse the sum into the loop that uses it; 256×32000 takes 1.05 of the time then.
+    mean = once((delta * s).sum(axis, keepdims=True))
+    return ((s * (delta - mean)).astype(dtype),)  # (A10)
 
 
 _softmax.defvjp(_softmax_fwd, _softmax_bwd)

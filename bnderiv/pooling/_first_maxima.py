@@ -15,6 +15,7 @@ from jax import lax
 
 from bnderiv import _checks
 from bnderiv._target import by_target
+from bnderiv.pooling import _xla
 from bnderiv.pooling._moves import pad, take
 from bnderiv.pooling._windows import TOGETHER, UNROLLED, Block
 
@@ -30,10 +31,34 @@ def first_maxima(sides, x, **forms):
     """The maxima, and where each was found: the number of the cell within its window, in row-major order."""
     blocks = [b for w in sides for b in w.blocks]
     number = math.prod(len(w.blocks) for w in sides)
-    if 1 < number <= BLOCKS and min(b.cells for b in blocks) > 0:
+    if math.prod(w.window for w in sides) > TOGETHER and all(w.dilation == 1 for w in sides):
+        forms["cpu"] = functools.partial(_first_maxima_by_xla, sides)
+    elif 1 < number <= BLOCKS and min(b.cells for b in blocks) > 0:
         forms["cpu"] = functools.partial(_first_maxima_in_blocks, sides)
     padded = functools.partial(_first_maxima_of_padded, sides)
     return by_target(x, default=padded, **forms) if forms else padded(x)
+
+
+def _first_maxima_by_xla(sides, x):
+    """One axis after the other (P8). A cell goes with its place in x, counted in cells of a window.
+
+    On a CPU this is a kernel for each axis, with its padding: 18×15/1 "SAME" compiles in a third of the time.
+    """
+    dtype, lowest = number_dtype(sides), _lowest(x.dtype)
+
+    def along_axes(places):
+        return [_checks.along(jnp.asarray(p.astype(dtype)), w.axis, x.ndim) for w, p in zip(sides, places, strict=True)]
+
+    # A place may exceed the dtype. Its distance to the window's first cell does not, and integers wrap.
+    place = number_in_window(sides, along_axes([np.arange(w.size) for w in sides]))
+    start = number_in_window(sides, along_axes([np.arange(w.count) * w.stride - w.before for w in sides]))
+    found = _checks.same_varying(x, jnp.broadcast_to(place, x.shape))
+    for w in reversed(sides):
+        found = _xla.reduced(_first_of, found, (lowest, np.zeros((), dtype)), w)
+    best, place = found
+    # Where all is −inf, nothing wins over the padding: the first cell that is none (P9).
+    real = number_in_window(sides, along_axes([w.first_real for w in sides]))
+    return best, jnp.where(best == lowest, real, place - start)
 
 
 def _first_maxima_in_blocks(sides, x):
@@ -47,8 +72,7 @@ def _first_maxima_in_blocks(sides, x):
 
 
 def _first_maxima_of_padded(sides, x):
-    lowest = np.asarray(-np.inf).astype(x.dtype)
-    x = pad(x, sides, -np.inf if np.isinf(lowest) else float(jnp.finfo(x.dtype).min))  # some of 8 bits have no infinity
+    x = pad(x, sides, float(_lowest(x.dtype)))
     best, winner = _first_maxima_of(x, [Block(w, 0, 0, w.window, w.count) for w in sides])
     # Where all is −inf, the first cell that is no padding wins. No cell of the input has a smaller number (P9).
     real = [_checks.along(jnp.asarray(w.first_real, winner.dtype), w.axis, x.ndim) for w in sides]
@@ -127,6 +151,11 @@ def _first_of(found, candidate):
 
 def _doubling(block: Block, size):
     return block.cells > DOUBLED and block.count * block.cells > size * block.cells.bit_length()
+
+
+def _lowest(dtype):
+    lowest = np.asarray(-np.inf).astype(dtype)
+    return lowest if np.isinf(lowest) else np.asarray(jnp.finfo(dtype).min, dtype)  # some of 8 bits have no infinity
 
 
 def number_dtype(sides):

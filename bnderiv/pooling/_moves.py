@@ -51,11 +51,9 @@ def dilate(delta: jax.Array, w: Windows) -> jax.Array:
     return _checks.pad(delta, {w.axis: (*w.margin, w.stride - 1)})
 
 
-def with_margins(delta: jax.Array, w: Windows) -> jax.Array:
+def with_margins(delta: jax.Array, *sides: Windows) -> jax.Array:
     """δ with room for windows that are not there, for `upsample`."""
-    if w.one_by_one:
-        return delta
-    return _checks.pad(delta, {w.axis: (len(w.cells_of) - 1, _starts(w) - w.count)})
+    return _checks.pad(delta, {w.axis: (len(w.cells_of) - 1, _starts(w) - w.count) for w in sides if not w.one_by_one})
 
 
 def upsample(delta: jax.Array, w: Windows, back: int | jax.Array) -> jax.Array:

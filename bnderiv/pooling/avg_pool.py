@@ -23,11 +23,15 @@ from bnderiv.pooling import _xla
 from bnderiv.pooling._moves import collect, dilate, pad, place, take, upsample, with_margins
 from bnderiv.pooling._windows import Sides, Windows, windows
 
-# On a CPU, measured at 8×28×28×64. XLA's sums of stride 1 along one axis take half as long to compile as slices, and
-# as long to run up to 16 cells: 7×7/1 0.4 ms; of 28 cells 3.4 ms, by halves 0.7.
-SUMMED = 16
-# Slices added up in one kernel, where windows have a stride: 4×5/3 0.12 ms, by XLA's sums 0.16.
+# On a CPU, measured at 8×28×28×64. XLA's sum along one axis is one kernel. It compiles in half the time of two sums of
+# half the length, and runs as fast up to 40 cells; of 64 cells it takes twice the time, of 100 cells 30 times.
+SUMMED = 32
+# Slices added up in one kernel with the division: 3×4/1 0.3 ms, by XLA's sums along both axes 0.4.
 SLICED = 8
+# Cells of windows a stride apart up to which (P5) is one sum of XLA: of 5/2 it compiles in 35 ms, (P6) in 120. It goes
+# through the zeros between the windows: of 18/5 it takes 5.9 ms, (P6) 0.2. Along the innermost axis 3/2 is slow, too:
+# 3×3/2 at 16×64×56×56, channels first, 13 ms, by (P6) there 5.
+SUMMED_OVER_ZEROS = 8
 # Terms of (P6) in one kernel: 13×1/13 0.06 ms, by (P5) 3.8.
 UPSAMPLED = 8
 # Cells up to which each is taken by itself: 3×3/2 forward at 8×28×28×64 on a CPU 0.04 ms, by sums along the axes 0.13.
@@ -98,13 +102,12 @@ def _avg_pool(sides, count_include_pad, divisor_override, x):
 
 
 def _sums(sides, x):
-    if cells := _few_overlapping(sides):
+    if any(w.stride < w.window for w in sides):
         x = apart(x)  # XLA:CPU would recompute x for each cell: 1×3/1 of a tanh takes 5.5 ms then, otherwise 0.4
+    if cells := _few_overlapping(sides):
         return _sum([collect(x, sides, cell) for cell in cells])
-    if not all(_summed_by_xla(w) for w in sides):
-        x, sides = pad(x, sides, 0), tuple(w._replace(size=w.padded, before=0, after=0) for w in sides)
     for w in sides:  # over one axis, then over the next (P2)
-        x = _sums_along(x, w)
+        x = _sums_along(x, w, last=w is sides[-1])
     return x
 
 
@@ -128,13 +131,16 @@ def _hand_to_cells(sides, n, delta):
         return _placed(sides, n, delta, cells)
     share = delta / n
     for w in sides:  # the same, one axis at a time
-        if w.count == 1 or (w.stride > 1 and len(w.cells_of) <= UPSAMPLED):  # (P6)
+        terms = len(w.cells_of)
+        most = SUMMED if w.stride == 1 else SUMMED_OVER_ZEROS if w.axis < share.ndim - 1 else 0
+        if terms > 1 and w.window <= most:  # (P5)
+            share = _xla.hand_to_cells((w,), share)
+        elif terms == 1 or (w.stride > 1 and terms <= UPSAMPLED):  # (P6)
             share = with_margins(share, w)
             share = _sum([_where_covered(cell, upsample(share, w, back), w) for back, cell in enumerate(w.cells_of)])
-        elif w.window <= SUMMED:  # (P5)
-            share = _xla.hand_to_cells((w,), share)
-        else:
-            share = _sums_along(dilate(share, w), Windows(w.axis, w.size + w.reach - 1, w.window, 1, 1, 0, 0))
+        else:  # (P5) with the zeros in memory: XLA would make them a part of its sum
+            dense = Windows(w.axis, w.size + w.reach - 1, w.window, 1, 1, 0, 0)
+            share = _sums_along(apart(dilate(share, w)), dense)
     return share
 
 
@@ -183,25 +189,22 @@ def _where_covered(cell, share, w):
 _avg_pool.defvjp(_avg_pool_fwd, _avg_pool_bwd)
 
 
-def _sums_along(x, w: Windows):
-    """The sums of the windows along one axis, padded unless XLA sums them."""
+def _sums_along(x, w: Windows, last=False):
+    """The sums of the windows along one axis, the `last` or another."""
     if w.window == w.stride == 1:
         return x
-    if _summed_by_xla(w):
-        return _xla.sums((w,), x)
-    if w.window <= SLICED:
+    if w.window <= SLICED and w.padded == w.size and (last or w.stride > 1):
         return _sum([take(x, w, k, w.stride, w.count) for k in range(w.window)])
+    if w.window <= SUMMED:
+        return _xla.sums((w,), x)
+    x, w = pad(x, (w,), 0), w._replace(size=w.padded, before=0, after=0)
     # A long window is two of half the length: log(cells) additions, and as few roundings.
     half = w.window // 2
     step = half if w.count == 1 else math.gcd(half, w.stride)
     halves = _sums_along(x, w._replace(window=half, stride=step))
     first, second = (take(halves, w, k, max(w.stride // step, 1), w.count) for k in (0, half // step))
-    last = [take(x, w, w.window - 1, w.stride, w.count)] if w.window % 2 else []
-    return _sum([first, second, *last])
-
-
-def _summed_by_xla(w: Windows):
-    return w.stride == 1 < w.count and w.window <= SUMMED
+    rest = [take(x, w, w.window - 1, w.stride, w.count)] if w.window % 2 else []
+    return _sum([first, second, *rest])
 
 
 def _divisor(sides, count_include_pad, divisor_override, like):

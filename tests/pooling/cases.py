@@ -101,6 +101,9 @@ CASES = (
     ),
 )
 
+# More than nine windows over a cell: a CPU scatters their gradient if there is one device, and not the suite's eight.
+MAX_LARGE = Case("max_pool", "large", _images(1, 5, 6, 1), {"window": (4, 3), "strides": 1, "padding": 1})
+
 # Ties have no derivative by finite differences: rows for the slips and for tests of their own, not for the contract.
 MAX_TIES = Case("max_pool", "ties", _constant(1.0, 1, 4, 5, 2), {"window": (2, 3), "strides": 1})
 MAX_NOTHING = Case(

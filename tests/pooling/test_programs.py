@@ -54,14 +54,14 @@ def test_a_window_over_a_whole_row_does_not_take_its_length_to_compile():
     assert program.as_text().count("\n") < 500
 
 
-@pytest.mark.parametrize(("layer", "copies"), [("avg_pool", 1), ("max_pool", 0)])
-def test_padding_is_one_copy_or_none(layer, copies):
-    """Of both axes at once; a padded array made from a padded one costs several times as much on a CPU."""
+@pytest.mark.parametrize("layer", ["avg_pool", "max_pool"])
+def test_padding_is_no_copy(layer):
+    """XLA's operations on windows pad what they read; a padded copy compiles longer than all the rest on a CPU."""
     x = jax.ShapeDtypeStruct((2, 12, 12, 3), jnp.float32)
     pool = getattr(bnderiv, layer)
-    for padding, expected in ((0, 0), (1, copies)):
-        program = jax.jit(lambda x, p=padding: pool(x, 4, strides=2, padding=p)).lower(x)
-        assert program.as_text().count("stablehlo.pad") == expected
+    for window in (3, 4):
+        program = jax.jit(lambda x, w=window: pool(x, w, strides=2, padding=1)).lower(x)
+        assert "stablehlo.pad" not in program.as_text() or (layer, window) == ("avg_pool", 3)  # one kernel with the sum
 
 
 def test_what_overlapping_windows_hand_down_is_computed_once():
