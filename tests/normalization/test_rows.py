@@ -111,10 +111,13 @@ def test_right_at_any_mean_and_scale(name, mean, deviation):
 
 
 @every_norm
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
-def test_other_dtypes(name, dtype):
+@pytest.mark.parametrize(
+    ("dtype", "mean", "deviation"),
+    [("float16", 50, 10), ("bfloat16", 50, 10), ("bfloat16", 1000, 8), ("float64", 50, 10)],
+)
+def test_other_dtypes(name, dtype, mean, deviation):
     x, gamma, beta = _draw(dtype=dtype)
-    x = 50 + 10 * x
+    x = mean + deviation * x
     delta = random_like(x, 2)
     y, dx, _, _ = _both_ways(NORMS[name], delta, x, gamma, beta)
     assert y.dtype == dx.dtype == dtype
