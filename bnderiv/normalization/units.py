@@ -100,7 +100,7 @@ def recentered(moments: Moments, eps: Epsilon, over_devices: bool = False) -> Mo
     """
     unit, mean, var = moments
     origin = unit.origin + finite(mean)
-    remainder = lax.select(var == 0, jnp.zeros_like(mean), mean + (unit.origin - origin))
+    remainder = lax.select(var > 0, mean + (unit.origin - origin), var)
     size = jnp.maximum(jnp.sqrt(var), unit.root(eps))
     scale = scale_for(unit.unscaled(size), unit.unscaled(origin), over_devices)
     ratio = unit.unscaled(scale)
