@@ -62,7 +62,7 @@ def _softmax_bwd(axis, s, delta):
 _softmax.defvjp(_softmax_fwd, _softmax_bwd)
 
 
-def below_highest(z, axis, part=1):
+def below_highest(z, axis, part=1.0):
     """`part` times z − max z along `axis`. The maximum cancels in the quotient, so it needs no derivative.
 
     XLA for a TPU takes a minimum in fewer cycles. And the maximum of half precision it would take before the widening,

@@ -104,8 +104,8 @@ def test_the_pools_of_random_windows():
     calls = sum(n for name, n in counted.items() if ", a call" in name)
     most, average = (counted[f"{kind} pool, the first call, compilation included"] for kind in ("max", "avg"))
     page = " ".join((EXPERIMENTS / "benchmark" / "README.md").read_text().split())
-    assert f"Of 100 pools of random windows, {calls} is slower than Flax's once compiled" in page
-    assert f"At the first call, compilation included, {most} max pool and {average} average pools are slower" in page
+    assert f"{calls or 'None'} of 100 pools of random windows is slower than Flax's once compiled" in page
+    assert f"At the first call, compilation included, {most} max pools and {average} average pools are slower" in page
     front = " ".join(README.split())
     assert f"Of 100 random pools {most + average} take longer than Flax's at the first call, {average} of them" in front
 
