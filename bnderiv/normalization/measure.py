@@ -100,8 +100,8 @@ def about_zero_first(
     moments = unless(are_good(first, square, eps), recentered(first, eps, groups.over_devices), again)
     if x.dtype != jnp.bfloat16:
         return moments
-    # Without the remainder of the mean y is off by 2⁻⁷ of a rounding, and each vector costs: of rows of 96 elements a
-    # sixth of the cycles.
+    # Without the remainder of the mean y is off by 2⁻⁷ of a rounding, and each vector costs: of rows of 96 elements an
+    # eighth of the cycles.
     return moments._replace(mean=same_varying(moments.mean, jnp.zeros_like(mean))[1])
 
 
