@@ -65,8 +65,8 @@ _softmax.defvjp(_softmax_fwd, _softmax_bwd)
 def below_highest(z, axis, part=1.0):
     """`part` times z − max z along `axis`. The maximum cancels in the quotient, so it needs no derivative.
 
-    XLA for a TPU takes a minimum in fewer cycles. And the maximum of half precision it would take before the widening,
-    in a kernel of its own.
+    A TPU takes the minimum of −z, which XLA computes in fewer cycles. The maximum of half precision XLA would take
+    before the widening, in a separate kernel.
     """
 
     def by_minimum(z):

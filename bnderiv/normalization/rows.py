@@ -19,7 +19,7 @@ from bnderiv.normalization.units import Unit
 TAKES_BITS = jax.__version_info__ >= (0, 12)
 
 
-def rows(*, on_gpu: Callable[..., Any], on_tpu: Callable[..., Any] | None = None) -> Callable[..., Any]:
+def rows(*, on_gpu: Callable[..., Any], on_tpu: Any = None) -> Callable[..., Any]:
     """Decorates `body(groups, x, where, n, eps, ...)`, for rows.
 
     A GPU calls `on_gpu(groups, x, n, eps)` instead. It reads x once, however many sums it takes, so it assumes no mean
@@ -34,17 +34,13 @@ def rows(*, on_gpu: Callable[..., Any], on_tpu: Callable[..., Any] | None = None
                 def in_one_kernel(x: jax.Array, where: None, n: Any, eps: Any, *_: Any) -> Any:
                     return result(on_gpu(groups, x, n, eps))
 
-                def on_a_tpu(*arguments: Any) -> Any:
-                    assert on_tpu is not None
-                    return on_tpu(groups, *arguments[:4], partial(body, groups, *arguments))
-
                 forms: dict[str, Callable[..., Any]] = {}
                 # Units of the range are no units to merge the statistics of several devices in (`scale_for`).
                 if TAKES_BITS and not groups.over_devices and are_rows(groups, x, where):
                     forms["cuda"] = in_one_kernel
-                if on_tpu is not None and not groups.both:
-                    forms["tpu"] = on_a_tpu
                 default = partial(body, groups)
+                if on_tpu and not groups.both:
+                    forms["tpu"] = lambda *arguments: on_tpu(groups, *arguments[:4], partial(default, *arguments))
                 arguments = (x, where, n, eps, *others)
                 return by_target(*arguments, default=default, **forms) if forms else default(*arguments)
 

@@ -20,7 +20,8 @@ from bnderiv.pooling._windows import Sides, Windows
 # Cells of a window up to which XLA:CPU writes out the loop over them. Longer windows are two that overlap, for pairs of
 # a value and a place: 25/1 with padding at 8×28×28×64 takes 14 ms in a loop, otherwise 1.
 XLA_UNROLLS, XLA_UNROLLS_IN_PADDING = 32, 16
-FEW_TIMES = 3  # unless the windows have at most so many times the cells of the axis: then a loop has less work
+# But if all windows together have at most this many times the cells of the axis, a loop has less work than two halves.
+FEW_TIMES = 3
 
 
 def can_take(sides: Sides, dtype: Any) -> bool:

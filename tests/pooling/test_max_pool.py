@@ -21,9 +21,9 @@ FEW = np.array([-np.inf, -1.0, -0.0, 0.0, 2.0, np.inf, np.nan])
 PALETTES = {"distinct": None, "ties": FEW[1:5], "extremes": FEW, "minus-infinity": FEW[:2], "nan": FEW[-2:]}
 
 
-def decided(platform, problem, palette):  # noqa: F811
+def decided(form, problem, palette):
     # XLA:CPU goes through a window in another order where an axis but the first is padded: another of equals is first.
-    return platform != "tpu" or palette == "distinct" or problem.all_but_the_first_are_unpadded
+    return form != "tpu" or palette == "distinct" or problem.all_but_the_first_are_unpadded
 
 
 def equals_the_loops(problem, palette):
