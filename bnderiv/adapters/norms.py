@@ -21,7 +21,7 @@ from bnderiv.normalization.batch_norm import moments_of, varying_like
 from bnderiv.normalization.groups import Affine, ChannelGroups, Groups
 from bnderiv.normalization.normalize import normalize as normalize_by
 from bnderiv.normalization.rms_norm import by_root_mean_square, mean_square
-from bnderiv.normalization.units import Epsilon, Moments
+from bnderiv.normalization.units import Epsilon, Moments, Unit
 
 ChannelGroup = tuple[int, int]  # an axis, and how many neighbouring channels along it share statistics
 
@@ -189,6 +189,7 @@ def _by_groups(centered, devices, groups, x, where, gamma, beta, eps, root):
     least_one = n if where is None else jnp.maximum(n, 1)
     if devices[0] is None:
         return by_root_mean_square(groups, x, where, least_one, gamma, beta, eps)
-    unit, square = mean_square(groups, x, where, least_one, eps)
-    _, moments = merge(n, Moments(unit, jnp.zeros_like(square), square), *devices)  # the same map, with a mean of 0
+    (scale, _), square = mean_square(groups, x, where, least_one, eps)
+    zero = jnp.zeros_like(square)
+    _, moments = merge(n, Moments(Unit(scale, zero), zero, square), *devices)  # the same map, with a mean of 0
     return normalize_by(groups, False, x, where, affine, eps, varying_like(x, moments))

@@ -26,6 +26,7 @@ from bnderiv.normalization.units import (
     masked,
     middle,
     recentered,
+    standardized,
     scale_for,
 )
 
@@ -64,11 +65,14 @@ def measured(
         low, high = (a.astype(shift.dtype) for a in groups.ends(x, where))
         unit = of_range(finite(low), high, eps)
         moments, _ = about(Unit(unit.scale, unit.origin + finite(mean_of(unit))))
-        return recentered(moments, eps, groups.over_devices)
+        return final(moments)
 
+    def final(moments):
+        if groups.statistics: return standardized(moments, eps)
+        return recentered(moments, eps, groups.over_devices)
     # By `once`: otherwise each kernel computes K, and may not round a product.
     first, square_of_mean = about(Unit(1, once(shift)))
-    return unless(are_good(first, square_of_mean, eps), recentered(first, eps, groups.over_devices), in_three_reads)
+    return unless(are_good(first, square_of_mean, eps), final(first), in_three_reads)
 
 
 def about_the_mean(groups: Groups, x: jax.Array, n: Any, eps: Epsilon) -> Moments:
@@ -82,7 +86,7 @@ def about_the_mean(groups: Groups, x: jax.Array, n: Any, eps: Epsilon) -> Moment
     unit = Unit(unit.scale, unit.origin + mean_of(unit.of(x)))
     u = unit.of(x)
     mean = mean_of(u)
-    return Moments(unit, mean, mean_of(with_a_sum(u - mean, groups.statistics) ** 2))
+    return standardized(Moments(unit, mean, mean_of(with_a_sum(u - mean, groups.statistics) ** 2)), eps)
 
 
 def about_zero_first(
@@ -97,7 +101,7 @@ def about_zero_first(
     mean = groups.total(u) / n
     square = mean**2
     first = Moments(Unit(1, jnp.zeros_like(mean)), mean, above_noise(groups.total(u**2) / n - square, square))
-    moments = unless(are_good(first, square, eps), recentered(first, eps, groups.over_devices), again)
+    moments = unless(are_good(first, square, eps), standardized(first, eps), again)
     if x.dtype != jnp.bfloat16:
         return moments
     # Without the remainder of the mean y is off by 2⁻⁷ of a rounding, and each vector costs: of rows of 96 elements an

@@ -74,41 +74,41 @@ def by_root_mean_square(groups, x, where, n, gamma, beta, eps):
 
 
 def _forward(x, where, gamma, beta, eps, unit, square):
-    r = unit.inverse_root(square, eps)
+    unit = Unit(unit.scale * unit.inverse_root(square, eps), None)
 
-    def of(u):
-        y = u * r * gamma  # (N35)
+    def of(x_hat):
+        y = x_hat * gamma  # (N35)
         return y if beta is None else y + beta
 
-    u = unit.of(x)
-    y = of(u)
+    x_hat = unit.of(x)
+    y = of(x_hat)
     if where is not None:  # masked and not finite: y is a constant there, so that derivatives have no 0 · NaN
-        usable = where | jnp.isfinite(u)
-        y = jnp.where(usable, of(masked(usable, u)), lax.stop_gradient(y))
-    return y.astype(x.dtype), r
+        usable = where | jnp.isfinite(x_hat)
+        y = jnp.where(usable, of(masked(usable, x_hat)), lax.stop_gradient(y))
+    return y.astype(x.dtype), unit
 
 
 def _by_root_mean_square_fwd(groups, x, where, n, gamma, beta, eps):
     with both_modes():  # the unit has no derivative: second derivatives need this rule
         unit, square = mean_square(groups, x, where, n, eps)
-    y, r = _forward(x, where, gamma, beta, eps, unit, square)
-    return y, (x, where, n, gamma, beta, unit, r)
+    y, deviation = _forward(x, where, gamma, beta, eps, unit, square)
+    return y, (x, where, n, gamma, beta, deviation)
 
 
 def _by_root_mean_square_bwd(groups, residuals, delta):
-    x, where, n, gamma, beta, unit, r = residuals
-    delta = delta.astype(r.dtype)
+    x, where, n, gamma, beta, unit = residuals
+    delta = delta.astype(unit.scale.dtype)
 
     def finite(u):  # 0 · NaN is to be 0 in every sum
         return u if where is None else masked(where | jnp.isfinite(u), u)
 
-    x_hat = finite(in_dx(groups, x, where, unit)) * r
-    for_gamma, for_x = for_parameters_and_x(groups, x, where, unit, lambda u: groups.inner(delta * finite(u) * r))
+    x_hat = finite(in_dx(groups, x, where, unit))
+    for_gamma, for_x = for_parameters_and_x(groups, x, where, unit, lambda u: groups.inner(delta * finite(u)))
     d_gamma = groups.to_parameters(for_gamma)  # (N36)
     d_beta = None if beta is None else groups.to_parameters(groups.inner(delta))  # (N6)
     sum_g_x_hat = weighted_sum(groups, gamma, None, for_x)  # Σ ĝ x̂, ĝ = γ δ
-    dx = unit.back(r * (gamma * delta - masked(where, x_hat) * (sum_g_x_hat / n)))  # (N36)
-    d_eps = groups.over_all(-0.5 * r**2 * sum_g_x_hat * unit.scale * unit.scale)  # as ∂J/∂q; s² alone may overflow
+    dx = unit.back(gamma * delta - masked(where, x_hat) * (sum_g_x_hat / n))  # (N36)
+    d_eps = groups.over_all(-0.5 * sum_g_x_hat * unit.scale * unit.scale)  # as ∂J/∂q; s² alone may overflow
     return dx.astype(x.dtype), None, None, d_gamma, d_beta, Epsilon(d_eps, None)
 
 
@@ -119,7 +119,7 @@ def about_zero(groups, x, n, eps):
     """A unit about zero, u = x s, by the largest |x| of each group, and mean u²."""
     largest = groups.reduce(lax.reduce_max, jnp.abs(x)).astype(n.dtype)
     scale = scale_for(jnp.maximum(largest, eps.root))
-    unit = Unit(scale, scale * 0)  # not a constant: under `vmap` it has a mapped axis with a gradient, and so without
+    unit = Unit(scale, None)
     return unit, groups.total(with_a_sum(unit.of(x), groups.statistics) ** 2) / n
 
 
@@ -132,22 +132,21 @@ def mean_square(groups, x, where, n, eps):
     Otherwise two more: for the largest |x| of each group, and for mean u² with the s that brings it to 1.
     """
     shape = tuple(1 if i in groups.reduced else size for i, size in enumerate(x.shape))
-    zero = jnp.zeros_like(x, accumulator(x.dtype), shape=shape)
-    _, zero, one = same_varying(x, zero, jnp.ones_like(zero))
+    _, one = same_varying(x, jnp.ones_like(x, accumulator(x.dtype), shape=shape))
 
     def measure(scale):
-        return scale, groups.total(masked(where, Unit(scale, zero).of(x)) ** 2) / n
+        return scale, groups.total(masked(where, Unit(scale, None).of(x)) ** 2) / n
 
     def is_good(scale, square):
-        return fits(jnp.maximum(square, Unit(scale, zero).root(eps) ** 2))
+        return fits(jnp.maximum(square, Unit(scale, None).root(eps) ** 2))
 
     def measure_again():
-        largest = apart(groups.reduce(lax.reduce_max, jnp.abs(masked(where, x)))).astype(zero.dtype)
+        largest = apart(groups.reduce(lax.reduce_max, jnp.abs(masked(where, x)))).astype(one.dtype)
         return measure(scale_for(jnp.maximum(largest, eps.root), over_devices=groups.over_devices))
 
     first = measure(one)
     scale, square = unless(is_good(*first), first, measure_again)
-    return Unit(scale, zero), square
+    return Unit(scale, None), square
 
 
 def _mean_square_fwd(groups, x, where, n, eps):

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from bnderiv._numbers import power_of_two_over
+from bnderiv._rule import CustomJvp
 
 NOISE = 4  # eps times m²: a variance up to this may be the rounding of m² alone. (Measured: up to 2.2 for constants.)
 
@@ -27,10 +28,12 @@ class Unit(NamedTuple):
     """u = (x − K) s, as x s − K s: K s is finite, so the difference does not overflow where x − K would."""
 
     scale: Any  # s; the Python number 1 in a first measurement
-    origin: jax.Array  # K s
+    origin: jax.Array | None  # K s; None if K is 0
 
     def of(self, x: jax.Array) -> jax.Array:
         """u."""
+        if self.origin is None:
+            return x.astype(self.scale.dtype) * self.scale
         return self.scaled(x.astype(self.origin.dtype)) - self.origin
 
     def scaled(self, a: jax.Array) -> jax.Array:
@@ -57,6 +60,36 @@ class Unit(NamedTuple):
     def inverse_root(self, var: jax.Array, eps: "Epsilon") -> jax.Array:
         """r = 1/√(v + ε s²)."""
         return lax.rsqrt(var + self.root(eps) ** 2)
+
+
+class Deviation(NamedTuple):
+    """u = (x − K)/√(σ² + ε): so r = 1, and x̂ = u − m."""
+
+    quadruple: jax.Array  # 4 s
+    origin: jax.Array  # K/4
+
+    @property
+    def scale(self) -> jax.Array:
+        return self.quadruple / 4
+
+    def of(self, x: jax.Array) -> jax.Array:
+        return (x.astype(self.origin.dtype) / 4 - self.origin) * self.quadruple
+
+    def back(self, du: jax.Array) -> jax.Array:
+        return du * self.quadruple
+
+    def inverse_root(self, var: jax.Array, eps: "Epsilon") -> jax.Array:
+        return _one(var)
+
+
+@CustomJvp
+def _one(var):
+    return jnp.ones_like(var)
+
+
+@_one.defjvp
+def _(primals, tangents):
+    return jnp.ones_like(primals[0]), -0.5 * tangents[0]
 
 
 class Epsilon(NamedTuple):
@@ -105,6 +138,14 @@ def recentered(moments: Moments, eps: Epsilon, over_devices: bool = False) -> Mo
     scale = scale_for(unit.unscaled(size), unit.unscaled(origin), over_devices)
     ratio = unit.unscaled(scale)
     return Moments(Unit(scale, origin * ratio), remainder * ratio, var * ratio * ratio)
+
+
+def standardized(moments: Moments, eps: Epsilon) -> Moments:
+    unit, mean, var = moments
+    origin = unit.origin + finite(mean)
+    remainder = lax.select(var > 0, mean + (unit.origin - origin), var)
+    r = unit.inverse_root(var, eps)
+    return Moments(Deviation(4 * unit.scaled(r), unit.unscaled(origin) / 4), remainder * r, var * r * r)
 
 
 def finite(a: jax.Array) -> jax.Array:
