@@ -16,17 +16,18 @@ from bnderiv._checks import same_varying
 from bnderiv._cpu import once
 from bnderiv._gpu import with_a_sum
 from bnderiv._target import apart
+from bnderiv.normalization.deviations import in_deviations
 from bnderiv.normalization.groups import Groups
 from bnderiv.normalization.units import (
     Epsilon,
     Moments,
     Unit,
+    about_their_mean,
     above_noise,
     finite,
     masked,
     middle,
-    recentered,
-    standardized,
+    rescaled,
     scale_for,
 )
 
@@ -65,14 +66,11 @@ def measured(
         low, high = (a.astype(shift.dtype) for a in groups.ends(x, where))
         unit = of_range(finite(low), high, eps)
         moments, _ = about(Unit(unit.scale, unit.origin + finite(mean_of(unit))))
-        return final(moments)
+        return settled(groups, moments, eps)
 
-    def final(moments):
-        if groups.statistics: return standardized(moments, eps)
-        return recentered(moments, eps, groups.over_devices)
     # By `once`: otherwise each kernel computes K, and may not round a product.
     first, square_of_mean = about(Unit(1, once(shift)))
-    return unless(are_good(first, square_of_mean, eps), final(first), in_three_reads)
+    return unless(are_good(first, square_of_mean, eps), settled(groups, first, eps), in_three_reads)
 
 
 def about_the_mean(groups: Groups, x: jax.Array, n: Any, eps: Epsilon) -> Moments:
@@ -86,7 +84,7 @@ def about_the_mean(groups: Groups, x: jax.Array, n: Any, eps: Epsilon) -> Moment
     unit = Unit(unit.scale, unit.origin + mean_of(unit.of(x)))
     u = unit.of(x)
     mean = mean_of(u)
-    return standardized(Moments(unit, mean, mean_of(with_a_sum(u - mean, groups.statistics) ** 2)), eps)
+    return in_deviations(Moments(unit, mean, mean_of(with_a_sum(u - mean, groups.statistics) ** 2)), eps)
 
 
 def about_zero_first(
@@ -101,12 +99,21 @@ def about_zero_first(
     mean = groups.total(u) / n
     square = mean**2
     first = Moments(Unit(1, jnp.zeros_like(mean)), mean, above_noise(groups.total(u**2) / n - square, square))
-    moments = unless(are_good(first, square, eps), standardized(first, eps), again)
+    moments = unless(are_good(first, square, eps), settled(groups, first, eps), again)
     if x.dtype != jnp.bfloat16:
         return moments
     # Without the remainder of the mean y is off by 2⁻⁷ of a rounding, and each vector costs: of rows of 96 elements an
     # eighth of the cycles.
     return moments._replace(mean=same_varying(moments.mean, jnp.zeros_like(mean))[1])
+
+
+def settled(groups: Groups, moments: Moments, eps: Epsilon) -> Moments:
+    """The moments about the mean, in the unit in which the gradient is computed."""
+    moments = about_their_mean(moments)
+    # Moments of several devices are merged in powers of two.
+    if groups.both or groups.over_devices:
+        return rescaled(moments, eps, groups.over_devices)
+    return in_deviations(moments, eps)
 
 
 def are_good(moments: Moments, square_of_mean: jax.Array, eps: Epsilon) -> jax.Array:

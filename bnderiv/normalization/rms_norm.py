@@ -14,7 +14,7 @@ from bnderiv._target import apart
 from bnderiv._types import Axes
 from bnderiv.normalization.arguments import epsilon, laid, normalized_axes, parameter
 from bnderiv.normalization.groups import Groups
-from bnderiv.normalization.measure import fits, unless
+from bnderiv.normalization.measure import all_of, fits
 from bnderiv.normalization.rows import for_parameters_and_x, in_dx, rows
 from bnderiv.normalization.tpu_layout import tpu_layout
 from bnderiv.normalization.units import Epsilon, Unit, masked, scale_for
@@ -145,7 +145,7 @@ def mean_square(groups, x, where, n, eps):
         return measure(scale_for(jnp.maximum(largest, eps.root), over_devices=groups.over_devices))
 
     first = measure(one)
-    scale, square = unless(is_good(*first), first, measure_again)
+    scale, square = lax.cond(all_of(is_good(*first)), lambda: first, measure_again)
     return Unit(scale, None), square
 
 

@@ -19,7 +19,6 @@ import jax.numpy as jnp
 from jax import lax
 
 from bnderiv._numbers import power_of_two_over
-from bnderiv._rule import CustomJvp
 
 NOISE = 4  # eps times m²: a variance up to this may be the rounding of m² alone. (Measured: up to 2.2 for constants.)
 
@@ -28,7 +27,7 @@ class Unit(NamedTuple):
     """u = (x − K) s, as x s − K s: K s is finite, so the difference does not overflow where x − K would."""
 
     scale: Any  # s; the Python number 1 in a first measurement
-    origin: jax.Array | None  # K s; None if K is 0
+    origin: Any  # K s; None if K is 0
 
     def of(self, x: jax.Array) -> jax.Array:
         """u."""
@@ -62,36 +61,6 @@ class Unit(NamedTuple):
         return lax.rsqrt(var + self.root(eps) ** 2)
 
 
-class Deviation(NamedTuple):
-    """u = (x − K)/√(σ² + ε): so r = 1, and x̂ = u − m."""
-
-    quadruple: jax.Array  # 4 s
-    origin: jax.Array  # K/4
-
-    @property
-    def scale(self) -> jax.Array:
-        return self.quadruple / 4
-
-    def of(self, x: jax.Array) -> jax.Array:
-        return (x.astype(self.origin.dtype) / 4 - self.origin) * self.quadruple
-
-    def back(self, du: jax.Array) -> jax.Array:
-        return du * self.quadruple
-
-    def inverse_root(self, var: jax.Array, eps: "Epsilon") -> jax.Array:
-        return _one(var)
-
-
-@CustomJvp
-def _one(var):
-    return jnp.ones_like(var)
-
-
-@_one.defjvp
-def _(primals, tangents):
-    return jnp.ones_like(primals[0]), -0.5 * tangents[0]
-
-
 class Epsilon(NamedTuple):
     """ε, by which the gradient is taken, and its root, which is a normal number where ε is subnormal (1e-40)."""
 
@@ -116,7 +85,7 @@ class Moments(NamedTuple):
     The unit has no derivative, as μ and σ² do not depend on it.
     """
 
-    unit: Any  # a Unit; None in a gradient
+    unit: Any  # a Unit, or for rows Deviations; None in a gradient
     mean: jax.Array  # m
     var: jax.Array  # v
 
@@ -126,26 +95,24 @@ def masked(where: jax.Array | None, values: jax.Array) -> jax.Array:
     return values if where is None else jnp.where(where, values, 0)
 
 
-def recentered(moments: Moments, eps: Epsilon, over_devices: bool = False) -> Moments:
-    """The moments about K' = μ rounded, in the unit of deviations.
+def about_their_mean(moments: Moments) -> Moments:
+    """The moments about K' = μ rounded. So x − K' is rounded no more than x − μ.
 
-    So x − K' is rounded no more than x − μ. The new m is the remainder of μ that K' cannot hold: 0 if all x are equal.
+    The new m is the remainder of μ that K' cannot hold: 0 if all x are equal.
     """
     unit, mean, var = moments
     origin = unit.origin + finite(mean)
     remainder = lax.select(var > 0, mean + (unit.origin - origin), var)
-    size = jnp.maximum(jnp.sqrt(var), unit.root(eps))
-    scale = scale_for(unit.unscaled(size), unit.unscaled(origin), over_devices)
-    ratio = unit.unscaled(scale)
-    return Moments(Unit(scale, origin * ratio), remainder * ratio, var * ratio * ratio)
+    return Moments(Unit(unit.scale, origin), remainder, var)
 
 
-def standardized(moments: Moments, eps: Epsilon) -> Moments:
+def rescaled(moments: Moments, eps: Epsilon, over_devices: bool = False) -> Moments:
+    """The moments in the power of two that brings √(σ² + ε) to between 1 and 2 (`scale_for`)."""
     unit, mean, var = moments
-    origin = unit.origin + finite(mean)
-    remainder = lax.select(var > 0, mean + (unit.origin - origin), var)
-    r = unit.inverse_root(var, eps)
-    return Moments(Deviation(4 * unit.scaled(r), unit.unscaled(origin) / 4), remainder * r, var * r * r)
+    size = jnp.maximum(jnp.sqrt(var), unit.root(eps))
+    scale = scale_for(unit.unscaled(size), unit.unscaled(unit.origin), over_devices)
+    ratio = unit.unscaled(scale)
+    return Moments(Unit(scale, unit.origin * ratio), mean * ratio, var * ratio * ratio)
 
 
 def finite(a: jax.Array) -> jax.Array:
