@@ -13,6 +13,7 @@ from bnderiv._rule import both_modes, closed_form, layer
 from bnderiv._target import apart
 from bnderiv._types import Axes
 from bnderiv.normalization.arguments import epsilon, laid, normalized_axes, parameter
+from bnderiv.normalization.deviations import Deviations
 from bnderiv.normalization.groups import Groups
 from bnderiv.normalization.measure import all_of, fits
 from bnderiv.normalization.rows import for_parameters_and_x, in_dx, rows
@@ -74,42 +75,39 @@ def by_root_mean_square(groups, x, where, n, gamma, beta, eps):
 
 
 def _forward(x, where, gamma, beta, eps, unit, square):
-    unit = Unit(unit.scale * unit.inverse_root(square, eps), None)
+    deviations = Deviations(unit.scaled(4 * unit.inverse_root(square, eps)), None)  # x̂ = u
 
-    def of(x_hat):
-        y = x_hat * gamma  # (N35)
+    def of(x):
+        y = deviations.of(x) * gamma  # (N35)
         return y if beta is None else y + beta
 
-    x_hat = unit.of(x)
-    y = of(x_hat)
+    y = of(x)
     if where is not None:  # masked and not finite: y is a constant there, so that derivatives have no 0 · NaN
-        usable = where | jnp.isfinite(x_hat)
-        y = jnp.where(usable, of(masked(usable, x_hat)), lax.stop_gradient(y))
-    return y.astype(x.dtype), unit
+        usable = where | jnp.isfinite(x)
+        y = jnp.where(usable, of(masked(usable, x)), lax.stop_gradient(y))
+    return y.astype(x.dtype), deviations
 
 
 def _by_root_mean_square_fwd(groups, x, where, n, gamma, beta, eps):
     with both_modes():  # the unit has no derivative: second derivatives need this rule
         unit, square = mean_square(groups, x, where, n, eps)
-    y, deviation = _forward(x, where, gamma, beta, eps, unit, square)
-    return y, (x, where, n, gamma, beta, deviation)
+    y, deviations = _forward(x, where, gamma, beta, eps, unit, square)
+    return y, (x, where, n, gamma, beta, deviations)
 
 
 def _by_root_mean_square_bwd(groups, residuals, delta):
     x, where, n, gamma, beta, unit = residuals
-    delta = delta.astype(unit.scale.dtype)
-
-    def finite(u):  # 0 · NaN is to be 0 in every sum
-        return u if where is None else masked(where | jnp.isfinite(u), u)
-
-    x_hat = finite(in_dx(groups, x, where, unit))
-    for_gamma, for_x = for_parameters_and_x(groups, x, where, unit, lambda u: groups.inner(delta * finite(u)))
+    delta, dtype = delta.astype(unit.quadruple.dtype), x.dtype
+    if where is not None:  # 0 · NaN is to be 0 in every sum
+        x = masked(where | jnp.isfinite(x), x)
+    x_hat = in_dx(groups, x, where, unit)
+    for_gamma, for_x = for_parameters_and_x(groups, x, where, unit, lambda x_hat: groups.inner(delta * x_hat))
     d_gamma = groups.to_parameters(for_gamma)  # (N36)
     d_beta = None if beta is None else groups.to_parameters(groups.inner(delta))  # (N6)
     sum_g_x_hat = weighted_sum(groups, gamma, None, for_x)  # Σ ĝ x̂, ĝ = γ δ
     dx = unit.back(gamma * delta - masked(where, x_hat) * (sum_g_x_hat / n))  # (N36)
     d_eps = groups.over_all(-0.5 * sum_g_x_hat * unit.scale * unit.scale)  # as ∂J/∂q; s² alone may overflow
-    return dx.astype(x.dtype), None, None, d_gamma, d_beta, Epsilon(d_eps, None)
+    return dx.astype(dtype), None, None, d_gamma, d_beta, Epsilon(d_eps, None)
 
 
 by_root_mean_square.defvjp(_by_root_mean_square_fwd, _by_root_mean_square_bwd)
