@@ -1,4 +1,4 @@
-"""Measures the moments: in one read of x about a value near the mean, or in three more if it was not near.
+"""Measures the moments: in one read of x about a value near the mean, otherwise in three more.
 
 The first measurement shows whether its K was near enough (`are_good`). If not, the range of x and its mean are found
 first; about that mean the moments are right for any x (derivation.md, C.4).
@@ -16,8 +16,8 @@ from bnderiv._checks import same_varying
 from bnderiv._cpu import once
 from bnderiv._gpu import with_a_sum
 from bnderiv._target import apart
-from bnderiv.normalization.deviations import in_deviations
 from bnderiv.normalization.groups import Groups
+from bnderiv.normalization.row_unit import RowUnit, in_deviations
 from bnderiv.normalization.units import (
     Epsilon,
     Moments,
@@ -74,17 +74,20 @@ def measured(
 
 
 def about_the_mean(groups: Groups, x: jax.Array, n: Any, eps: Epsilon) -> Moments:
-    """The moments about the mean, in the unit of the range: right for any x (derivation.md, C.4)."""
+    """The moments of rows about the mean, measured in the unit of the range: right for any x (derivation.md, C.4)."""
 
     def mean_of(a: jax.Array) -> jax.Array:
         return groups.total(a) / n
 
-    low, high = (a.astype(n.dtype) for a in groups.ends(x, None))
-    unit = of_range(low, high, eps)
-    unit = Unit(unit.scale, unit.origin + mean_of(unit.of(x)))
-    u = unit.of(x)
+    tiny, root = jnp.finfo(n.dtype).tiny, eps.root / 4
+    low, high = (a.astype(n.dtype) / 4 for a in groups.ends(x, None))
+    scale = jnp.maximum(1 / jnp.maximum(jnp.maximum(high - low, root), tiny), tiny)  # over the range, or over √ε
+    quarter = low + mean_of(RowUnit(scale, low).of(x)) / scale
+    u = RowUnit(scale, quarter).of(x)
     mean = mean_of(u)
-    return in_deviations(Moments(unit, mean, mean_of(with_a_sum(u - mean, groups.statistics) ** 2)), eps)
+    var = mean_of(with_a_sum(u - mean, groups.statistics) ** 2)
+    r = lax.rsqrt(var + (root * scale) ** 2)
+    return Moments(RowUnit(scale * r, quarter), mean * r, var * r * r)
 
 
 def about_zero_first(

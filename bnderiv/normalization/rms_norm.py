@@ -13,9 +13,9 @@ from bnderiv._rule import both_modes, closed_form, layer
 from bnderiv._target import apart
 from bnderiv._types import Axes
 from bnderiv.normalization.arguments import epsilon, laid, normalized_axes, parameter
-from bnderiv.normalization.deviations import Deviations
 from bnderiv.normalization.groups import Groups
 from bnderiv.normalization.measure import all_of, fits
+from bnderiv.normalization.row_unit import RowUnit
 from bnderiv.normalization.rows import for_parameters_and_x, in_dx, rows
 from bnderiv.normalization.tpu_layout import tpu_layout
 from bnderiv.normalization.units import Epsilon, Unit, masked, scale_for
@@ -75,24 +75,24 @@ def by_root_mean_square(groups, x, where, n, gamma, beta, eps):
 
 
 def _forward(x, where, gamma, beta, eps, unit, square):
-    deviations = Deviations(unit.scaled(4 * unit.inverse_root(square, eps)), None)  # x̂ = u
+    unit = RowUnit(unit.scaled(4 * unit.inverse_root(square, eps)), None)  # u = x̂
 
     def of(x):
-        y = deviations.of(x) * gamma  # (N35)
+        y = unit.of(x) * gamma  # (N35)
         return y if beta is None else y + beta
 
     y = of(x)
     if where is not None:  # masked and not finite: y is a constant there, so that derivatives have no 0 · NaN
         usable = where | jnp.isfinite(x)
         y = jnp.where(usable, of(masked(usable, x)), lax.stop_gradient(y))
-    return y.astype(x.dtype), deviations
+    return y.astype(x.dtype), unit
 
 
 def _by_root_mean_square_fwd(groups, x, where, n, gamma, beta, eps):
     with both_modes():  # the unit has no derivative: second derivatives need this rule
         unit, square = mean_square(groups, x, where, n, eps)
-    y, deviations = _forward(x, where, gamma, beta, eps, unit, square)
-    return y, (x, where, n, gamma, beta, deviations)
+    y, unit = _forward(x, where, gamma, beta, eps, unit, square)
+    return y, (x, where, n, gamma, beta, unit)
 
 
 def _by_root_mean_square_bwd(groups, residuals, delta):
@@ -115,9 +115,8 @@ by_root_mean_square.defvjp(_by_root_mean_square_fwd, _by_root_mean_square_bwd)
 
 def about_zero(groups, x, n, eps):
     """A unit about zero, u = x s, by the largest |x| of each group, and mean u²."""
-    largest = groups.reduce(lax.reduce_max, jnp.abs(x)).astype(n.dtype)
-    scale = scale_for(jnp.maximum(largest, eps.root))
-    unit = Unit(scale, None)
+    largest, tiny = groups.reduce(lax.reduce_max, jnp.abs(x)).astype(n.dtype), jnp.finfo(n.dtype).tiny
+    unit = Unit(jnp.maximum(1 / jnp.maximum(jnp.maximum(largest, eps.root), tiny), tiny), None)
     return unit, groups.total(with_a_sum(unit.of(x), groups.statistics) ** 2) / n
 
 
@@ -143,6 +142,7 @@ def mean_square(groups, x, where, n, eps):
         return measure(scale_for(jnp.maximum(largest, eps.root), over_devices=groups.over_devices))
 
     first = measure(one)
+    # Measured again, a row that fitted keeps its bits, as s is a power of two.
     scale, square = lax.cond(all_of(is_good(*first)), lambda: first, measure_again)
     return Unit(scale, None), square
 

@@ -15,9 +15,6 @@ from bnderiv._target import apart, by_target
 from bnderiv.normalization.groups import Groups
 from bnderiv.normalization.units import Unit
 
-# XLA for JAX 0.10 does not fuse the bits of a number, of which `scale_for` makes s, with sums of rows.
-TAKES_BITS = jax.__version_info__ >= (0, 12)
-
 
 def rows(*, on_gpu: Callable[..., Any], on_tpu: Any = None) -> Callable[..., Any]:
     """Decorates `body(groups, x, where, n, eps, ...)`, for rows.
@@ -35,8 +32,8 @@ def rows(*, on_gpu: Callable[..., Any], on_tpu: Any = None) -> Callable[..., Any
                     return result(on_gpu(groups, x, n, eps))
 
                 forms: dict[str, Callable[..., Any]] = {}
-                # Units of the range are no units to merge the statistics of several devices in (`scale_for`).
-                if TAKES_BITS and not groups.over_devices and are_rows(groups, x, where):
+                # The statistics of several devices are merged in powers of two.
+                if not groups.over_devices and are_rows(groups, x, where):
                     forms["cuda"] = in_one_kernel
                 default = partial(body, groups)
                 if on_tpu and not groups.both:
