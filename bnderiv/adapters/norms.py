@@ -160,10 +160,15 @@ def _of_rank(name: str, a: Any, shape: tuple[int, ...]) -> jax.Array | None:
 def _groups(
     rank: int, reduced: tuple[int, ...], group: ChannelGroup | None, affine: list[Any], over_devices: bool
 ) -> Groups:
-    """Who shares statistics, and who shares scale and bias: along the axes where both of these have length 1."""
+    """Who shares statistics, and who shares scale and bias: along the axes where both of these have length 1.
+
+    Without both it does not matter who would share them; so rows stay rows.
+    """
     given = [a.shape for a in affine if a is not None]
     own = [i for i in range(rank) if i not in reduced or (group is not None and i == group[0])]
-    features = [i for i in range(rank) if any(shape[i] != 1 for shape in given)] if given else own
+    features = [i for i in range(rank) if any(shape[i] != 1 for shape in given)]
+    if not given:
+        features = [rank - 1] if reduced == (rank - 1,) else own
     both = tuple(i for i in range(rank) if i not in features and i not in own)
     statistics = tuple(i for i in range(rank) if i in features and i not in own)
     parameters = tuple(i for i in own if i not in features)
