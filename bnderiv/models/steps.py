@@ -235,7 +235,7 @@ def lenet5(params: Tree, state: Tree, x: Any, labels: Any, config: Any, *, loss:
     s["loss"] = s["losses"].mean()
 
     def dense_gradients(i: int, a: Array) -> Array:
-        """ΔW and Δb of layer i from its input and δ; returns the gradient by the input."""
+        """ΔW and Δb of layer i from its input and δ; returns the gradient of the input."""
         delta = s[f"delta{i}"]
         s[f"d_kernel{i}"] = a.T @ delta  # (L2)
         s[f"d_bias{i}"] = None if bias[i] is None else delta.sum(0)  # (L4)
