@@ -145,7 +145,7 @@ class LeNet5(NamedTuple):
 
 
 def lenet5(params: Tree, state: Tree, x: Any, labels: Any, config: Any, *, loss: str = "cross_entropy") -> LeNet5:
-    """LeNet-5 in training, and the gradient of its mean loss by every quantity in it.
+    """LeNet-5 in training, and the gradient of its mean loss with respect to every quantity in it.
 
     Args:
       params, state: as `bnderiv.models.lenet5.init` makes them.
