@@ -31,7 +31,7 @@ def rows_fit(shape: Sequence[Any], axes: Sequence[int]) -> bool:
 
 
 def start_of_row(a: jax.Array, axes: Sequence[int]) -> jax.Array:
-    """`a`, as it starts a kernel on a GPU: sums of it along `axes`, and further ones, are fused (`with_a_sum`)."""
+    """`a`, as the start of a kernel on a GPU, into which XLA fuses all later sums along `axes` (`with_a_sum`)."""
     if not rows_fit(a.shape, axes):
         return a
     return by_target(a, cuda=partial(with_a_sum, axes=axes), default=lambda a: a)
@@ -43,7 +43,7 @@ def with_a_sum(a: jax.Array, axes: Sequence[int]) -> jax.Array:
 
 
 def in_one_array(tree: Any) -> Any:
-    """The same tree, of arrays with one number for each row, stored as one array. XLA takes a kernel to store each."""
+    """The same tree, of arrays with one number for each row, stored as one array: XLA has a kernel for each."""
     leaves, structure = jax.tree.flatten(tree)
     shape = (*leaves[0].shape[:-1], len(leaves))
     place = lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1)

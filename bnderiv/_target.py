@@ -48,10 +48,10 @@ def apart(a: Any, on: tuple[str, ...] | None = None) -> Any:
 
 
 def widened(a: jax.Array, dtype: Any) -> jax.Array:
-    """`a` in a wider dtype, on a GPU from what is stored of it.
+    """`a` in a wider dtype, on a GPU from the stored, rounded array.
 
-    XLA drops a rounding before a widening. Of a residual in bfloat16 it would store the float32 before the rounding
-    too, and a step of ResNet-50 on an H100 take 1.4 times the temporary memory.
+    XLA drops a rounding before a widening. For a residual in bfloat16 it would also store the float32 array before the
+    rounding, and a step of ResNet-50 on an H100 would take 1.4 times the temporary memory.
     """
     return a if a.dtype == dtype else apart(a, on=GPU).astype(dtype)
 

@@ -1,9 +1,9 @@
 """Every layer and loss again, differentiable in both modes: jvp, jacfwd and linearize as well as grad.
 
 `jax.custom_vjp` has no forward mode, so here each `_fwd` and `_bwd` is attached as a `jax.custom_jvp` (`_rule.py` says
-how). Names, signatures, values and gradients are those of `bnderiv`. For the backward a layer saves what it needs of
-its arguments, also where `bnderiv` saves its result or less, as in `relu` and `max_pool`. Where forward mode is not
-needed, use `bnderiv`.
+how). Names, signatures, values and gradients are those of `bnderiv`. Here a layer saves the arguments that its backward
+needs, even where `bnderiv` saves its result or less, as in `relu` and `max_pool`. Where forward mode is not needed, use
+`bnderiv`.
 
 `enabled` is the same for code that calls `bnderiv`'s own names: a model, or the adapters for Flax, Equinox and Haiku.
 """

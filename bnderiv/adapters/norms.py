@@ -23,7 +23,7 @@ from bnderiv.normalization.normalize import normalize as normalize_by
 from bnderiv.normalization.rms_norm import by_root_mean_square, mean_square
 from bnderiv.normalization.units import Epsilon, Moments, Unit
 
-ChannelGroup = tuple[int, int]  # an axis, and how many neighbouring channels along it share statistics
+ChannelGroup = tuple[int, int]  # an axis, and how many neighboring channels along it share statistics
 
 
 def group_axes(reduction_axes: Any, ndim: int) -> tuple[int, ...]:

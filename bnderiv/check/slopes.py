@@ -1,7 +1,7 @@
 """The slope of a function along a line, and how certain it is, from its values at steps ±h of many sizes.
 
 1. Each step gives a difference quotient. Large steps make it wrong by curvature, small steps by rounded values.
-2. Richardson extrapolation of two neighbouring quotients cancels the leading error of curvature, and is an estimate of
+2. Richardson extrapolation of two neighboring quotients cancels the leading error of curvature, and is an estimate of
    the slope.
 3. The uncertainty of an estimate is its distance from the next one, plus what roundings do to it. The estimate with the
    smallest uncertainty is taken.

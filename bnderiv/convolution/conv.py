@@ -27,10 +27,10 @@ def conv(
     channel_axis: int = -1,
     batch_axis: int = 0,
 ) -> jax.Array:
-    """Convolution with as many spatial axes as the kernel has: z_i = Σ_x w_x a_{si+dx−t} + b (C6), i, x one for each.
+    """Convolution with as many spatial axes as the kernel has: z_i = Σ_x w_x a_{s·i+d·x−t} + b (C6), i, x one for each.
 
-    With two it is `conv2d`, which says more. The gradient is the closed form (derivation.md, C7–C11), and the same
-    dtypes are computed in.
+    With two it is `conv2d`, which says more. The gradient is the closed form (derivation.md, C7–C11), and the dtypes
+    are those of `conv2d`.
 
     Args:
       x: input of floating dtype and the rank of the kernel, channels last unless the axes say otherwise: (N, L, C_in),

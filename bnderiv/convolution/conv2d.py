@@ -19,7 +19,7 @@ def conv2d(
     channel_axis: int = -1,
     batch_axis: int = 0,
 ) -> jax.Array:
-    """Convolution as networks use it: z_ij = Σ_xy w_xy a_{si+dx−t, sj+dy−t} + b, summed over the input channels (C6).
+    """Convolution as networks use it: z_ij = Σ_xy w_xy a_{s·i+d·x−t, s·j+d·y−t} + b, summed over input channels (C6).
 
     Here s is the stride, d the dilation and t the padding at the top and left. It is the cross-correlation: the kernel
     is not flipped. The gradient (derivation.md): ∂J/∂w correlates the input with δ (C7), ∂J/∂b is Σδ (C8), and ∂J/∂a

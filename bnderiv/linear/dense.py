@@ -13,7 +13,8 @@ from bnderiv._target import by_target
 def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
     """Affine map of the last axis: `x @ kernel + bias`.
 
-    The gradient is δW = aᵀδ, δa = δWᵀ, δb = Σδ (derivation.md, L2–L4). Half precision is accumulated in float32.
+    The gradient is ∂J/∂W = aᵀδ, ∂J/∂a = δWᵀ, ∂J/∂b = Σδ (derivation.md, L2–L4). Half precision is accumulated in
+    float32.
 
     Args:
       x: input, shape (..., D), floating dtype.

@@ -65,7 +65,7 @@ def per_class(a, class_weights, where):
 
 
 def counted(where, a):
-    """m a: `a` where it counts, otherwise 0 whatever it holds. What counts may make all of an example NaN."""
+    """m a: `a` where it counts, otherwise 0 whatever it holds. What counts may still make its example NaN."""
     return a if where is None else jnp.where(where, a, 0)
 
 

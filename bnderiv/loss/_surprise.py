@@ -24,7 +24,7 @@ def times_surprise(weight, half, log_sum, slope=None):
 
     The weight may be a cotangent, in which a rule must be linear, so it is not compared with 0. The infinity is made of
     two finite factors, and 0 · big · big = 0. The barrier keeps XLA from folding big · big to inf. The slope is
-    compared: transposed for forward mode, the infinity is multiplied first.
+    compared with 0: in the transpose for forward mode it is multiplied after the infinity.
     """
     ruled_out = half == -jnp.inf
     big = lax.optimization_barrier(jnp.finfo(half.dtype).max)

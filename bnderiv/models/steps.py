@@ -145,7 +145,7 @@ class LeNet5(NamedTuple):
 
 
 def lenet5(params: Tree, state: Tree, x: Any, labels: Any, config: Any, *, loss: str = "cross_entropy") -> LeNet5:
-    """LeNet-5 in training, and the gradient of its mean loss by every quantity in it.
+    """LeNet-5 in training, and the gradient of its mean loss with respect to every quantity in it.
 
     Args:
       params, state: as `bnderiv.models.lenet5.init` makes them.
@@ -235,7 +235,7 @@ def lenet5(params: Tree, state: Tree, x: Any, labels: Any, config: Any, *, loss:
     s["loss"] = s["losses"].mean()
 
     def dense_gradients(i: int, a: Array) -> Array:
-        """ΔW and Δb of layer i from its input and δ; returns the gradient by the input."""
+        """ΔW and Δb of layer i from its input and δ; returns the gradient of the input."""
         delta = s[f"delta{i}"]
         s[f"d_kernel{i}"] = a.T @ delta  # (L2)
         s[f"d_bias{i}"] = None if bias[i] is None else delta.sum(0)  # (L4)

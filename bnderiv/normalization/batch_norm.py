@@ -40,9 +40,9 @@ def batch_norm(
         ∂J/∂x = γ/√(σ²+ε) · (δ − mean δ − x̂ · mean(δ x̂)),   ∂J/∂γ = Σ δ x̂,   ∂J/∂β = Σ δ
 
     (derivation.md, N12, N5, N6). The cotangents of the returned mean and variance enter ∂J/∂x too (N13). Only x and
-    vectors of length C are saved. In float32, y and ∂J/∂x are right to 2e-7 at any mean and scale that the dtype holds
-    (C.4). NaN and infinity stay in their channel. If x is a product that the same program computes, XLA may take it
-    unrounded in some sums: then y is right to the rounding of x.
+    vectors of length C are saved. In float32, y and ∂J/∂x are right to 2e-7 at any mean and scale that the dtype holds,
+    or to 1e-6 if all but a few elements are equal (C.4). NaN and infinity stay in their channel. If x is a product that
+    the same program computes, XLA may take it unrounded in some sums: then y is right to the rounding of x.
 
     The statistics take one read of x about an assumed mean, and three more if that was off by more than a deviation, or
     if squares over- or underflowed. Under `vmap` the whole batch is read again if any of it needs it.
@@ -60,8 +60,8 @@ def batch_norm(
         `jax.shard_map`, `jax.pmap` or `jax.vmap(axis_name=...)`.
       axis_index_groups: groups of indices along `axis_name` that share statistics, as for JAX's collectives.
       assumed_mean: shape (C,), a value near the mean, such as that of the running statistics. Only speed depends on it:
-        any value, even NaN or infinity, gives the same result up to rounding. (A deviation below 1e-6 √ε may count
-        as 0.) By default the mean of a small sample of x. It has no gradient.
+        any value, even NaN or infinity, gives the same result up to rounding. (A σ below 2e-4 √ε may count as 0.)
+        By default the mean of a small sample of x. It has no gradient.
 
     Returns:
       y, in the shape and dtype of `x`, and `BatchStats(mean, var, count)`, (C,) each in float32 (float64 for float64).

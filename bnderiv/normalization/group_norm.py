@@ -22,7 +22,7 @@ def group_norm(
 ) -> jax.Array:
     """Normalizes each example, by the statistics of groups of its channels: y = γ (x − μ)/√(σ² + ε) + β.
 
-    μ and the biased σ² are taken over the C/groups neighbouring channels of a group and all other axes but the first,
+    μ and the biased σ² are taken over the C/groups neighboring channels of a group and all other axes but the first,
     which is the batch. The gradient is that of `layer_norm`, with the means over a group and the sums for γ and β over
     all axes but the channels' (derivation.md, N34). Accuracy, NaN and infinity are as there.
 

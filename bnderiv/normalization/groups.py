@@ -68,9 +68,10 @@ class Groups:
         return statistics
 
     def mapped(self, u: jax.Array, mean: jax.Array, g: jax.Array, beta: jax.Array) -> jax.Array:
-        """(u − m) g + β; of channels, which may have a ReLU and so a mask, as u g + (β − m g).
+        """(u − m) g + β; for channels u g + (β − m g).
 
-        So a GPU's program rebuilds masks and stores less. In rows it can fuse u − m, as the variance is of that too.
+        Channels may have a ReLU: in this form a GPU's program rebuilds its mask and stores less. In rows it can fuse
+        u − m, which the variance needs too.
         """
         return (u - mean) * g + beta if self.statistics else u * g + (beta - mean * g)
 
@@ -122,7 +123,7 @@ def per_channel(x: jax.Array, axis: int, over_devices: bool = False) -> Groups:
 
 @dataclass(frozen=True)
 class ChannelGroups(Groups):
-    """Groups of `size` neighbouring channels along `axis`. Statistics have one element for each group there.
+    """Groups of `size` neighboring channels along `axis`. Statistics have one element for each group there.
 
     x keeps its shape: in the shape (N, H, W, G, C/G), the innermost loops would be only C/G long.
     """

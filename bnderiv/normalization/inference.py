@@ -21,7 +21,7 @@ def batch_norm_inference(
     channel_axis: int = -1,
     eps: float | jax.Array = 1e-5,
 ) -> jax.Array:
-    """y = γ (x − μ)/√(σ² + ε) + β by given statistics, differentiable by all five arrays (derivation.md, N23).
+    """y = γ (x − μ)/√(σ² + ε) + β by given statistics, with a gradient for all five arrays (N23).
 
     Args:
       x: shape (..., C, ...), rank 2 or more, floating dtype. Half precision is computed in float32.

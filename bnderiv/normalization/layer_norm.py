@@ -29,8 +29,8 @@ def layer_norm(
         ∂J/∂x = 1/√(σ²+ε) · (ĝ − mean ĝ − x̂ · mean(ĝ x̂)),   ∂J/∂γ = Σ δ x̂,   ∂J/∂β = Σ δ
 
     (derivation.md, N34). γ stands inside the means, as it differs along `axis`; the sums for γ and β are over the other
-    axes. In float32, y and ∂J/∂x are right to 2e-7 at any mean and scale that the dtype holds (C.4). NaN and infinity
-    stay in their example.
+    axes. In float32, y and ∂J/∂x are right to 2e-7 at any mean and scale that the dtype holds, or to 1e-6 if all but a
+    few features are equal (C.4). NaN and infinity stay in their example.
 
     Args:
       x: rank 1 or more, floating dtype. Half precision is computed in float32.

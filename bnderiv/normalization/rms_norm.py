@@ -1,4 +1,4 @@
-"""Root mean square normalization, layer norm without the centring, and its gradient (derivation.md, N35, N36)."""
+"""Root mean square normalization, layer norm without the centering, and its gradient (derivation.md, N35, N36)."""
 
 import jax
 import jax.numpy as jnp

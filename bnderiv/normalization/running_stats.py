@@ -168,7 +168,7 @@ def _moved(step, finite, moved, full):
 @_moved.defjvp
 def _(primals, tangents):
     step, finite, *_ = primals
-    # By the momentum the derivative is old − new, also where it is 0 or 1.
+    # The derivative with respect to the momentum is old − new, even where the momentum is 0 or 1.
     return _moved(*primals), jnp.where((step != 0) | finite, *tangents[2:])
 
 

@@ -57,7 +57,7 @@ def sample_mean(groups: Groups, x: jax.Array, where: jax.Array | None) -> jax.Ar
 
 
 def _places(size: int, number: int, innermost: bool) -> slice:
-    """About `number` indices, evenly spaced; in the innermost axis neighbours, as a TPU reads whole tiles."""
+    """About `number` indices, evenly spaced; in the innermost axis neighbors, as a TPU reads whole tiles."""
     stride = max(1, size // number)
     if stride == 1:
         return slice(None)

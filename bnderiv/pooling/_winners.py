@@ -67,13 +67,13 @@ def _hand_along_axes(sides, winner, share):
     # If a program has the forward too, XLA:CPU would find the winners again for each use: 23×4/1 at 8×28×28×64 takes
     # 170 ms then, otherwise 2.
     winner = integers_once(winner, total)
-    # To the row that won, and there to the column. In all the windows over the same columns that a row won, it won with
-    # the same cell (P11).
+    # To the row that won, and there to the column. A row wins all its windows over the same columns with the same cell
+    # (P11).
     for i, w in enumerate(sides[:-1]):
         cells, none = math.prod(later.window for later in sides[i + 1 :]), None
         if cells < total:
             row, cell = winner // cells, winner % cells
-            # Where a row won no window it has no cell. If a further axis reads the number, it must not take it for one.
+            # A row that won no window has no cell: a further axis that reads its number must not find one.
             none = cells if i < len(sides) - 2 else None
         else:
             row, cell = jnp.zeros_like(winner), winner  # the dtype of a number may not hold `cells`

@@ -17,8 +17,8 @@ from bnderiv import _checks, _target
 from bnderiv._numbers import accumulator
 from bnderiv.pooling._windows import Sides, Windows
 
-# Cells of a window up to which XLA:CPU writes out the loop over them. Longer windows are two that overlap, for pairs of
-# a value and a place: 25/1 with padding at 8×28×28×64 takes 14 ms in a loop, otherwise 1.
+# Cells of a window up to which XLA:CPU unrolls the loop over them. For pairs of a value and a place, a longer window is
+# two that overlap: 25 cells, stride 1, with padding at 8×28×28×64 take 14 ms in a loop, otherwise 1.
 XLA_UNROLLS, XLA_UNROLLS_IN_PADDING = 32, 16
 # But if all windows together have at most this many times the cells of the axis, a loop has less work than two halves.
 FEW_TIMES = 3

@@ -23,18 +23,20 @@ from bnderiv.pooling import _xla
 from bnderiv.pooling._moves import collect, dilate, pad, place, take, upsample, with_margins
 from bnderiv.pooling._windows import Sides, Windows, windows
 
-# On a CPU, measured at 8×28×28×64. XLA's sum along one axis is one kernel. It compiles in half the time of two sums of
-# half the length, and runs as fast up to 40 cells; of 64 cells it takes twice the time, of 100 cells 30 times.
+# Measured on a CPU at 8×28×28×64, if nothing else is said. m×n/s: windows of m×n cells, s apart; m/s along one axis.
+
+# XLA's sum along one axis is one kernel. It compiles in half the time of two sums of half the length, and runs as fast
+# up to 40 cells; of 64 cells it takes twice the time, of 100 cells 30 times.
 SUMMED = 32
 # Slices added up in one kernel with the division: 3×4/1 0.3 ms, by XLA's sums along both axes 0.4.
 SLICED = 8
-# Cells of windows a stride apart up to which (P5) is one sum of XLA: of 5/2 it compiles in 35 ms, (P6) in 120. It goes
-# through the zeros between the windows: of 18/5 it takes 5.9 ms, (P6) 0.2. Along the innermost axis 3/2 is slow, too:
-# 3×3/2 at 16×64×56×56, channels first, 13 ms, by (P6) there 5.
+# With a stride, cells of a window up to which (P5) is one sum of XLA: 5/2 compiles in 35 ms, by (P6) in 120. This sum
+# also runs over the zeros between the shares: 18/5 takes 5.9 ms, by (P6) 0.2. Along the innermost axis it is slow even
+# for 3/2: 3×3/2 at 16×64×56×56, channels first, takes 13 ms, with (P6) there 5.
 SUMMED_OVER_ZEROS = 8
 # Terms of (P6) in one kernel: 13×1/13 0.06 ms, by (P5) 3.8.
 UPSAMPLED = 8
-# Cells up to which each is taken by itself: 3×3/2 forward at 8×28×28×64 on a CPU 0.04 ms, by sums along the axes 0.13.
+# Cells up to which each is taken by itself: 3×3/2 forward 0.04 ms, by sums along the axes 0.13.
 CELL_BY_CELL = 9
 
 
@@ -50,7 +52,7 @@ def avg_pool(
     channel_axis: int = -1,
     batch_axis: int = 0,
 ) -> jax.Array:
-    """Mean over each window of each channel: z_ij = 1/(mn) Σ a_{si+x, sj+y}.
+    """Mean over each window of each channel: z_ij = 1/(mn) Σ_xy a_{s·i+x, s·j+y}.
 
     Any number of spatial axes: one, two as in the formula, three or more. The gradient gives every cell its share of
     each window that covers it, ∂J/∂a_pq = 1/(mn) Σ δ_ij (derivation.md, P4). Half precision is accumulated in float32.
@@ -165,8 +167,8 @@ def _placed(sides, n, delta, cells):
 def _few_overlapping(sides: Sides) -> list[tuple[int, ...]]:
     """The cells of a window, if a CPU is fastest taking each by itself (`collect`, `place`); otherwise none.
 
-    It is fastest for small overlapping windows, unless the innermost axis is strided: then neighbours in memory are no
-    neighbours in the windows. Cells that every window has in the padding are left out.
+    It is fastest for small overlapping windows, unless the innermost axis is strided: then neighbors in memory are no
+    neighbors in the windows. Cells that every window has in the padding are left out.
     """
     innermost = max(sides, key=lambda w: w.axis)
     overlap = math.prod(len(w.cells_of) for w in sides) > 1

@@ -33,7 +33,7 @@ def max_pool(
     channel_axis: int = -1,
     batch_axis: int = 0,
 ) -> jax.Array:
-    """Maximum of each window of each channel: z_ij = max a_{si+dx, sj+dy}.
+    """Maximum of each window of each channel: z_ij = max_xy a_{s·i+d·x, s·j+d·y}.
 
     Any number of spatial axes: one, two as in the formula, three or more. The gradient of a window goes to the cell
     that won it, ∂J/∂a_pq = Σ δ_ij over the windows (p, q) won (derivation.md, P10): among equals the first in row-major

@@ -12,7 +12,7 @@ from bnderiv.steps.table import arrays, cotangent, derivation, gather
 
 @derivation
 class BatchNormGraph(NamedTuple):
-    """The steps of `batch_norm_graph`: every elementary node, forward and backward. A bar is the gradient by a node.
+    """The steps of `batch_norm_graph`: every elementary node, forward and backward. A bar is the gradient of a node.
 
     With a mask read n for M: nodes 1 and 4 sum over what counts, and hand their gradients back to that alone (N24).
     `where` and `count` are None without a mask; `m_bar`, `v_bar`, `d_var_total` and `d_mu_total` without a loss on the
