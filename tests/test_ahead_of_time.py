@@ -347,6 +347,26 @@ def test_a_tpu_takes_the_sums_of_a_row_in_the_kernel_that_makes_it():
     assert 4 < found["passes"] < 5.3
 
 
+@pytest.mark.parametrize(("norm", "shape", "most"), [("layer", (16, 56, 56, 96), 1.2), ("rms", (2, 2048, 16, 128), 1.05)])
+def test_a_tpu_has_few_numbers_for_each_row(norm, shape, most):
+    """One more number for each of these short rows takes a tenth of the cycles: `row_unit.py`."""
+    pytest.importorskip("flax")
+    x = jax.ShapeDtypeStruct(shape, HALF)
+    case = ahead_of_time.Case("rows", x, partial(ahead_of_time.layers, f"{norm}_norm", x, eps=1e-6))
+    ours, flax = (counted("v6e", case, who)["megacycles"] for who in ("bnderiv", "Flax"))
+    assert ours < most * flax
+
+
+def test_a_norm_without_parameters_has_rows_too():
+    """Flax's `use_scale=False`: which elements would share a scale does not matter."""
+    linen = pytest.importorskip("bnderiv.linen")
+    norm = linen.LayerNorm(use_scale=False, use_bias=False, dtype=HALF)
+    x = jax.ShapeDtypeStruct((8192, 1024), HALF)
+    layer = ahead_of_time.Program(ahead_of_time.in_training(lambda _, x: (norm.apply({}, x), ())), ((), (x,), x))
+    found = counted("h100", ahead_of_time.Case("rows", x, lambda: {"bnderiv": layer}))
+    assert found["passes"] < 6.2
+
+
 def test_a_second_read_of_x_is_seen(monkeypatch):
     """So that the guard above can fail; as it does on a mask, which Flax's stores."""
     pytest.importorskip("flax")

@@ -40,7 +40,7 @@ def of_cross_entropy(steps: Any) -> Slips:
     yield "d_logits", "a missing term: −y alone, softmax is not added", -c * y
     yield "d_logits", "a missing term: s alone, the labels are not subtracted", c * s
     yield "d_logits", "the sign: y − s in place of s − y", -steps.d_logits
-    yield "d_logits", "the gradient by s, −y/s: the Jacobian of softmax is missing", -c * y / s
+    yield "d_logits", "the gradient w.r.t. s, −y/s: the Jacobian of softmax is missing", -c * y / s
     yield "d_logits", "s y − y in place of s − y: softmax is not multiplied by the labels", c * (s * y - y)
     yield "d_logits", "the gradient from above is forgotten: s − y alone", s * y.sum(-1, keepdims=True) - y + 0 * c
     yield "d_logits", "log s − y in place of s − y", c * (steps.log_s - y)

@@ -1,6 +1,6 @@
 """Normalization and its gradient in closed form (derivation.md, N1–N13, N22, N24, N25, N31): mathematics, nothing else.
 
-Statistics are in a unit of their own, u = (x − K) s, from their sums to the centring (`units.py`). So `mean` and `var`
+Statistics are in a unit of their own, u = (x − K) s, from their sums to the centering (`units.py`). So `mean` and `var`
 are m and v here; read K = 0 and s = 1 at first. `groups` says which elements share statistics, and which share gamma
 and beta (`groups.py`). Every array has the rank of x and broadcasts against it. `delta` is ∂J/∂y, and `d_a` is ∂J/∂a.
 """
@@ -105,7 +105,7 @@ def _normalize_bwd(groups, relu, residuals, delta):
     def sum_delta_x_hat(u):
         if where is not None:  # 0 · NaN is to be 0 in every sum
             u = masked(where | jnp.isfinite(u), u)
-        return r * (groups.inner(delta_2 * u) - moments.mean * sum_delta)  # centred after the sum (D.5)
+        return r * (groups.inner(delta_2 * u) - moments.mean * sum_delta)  # centered after the sum (D.5)
 
     unit = moments.unit
     uses = ((unit, a),) * 3

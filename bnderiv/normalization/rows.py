@@ -13,7 +13,11 @@ from bnderiv._cpu import once
 from bnderiv._gpu import in_one_array, rows_fit, start_of_row, with_a_sum
 from bnderiv._target import apart, by_target
 from bnderiv.normalization.groups import Groups
+from bnderiv.normalization.row_unit import RowUnit
 from bnderiv.normalization.units import Unit
+
+# XLA for JAX 0.10 does not fuse y with the sums of a layer norm.
+FUSES_Y = jax.__version_info__ >= (0, 12)
 
 
 def rows(*, on_gpu: Callable[..., Any], on_tpu: Any = None) -> Callable[..., Any]:
@@ -44,7 +48,7 @@ def rows(*, on_gpu: Callable[..., Any], on_tpu: Any = None) -> Callable[..., Any
             return call
 
         with_gradient: Any = form(in_one_array)
-        with_gradient.alone = form(lambda statistics: statistics)
+        with_gradient.alone = form(lambda statistics: statistics) if FUSES_Y else with_gradient
         return with_gradient
 
     return decorate
@@ -55,14 +59,18 @@ def are_rows(groups: Groups, x: jax.Array, where: jax.Array | None) -> bool:
     return where is None and not groups.both and rows_fit(x.shape, groups.statistics)
 
 
-def in_dx(groups: Groups, x: jax.Array, where: jax.Array | None, unit: Unit) -> jax.Array:
-    """u, as the gradient of x uses it. For rows on a GPU, that gradient is one kernel with the sums in it."""
+def in_dx(groups: Groups, x: jax.Array, where: jax.Array | None, unit: Unit | RowUnit) -> jax.Array:
+    """u, as the gradient of x uses it. For rows on a GPU, that gradient and its sums are one kernel."""
     u = unit.of(x)
     return start_of_row(u, groups.statistics) if are_rows(groups, x, where) else u
 
 
 def for_parameters_and_x(
-    groups: Groups, x: jax.Array, where: jax.Array | None, unit: Unit, inner: Callable[[jax.Array], jax.Array]
+    groups: Groups,
+    x: jax.Array,
+    where: jax.Array | None,
+    unit: Unit | RowUnit,
+    inner: Callable[[jax.Array], jax.Array],
 ) -> tuple[jax.Array, jax.Array]:
     """`inner(u)` for the gradients of the parameters, and for that of x.
 

@@ -4,7 +4,7 @@ A float32 mean of 1e4 is itself off by up to 5e-4, and the square of 1e20 is no 
 statistics are measured by u = (x − K) s (derivation.md, C.4), in which
 
     K   lies near the mean              m = mean u             →  μ  = K + m/s
-    s   is a power of two, so exact     v = mean u² − m²       →  σ² = v/s²
+    s   is a power of two, so exact     v = mean u² − m²       →  σ² = v/s²     (of rows: `row_unit.py`)
 
 About any K and s the moments are right as long as m² is at most a few v and nothing over- or underflows. So they are
 measured about a K that is near the mean (`measure.py`). From there on K is the mean and s the unit of deviations, in
@@ -85,7 +85,7 @@ class Moments(NamedTuple):
     The unit has no derivative, as μ and σ² do not depend on it.
     """
 
-    unit: Any  # a Unit, or for rows Deviations; None in a gradient
+    unit: Any  # a Unit, or a RowUnit; None in a gradient
     mean: jax.Array  # m
     var: jax.Array  # v
 

@@ -40,7 +40,7 @@ NORMS = ((256, 112, 112, 64), (256, 56, 56, 256), (256, 7, 7, 2048))  # the firs
 SMALL = (64, 56, 56, 256)  # a batch at which XLA may prefer to store the ReLU's mask
 FEW = (1024, 28, 28, 6)  # as in LeNet-5
 TOKENS, FEATURES = (16, 4096, 1024), (64, 56, 56, 64)
-SHORT_ROWS = (64, 56, 56, 96)  # as in ConvNeXt
+SHORT_ROWS = {"layer": (64, 56, 56, 96), "rms": (8, 2048, 16, 128)}  # as in ConvNeXt, and of an attention's heads
 OTHER_NORMS = {"layer": TOKENS, "rms": TOKENS, "group": FEATURES, "instance": FEATURES}
 IMAGES, _, LAST = NORMS
 POOLS = (  # kind, window, stride, padding, shape
@@ -123,7 +123,8 @@ def _rows() -> Iterator[tuple[Any, ...]]:
         yield f"batch norm + relu, {by(shape)}", shape, partial(layers, "batch_norm_relu")
     for norm, shape in OTHER_NORMS.items():  # by Flax's defaults
         yield f"{norm} norm, {by(shape)}", shape, partial(layers, f"{norm}_norm", eps=1e-6, groups=32)
-    yield f"layer norm, {by(SHORT_ROWS)}", SHORT_ROWS, partial(layers, "layer_norm", eps=1e-6)
+    for norm, shape in SHORT_ROWS.items():
+        yield f"{norm} norm, {by(shape)}", shape, partial(layers, f"{norm}_norm", eps=1e-6)
     for norm in ("layer", "rms"):
         yield f"{norm} norm forward alone, {by(TOKENS)}", TOKENS, partial(forward_alone, f"{norm}_norm", eps=1e-6)
     for kind, window, stride, padding, shape in POOLS:

@@ -49,10 +49,10 @@ _SLIPS: list[Slip] = [
     ("x̂ for x̂ r + d: Σ δ x̂ is batch norm's", {"d_gamma": lambda v: v.to_parameters(v.dy * v.x_hat)}),
     ("a missing d: Σ δ x̂ r in place of Σ δ (x̂ r + d)", {"d_gamma": lambda v: v.to_parameters(v.dy * v.x_hat * v.r)}),
     ("a missing r: ∂J/∂x̂ is γ r δ, not γ δ", {"d_x_hat": lambda v: v.gamma * v.dy}),
-    ("r is differentiated: on the way back it is a constant", {"d_var": lambda v: _d_var_through_r(v)}),
-    ("d is differentiated: on the way back it is a constant", {"d_mu": lambda v: _d_mu_through_d(v)}),
+    ("r is differentiated: in the backward it is a constant", {"d_var": lambda v: _d_var_through_r(v)}),
+    ("d is differentiated: in the backward it is a constant", {"d_mu": lambda v: _d_mu_through_d(v)}),
     (
-        "r and d are differentiated: on the way back they are constants",
+        "r and d are differentiated: in the backward they are constants",
         {"d_var": lambda v: _d_var_through_r(v), "d_mu": lambda v: _d_mu_through_d(v)},
     ),
 ]

@@ -20,8 +20,8 @@ ChannelAxis = Annotated[int, "where C is in x"]
 Mask = Annotated[
     jax.Array | None, "w", "broadcasts to x", INPUT, "1 where an element counts in the statistics, 0 elsewhere"
 ]
-AtReturnedMean = Annotated[jax.Array | None, "m̄_c", "(C,)", INPUT, "gradient by the returned mean"]
-AtReturnedVariance = Annotated[jax.Array | None, "v̄_c", "(C,)", INPUT, "gradient by the returned variance"]
+AtReturnedMean = Annotated[jax.Array | None, "m̄_c", "(C,)", INPUT, "gradient w.r.t. the returned mean"]
+AtReturnedVariance = Annotated[jax.Array | None, "v̄_c", "(C,)", INPUT, "gradient w.r.t. the returned variance"]
 
 # Steps of batch norm. None: without a mask, or without a loss on the statistics, there is no such step.
 Count = Annotated[jax.Array | None, "n_c = Σ w", "(C,)", "(N24)", "elements that count; M without a mask"]
@@ -31,9 +31,9 @@ InverseDeviation = Annotated[jax.Array, "r_c = (σ²_c+ε)^−½", "(C,)", "(N3)
 Normalized = Annotated[jax.Array, "x̂", "as x", "(N3)", "normalized input"]
 GradientOfGamma = Annotated[jax.Array, "∂J/∂γ_c", "(C,)", "(N5)", "gradient of gamma"]
 GradientOfBeta = Annotated[jax.Array, "∂J/∂β_c", "(C,)", "(N6)", "gradient of beta"]
-AtTheVariance = Annotated[jax.Array, "∂J/∂σ²_c", "(C,)", "(N8)", "gradient by the variance"]
-AtEpsilon = Annotated[jax.Array, "∂J/∂ε = Σ_c ∂J/∂σ²_c", "()", "(N8)", "gradient by ε, which all channels share"]
-AtTheMean = Annotated[jax.Array, "∂J/∂μ_c", "(C,)", "(N10)", "gradient by the mean; the path through σ² is 0 (N9)"]
+AtTheVariance = Annotated[jax.Array, "∂J/∂σ²_c", "(C,)", "(N8)", "gradient w.r.t. the variance"]
+AtEpsilon = Annotated[jax.Array, "∂J/∂ε = Σ_c ∂J/∂σ²_c", "()", "(N8)", "gradient w.r.t. ε, which all channels share"]
+AtTheMean = Annotated[jax.Array, "∂J/∂μ_c", "(C,)", "(N10)", "gradient w.r.t. the mean; the path through σ² is 0 (N9)"]
 TotalAtTheVariance = Annotated[
     jax.Array | None, "∂J/∂σ²_c + v̄_c", "(C,)", "(N13)", "with what comes to the returned one"
 ]

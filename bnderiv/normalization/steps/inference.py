@@ -27,9 +27,9 @@ class BatchNormInference(NamedTuple):
     y: Annotated[jax.Array, "y = γ x̂ + β", "as x", "(N23)", "output"]
     d_gamma: Annotated[jax.Array, "∂J/∂γ_c", "(C,)", "(N23)", "gradient of gamma"]
     d_beta: Annotated[jax.Array, "∂J/∂β_c", "(C,)", "(N23)", "gradient of beta"]
-    d_x_hat: Annotated[jax.Array, "∂J/∂x̂ = γ δ", "as x", "(N7)", "gradient by the normalized input"]
+    d_x_hat: Annotated[jax.Array, "∂J/∂x̂ = γ δ", "as x", "(N7)", "gradient w.r.t. the normalized input"]
     d_var: Annotated[jax.Array, "∂J/∂σ²_c", "(C,)", "(N23)", "gradient of the given variance"]
-    d_eps: Annotated[jax.Array, "∂J/∂ε = Σ_c ∂J/∂σ²_c", "()", "(N8)", "gradient by ε, which all channels share"]
+    d_eps: Annotated[jax.Array, "∂J/∂ε = Σ_c ∂J/∂σ²_c", "()", "(N8)", "gradient w.r.t. ε, which all channels share"]
     d_mu: Annotated[jax.Array, "∂J/∂μ_c", "(C,)", "(N23)", "gradient of the given mean"]
     dx: Annotated[jax.Array, "∂J/∂x", "as x", "(N23)", "gradient of the input"]
 

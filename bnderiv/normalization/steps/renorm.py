@@ -43,10 +43,10 @@ class BatchRenorm(NamedTuple):
     y: Annotated[jax.Array, "y = γ (x̂ r + d) + β", "as x", "(N37)", "output"]
     d_gamma: Annotated[jax.Array, "∂J/∂γ_c = Σ δ (x̂ r + d)", "(C,)", "(N37)", "gradient of gamma"]
     d_beta: f.GradientOfBeta
-    d_x_hat: Annotated[jax.Array, "∂J/∂x̂ = γ r δ", "as x", "(N37)", "gradient by the normalized input"]
-    d_var: Annotated[jax.Array, "∂J/∂σ²_B", "(C,)", "(N8)", "gradient by the batch's variance; none goes through r"]
+    d_x_hat: Annotated[jax.Array, "∂J/∂x̂ = γ r δ", "as x", "(N37)", "gradient w.r.t. the normalized input"]
+    d_var: Annotated[jax.Array, "∂J/∂σ²_B", "(C,)", "(N8)", "gradient w.r.t. the batch's variance; none goes through r"]
     d_eps: f.AtEpsilon
-    d_mu: Annotated[jax.Array, "∂J/∂μ_B", "(C,)", "(N10)", "gradient by the batch's mean; none goes through d"]
+    d_mu: Annotated[jax.Array, "∂J/∂μ_B", "(C,)", "(N10)", "gradient w.r.t. the batch's mean; none goes through d"]
     d_var_total: f.TotalAtTheVariance
     d_mu_total: f.TotalAtTheMean
     dx_through_x_hat: f.ThroughXHat

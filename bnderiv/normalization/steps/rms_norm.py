@@ -29,8 +29,8 @@ class RmsNorm(NamedTuple):
     y: Annotated[jax.Array, "y = γ x̂", "as x", "(N35)", "output"]
     d_gamma: Annotated[jax.Array, "∂J/∂γ", "as γ", "(N36)", "gradient of gamma: a sum over other axes than q's"]
     d_x_hat: AtXHat
-    d_mean_square: Annotated[jax.Array, "∂J/∂q", "S", "(N36)", "gradient by the mean square"]
-    d_eps: Annotated[jax.Array, "∂J/∂ε = Σ ∂J/∂q", "()", "(N36)", "gradient by ε, which all groups share"]
+    d_mean_square: Annotated[jax.Array, "∂J/∂q", "S", "(N36)", "gradient w.r.t. the mean square"]
+    d_eps: Annotated[jax.Array, "∂J/∂ε = Σ ∂J/∂q", "()", "(N36)", "gradient w.r.t. ε, which all groups share"]
     dx_through_x_hat: Annotated[jax.Array, "∂J/∂x̂ · ∂x̂/∂x", "as x", "(N36), 1", "first part of the gradient"]
     dx_through_mean_square: Annotated[jax.Array, "∂J/∂q · ∂q/∂x", "as x", "(N36), 2", "second part"]
     dx: Annotated[jax.Array, "∂J/∂x", "as x", "(N36)", "gradient of the input, the sum of the two parts"]

@@ -36,7 +36,7 @@ class BatchNorm(NamedTuple):
     y: Annotated[jax.Array, "y = γ x̂ + β", "as x", "(N4)", "output"]
     d_gamma: f.GradientOfGamma
     d_beta: f.GradientOfBeta
-    d_x_hat: Annotated[jax.Array, "∂J/∂x̂ = γ δ", "as x", "(N7)", "gradient by the normalized input"]
+    d_x_hat: Annotated[jax.Array, "∂J/∂x̂ = γ δ", "as x", "(N7)", "gradient w.r.t. the normalized input"]
     d_var: f.AtTheVariance
     d_eps: f.AtEpsilon
     d_mu: f.AtTheMean
@@ -141,11 +141,11 @@ class BatchNormRelu(NamedTuple):
     y: Annotated[jax.Array, "y = γ x̂ + β", "as x", "(N4)", "output of batch norm"]
     total: Annotated[jax.Array | None, "t = y + z", "as x", "(N31)", "what the ReLU sees, with a residual"]
     a: Annotated[jax.Array, "a = max(t, 0)", "as x", "(N22), (N31)", "output; t = y without a residual"]
-    d_y: Annotated[jax.Array, "δ_y = δ_a [t > 0]", "as x", "(N22), (N31)", "gradient by y; 0 where t is 0"]
+    d_y: Annotated[jax.Array, "δ_y = δ_a [t > 0]", "as x", "(N22), (N31)", "gradient w.r.t. y; 0 where t is 0"]
     d_residual: Annotated[jax.Array | None, "∂J/∂z = δ_y", "as x", "(N31)", "gradient of the residual"]
     d_gamma: f.GradientOfGamma
     d_beta: f.GradientOfBeta
-    d_x_hat: Annotated[jax.Array, "∂J/∂x̂ = γ δ_y", "as x", "(N7)", "gradient by the normalized input"]
+    d_x_hat: Annotated[jax.Array, "∂J/∂x̂ = γ δ_y", "as x", "(N7)", "gradient w.r.t. the normalized input"]
     d_var: f.AtTheVariance
     d_eps: f.AtEpsilon
     d_mu: f.AtTheMean
