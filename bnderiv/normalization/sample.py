@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from bnderiv.normalization.groups import Groups
@@ -53,7 +54,10 @@ def sample_mean(groups: Groups, x: jax.Array, where: jax.Array | None) -> jax.Ar
     x = _taken(x, places)  # one slice: between two, XLA materializes the first
     where = None if where is None else _taken(where, places)
     n = groups.count(x, where)
-    return groups.total(masked(where, x.astype(n.dtype))) / (n if where is None else jnp.maximum(n, 1))
+    mean = groups.total(masked(where, x.astype(n.dtype))) / (n if where is None else jnp.maximum(n, 1))
+    # Without the clamp XLA may fuse the division into several kernels, and a fused product is not rounded in all of them.
+    most = np.asarray(jnp.finfo(mean.dtype).max)
+    return lax.clamp(-most, mean, most)
 
 
 def _places(size: int, number: int, innermost: bool) -> slice:
