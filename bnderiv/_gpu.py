@@ -5,6 +5,7 @@ kernel, which reads a row once. It does so only if each sum is combined with its
 next sum is taken.
 """
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -13,8 +14,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bnderiv._target import by_target
+from bnderiv._target import by_target, in_one_part
 
+# XLA takes sums of columns in one block for 32 or 64 of them. If there are fewer blocks than a GPU has multiprocessors, it
+# computes the terms in another kernel, which stores them. So fewer sums than this are taken in parts: twice as many.
+FEW = 16384
+COLUMNS = 32  # fewer columns than these fill a block by themselves
+SHORTEST = 16  # terms of a part: storing the sums of shorter ones takes longer than it saves
+XLA_SPLITS = 4096  # longer sums XLA takes in parts itself, about the square root of their terms
 LONGEST = 16384  # elements: for longer rows XLA for an H100 takes a kernel, and a read, for each sum
 
 
@@ -52,3 +59,41 @@ def in_one_array(tree: Any) -> Any:
         array = jnp.where(place < i, array, leaf)
     array = lax.optimization_barrier(array)
     return jax.tree.unflatten(structure, [array[..., i : i + 1] for i in range(len(leaves))])
+
+
+def sum_along(a: jax.Array, axes: Sequence[int]) -> jax.Array:
+    """Σ along `axes`, in order, which are kept. A GPU takes few sums of columns in two steps: of parts, then of all."""
+    shape, within, over = _in_parts(a.shape, axes)
+
+    def in_two_steps(a: jax.Array) -> jax.Array:
+        parts = lax.optimization_barrier(a.reshape(shape).sum(within, keepdims=True))
+        return parts.sum(over, keepdims=True).reshape([1 if i in axes else n for i, n in enumerate(a.shape)])
+
+    def in_one(a: jax.Array) -> jax.Array:
+        return a.sum(axes, keepdims=True)
+
+    return by_target(a, cuda=in_two_steps, default=in_one) if within else in_one(a)
+
+
+def _in_parts(shape: Sequence[Any], axes: Sequence[int]) -> tuple[tuple[int, ...], list[int], list[int]]:
+    """The shape with an axis cut into parts, the axes within parts, and those over parts. None within: in one step."""
+    in_one: Any = (), [], []
+    if not axes or len(shape) - 1 in axes or not all(isinstance(n, int) for n in shape):
+        return in_one
+    terms = math.prod(shape[i] for i in axes)
+    sums = math.prod(shape) // terms
+    if sums < COLUMNS or sums * (math.isqrt(terms) if terms > XLA_SPLITS else 1) >= FEW:
+        return in_one
+    wanted, parts = 2 * FEW / sums, 1
+    for axis in axes:
+        size, missing = shape[axis], 0.7 * wanted / parts
+        # The first axis may be sharded, and is not to be cut then.
+        whole = axis == 0 and not in_one_part()
+        cut = next(n for n in range(1, size + 1) if size % n == 0 and (n == size or (n >= missing and not whole)))
+        parts *= cut
+        if cut >= missing:
+            break
+    if terms // parts < SHORTEST:
+        return in_one
+    new = (*shape[:axis], cut, shape[axis] // cut, *shape[axis + 1 :])
+    return new, [axis + 1, *(i + 1 for i in axes if i > axis)], [i for i in axes if i <= axis]

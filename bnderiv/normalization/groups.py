@@ -20,6 +20,7 @@ from jax import lax
 
 from bnderiv._checks import longer
 from bnderiv._cpu import once
+from bnderiv._gpu import sum_along
 from bnderiv._numbers import accumulator
 
 
@@ -38,7 +39,7 @@ class Groups:
 
     def inner(self, a: jax.Array) -> jax.Array:
         """Σ over the elements that share everything."""
-        inner = a.sum(self.both, keepdims=True)
+        inner = sum_along(a, self.both)
         # XLA would merge a further sum over these with this one, and so read `a` once more.
         return lax.optimization_barrier(inner) if self.both and self.parameters else inner
 
@@ -48,11 +49,11 @@ class Groups:
 
     def to_parameters(self, inner: jax.Array) -> jax.Array:
         """Inner sums to sums over the elements that share gamma and beta."""
-        return inner.sum(self.parameters, keepdims=True) if self.parameters else inner
+        return sum_along(inner, self.parameters) if self.parameters else inner
 
     def total(self, a: jax.Array) -> jax.Array:
         """Σ over the elements that share statistics."""
-        return a.sum(self.reduced, keepdims=True)
+        return sum_along(a, self.reduced)
 
     def ends(self, a: jax.Array, where: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         """The smallest and the largest of the elements that share statistics. If there are none, ∞ and −∞."""
