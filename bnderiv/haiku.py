@@ -32,7 +32,7 @@ except ImportError as error:
     raise missing("bnderiv.haiku", "Haiku", "haiku") from error
 
 from bnderiv.adapters.haiku_norms import GroupNorm, InstanceNorm, LayerNorm, RMSNorm
-from bnderiv.adapters.haiku_policy import Follower
+from bnderiv.adapters.haiku_policy import Follower, follow_policy
 from bnderiv.adapters.haiku_pooling import AvgPool, MaxPool, avg_pool, max_pool
 
 __all__ = [
@@ -66,7 +66,7 @@ class BatchNorm(Follower, _HaikuBatchNorm):
     * Complex input raises. With an infinite variance in the state y is NaN.
 
     A policy that `haiku.mixed_precision` has for `haiku.BatchNorm` when the layer is made applies to it, too, unless
-    there is one for this class.
+    there is one for this class. One for `haiku.ExponentialMovingAverage` applies to the averages.
 
     Args:
       activation: None, or "relu" to fuse it into the same rule, at no cost in residuals. The call then takes a
@@ -124,10 +124,10 @@ class BatchNorm(Follower, _HaikuBatchNorm):
         )
         self.activation = activation
         self.forward_mode = forward_mode
-        # They replace Haiku's under the same names, so that checkpoints of either load into the other.
-        self.mean_ema, self.var_ema = (
-            _Average(decay_rate, name=hk.force_name(theirs.module_name)) for theirs in (self.mean_ema, self.var_ema)
-        )
+        # Haiku's averages become ours and keep their names, so that checkpoints of either load into the other.
+        follow_policy(_Average, hk.ExponentialMovingAverage)
+        for average in (self.mean_ema, self.var_ema):
+            average.__class__ = _Average
 
     def __call__(
         self,
@@ -216,7 +216,7 @@ class BatchNorm(Follower, _HaikuBatchNorm):
             )
             if is_training:
                 for average, new in ((self.mean_ema, batch.mean), (self.var_ema, batch.var)):
-                    average.update(new.reshape(shape), batch.counted.reshape(shape), stored)
+                    average(new.reshape(shape), counted=batch.counted.reshape(shape), stored_as=jnp.zeros(0, stored))
         else:
             mean, var = averages
             y = normalize_by_given(inputs, gamma, beta, mean, var, axes, eps=self.eps, dtype=dtype, **fused)
@@ -229,19 +229,35 @@ class BatchNorm(Follower, _HaikuBatchNorm):
 
 
 class _Average(hk.ExponentialMovingAverage):
-    """`haiku.ExponentialMovingAverage` computed in float32 at least, with exact weights near 1."""
+    """`haiku.ExponentialMovingAverage` of its defaults, computed in float32 at least, with exact weights near 1."""
 
-    def update(self, value: jax.Array, counted: jax.Array, dtype: Any) -> None:
-        """Updates the average by `value` where anything was counted. `dtype` is that of a new state."""
+    def __call__(
+        self,
+        value: float | jax.Array,
+        update_stats: bool = True,
+        *,
+        counted: jax.Array | None = None,
+        stored_as: jax.Array | None = None,
+    ) -> jax.Array:
+        """The average with `value` where anything was counted; a new state has the dtype of `stored_as`.
+
+        That dtype is the one of an array, because Haiku's policies cast arrays.
+        """
+        value = jnp.asarray(value)
+        counted = jnp.full(value.shape, True) if counted is None else counted
+        dtype = value.dtype if stored_as is None else stored_as.dtype
         counter = hk.get_state("counter", (), jnp.int32, init=jnp.zeros)
         counter = counter + counted.any().astype(counter.dtype)
         hidden = hk.get_state("hidden", value.shape, dtype, init=jnp.zeros)
         stored, wide = promote(hidden.dtype, dtype), promote(hidden.dtype, value.dtype)
         hidden = running_average(self.decay, hidden, value, counted, wide)
         average = hidden / jnp.where(counter == 0, 1, weight_so_far(self.decay, counter, wide))
-        hk.set_state("counter", counter)
-        hk.set_state("hidden", hidden.astype(stored))
-        hk.set_state("average", average.astype(stored))
+        average = average.astype(stored)
+        if update_stats:
+            hk.set_state("counter", counter)
+            hk.set_state("hidden", hidden.astype(stored))
+            hk.set_state("average", average)
+        return average
 
 
 def _one_per_feature(shape: tuple[int, ...], features: Sequence[int]) -> bool:

@@ -46,7 +46,7 @@ def softmax_cross_entropy_with_integer_labels(
       logits: z, shape (..., K), floating dtype.
       labels: y, the index of each example's class, shape (...), integer dtype. They have no gradient.
       label_smoothing, class_weights, where: as in `softmax_cross_entropy`. A label whose class does not count by
-        `where` counts for nothing, as its one-hot code does.
+        `where` counts for nothing, as its one-hot code does. In optax's function of integers its logit counts.
 
     Returns:
       Array of shape (...) and the dtype of `logits`.

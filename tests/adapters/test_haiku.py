@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 hk = pytest.importorskip("haiku", reason="needs the extra haiku")
 
 import bnderiv.haiku
-from tests.adapters.alike import NEAR_1, alike, normal, sgd
+from tests.adapters.alike import NEAR_1, TOLERANCE, alike, normal, sgd
 from tests.compiling import fast_jit
 from tests.normalization.truth import batch_norm as truth
 from tests.normalization.truth import relative_error
@@ -342,6 +342,68 @@ def test_a_policy_for_haikus_class_applies():
     assert run(OURS)[2].dtype == before
     assert run(OURS)[1]["batch_norm/~/var_ema"]["average"].dtype == jnp.float16
     assert hk.mixed_precision.get_policy(OURS) is None
+
+
+@pytest.mark.parametrize("compute", ["float32", "float16"])
+def test_a_policy_for_the_averages_applies(compute):
+    """Averages in float32 of a network in float16, by a policy of Haiku's class of averages."""
+    jmp = pytest.importorskip("jmp")
+    average = hk.ExponentialMovingAverage
+    policy = jmp.get_policy(f"params=float32,compute={compute},output=float32")
+    other = "float32" if compute == "float16" else "float16"
+    x = normal(0, (16, 3), other)
+
+    def run(module):
+        model = hk.transform_with_state(lambda x: module(True, True, 0.9)(x, True))
+        params, state = model.init(KEY, x)
+        return params, state, *model.apply(params, state, KEY, x)
+
+    with hk.mixed_precision.push_policy(average, policy):
+        ours, theirs = run(OURS), run(THEIRS)
+        alike(ours, theirs, TOLERANCE["float16"])  # Haiku takes the statistics in float16
+        assert {a["hidden"].dtype.name for a in ours[3].values()} == {compute}
+    alike(run(OURS), run(THEIRS), TOLERANCE["float16"])
+    assert {a["hidden"].dtype.name for a in run(OURS)[3].values()} == {other}
+
+
+def test_averages_are_called_and_named_as_haiku_s():
+    """What `intercept_methods` and `tabulate` see of them."""
+
+    def seen(module):
+        calls = []
+
+        def note(call, args, kwargs, context):
+            result = call(*args, **kwargs)
+            if isinstance(context.module, hk.ExponentialMovingAverage) and context.method_name == "__call__":
+                calls.append((context.module.module_name, repr(context.module), result))
+            return result
+
+        model = hk.transform_with_state(lambda x: module(True, True, 0.9)(x, True))
+        x = normal(0, (16, 3), jnp.float64)
+        params, state = model.init(KEY, x)
+        with hk.intercept_methods(note):
+            _, state = model.apply(params, state, KEY, x)
+        return calls, state
+
+    (ours, state), (theirs, expected) = seen(OURS), seen(THEIRS)
+    alike(state, expected, 1e-10)
+    assert [call[:2] for call in ours] == [call[:2] for call in theirs]
+    alike([call[2] for call in ours], [call[2] for call in theirs], 1e-10)
+    assert len(ours) == 2
+
+
+def test_an_average_that_is_called_by_itself():
+    def run(module):
+        def f(x):
+            norm = module(True, True, 0.9)
+            norm(x, True)
+            return norm.mean_ema(x[:1], update_stats=False), norm.mean_ema(2 * x[:1]), norm.mean_ema.average
+
+        model = hk.transform_with_state(f)
+        x = normal(0, (16, 3), jnp.float64)
+        return model.apply(*model.init(KEY, x), KEY, x)
+
+    alike(run(OURS), run(THEIRS), 1e-10)
 
 
 @pytest.mark.few(0, 1)
