@@ -116,3 +116,42 @@ def test_a_nan_in_a_class_that_does_not_count_reaches_nothing(on_a_gpu, name):
 def test_numbers_of_rows_in_one_array():
     tree = {"a": jnp.arange(3.0)[:, None], "b": (jnp.full((3, 1), 7.0), -jnp.ones((3, 1)))}
     jax.tree.map(np.testing.assert_array_equal, _gpu.in_one_array(tree), tree)
+
+
+def _in_parts(f, a):
+    return "optimization_barrier" in str(jax.make_jaxpr(f)(a))
+
+
+@pytest.mark.parametrize("one_part", [True, False])
+@pytest.mark.parametrize(
+    ("shape", "axes", "cut"),
+    [
+        ((4, 32, 32, 40), (1, 2), True),
+        ((4, 32, 32, 40), (0, 1, 2), True),
+        ((3, 5, 40, 97, 33), (0, 2, 3), True),
+        ((512, 40), (0,), "in one part"),  # the first axis may be sharded: it is not cut where XLA shards
+        ((509, 40), (0,), False),  # no parts
+        ((512, 31), (0,), False),  # few columns fill a block
+        ((64, 40), (0,), False),  # short sums
+        ((4, 64, 4096), (1,), False),  # enough sums
+        ((4, 32, 32, 40), (2, 3), False),  # rows
+        ((4, 32, 32, 40), (), False),
+    ],
+    ids=str,
+)
+def test_few_sums_are_taken_in_parts(on_a_gpu, monkeypatch, shape, axes, cut, one_part):
+    monkeypatch.setattr(_gpu, "in_one_part", lambda: one_part)
+    a = random_like(jnp.ones(shape, jnp.float32), 0)
+    total = partial(_gpu.sum_along, axes=axes)
+    assert _in_parts(total, a) == (one_part if cut == "in one part" else cut)
+    wide, found = np.asarray(a, np.float64), np.asarray(total(a), np.float64)
+    assert found.shape == wide.sum(axes, keepdims=True).shape
+    assert (np.abs(found - wide.sum(axes, keepdims=True)) <= 3e-7 * np.abs(wide).sum(axes, keepdims=True)).all()
+    delta = random_like(total(a), 1)
+    np.testing.assert_array_equal(jax.vjp(total, a)[1](delta)[0], jnp.broadcast_to(delta, shape))
+    np.testing.assert_array_equal(jax.vmap(total)(jnp.stack([a, 2 * a])), jnp.stack([total(a), 2 * total(a)]))
+
+
+def test_elsewhere_sums_are_taken_at_once():
+    with forms.of("rocm"):
+        assert not _in_parts(partial(_gpu.sum_along, axes=(1, 2)), jnp.ones((4, 32, 32, 40)))

@@ -39,7 +39,9 @@ from experiments.benchmark import compiled_tables, peers, steps, targets
 NORMS = ((256, 112, 112, 64), (256, 56, 56, 256), (256, 7, 7, 2048))  # the first, the largest, the last of ResNet-50
 SMALL = (64, 56, 56, 256)  # a batch at which XLA may prefer to store the ReLU's mask
 FEW = (1024, 28, 28, 6)  # as in LeNet-5
+CONNECTED = (4096, 1024)  # a fully connected layer
 TOKENS, FEATURES = (16, 4096, 1024), (64, 56, 56, 64)
+UNET = (8, 64, 64, 320)  # as in a diffusion model
 SHORT_ROWS = {"layer": (64, 56, 56, 96), "rms": (8, 2048, 16, 128)}  # as in ConvNeXt, and of an attention's heads
 OTHER_NORMS = {"layer": TOKENS, "rms": TOKENS, "group": FEATURES, "instance": FEATURES}
 IMAGES, _, LAST = NORMS
@@ -119,10 +121,11 @@ def _rows() -> Iterator[tuple[Any, ...]]:
     """(title, shape of x, programs of x), and the targets where they are not all."""
     for shape in NORMS:
         yield f"batch norm, {by(shape)}", shape, partial(layers, "batch_norm")
-    for shape in (*NORMS, SMALL, FEW):
+    for shape in (*NORMS, SMALL, FEW, CONNECTED):
         yield f"batch norm + relu, {by(shape)}", shape, partial(layers, "batch_norm_relu")
     for norm, shape in OTHER_NORMS.items():  # by Flax's defaults
         yield f"{norm} norm, {by(shape)}", shape, partial(layers, f"{norm}_norm", eps=1e-6, groups=32)
+    yield f"group norm, {by(UNET)}", UNET, partial(layers, "group_norm", eps=1e-6, groups=32)
     for norm, shape in SHORT_ROWS.items():
         yield f"{norm} norm, {by(shape)}", shape, partial(layers, f"{norm}_norm", eps=1e-6)
     for norm in ("layer", "rms"):
