@@ -16,10 +16,11 @@ from jax import lax
 
 from bnderiv._target import by_target, in_one_part
 
-# XLA takes sums of columns in one block for 32 or 64 of them. If there are fewer blocks than a GPU has multiprocessors, it
-# computes the terms in another kernel, which stores them. So fewer sums than this are taken in parts: twice as many.
+# XLA takes sums of columns in one block for 32 or 64 of them. If a GPU has more multiprocessors than that makes blocks, XLA
+# computes the terms in another kernel and stores them. So fewer sums than this are taken in parts, up to twice as many.
 FEW = 16384
 COLUMNS = 32  # fewer columns than these fill a block by themselves
+TERMS = 512  # of fewer, the arrays are small: more kernels take longer
 SHORTEST = 16  # terms of a part: storing the sums of shorter ones takes longer than it saves
 XLA_SPLITS = 4096  # longer sums XLA takes in parts itself, about the square root of their terms
 LONGEST = 16384  # elements: for longer rows XLA for an H100 takes a kernel, and a read, for each sum
@@ -82,9 +83,9 @@ def _in_parts(shape: Sequence[Any], axes: Sequence[int]) -> tuple[tuple[int, ...
         return in_one
     terms = math.prod(shape[i] for i in axes)
     sums = math.prod(shape) // terms
-    if sums < COLUMNS or sums * (math.isqrt(terms) if terms > XLA_SPLITS else 1) >= FEW:
+    if sums < COLUMNS or terms < TERMS or sums * (math.isqrt(terms) if terms > XLA_SPLITS else 1) >= FEW:
         return in_one
-    wanted, parts = 2 * FEW / sums, 1
+    wanted, parts = min(2 * FEW / sums, terms / SHORTEST), 1
     for axis in axes:
         size, missing = shape[axis], 0.7 * wanted / parts
         # The first axis may be sharded, and is not to be cut then.
@@ -93,7 +94,7 @@ def _in_parts(shape: Sequence[Any], axes: Sequence[int]) -> tuple[tuple[int, ...
         parts *= cut
         if cut >= missing:
             break
-    if terms // parts < SHORTEST:
+    if terms // parts < SHORTEST / 2:
         return in_one
     new = (*shape[:axis], cut, shape[axis] // cut, *shape[axis + 1 :])
     return new, [axis + 1, *(i + 1 for i in axes if i > axis)], [i for i in axes if i <= axis]

@@ -128,7 +128,7 @@ def _in_parts(f, a):
     [
         ((4, 32, 32, 40), (1, 2), True),
         ((4, 32, 32, 40), (0, 1, 2), True),
-        ((3, 5, 40, 97, 33), (0, 2, 3), True),
+        ((3, 5, 8, 97, 33), (0, 2, 3), True),
         ((512, 40), (0,), "in one part"),  # the first axis may be sharded: it is not cut where XLA shards
         ((509, 40), (0,), False),  # no parts
         ((512, 31), (0,), False),  # few columns fill a block
@@ -149,7 +149,8 @@ def test_few_sums_are_taken_in_parts(on_a_gpu, monkeypatch, shape, axes, cut, on
     assert (np.abs(found - wide.sum(axes, keepdims=True)) <= 3e-7 * np.abs(wide).sum(axes, keepdims=True)).all()
     delta = random_like(total(a), 1)
     np.testing.assert_array_equal(jax.vjp(total, a)[1](delta)[0], jnp.broadcast_to(delta, shape))
-    np.testing.assert_array_equal(jax.vmap(total)(jnp.stack([a, 2 * a])), jnp.stack([total(a), 2 * total(a)]))
+    mapped = np.asarray(jax.vmap(total)(jnp.stack([a, 2 * a])), np.float64)
+    assert (np.abs(mapped - np.stack([found, 2 * found])) <= 6e-7 * np.abs(wide).sum(axes, keepdims=True)).all()
 
 
 def test_elsewhere_sums_are_taken_at_once():

@@ -55,7 +55,7 @@ def sample_mean(groups: Groups, x: jax.Array, where: jax.Array | None) -> jax.Ar
     where = None if where is None else _taken(where, places)
     n = groups.count(x, where)
     mean = groups.total(masked(where, x.astype(n.dtype))) / (n if where is None else jnp.maximum(n, 1))
-    # Without the clamp XLA may fuse the division into several kernels, and a fused product is not rounded in all of them.
+    # Without the clamp XLA may fuse the division into several kernels, not all of which round it.
     most = np.asarray(jnp.finfo(mean.dtype).max)
     return lax.clamp(-most, mean, most)
 
