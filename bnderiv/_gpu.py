@@ -16,7 +16,7 @@ from jax import lax
 
 from bnderiv._target import by_target, in_one_part
 
-# XLA takes sums of columns in one block for 32 or 64 of them. If a GPU has more multiprocessors than that makes blocks, XLA
+# XLA takes sums of columns in one block for 32 or 64 of them. With fewer blocks than a GPU has multiprocessors, it
 # computes the terms in another kernel and stores them. So fewer sums than this are taken in parts, up to twice as many.
 FEW = 16384
 COLUMNS = 32  # fewer columns than these fill a block by themselves
@@ -85,16 +85,16 @@ def _in_parts(shape: Sequence[Any], axes: Sequence[int]) -> tuple[tuple[int, ...
     sums = math.prod(shape) // terms
     if sums < COLUMNS or terms < TERMS or sums * (math.isqrt(terms) if terms > XLA_SPLITS else 1) >= FEW:
         return in_one
-    wanted, parts = min(2 * FEW / sums, terms / SHORTEST), 1
+    most, parts = min(2 * FEW / sums, terms / SHORTEST), 1
     for axis in axes:
-        size, missing = shape[axis], 0.7 * wanted / parts
+        size = shape[axis]
         # The first axis may be sharded, and is not to be cut then.
-        whole = axis == 0 and not in_one_part()
-        cut = next(n for n in range(1, size + 1) if size % n == 0 and (n == size or (n >= missing and not whole)))
+        cuts = [size] if axis == 0 and not in_one_part() else range(1, size + 1)
+        cut = max((n for n in cuts if size % n == 0 and parts * n <= most), default=1)
         parts *= cut
-        if cut >= missing:
+        if cut < size:
             break
-    if terms // parts < SHORTEST / 2:
+    if parts == 1:
         return in_one
     new = (*shape[:axis], cut, shape[axis] // cut, *shape[axis + 1 :])
     return new, [axis + 1, *(i + 1 for i in axes if i > axis)], [i for i in axes if i <= axis]
