@@ -73,8 +73,12 @@ def measured(
     return unless(are_good(first, square_of_mean, eps), settled(groups, first, eps), in_three_reads)
 
 
-def about_the_mean(groups: Groups, x: jax.Array, n: Any, eps: Epsilon) -> Moments:
-    """The moments of rows about the mean, measured in the unit of the range: right for any x (derivation.md, C.4)."""
+def about_the_mean(groups: Groups, x: jax.Array, n: Any, eps: Epsilon, alone: bool) -> Moments:
+    """The moments of rows about the mean, measured in the unit of the range: right for any x (derivation.md, C.4).
+
+    If they are `alone`, without a gradient, they stay in it: XLA for a GPU computes y in the same kernel only if it
+    starts from the u − m of the variance.
+    """
 
     def mean_of(a: jax.Array) -> jax.Array:
         return groups.total(a) / n
@@ -87,6 +91,8 @@ def about_the_mean(groups: Groups, x: jax.Array, n: Any, eps: Epsilon) -> Moment
     mean = mean_of(u)
     var = mean_of(with_a_sum(u - mean, groups.statistics) ** 2)
     r = lax.rsqrt(var + (root * scale) ** 2)
+    if alone:
+        return Moments(RowUnit(scale, quarter, r), mean, var)
     return Moments(RowUnit(scale * r, quarter), mean * r, var * r * r)
 
 

@@ -87,7 +87,7 @@ def _normalize_fwd(groups, relu, x, where, affine, eps, grouped):
     # What the ReLU let through can be seen from x; after a sum with z from a, which the next layer keeps anyway. Of z
     # the backward needs the dtype alone.
     seen, like_z = (None, None) if z is None else (a, jnp.zeros((), z.dtype))
-    return a, (x, where, Affine(affine.gamma, affine.beta, like_z), seen, grouped, grouped_r)
+    return a, (x, where, Affine(affine.gamma, affine.beta, like_z), seen, grouped._replace(var=None), grouped_r)
 
 
 @platform_layout

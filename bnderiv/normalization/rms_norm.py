@@ -113,7 +113,7 @@ def _by_root_mean_square_bwd(groups, residuals, delta):
 by_root_mean_square.defvjp(_by_root_mean_square_fwd, _by_root_mean_square_bwd)
 
 
-def about_zero(groups, x, n, eps):
+def about_zero(groups, x, n, eps, alone):
     """A unit about zero, u = x s, by the largest |x| of each group, and mean u²."""
     largest, tiny = groups.reduce(lax.reduce_max, jnp.abs(x)).astype(n.dtype), jnp.finfo(n.dtype).tiny
     unit = Unit(jnp.maximum(1 / jnp.maximum(jnp.maximum(largest, eps.root), tiny), tiny), None)

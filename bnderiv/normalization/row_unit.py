@@ -7,7 +7,6 @@ each number of a row costs: layer norm of 64×56×56×96 takes 3.2 megacycles wi
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from bnderiv._rule import CustomJvp
 from bnderiv.normalization.units import Epsilon, Moments
@@ -18,6 +17,7 @@ class RowUnit(NamedTuple):
 
     quadruple: jax.Array  # 4 s
     quarter: Any  # K/4; None if K is 0
+    r: Any = None  # 1/√(v + ε s²); None while it is 1
 
     @property
     def scale(self) -> jax.Array:
@@ -34,19 +34,19 @@ class RowUnit(NamedTuple):
         return du * self.quadruple / 4
 
     def inverse_root(self, var: jax.Array, eps: Epsilon) -> jax.Array:
-        """r = 1/√(v + ε s²), which is 1 `in_deviations`."""
-        return _inverse_root_of_one(var, (eps.root * self.scale) ** 2)
+        """r = 1/√(v + ε s²)."""
+        return _known_root(self.r, var, (eps.root * self.scale) ** 2)
 
 
 @CustomJvp
-def _inverse_root_of_one(var, eps):
-    return jnp.ones_like(var)  # of 1/√(v + ε) XLA would not know that it is 1
+def _known_root(r, var, eps):
+    return r  # where it is 1, XLA would not know that of 1/√(v + ε)
 
 
-@_inverse_root_of_one.defjvp
+@_known_root.defjvp
 def _(primals, tangents):
-    r = _inverse_root_of_one(*primals)
-    return r, -0.5 * r**3 * sum(tangents)
+    r = _known_root(*primals)
+    return r, -0.5 * r**3 * (tangents[1] + tangents[2])
 
 
 def in_deviations(moments: Moments, eps: Epsilon) -> Moments:

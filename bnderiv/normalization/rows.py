@@ -8,6 +8,7 @@ from functools import partial, wraps
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from bnderiv._cpu import once
 from bnderiv._gpu import in_one_array, rows_fit, start_of_row, with_a_sum
@@ -23,17 +24,18 @@ FUSES_Y = jax.__version_info__ >= (0, 12)
 def rows(*, on_gpu: Callable[..., Any], on_tpu: Any = None) -> Callable[..., Any]:
     """Decorates `body(groups, x, where, n, eps, ...)`, for rows.
 
-    A GPU calls `on_gpu(groups, x, n, eps)` instead. It reads x once, however many sums it takes, so it assumes no mean
-    and tests none. Without a gradient y is computed in the same kernel. With a gradient the statistics are saved, as
-    one array. A TPU calls `on_tpu(groups, x, where, n, eps, again)`, where `again()` is that of the body.
+    A GPU calls `on_gpu(groups, x, n, eps, alone)` instead. It reads x once, however many sums it takes, so it assumes no
+    mean and tests none. If `alone`, without a gradient, y is computed in the same kernel. With a gradient the statistics
+    are saved, as one array. A TPU calls `on_tpu(groups, x, where, n, eps, again)`, where `again()` is that of the body.
     """
 
     def decorate(body: Callable[..., Any]) -> Callable[..., Any]:
-        def form(result: Callable[[Any], Any]) -> Callable[..., Any]:
+        def form(alone: bool) -> Callable[..., Any]:
             @wraps(body)
             def call(groups: Groups, x: jax.Array, where: jax.Array | None, n: Any, eps: Any, *others: Any) -> Any:
                 def in_one_kernel(x: jax.Array, where: None, n: Any, eps: Any, *_: Any) -> Any:
-                    return result(on_gpu(groups, x, n, eps))
+                    statistics = on_gpu(groups, x, n, eps, alone)
+                    return statistics if alone else in_one_array(statistics)
 
                 forms: dict[str, Callable[..., Any]] = {}
                 # The statistics of several devices are merged in powers of two.
@@ -43,15 +45,31 @@ def rows(*, on_gpu: Callable[..., Any], on_tpu: Any = None) -> Callable[..., Any
                 if on_tpu and not groups.both:
                     forms["tpu"] = lambda *arguments: on_tpu(groups, *arguments[:4], partial(default, *arguments))
                 arguments = (x, where, n, eps, *others)
-                return by_target(*arguments, default=default, **forms) if forms else default(*arguments)
+                if not forms:
+                    return _with_r(default)(*arguments)
+                forms = {name: _with_r(form) for name, form in forms.items()}
+                return by_target(*arguments, default=_with_r(default), **forms)
 
             return call
 
-        with_gradient: Any = form(in_one_array)
-        with_gradient.alone = form(lambda statistics: statistics) if FUSES_Y else with_gradient
+        with_gradient: Any = form(alone=False)
+        with_gradient.alone = form(alone=True) if FUSES_Y else with_gradient
         return with_gradient
 
     return decorate
+
+
+def _with_r(measure: Callable[..., Any]) -> Callable[..., Any]:
+    """`measure`, with r an array in each `RowUnit`: from the branch of a `cond` XLA would not see that it is 1."""
+
+    def with_r(unit: Any) -> Any:
+        return unit._replace(r=jnp.ones_like(unit.quadruple)) if isinstance(unit, RowUnit) and unit.r is None else unit
+
+    @wraps(measure)
+    def call(*arguments: Any) -> Any:
+        return jax.tree.map(with_r, measure(*arguments), is_leaf=lambda a: isinstance(a, RowUnit))
+
+    return call
 
 
 def are_rows(groups: Groups, x: jax.Array, where: jax.Array | None) -> bool:
