@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from bnderiv._cpu import once
 from bnderiv._gpu import in_one_array, rows_fit, start_of_row, with_a_sum
@@ -24,8 +25,8 @@ FUSES_Y = jax.__version_info__ >= (0, 12)
 def rows(*, on_gpu: Callable[..., Any], on_tpu: Any = None) -> Callable[..., Any]:
     """Decorates `body(groups, x, where, n, eps, ...)`, for rows.
 
-    A GPU calls `on_gpu(groups, x, n, eps, alone)` instead. It reads x once, however many sums it takes, so it assumes no
-    mean and tests none. If `alone`, without a gradient, y is computed in the same kernel. With a gradient the statistics
+    A GPU calls `on_gpu(groups, x, n, eps, alone)` instead. It reads x once, however many sums it takes. So it assumes
+    no mean and tests none. If `alone`, without a gradient, y is computed in the same kernel. With one the statistics
     are saved, as one array. A TPU calls `on_tpu(groups, x, where, n, eps, again)`, where `again()` is that of the body.
     """
 
@@ -63,7 +64,10 @@ def _with_r(measure: Callable[..., Any]) -> Callable[..., Any]:
     """`measure`, with r an array in each `RowUnit`: from the branch of a `cond` XLA would not see that it is 1."""
 
     def with_r(unit: Any) -> Any:
-        return unit._replace(r=jnp.ones_like(unit.quadruple)) if isinstance(unit, RowUnit) and unit.r is None else unit
+        if not isinstance(unit, RowUnit) or unit.r is not None:
+            return unit
+        one = jnp.ones_like(unit.quadruple)
+        return unit._replace(r=lax.select(one == unit.quadruple, one, one))  # under `vmap` it has the mapped axis
 
     @wraps(measure)
     def call(*arguments: Any) -> Any:
