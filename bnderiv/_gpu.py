@@ -1,8 +1,11 @@
-"""What only a GPU's program has: kernels that keep a row in registers, and take all of its sums.
+"""What only a GPU's program has: kernels that keep a row in registers, and sums of columns in parts.
 
-XLA for NVIDIA GPUs fuses several sums along the last axis, with the elementwise operations between them, into one
+Rows. XLA for NVIDIA GPUs fuses several sums along the last axis, with the elementwise operations between them, into one
 kernel, which reads a row once. It does so only if each sum is combined with its own terms, as in x − Σx, before the
 next sum is taken.
+
+Columns. XLA takes sums along other axes in one block for 32 or 64 columns. With fewer blocks than a GPU has
+multiprocessors, it computes the terms in another kernel first, and stores them. So few sums are taken in parts.
 """
 
 import math
@@ -16,8 +19,8 @@ from jax import lax
 
 from bnderiv._target import by_target, in_one_part
 
-# XLA takes sums of columns in one block for 32 or 64 of them. With fewer blocks than a GPU has multiprocessors, it
-# computes the terms in another kernel and stores them. So fewer sums than this are taken in parts, up to twice as many.
+# Fewer sums of columns than this are taken in parts, so that there are up to twice as many. For an H100, a batch norm
+# with ReLU of 4096×1024 in bfloat16 then moves 8 times its input, otherwise 22.
 FEW = 16384
 COLUMNS = 32  # fewer columns than these fill a block by themselves
 TERMS = 512  # of fewer, the arrays are small: more kernels take longer
