@@ -37,6 +37,7 @@ from bnderiv.normalization.units import (
 NEAR = 8  # ulp · |K| times this: a running mean that moves to a constant stops some ulps before it
 OF_EPSILON = 1 / 2  # but at least √(this times ulp) √ε: the x̂ of such a deviation is below 3 ulps
 AT_MOST = 1 / 4  # and at most this times √ε: a few of 10⁵ elements may be an ulp off unseen, their x̂ by 16 ulps
+# So a deviation up to √(NOISE ulp) AT_MOST √ε, 1.7e-4 √ε in float32, may count as 0.
 
 
 def measured(
